@@ -1,0 +1,212 @@
+/**
+ * IP addresses and prefixes: text, bytes and numbers, both families.
+ *
+ * @module
+ */
+
+import { InputError } from "../errors.ts";
+
+/** An address family by its IP version. */
+export type Family = 4 | 6;
+
+/** An address with its prefix length, and the prefix it stands in. */
+export interface Cidr {
+  /** The address, canonical: `"10.0.0.2"`. */
+  readonly address: string;
+  readonly family: Family;
+  readonly prefixLength: number;
+  /** The prefix's first address: `"10.0.0.0"`. */
+  readonly network: string;
+  /** The prefix's last address: IPv4's broadcast address. */
+  readonly broadcast: string;
+}
+
+const BITS: Readonly<Record<Family, number>> = { 4: 32, 6: 128 };
+
+/** The family of an address, 0 when the text is none. Zones and leading zeros are none. */
+export function isIp(text: string): Family | 0 {
+  if (parseIpv4(text) !== undefined) return 4;
+  return parseIpv6(text) !== undefined ? 6 : 0;
+}
+
+/**
+ * Parses an address of either family.
+ *
+ * @returns 4 or 16 bytes in network order
+ * @throws {InputError} when the text is no address
+ */
+export function ipToBytes(text: string): Uint8Array<ArrayBuffer> {
+  const bytes = parseIpv4(text) ?? parseIpv6(text);
+  if (bytes !== undefined) return bytes;
+  throw new InputError(`"${text}" is not an IP address`, {
+    mend: text.includes("%")
+      ? "leave out the zone"
+      : "write it as in 192.0.2.1 or 2001:db8::1, without leading zeros",
+  });
+}
+
+function parseIpv4(text: string): Uint8Array<ArrayBuffer> | undefined {
+  if (!/^\d{1,3}(\.\d{1,3}){3}$/.test(text)) return undefined;
+  const bytes = new Uint8Array(4);
+  let index = 0;
+  for (const part of text.split(".")) {
+    const value = Number(part);
+    if (value > 255 || (part.length > 1 && part.startsWith("0"))) return undefined;
+    bytes[index++] = value;
+  }
+  return bytes;
+}
+
+function parseIpv6(text: string): Uint8Array<ArrayBuffer> | undefined {
+  if (!text.includes(":")) return undefined;
+  const halves = text.split("::");
+  if (halves.length > 2) return undefined;
+  const head = parseGroups(halves[0]!, halves.length === 1);
+  const tail = halves.length === 2 ? parseGroups(halves[1]!, true) : [];
+  if (head === undefined || tail === undefined) return undefined;
+  const missing = 8 - head.length - tail.length;
+  // RFC 5952 shortens two groups or more, RFC 4291 permits one.
+  if (halves.length === 2 ? missing < 1 : missing !== 0) return undefined;
+  const groups = [...head, ...Array<number>(missing).fill(0), ...tail];
+  const bytes = new Uint8Array(16);
+  groups.forEach((group, index) => {
+    bytes[2 * index] = group >> 8;
+    bytes[2 * index + 1] = group & 0xff;
+  });
+  return bytes;
+}
+
+/** The 16-bit groups of one side of `::`; the address may end in dotted IPv4 when `last`. */
+function parseGroups(text: string, last: boolean): number[] | undefined {
+  if (text === "") return [];
+  const groups: number[] = [];
+  const parts = text.split(":");
+  for (const [index, part] of parts.entries()) {
+    if (last && index === parts.length - 1 && part.includes(".")) {
+      const ipv4 = parseIpv4(part);
+      if (ipv4 === undefined) return undefined;
+      groups.push((ipv4[0]! << 8) | ipv4[1]!, (ipv4[2]! << 8) | ipv4[3]!);
+    } else if (/^[0-9a-fA-F]{1,4}$/.test(part)) {
+      groups.push(parseInt(part, 16));
+    } else {
+      return undefined;
+    }
+  }
+  return groups;
+}
+
+/** Writes 4 or 16 bytes as the canonical text of RFC 5952. */
+export function bytesToIp(bytes: Uint8Array): string {
+  if (bytes.length === 4) return `${bytes[0]}.${bytes[1]}.${bytes[2]}.${bytes[3]}`;
+  if (bytes.length !== 16) {
+    throw new RangeError(`an address has 4 or 16 bytes, not ${bytes.length}`);
+  }
+  if (bytes.subarray(0, 10).every((byte) => byte === 0) && bytes[10] === 255 && bytes[11] === 255) {
+    return `::ffff:${bytesToIp(bytes.subarray(12))}`;
+  }
+  const groups: number[] = [];
+  for (let index = 0; index < 16; index += 2) {
+    groups.push((bytes[index]! << 8) | bytes[index + 1]!);
+  }
+  const { start, length } = longestZeroRun(groups);
+  const hex = groups.map((group) => group.toString(16));
+  if (length < 2) return hex.join(":");
+  return `${hex.slice(0, start).join(":")}::${hex.slice(start + length).join(":")}`;
+}
+
+function longestZeroRun(groups: readonly number[]): { start: number; length: number } {
+  let best = { start: 0, length: 0 };
+  let start = 0;
+  for (let index = 0; index <= groups.length; index++) {
+    if (groups[index] === 0) continue;
+    if (index - start > best.length) best = { start, length: index - start };
+    start = index + 1;
+  }
+  return best;
+}
+
+/** The canonical text of an address of either family. */
+export function canonicalIp(text: string): string {
+  return bytesToIp(ipToBytes(text));
+}
+
+/** An address as an unsigned number of 32 or 128 bits. */
+export function ipToBigInt(text: string): bigint {
+  let value = 0n;
+  for (const byte of ipToBytes(text)) value = (value << 8n) | BigInt(byte);
+  return value;
+}
+
+/** The address of a family with the given number; the number must fit the family. */
+export function bigIntToIp(value: bigint, family: Family): string {
+  const bytes = new Uint8Array(BITS[family] / 8);
+  let rest = value;
+  for (let index = bytes.length - 1; index >= 0; index--) {
+    bytes[index] = Number(rest & 0xffn);
+    rest >>= 8n;
+  }
+  if (rest !== 0n) throw new RangeError(`${value} is no IPv${family} address`);
+  return bytesToIp(bytes);
+}
+
+/**
+ * Parses `ADDRESS/LENGTH`.
+ *
+ * @throws {InputError} when either part is malformed or out of range
+ */
+export function parseCidr(text: string): Cidr {
+  const match = /^([^/]*)\/(\d{1,3})$/.exec(text);
+  const address = match?.[1] ?? "";
+  const family = isIp(address);
+  const prefixLength = Number(match?.[2]);
+  const leadingZero = (match?.[2]?.length ?? 0) > 1 && match![2]!.startsWith("0");
+  if (family === 0 || leadingZero || !(prefixLength <= BITS[family])) {
+    throw new InputError(`"${text}" is not an address with a prefix length`, {
+      mend: "write it as in 172.18.0.0/16 or fd00:1::/64",
+    });
+  }
+  const value = ipToBigInt(address);
+  const hostMask = (1n << BigInt(BITS[family] - prefixLength)) - 1n;
+  return {
+    address: canonicalIp(address),
+    family,
+    prefixLength,
+    network: bigIntToIp(value & ~hostMask, family),
+    broadcast: bigIntToIp(value | hostMask, family),
+  };
+}
+
+/** Whether the prefix holds the address. */
+export function cidrContains(cidr: Cidr, ip: string): boolean {
+  if (isIp(ip) !== cidr.family) return false;
+  const value = ipToBigInt(ip);
+  return value >= ipToBigInt(cidr.network) && value <= ipToBigInt(cidr.broadcast);
+}
+
+/** Whether two prefixes share an address. */
+export function cidrsOverlap(a: Cidr, b: Cidr): boolean {
+  return cidrContains(a, b.network) || cidrContains(b, a.network);
+}
+
+/** The IPv4 mask of a prefix length: 16 gives `"255.255.0.0"`. */
+export function netmask(prefixLength: number): string {
+  const ones = (1n << 32n) - (1n << BigInt(32 - prefixLength));
+  return bigIntToIp(ones, 4);
+}
+
+/** Whether an address is 127.0.0.0/8 or ::1. */
+export function isLoopback(ip: string): boolean {
+  const bytes = ipToBytes(ip);
+  return bytes.length === 4 ? bytes[0] === 127 : bytesToIp(bytes) === "::1";
+}
+
+/** Whether an address is 0.0.0.0 or ::. */
+export function isUnspecified(ip: string): boolean {
+  return ipToBytes(ip).every((byte) => byte === 0);
+}
+
+/** Whether an address is 224.0.0.0/4 or ff00::/8. */
+export function isMulticast(ip: string): boolean {
+  const bytes = ipToBytes(ip);
+  return bytes.length === 4 ? bytes[0]! >> 4 === 0xe : bytes[0] === 0xff;
+}

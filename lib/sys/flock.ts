@@ -1,0 +1,81 @@
+/**
+ * File locks that a crash releases.
+ *
+ * @module
+ */
+
+import { SyscallError } from "../errors.ts";
+import { closeFd, Errno, libc, O_CREAT, O_RDONLY, openFd, syscall } from "./libc.ts";
+
+const LOCK_EX = 2; // asm-generic/fcntl.h
+const LOCK_NB = 4;
+
+/** A held lock; disposing of it releases it. */
+export class Lock implements Disposable {
+  readonly #fd: number;
+  readonly #path: string;
+  readonly #remove: boolean;
+
+  constructor(fd: number, path: string, remove: boolean) {
+    this.#fd = fd;
+    this.#path = path;
+    this.#remove = remove;
+  }
+
+  [Symbol.dispose](): void {
+    // Removed while it is held: whoever waits for it finds the file gone and makes a new one.
+    if (this.#remove) removeFile(this.#path);
+    closeFd(this.#fd);
+  }
+}
+
+/** How to take a lock. */
+export interface LockOptions {
+  /** Whether to wait for another holder (the default), or return `undefined`. */
+  readonly wait?: boolean;
+  /** Whether the file goes when the lock is released. */
+  readonly remove?: boolean;
+}
+
+/**
+ * Takes the exclusive flock(2) of a file, which is made when it is missing.
+ *
+ * Equivalent to: `flock PATH …`
+ *
+ * @returns the lock, or `undefined` when it is held and `wait` is false
+ */
+export function lockFile(path: string, options: LockOptions & { wait: false }): Lock | undefined;
+export function lockFile(path: string, options?: LockOptions): Lock;
+export function lockFile(path: string, options: LockOptions = {}): Lock | undefined {
+  const operation = options.wait === false ? LOCK_EX | LOCK_NB : LOCK_EX;
+  while (true) {
+    const fd = openFd(path, O_RDONLY | O_CREAT, 0o600);
+    try {
+      syscall("flock", path, () => libc().flock(fd, operation));
+    } catch (error) {
+      closeFd(fd);
+      if (error instanceof SyscallError && error.errno === Errno.EAGAIN) return undefined;
+      throw error;
+    }
+    if (isStillAt(fd, path)) return new Lock(fd, path, options.remove ?? false);
+    closeFd(fd);
+  }
+}
+
+/** Whether the path still names the locked file, not one made after its holder removed it. */
+function isStillAt(fd: number, path: string): boolean {
+  try {
+    return Deno.statSync(path).ino === Deno.statSync(`/proc/self/fd/${fd}`).ino;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
+function removeFile(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}

@@ -1,0 +1,200 @@
+/**
+ * libc through FFI: its symbols, opened at first use, and the one way to call them.
+ *
+ * Every call here is synchronous: errno and network namespaces belong to a thread, and a
+ * nonblocking FFI call runs on another one. `epoll_wait` is the single exception.
+ *
+ * @module
+ */
+
+import { SyscallError, TapkitError } from "../errors.ts";
+
+/** Each parameter's C type and name stand in a comment; int is i32, size_t and ssize_t 64 bits. */
+const SYMBOLS = {
+  __errno_location: { parameters: [], result: "pointer" },
+  // const char *path, int flags, mode_t mode
+  open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
+  // int fd
+  close: { parameters: ["i32"], result: "i32" },
+  // int fd, void *buf, size_t count
+  read: { parameters: ["i32", "buffer", "usize"], result: "isize" },
+  // int fd, const void *buf, size_t count
+  write: { parameters: ["i32", "buffer", "usize"], result: "isize" },
+  // int fd, int cmd, int arg
+  fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
+  // int fd, int operation
+  flock: { parameters: ["i32", "i32"], result: "i32" },
+  // int fd, unsigned long request, void *arg
+  ioctl: { parameters: ["i32", "u64", "buffer"], result: "i32" },
+  // int fd, unsigned long request, unsigned long arg
+  ioctl_integer: { name: "ioctl", parameters: ["i32", "u64", "u64"], result: "i32" },
+  // int flags
+  unshare: { parameters: ["i32"], result: "i32" },
+  // int fd, int nstype
+  setns: { parameters: ["i32", "i32"], result: "i32" },
+  // const char *source, const char *target, const char *type, unsigned long flags, const void *data
+  mount: { parameters: ["buffer", "buffer", "buffer", "u64", "buffer"], result: "i32" },
+  // const char *target, int flags
+  umount2: { parameters: ["buffer", "i32"], result: "i32" },
+  // int domain, int type, int protocol
+  socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
+  // int fd, const struct sockaddr *addr, socklen_t len
+  bind: { parameters: ["i32", "buffer", "u32"], result: "i32" },
+  // int fd, int level, int name, const void *value, socklen_t len
+  setsockopt: { parameters: ["i32", "i32", "i32", "buffer", "u32"], result: "i32" },
+  // int fd, const void *buf, size_t len, int flags, const struct sockaddr *addr, socklen_t addrlen
+  sendto: { parameters: ["i32", "buffer", "usize", "i32", "buffer", "u32"], result: "isize" },
+  // int fd, void *buf, size_t len, int flags, struct sockaddr *addr, socklen_t *addrlen
+  recvfrom: { parameters: ["i32", "buffer", "usize", "i32", "buffer", "buffer"], result: "isize" },
+  // int flags
+  epoll_create1: { parameters: ["i32"], result: "i32" },
+  // int epfd, int op, int fd, struct epoll_event *event
+  epoll_ctl: { parameters: ["i32", "i32", "i32", "buffer"], result: "i32" },
+  // int epfd, struct epoll_event *events, int maxevents, int timeout_ms
+  epoll_wait: {
+    parameters: ["i32", "buffer", "i32", "i32"],
+    result: "i32",
+    nonblocking: true,
+  },
+  // int flags
+  inotify_init1: { parameters: ["i32"], result: "i32" },
+  // int fd, const char *path, uint32_t mask
+  inotify_add_watch: { parameters: ["i32", "buffer", "u32"], result: "i32" },
+  // int fd
+  tcgetpgrp: { parameters: ["i32"], result: "i32" },
+  getpgrp: { parameters: [], result: "i32" },
+} as const satisfies Deno.ForeignLibraryInterface;
+
+type Symbols = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
+
+let symbols: Symbols | undefined;
+let errnoView: Deno.UnsafePointerView | undefined;
+
+/** libc's symbols; the library is opened by the first call. */
+export function libc(): Symbols {
+  if (symbols !== undefined) return symbols;
+  try {
+    symbols = Deno.dlopen("libc.so.6", SYMBOLS).symbols;
+  } catch (error) {
+    throw new TapkitError("the C library libc.so.6 cannot be opened", {
+      mend: "tapkit needs Linux with glibc, and Deno's --allow-ffi",
+      cause: error,
+    });
+  }
+  return symbols;
+}
+
+/** The calling thread's errno: to be read at once after a failed call. */
+export function errno(): number {
+  if (errnoView === undefined) {
+    const location = libc().__errno_location();
+    if (location === null) throw new TypeError("__errno_location returned NULL");
+    errnoView = new Deno.UnsafePointerView(location);
+  }
+  return errnoView.getInt32();
+}
+
+/** errno values the code tests for (asm-generic/errno-base.h, errno.h). */
+export const Errno = {
+  EPERM: 1,
+  ENOENT: 2,
+  ESRCH: 3,
+  EINTR: 4,
+  EIO: 5,
+  ENXIO: 6,
+  E2BIG: 7,
+  EBADF: 9,
+  EAGAIN: 11,
+  ENOMEM: 12,
+  EACCES: 13,
+  EBUSY: 16,
+  EEXIST: 17,
+  EXDEV: 18,
+  ENODEV: 19,
+  ENOTDIR: 20,
+  EISDIR: 21,
+  EINVAL: 22,
+  ENFILE: 23,
+  EMFILE: 24,
+  ENOTTY: 25,
+  EFBIG: 27,
+  ENOSPC: 28,
+  EROFS: 30,
+  ERANGE: 34,
+  EMSGSIZE: 90,
+  EPROTONOSUPPORT: 93,
+  EOPNOTSUPP: 95,
+  EAFNOSUPPORT: 97,
+  EADDRINUSE: 98,
+  EADDRNOTAVAIL: 99,
+  ENETDOWN: 100,
+  ENETUNREACH: 101,
+  ENOBUFS: 105,
+  EALREADY: 114,
+  ESTALE: 116,
+} as const;
+
+const NAMES = new Map<number, string>(Object.entries(Errno).map(([name, value]) => [value, name]));
+
+/** The symbolic name of an error number: `"EEXIST"`, or `"errno 123"` for one not listed. */
+export function errnoName(number: number): string {
+  return NAMES.get(number) ?? `errno ${number}`;
+}
+
+const MENDS: Readonly<Record<string, string>> = {
+  EPERM: "run as root, or with the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN",
+  EACCES: "run as root, or with the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN",
+  EMFILE: "raise the limit of open files (ulimit -n)",
+  ENFILE: "raise the system's limit of open files (sysctl fs.file-max)",
+  ENOSPC: "free some space, or raise the limit the kernel names in its log",
+  ENOMEM: "free some memory",
+};
+
+/** The mend of an error code where it is the same whatever was called. */
+export function errnoMend(code: string): string | undefined {
+  return MENDS[code];
+}
+
+/**
+ * Runs one libc call that reports failure as -1, again when a signal interrupted it.
+ *
+ * @param op the call's C name, for the error
+ * @param object what it is applied to, for the error
+ * @returns what the call returned
+ * @throws {SyscallError} with errno, read at once
+ */
+export function syscall(op: string, object: string, call: () => number | bigint): number {
+  while (true) {
+    const result = Number(call());
+    if (result !== -1) return result;
+    const number = errno();
+    if (number === Errno.EINTR) continue;
+    const code = errnoName(number);
+    throw new SyscallError({ op, object, errno: number, code }, { mend: errnoMend(code) });
+  }
+}
+
+/** A NUL-terminated C string. */
+export function cstr(text: string): Uint8Array<ArrayBuffer> {
+  if (text.includes("\0")) throw new TypeError(`a C string cannot hold NUL: ${text}`);
+  return new TextEncoder().encode(`${text}\0`);
+}
+
+/** open(2) flags and the like (x86-64 and arm64 agree on these; fcntl.h). */
+export const O_RDONLY = 0;
+export const O_RDWR = 2;
+export const O_CREAT = 0o100;
+export const O_EXCL = 0o200;
+export const O_CLOEXEC = 0o2000000;
+export const O_NONBLOCK = 0o4000;
+
+/** Opens a file close-on-exec. */
+export function openFd(path: string, flags: number, mode = 0o600): number {
+  const text = cstr(path);
+  return syscall("open", path, () => libc().open(text, flags | O_CLOEXEC, mode));
+}
+
+/** Closes a descriptor; a failure to close is no failure of what was done with it. */
+export function closeFd(fd: number): void {
+  libc().close(fd);
+}

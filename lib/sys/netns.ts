@@ -1,0 +1,185 @@
+/**
+ * Network namespaces: made, named, entered and deleted as `ip netns` does.
+ *
+ * `setns` and `unshare` change the calling thread, so whatever runs inside a namespace is
+ * synchronous: a promise would go on after the namespace was left, and a thread that the
+ * runtime starts meanwhile would stay in it.
+ *
+ * @module
+ */
+
+import { SyscallError, TapkitError } from "../errors.ts";
+import { closeFd, cstr, Errno, libc, O_CREAT, O_EXCL, O_RDONLY, openFd, syscall } from "./libc.ts";
+
+/** Where named namespaces are bound, as `ip netns` has it. */
+export const NETNS_DIR = "/run/netns";
+
+const CLONE_NEWNET = 0x40000000; // linux/sched.h
+const MS_BIND = 0x1000; // linux/mount.h
+const MS_REC = 0x4000;
+const MS_SHARED = 1 << 20;
+const MNT_DETACH = 2;
+
+/** The calling thread's own namespace; `/proc/self` would name the main thread's. */
+const CURRENT = "/proc/thread-self/ns/net";
+
+/** An open network namespace: it lives at least until it is disposed. */
+export class Netns implements Disposable {
+  readonly fd: number;
+  /** The path it was opened by; none for an anonymous namespace. */
+  readonly path?: string;
+
+  constructor(fd: number, path?: string) {
+    this.fd = fd;
+    if (path !== undefined) this.path = path;
+  }
+
+  [Symbol.dispose](): void {
+    closeFd(this.fd);
+  }
+}
+
+/** A function that is not asynchronous. */
+type Synchronous<T> = T extends PromiseLike<unknown> ? never : T;
+
+/**
+ * Runs `fn` in a namespace and comes back, also when it throws.
+ *
+ * Sockets opened, children started and /proc/sys/net files written inside belong to that
+ * namespace; /sys/class/net does not follow.
+ *
+ * Equivalent to: `nsenter --net=PATH …`, without a process.
+ *
+ * @throws {TypeError} when `fn` returned a promise
+ */
+export function withNetns<T>(netns: Netns, fn: () => Synchronous<T>): T {
+  using origin = currentNetns();
+  setns(netns);
+  try {
+    return refusePromise(fn());
+  } finally {
+    setns(origin);
+  }
+}
+
+function refusePromise<T>(value: T): T {
+  if (typeof (value as { then?: unknown } | null | undefined)?.then === "function") {
+    throw new TypeError("withNetns runs synchronous functions only: this one returned a promise");
+  }
+  return value;
+}
+
+function setns(netns: Netns): void {
+  syscall("setns", netns.path ?? "network namespace", () => libc().setns(netns.fd, CLONE_NEWNET));
+}
+
+/** Opens the namespace the calling thread is in. */
+export function currentNetns(): Netns {
+  return new Netns(openFd(CURRENT, O_RDONLY), CURRENT);
+}
+
+/**
+ * Opens the namespace a path names: a file under /run/netns, or /proc/PID/ns/net.
+ *
+ * @throws {SyscallError} when nothing is there
+ * @throws {TapkitError} when what is there is no network namespace
+ */
+export function openNetns(path: string): Netns {
+  const netns = new Netns(openFd(path, O_RDONLY), path);
+  // NS_GET_NSTYPE (linux/nsfs.h) answers for namespace files alone.
+  const NS_GET_NSTYPE = 0xb703n;
+  if (libc().ioctl_integer(netns.fd, NS_GET_NSTYPE, 0n) === CLONE_NEWNET) return netns;
+  netns[Symbol.dispose]();
+  throw new TapkitError(`${path} is not a network namespace`, {
+    mend: "name a file that `ip netns add` made, or /proc/PID/ns/net",
+  });
+}
+
+/** Makes a namespace without a name; it lives while it is open, or while something is in it. */
+export function newNetns(): Netns {
+  return withFreshNetns(() => new Netns(openFd(CURRENT, O_RDONLY)));
+}
+
+function withFreshNetns<T>(fn: () => T): T {
+  using origin = currentNetns();
+  syscall("unshare", "network namespace", () => libc().unshare(CLONE_NEWNET));
+  try {
+    return fn();
+  } finally {
+    setns(origin);
+  }
+}
+
+/** The path a named namespace is bound to. */
+export function netnsPath(name: string): string {
+  return `${NETNS_DIR}/${name}`;
+}
+
+/**
+ * Makes a namespace under a name that `ip netns` sees.
+ *
+ * Equivalent to: `ip netns add NAME`
+ *
+ * @throws {SyscallError} EEXIST when the name is taken
+ */
+export function createNamedNetns(name: string): Netns {
+  shareNetnsDir();
+  const path = netnsPath(name);
+  closeFd(openFd(path, O_CREAT | O_EXCL | O_RDONLY, 0));
+  try {
+    return withFreshNetns(() => {
+      mount(CURRENT, path, MS_BIND);
+      return new Netns(openFd(CURRENT, O_RDONLY), path);
+    });
+  } catch (error) {
+    deleteNamedNetns(name);
+    throw error;
+  }
+}
+
+/**
+ * Makes /run/netns a shared mount, so that a namespace bound there is seen, and can be
+ * unbound, from every mount namespace that got the directory by propagation.
+ */
+function shareNetnsDir(): void {
+  Deno.mkdirSync(NETNS_DIR, { recursive: true, mode: 0o755 });
+  try {
+    mount("", NETNS_DIR, MS_SHARED | MS_REC);
+  } catch (error) {
+    // EINVAL: not a mount point yet.
+    if (!(error instanceof SyscallError) || error.errno !== Errno.EINVAL) throw error;
+    mount(NETNS_DIR, NETNS_DIR, MS_BIND | MS_REC);
+    mount("", NETNS_DIR, MS_SHARED | MS_REC);
+  }
+}
+
+function mount(source: string, target: string, flags: number): void {
+  const [from, to, none] = [cstr(source), cstr(target), cstr("none")];
+  syscall("mount", target, () => libc().mount(from, to, none, BigInt(flags), null));
+}
+
+/**
+ * Takes a namespace's name away; the namespace itself goes with its last process and socket.
+ *
+ * Equivalent to: `ip netns delete NAME`
+ *
+ * @returns whether it was there; the half-made file that a crash leaves counts too
+ */
+export function deleteNamedNetns(name: string): boolean {
+  const path = netnsPath(name);
+  const target = cstr(path);
+  try {
+    syscall("umount2", path, () => libc().umount2(target, MNT_DETACH));
+  } catch (error) {
+    // EINVAL: a plain file, which a crash between creation and mount leaves. ENOENT: nothing.
+    const errno = error instanceof SyscallError ? error.errno : undefined;
+    if (errno !== Errno.EINVAL && errno !== Errno.ENOENT) throw error;
+  }
+  try {
+    Deno.removeSync(path);
+    return true;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}

@@ -1,0 +1,96 @@
+/**
+ * A raw socket with a lifetime: what netlink and packet sockets are made of.
+ *
+ * @module
+ */
+
+import { closeFd, libc, syscall } from "./libc.ts";
+
+/** Address families, socket types and options of the kernel (linux/socket.h, asm-generic). */
+export const SocketConst = {
+  AF_PACKET: 17,
+  AF_NETLINK: 16,
+  SOCK_RAW: 3,
+  SOCK_NONBLOCK: 0o4000,
+  SOCK_CLOEXEC: 0o2000000,
+  SOL_SOCKET: 1,
+  SO_SNDBUF: 7,
+  SO_RCVBUF: 8,
+  SO_ATTACH_FILTER: 26,
+  SO_RCVBUFFORCE: 33,
+  MSG_PEEK: 0x2,
+  MSG_TRUNC: 0x20,
+  MSG_DONTWAIT: 0x40,
+} as const;
+
+/** A socket of the network namespace it was opened in; close-on-exec. */
+export class Socket implements Disposable {
+  readonly fd: number;
+  readonly #name: string;
+
+  private constructor(fd: number, name: string) {
+    this.fd = fd;
+    this.#name = name;
+  }
+
+  /**
+   * Opens a socket in the calling thread's network namespace.
+   *
+   * @param name what errors call it: `"NETLINK_ROUTE socket"`
+   */
+  static open(domain: number, type: number, protocol: number, name: string): Socket {
+    const flags = type | SocketConst.SOCK_CLOEXEC;
+    return new Socket(syscall("socket", name, () => libc().socket(domain, flags, protocol)), name);
+  }
+
+  /** Binds to a `struct sockaddr` given as bytes. */
+  bind(address: Uint8Array<ArrayBuffer>): void {
+    syscall("bind", this.#name, () => libc().bind(this.fd, address, address.length));
+  }
+
+  /** Sets an option to bytes, or to an int in host order. */
+  setOption(level: number, option: number, value: Uint8Array<ArrayBuffer> | number): void {
+    const bytes = typeof value === "number"
+      ? new Uint8Array(new Int32Array([value]).buffer)
+      : value;
+    syscall(
+      "setsockopt",
+      this.#name,
+      () => libc().setsockopt(this.fd, level, option, bytes, bytes.length),
+    );
+  }
+
+  /** Sends one datagram, to a `struct sockaddr` where the socket has no peer; returns its length. */
+  send(bytes: Uint8Array<ArrayBuffer>, address: Uint8Array<ArrayBuffer> | null = null): number {
+    return syscall(
+      "sendto",
+      this.#name,
+      () => libc().sendto(this.fd, bytes, BigInt(bytes.length), 0, address, address?.length ?? 0),
+    );
+  }
+
+  /**
+   * Receives one datagram.
+   *
+   * @param flags MSG_TRUNC makes the result the datagram's whole length, even beyond the buffer
+   * @param address where the sender's `struct sockaddr` goes, if wanted
+   * @returns its length in bytes
+   * @throws {SyscallError} EAGAIN when a nonblocking socket has nothing
+   */
+  receive(
+    buffer: Uint8Array<ArrayBuffer>,
+    flags = 0,
+    address: Uint8Array<ArrayBuffer> | null = null,
+  ): number {
+    const length = address === null ? null : new Uint32Array([address.length]);
+    return syscall(
+      "recvfrom",
+      this.#name,
+      () => libc().recvfrom(this.fd, buffer, BigInt(buffer.length), flags, address, length),
+    );
+  }
+
+  [Symbol.dispose](): void {
+    closeFd(this.fd);
+  }
+}

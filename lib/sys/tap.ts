@@ -1,0 +1,100 @@
+/**
+ * TAP devices.
+ *
+ * @module
+ */
+
+import { SyscallError, TapkitError } from "../errors.ts";
+import { closeFd, Errno, libc, O_NONBLOCK, O_RDWR, openFd, syscall } from "./libc.ts";
+
+/** linux/if_tun.h. */
+const Tun = {
+  TUNSETIFF: 0x400454can,
+  TUNSETPERSIST: 0x400454cbn,
+  TUNSETOWNER: 0x400454ccn,
+  TUNSETGROUP: 0x400454cen,
+  IFF_TAP: 0x0002,
+  IFF_NO_PI: 0x1000,
+  IFF_MULTI_QUEUE: 0x0100,
+  IFF_TUN_EXCL: 0x8000,
+} as const;
+
+const DEVICE = "/dev/net/tun";
+const IFNAMSIZ = 16;
+/** Size of `struct ifreq` (linux/if.h). */
+const IFREQ_SIZE = 40;
+
+/** How to make a TAP. */
+export interface TapOptions {
+  /** Its name, 1 to 15 bytes. */
+  readonly name: string;
+  /** The uid that may open it beside root. */
+  readonly owner?: number;
+  /** The gid that may open it beside root. */
+  readonly group?: number;
+  /** Whether it takes several queues. */
+  readonly multiQueue?: boolean;
+}
+
+/**
+ * Makes a persistent TAP in the current network namespace.
+ *
+ * Equivalent to: `ip tuntap add dev NAME mode tap [user UID] [group GID] [multi_queue]`
+ *
+ * @throws {SyscallError} EBUSY when a link of that name is there
+ */
+export function createTap(options: TapOptions): void {
+  const fd = attach(options, Tun.IFF_TUN_EXCL);
+  try {
+    const set = (op: string, request: bigint, value: number) =>
+      syscall(op, `TAP "${options.name}"`, () => libc().ioctl_integer(fd, request, BigInt(value)));
+    if (options.owner !== undefined) set("TUNSETOWNER", Tun.TUNSETOWNER, options.owner);
+    if (options.group !== undefined) set("TUNSETGROUP", Tun.TUNSETGROUP, options.group);
+    set("TUNSETPERSIST", Tun.TUNSETPERSIST, 1);
+  } finally {
+    closeFd(fd);
+  }
+}
+
+/**
+ * Opens a queue of a TAP of the current network namespace, as a VMM does; makes a TAP that
+ * goes with the descriptor where none of that name is there. Frames carry no header.
+ *
+ * @returns a nonblocking, close-on-exec descriptor
+ */
+export function openTap(options: Pick<TapOptions, "name" | "multiQueue">): number {
+  return attach(options, 0);
+}
+
+function attach(options: TapOptions, extraFlags: number): number {
+  const { name, multiQueue = false } = options;
+  const bytes = new TextEncoder().encode(name);
+  if (bytes.length === 0 || bytes.length >= IFNAMSIZ) {
+    throw new RangeError(`the name of a TAP has 1 to 15 bytes: "${name}"`);
+  }
+  const ifreq = new Uint8Array(IFREQ_SIZE);
+  ifreq.set(bytes);
+  const flags = Tun.IFF_TAP | Tun.IFF_NO_PI | extraFlags | (multiQueue ? Tun.IFF_MULTI_QUEUE : 0);
+  new DataView(ifreq.buffer).setUint16(IFNAMSIZ, flags, true);
+  const fd = openDevice();
+  try {
+    syscall("TUNSETIFF", `TAP "${name}"`, () => libc().ioctl(fd, Tun.TUNSETIFF, ifreq));
+    return fd;
+  } catch (error) {
+    closeFd(fd);
+    throw error;
+  }
+}
+
+function openDevice(): number {
+  try {
+    return openFd(DEVICE, O_RDWR | O_NONBLOCK);
+  } catch (error) {
+    const missing: readonly number[] = [Errno.ENOENT, Errno.ENODEV, Errno.ENXIO];
+    if (!(error instanceof SyscallError) || !missing.includes(error.errno)) throw error;
+    throw new TapkitError(`${DEVICE} cannot be opened: ${error.code}`, {
+      mend: "load the kernel's TUN/TAP driver (modprobe tun)",
+      cause: error,
+    });
+  }
+}

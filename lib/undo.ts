@@ -1,0 +1,62 @@
+/**
+ * Undoing what was begun: every step pushes its undo before it acts.
+ *
+ * @module
+ */
+
+/**
+ * A stack of undo actions.
+ *
+ * An action must tolerate that its step never happened, since it is pushed first.
+ *
+ * @example
+ * ```ts
+ * const undo = new UndoStack();
+ * try {
+ *   undo.push('link "ignite0"', () => deleteLink(nl, "ignite0"));
+ *   createBridge(nl, { name: "ignite0" });
+ *   undo.commit();
+ * } catch (error) {
+ *   throw undo.fail(error);
+ * }
+ * ```
+ */
+export class UndoStack {
+  #steps: { what: string; undo: () => void }[] = [];
+
+  /** Adds the undo of the step that is about to be taken. */
+  push(what: string, undo: () => void): void {
+    this.#steps.push({ what, undo });
+  }
+
+  /** Forgets every undo: what was done stays. */
+  commit(): void {
+    this.#steps = [];
+  }
+
+  /** Runs the undo actions, last first, past failures; returns what failed, each naming its step. */
+  unwind(): Error[] {
+    const failures: Error[] = [];
+    for (let step = this.#steps.pop(); step !== undefined; step = this.#steps.pop()) {
+      try {
+        step.undo();
+      } catch (error) {
+        const reason = error instanceof Error ? error.message : String(error);
+        failures.push(new Error(`undoing ${step.what}: ${reason}`, { cause: error }));
+      }
+    }
+    return failures;
+  }
+
+  /**
+   * Unwinds because of `error` and returns what to throw: the error itself, or, where an undo
+   * failed too, an `AggregateError` whose message names everything that is left behind.
+   */
+  fail(error: unknown): unknown {
+    const failures = this.unwind();
+    if (failures.length === 0) return error;
+    const reason = error instanceof Error ? error.message : String(error);
+    const left = failures.map((failure) => failure.message).join("; ");
+    return new AggregateError([error, ...failures], `${reason} (and then: ${left})`);
+  }
+}

@@ -1,0 +1,130 @@
+import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
+import { SyscallError, TapkitError } from "../../lib/errors.ts";
+import { Epoll, EpollEvent } from "../../lib/sys/epoll.ts";
+import { lockFile } from "../../lib/sys/flock.ts";
+import { Inotify, InotifyEvent } from "../../lib/sys/inotify.ts";
+import { closeFd, errnoName } from "../../lib/sys/libc.ts";
+import { currentNetns, type Netns, newNetns, openNetns, withNetns } from "../../lib/sys/netns.ts";
+import { openPacketSocket } from "../../lib/sys/packet.ts";
+import { createTap, openTap } from "../../lib/sys/tap.ts";
+
+function inside(netns: Netns, program: string, ...args: string[]): string {
+  const output = withNetns(netns, () => new Deno.Command(program, { args }).outputSync());
+  const decoder = new TextDecoder();
+  assertEquals(output.success, true, decoder.decode(output.stderr));
+  return decoder.decode(output.stdout);
+}
+
+const namespaceOf = () => Deno.readLinkSync("/proc/thread-self/ns/net");
+
+Deno.test("withNetns: enters, and comes back after a throw too", () => {
+  using netns = newNetns();
+  const outside = namespaceOf();
+  const within = withNetns(netns, namespaceOf);
+  assert(within !== outside);
+  assertThrows(() =>
+    withNetns(netns, () => {
+      throw new Error("no");
+    }), Error);
+  assertEquals(namespaceOf(), outside);
+});
+
+Deno.test("withNetns: refuses a promise and comes back", () => {
+  using netns = newNetns();
+  const outside = namespaceOf();
+  // @ts-expect-error an asynchronous function is refused by type as well
+  assertThrows(() => withNetns(netns, () => Promise.resolve(1)), TypeError, "synchronous");
+  assertEquals(namespaceOf(), outside);
+});
+
+Deno.test("openNetns: tells a missing path from one that is no namespace", () => {
+  const missing = assertThrows(() => openNetns("/nowhere"), SyscallError);
+  assertEquals(missing.code, "ENOENT");
+  assertThrows(() => openNetns("/etc/passwd"), TapkitError, "not a network namespace");
+  using own = openNetns("/proc/self/ns/net");
+  using current = currentNetns();
+  assert(own.fd !== current.fd);
+});
+
+Deno.test("createTap: persistent, with its owner, group and queues; not made twice", () => {
+  using netns = newNetns();
+  const options = { name: "vm_eth0", owner: 1234, group: 5678, multiQueue: true };
+  withNetns(netns, () => createTap(options));
+  const [link] = JSON.parse(inside(netns, "ip", "-d", "-j", "link", "show", "vm_eth0"));
+  const data = link.linkinfo.info_data;
+  assertEquals(
+    [data.type, data.persist, data.multi_queue, data.vnet_hdr],
+    ["tap", true, true, false],
+  );
+  assertEquals([Number(data.user), Number(data.group)], [1234, 5678]);
+  const taken = assertThrows(() => withNetns(netns, () => createTap(options)), SyscallError);
+  assertEquals(taken.code, "EBUSY");
+  assertThrows(() => createTap({ name: "a".repeat(16) }), RangeError);
+});
+
+Deno.test("openPacketSocket: hears a TAP's frames after the namespace was left, by epoll", async () => {
+  using netns = newNetns();
+  const tap = withNetns(netns, () => openTap({ name: "t0" }));
+  try {
+    inside(netns, "ip", "link", "set", "t0", "up");
+    const [link] = JSON.parse(inside(netns, "ip", "-j", "link", "show", "t0"));
+    using socket = withNetns(netns, () => openPacketSocket({ ifindex: link.ifindex }));
+    using epoll = new Epoll();
+    epoll.add(socket.fd);
+    // The kernel's own IPv6 chatter passes as well.
+    const frame = new Uint8Array(60).fill(0xab);
+    Deno.writeFileSync(`/proc/self/fd/${tap}`, frame, { create: false, append: true });
+    const buffer = new Uint8Array(2048);
+    for (let round = 0; round < 50; round++) {
+      const [ready] = await epoll.wait(1000);
+      assert(ready !== undefined, "the frame did not arrive");
+      assertEquals(ready.events & EpollEvent.IN, EpollEvent.IN);
+      const length = socket.receive(buffer);
+      if (length === frame.length && buffer[0] === 0xab) return;
+    }
+    throw new Error("the frame was not among those heard");
+  } finally {
+    closeFd(tap);
+  }
+});
+
+Deno.test("lockFile: excludes, releases, and takes its file away when asked", () => {
+  const directory = Deno.makeTempDirSync();
+  try {
+    const path = `${directory}/lock`;
+    const held = lockFile(path, { remove: true });
+    assertEquals(lockFile(path, { wait: false }), undefined);
+    held[Symbol.dispose]();
+    assertThrows(() => Deno.statSync(path), Deno.errors.NotFound);
+    using _again = lockFile(path, { wait: false })!;
+    assertEquals(lockFile(path, { wait: false }), undefined);
+  } finally {
+    Deno.removeSync(directory, { recursive: true });
+  }
+});
+
+Deno.test("Inotify: wakes an epoll when a file arrives, and is quiet once drained", async () => {
+  const directory = Deno.makeTempDirSync();
+  try {
+    using inotify = new Inotify();
+    using epoll = new Epoll();
+    inotify.watch(directory, InotifyEvent.MOVED_TO | InotifyEvent.DELETE);
+    epoll.add(inotify.fd);
+    Deno.writeTextFileSync(`${directory}/a.tmp`, "");
+    Deno.renameSync(`${directory}/a.tmp`, `${directory}/a`);
+    assertEquals((await epoll.wait(1000)).map(({ fd }) => fd), [inotify.fd]);
+    inotify.drain();
+    assertEquals(await epoll.wait(0), []);
+  } finally {
+    Deno.removeSync(directory, { recursive: true });
+  }
+});
+
+Deno.test("errnoName: names what it knows", () => {
+  assertEquals([errnoName(17), errnoName(999)], ["EEXIST", "errno 999"]);
+});
+
+Deno.test("SyscallError: names the call, its object and the code", () => {
+  const error = assertThrows(() => openNetns("/nowhere"), SyscallError);
+  assertStringIncludes(error.message, "open /nowhere: ENOENT");
+});

@@ -1,0 +1,44 @@
+import { assertEquals, assertStrictEquals } from "@std/assert";
+import { describe, InputError, TapkitError } from "../../lib/errors.ts";
+import { UndoStack } from "../../lib/undo.ts";
+
+Deno.test("UndoStack.unwind: last first, past failures, each naming its step", () => {
+  const undo = new UndoStack();
+  const done: string[] = [];
+  undo.push("first", () => done.push("first"));
+  undo.push("second", () => {
+    throw new Error("no");
+  });
+  undo.push("third", () => done.push("third"));
+  const failures = undo.unwind();
+  assertEquals(done, ["third", "first"]);
+  assertEquals(failures.map((failure) => failure.message), ["undoing second: no"]);
+  assertEquals(undo.unwind(), []);
+});
+
+Deno.test("UndoStack.fail: the error itself, or everything that is left behind", () => {
+  const undo = new UndoStack();
+  const error = new TapkitError("full");
+  assertStrictEquals(undo.fail(error), error);
+  undo.push("link", () => {
+    throw new Error("busy");
+  });
+  const thrown = undo.fail(error) as AggregateError;
+  assertEquals(thrown.message, "full (and then: undoing link: busy)");
+  assertStrictEquals(thrown.errors[0], error);
+});
+
+Deno.test("UndoStack.commit: nothing is undone", () => {
+  const undo = new UndoStack();
+  undo.push("link", () => {
+    throw new Error("never");
+  });
+  undo.commit();
+  assertEquals(undo.unwind(), []);
+});
+
+Deno.test("describe: one line, with the mend where there is one", () => {
+  assertEquals(describe(new InputError("bad\n  thing", { mend: "do it" })), "bad thing: do it");
+  assertEquals(describe(new Error("plain")), "plain");
+  assertEquals(describe("text"), "text");
+});
