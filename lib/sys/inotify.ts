@@ -5,7 +5,7 @@
  */
 
 import { wouldBlock } from "./epoll.ts";
-import { closeFd, cstr, libc, syscall } from "./libc.ts";
+import { closeFd, cstr, libc, readFd, syscall } from "./libc.ts";
 
 /** Event bits (linux/inotify.h). */
 export const InotifyEvent = {
@@ -41,9 +41,8 @@ export class Inotify implements Disposable {
 
   /** Takes all pending events away; what changed is found by looking. */
   drain(): void {
-    const size = BigInt(this.#buffer.length);
     try {
-      while (syscall("read", "inotify", () => libc().read(this.fd, this.#buffer, size)) > 0);
+      while (readFd(this.fd, this.#buffer) > 0);
     } catch (error) {
       if (!wouldBlock(error)) throw error;
     }

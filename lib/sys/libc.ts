@@ -198,3 +198,15 @@ export function openFd(path: string, flags: number, mode = 0o600): number {
 export function closeFd(fd: number): void {
   libc().close(fd);
 }
+
+/** Reads once; returns how many bytes, 0 at the end. */
+export function readFd(fd: number, buffer: Uint8Array<ArrayBuffer>): number {
+  const size = BigInt(buffer.length);
+  return syscall("read", `descriptor ${fd}`, () => libc().read(fd, buffer, size));
+}
+
+/** Writes once; returns how many bytes were taken. A TAP takes one frame. */
+export function writeFd(fd: number, bytes: Uint8Array<ArrayBuffer>): number {
+  const size = BigInt(bytes.length);
+  return syscall("write", `descriptor ${fd}`, () => libc().write(fd, bytes, size));
+}

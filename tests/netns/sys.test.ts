@@ -3,7 +3,7 @@ import { SyscallError, TapkitError } from "../../lib/errors.ts";
 import { Epoll, EpollEvent } from "../../lib/sys/epoll.ts";
 import { lockFile } from "../../lib/sys/flock.ts";
 import { Inotify, InotifyEvent } from "../../lib/sys/inotify.ts";
-import { closeFd, errnoName } from "../../lib/sys/libc.ts";
+import { closeFd, errnoName, writeFd } from "../../lib/sys/libc.ts";
 import { currentNetns, type Netns, newNetns, openNetns, withNetns } from "../../lib/sys/netns.ts";
 import { openPacketSocket } from "../../lib/sys/packet.ts";
 import { createTap, openTap } from "../../lib/sys/tap.ts";
@@ -73,7 +73,7 @@ Deno.test("openPacketSocket: hears a TAP's frames after the namespace was left, 
     epoll.add(socket.fd);
     // The kernel's own IPv6 chatter passes as well.
     const frame = new Uint8Array(60).fill(0xab);
-    Deno.writeFileSync(`/proc/self/fd/${tap}`, frame, { create: false, append: true });
+    writeFd(tap, frame);
     const buffer = new Uint8Array(2048);
     for (let round = 0; round < 50; round++) {
       const [ready] = await epoll.wait(1000);
