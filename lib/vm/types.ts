@@ -1,0 +1,102 @@
+/**
+ * What a VM on a network is, as data: the record that is printed and kept, and the requests that
+ * the verbs take. No code, so importing it costs nothing.
+ *
+ * @module
+ */
+
+import type { PortMapping } from "../inet/ports.ts";
+
+/** How frames get between the VM's TAP and its interface. */
+export type AttachMode = "tc-redirect";
+
+/** One address of an interface. */
+export interface VmAddress {
+  /** With its prefix length: `"172.18.0.2/16"`. */
+  readonly address: string;
+  /** The network's router, without a prefix length. */
+  readonly gateway?: string;
+}
+
+/** A route the guest is told about. */
+export interface VmRoute {
+  /** `"0.0.0.0/0"` for the default route. */
+  readonly dst: string;
+  readonly gw?: string;
+}
+
+/** One network interface of a VM. */
+export interface VmInterface {
+  /** Its name in the VM's namespace: `"eth0"`. */
+  readonly name: string;
+  /** The CNI network it is on: `"ignite-cni-bridge"`. */
+  readonly network: string;
+  readonly mode: AttachMode;
+  /** The TAP device the VMM opens: `"vm_eth0"`. */
+  readonly tap: string;
+  /** Lower case, colons: the guest's MAC and the interface's own. */
+  readonly mac: string;
+  /** Bytes. */
+  readonly mtu: number;
+  readonly addresses: readonly VmAddress[];
+  readonly routes: readonly VmRoute[];
+}
+
+/** The guest's name resolution. Loopback resolvers never appear. */
+export interface VmDns {
+  readonly nameservers: readonly string[];
+  readonly search: readonly string[];
+}
+
+/** The attachment of one VM: what attaching prints, and what is kept on disk. */
+export interface VmRecord {
+  readonly version: 1;
+  /** The VM's name. */
+  readonly vm: string;
+  /** The CNI container id: the SHA-256 of the name, in hexadecimal. */
+  readonly id: string;
+  readonly networkPlugin: "cni";
+  /** The path of the VM's network namespace. */
+  readonly netns: string;
+  readonly interfaces: readonly VmInterface[];
+  readonly dns: VmDns;
+  readonly ports: readonly PortMapping[];
+}
+
+/** Where things are on this host; each falls back to the environment, then to its default. */
+export interface HostOptions {
+  /** Records and locks: `TAPKIT_STATE_DIR`, then `/var/lib/tapkit`. */
+  readonly stateDir?: string;
+  /** CNI configurations: `NETCONFPATH`, then `/etc/cni/net.d`. */
+  readonly confDir?: string;
+  /** CNI plugins: `CNI_PATH`, then `/opt/cni/bin` and `/usr/lib/cni`. */
+  readonly binDirs?: readonly string[];
+  /** Called with each line of progress or warning meant for people. */
+  readonly note?: (text: string) => void;
+}
+
+/** What is asked for one VM. Absent fields keep what is recorded, or take the default. */
+export interface AttachRequest {
+  /** 1–63 of `a-z A-Z 0-9 . _ -`, beginning with a letter or a digit. */
+  readonly name: string;
+  /** Published ports, each `"8080:80"`, `"127.0.0.1:8080:80/udp"`, …; `"none"` clears them. */
+  readonly ports?: readonly string[] | "none";
+  /** The address to ask the network for, without a prefix length. */
+  readonly ip?: string;
+  /** A unicast MAC address. */
+  readonly mac?: string;
+  /** Bytes. */
+  readonly mtu?: number;
+  /** The path of an existing network namespace to use; it is never deleted. */
+  readonly netns?: string;
+  /** `USER[:GROUP]`, by name or number, who may open the TAP without being root. */
+  readonly tapOwner?: string;
+  /** Whether plugins run built in, or as what the configuration allows. */
+  readonly plugins?: "auto" | "builtin";
+  readonly mode?: "auto" | AttachMode;
+  /** CNI network names: eth0 is on the first, eth1 on the second, … */
+  readonly networks?: readonly string[];
+}
+
+/** The forms a record is printed in. */
+export type OutputFormat = "json" | "env" | "cmdline" | "qemu";
