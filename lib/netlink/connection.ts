@@ -1,0 +1,214 @@
+/**
+ * The one place that does netlink I/O: a socket, requests and their replies.
+ *
+ * @module
+ */
+
+import { SyscallError, TapkitError } from "../errors.ts";
+import { Errno } from "../sys/libc.ts";
+import { Socket, SocketConst } from "../sys/socket.ts";
+import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
+import {
+  AF,
+  decodeAcknowledgement,
+  decodeMessages,
+  encodeMessage,
+  type Message,
+  NETLINK,
+  NLM_F,
+  NLMSG,
+  routeMessageName,
+} from "./message.ts";
+import { LITTLE_ENDIAN } from "./wire.ts";
+
+/** Netlink socket options (linux/netlink.h), and their level (linux/socket.h). */
+const OPTION = { SOL_NETLINK: 270, CAP_ACK: 10, EXT_ACK: 11, GET_STRICT_CHK: 12 } as const;
+
+/** asm-generic/socket.h. */
+const SO_RCVTIMEO = 20;
+
+/** `sizeof(struct sockaddr_nl)`, and where its nl_pid is (linux/netlink.h). */
+const SOCKADDR_NL = { SIZE: 12, PID_OFFSET: 4 } as const;
+
+/** More than a dump's chunk (32 KiB); a larger reply makes the buffer grow. */
+const RECEIVE_BUFFER_SIZE = 64 * 1024;
+
+/** The kernel answers within the send call; this ends the wait for a lost answer. */
+const ANSWER_TIMEOUT_SECONDS = 30;
+
+/** How often a dump that changes under the reader is begun again. */
+const DUMP_ATTEMPTS = 16;
+
+const NOTHING = new Uint8Array(0);
+
+/** What one request brought; `interrupted` when a dump changed under the reader. */
+interface Reply {
+  readonly messages: Message[];
+  readonly interrupted: boolean;
+}
+
+/**
+ * A netlink socket of the network namespace it was opened in, wherever it is used afterwards.
+ *
+ * Requests are synchronous: each returns when the kernel has done it. `TAPKIT_DEBUG=netlink`
+ * in the environment prints every message on stderr.
+ *
+ * ```ts
+ * using nl = NetlinkConnection.open();
+ * const links = listLinks(nl);
+ * ```
+ */
+export class NetlinkConnection implements Disposable {
+  readonly #socket: Socket;
+  readonly #protocol: number;
+  readonly #portId: number;
+  readonly #debug: boolean;
+  #buffer = new Uint8Array(RECEIVE_BUFFER_SIZE);
+  #seq = 0;
+
+  private constructor(socket: Socket, protocol: number, portId: number) {
+    this.#socket = socket;
+    this.#protocol = protocol;
+    this.#portId = portId;
+    this.#debug = (Deno.env.get("TAPKIT_DEBUG") ?? "").split(",").includes("netlink");
+  }
+
+  /**
+   * Opens a connection in the calling thread's network namespace.
+   *
+   * @param protocol a constant of {@linkcode NETLINK}, `NETLINK.ROUTE` unless given
+   */
+  static open(protocol: number = NETLINK.ROUTE): NetlinkConnection {
+    const { AF_NETLINK, SOCK_RAW, SOL_SOCKET } = SocketConst;
+    const socket = Socket.open(AF_NETLINK, SOCK_RAW, protocol, "netlink socket");
+    try {
+      const address = new Uint8Array(SOCKADDR_NL.SIZE);
+      new DataView(address.buffer).setUint16(0, AF.NETLINK, LITTLE_ENDIAN);
+      socket.bind(address);
+      for (const option of [OPTION.CAP_ACK, OPTION.EXT_ACK, OPTION.GET_STRICT_CHK]) {
+        socket.setOption(OPTION.SOL_NETLINK, option, 1);
+      }
+      const timeout = new BigInt64Array([BigInt(ANSWER_TIMEOUT_SECONDS), 0n]);
+      socket.setOption(SOL_SOCKET, SO_RCVTIMEO, new Uint8Array(timeout.buffer));
+      const bound = new DataView(socket.localAddress(SOCKADDR_NL.SIZE).buffer);
+      const portId = bound.getUint32(SOCKADDR_NL.PID_OFFSET, LITTLE_ENDIAN);
+      return new NetlinkConnection(socket, protocol, portId);
+    } catch (error) {
+      socket[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  /**
+   * Sends one request and returns the messages the kernel answers with, its acknowledgement
+   * not included. A dump that changes while it is read is read again.
+   *
+   * @param type the message's type
+   * @param flags {@linkcode NLM_F} beside REQUEST and ACK, which are always set
+   * @param payload what follows the message header
+   * @param subject what the request is about, for the error
+   * @throws {NetlinkError} when the kernel refuses; EINTR when a dump never holds still
+   */
+  request(type: number, flags: number, payload: Uint8Array, subject: Subject = {}): Message[] {
+    return this.#run(type, flags | NLM_F.REQUEST | NLM_F.ACK, payload, subject);
+  }
+
+  /** Asks for a whole table: {@linkcode request} with `NLM_F.DUMP`. */
+  dump(type: number, payload: Uint8Array, subject: Subject = {}): Message[] {
+    return this.#run(type, NLM_F.REQUEST | NLM_F.DUMP, payload, subject);
+  }
+
+  [Symbol.dispose](): void {
+    this.#socket[Symbol.dispose]();
+  }
+
+  #run(type: number, flags: number, payload: Uint8Array, subject: Subject): Message[] {
+    for (let attempt = 0; attempt < DUMP_ATTEMPTS; attempt++) {
+      const reply = this.#exchange(type, flags, payload, subject);
+      if (!reply.interrupted) return reply.messages;
+    }
+    throw this.#refusal(type, subject, { errno: Errno.EINTR });
+  }
+
+  #exchange(type: number, flags: number, payload: Uint8Array, subject: Subject): Reply {
+    this.#seq = this.#seq === 0xffffffff ? 1 : this.#seq + 1;
+    const seq = this.#seq;
+    const request: Message = { type, flags, seq, pid: this.#portId, payload };
+    if (this.#debug) this.#trace(">", request);
+    this.#socket.send(encodeMessage(request));
+    const messages: Message[] = [];
+    let interrupted = false;
+    while (true) {
+      for (const message of this.#receive(type, subject)) {
+        if (this.#debug) this.#trace("<", message);
+        // What an abandoned request left behind, and multicast, are not for this one.
+        if (message.seq !== seq || message.pid !== this.#portId) continue;
+        if ((message.flags & NLM_F.DUMP_INTR) !== 0) interrupted = true;
+        switch (message.type) {
+          case NLMSG.NOOP:
+            continue;
+          case NLMSG.OVERRUN:
+            throw this.#refusal(type, subject, { errno: Errno.ENOBUFS });
+          case NLMSG.ERROR:
+          case NLMSG.DONE: {
+            const acknowledgement = decodeAcknowledgement(message);
+            if (acknowledgement.errno !== 0) throw this.#refusal(type, subject, acknowledgement);
+            return { messages, interrupted };
+          }
+          default:
+            messages.push(message);
+        }
+      }
+    }
+  }
+
+  #receive(type: number, subject: Subject): Message[] {
+    const { MSG_PEEK, MSG_TRUNC } = SocketConst;
+    try {
+      const expected = this.#socket.receive(NOTHING, MSG_PEEK | MSG_TRUNC);
+      if (expected > this.#buffer.length) this.#buffer = new Uint8Array(expected);
+      const length = this.#socket.receive(this.#buffer, MSG_TRUNC);
+      if (length > this.#buffer.length) {
+        throw new DecodeError(`datagram of ${length} bytes was cut`, this.#buffer.length);
+      }
+      return decodeMessages(this.#buffer.slice(0, length));
+    } catch (error) {
+      if (!(error instanceof SyscallError)) throw error;
+      if (error.errno === Errno.EAGAIN) {
+        throw new TapkitError(
+          `the kernel did not answer ${this.#opName(type, subject)} within ` +
+            `${ANSWER_TIMEOUT_SECONDS} seconds`,
+          { cause: error },
+        );
+      }
+      throw this.#refusal(type, subject, { errno: error.errno });
+    }
+  }
+
+  #refusal(
+    type: number,
+    subject: Subject,
+    verdict: { errno: number; extAck?: string; offset?: number },
+  ): NetlinkError {
+    return new NetlinkError({ ...subject, op: this.#opName(type, subject), ...verdict });
+  }
+
+  #opName(type: number, subject: Subject): string {
+    if (subject.op !== undefined) return subject.op;
+    return this.#protocol === NETLINK.ROUTE ? routeMessageName(type) : `message type ${type}`;
+  }
+
+  #trace(direction: "<" | ">", message: Message): void {
+    const name = message.type === NLMSG.ERROR
+      ? "NLMSG_ERROR"
+      : message.type === NLMSG.DONE
+      ? "NLMSG_DONE"
+      : this.#opName(message.type, {});
+    const hex = Array.from(message.payload, (byte) => byte.toString(16).padStart(2, "0")).join("");
+    console.error(
+      `netlink ${direction} ${name} flags=0x${
+        message.flags.toString(16)
+      } seq=${message.seq} ${hex}`,
+    );
+  }
+}

@@ -1,0 +1,94 @@
+/**
+ * What can go wrong with netlink: a refusal by the kernel, and bytes that make no sense.
+ *
+ * @module
+ */
+
+import { SyscallError, TapkitError } from "../errors.ts";
+import { errnoMend, errnoName } from "../sys/libc.ts";
+
+/** Bytes that are no netlink message, or not the one expected. */
+export class DecodeError extends TapkitError {
+  override readonly name: string = "DecodeError";
+  /** Where in the bytes. */
+  readonly offset: number;
+
+  constructor(problem: string, offset: number) {
+    super(`malformed netlink message at byte ${offset}: ${problem}`);
+    this.offset = offset;
+  }
+}
+
+/** What a request was about, for the error it may end in. */
+export interface Subject {
+  /** The message's kernel name where it is not one of NETLINK_ROUTE: `"IPCTNL_MSG_CT_DELETE"`. */
+  readonly op?: string;
+  /** The verb: `"create"`. */
+  readonly action?: string;
+  /** The object: `link "ignite0"`. */
+  readonly object?: string;
+  /** The kernel option that EOPNOTSUPP and ENOENT point at: `"CONFIG_BRIDGE"`. */
+  readonly feature?: string;
+}
+
+/** A refused request. */
+export interface NetlinkFailure extends Subject {
+  readonly op: string;
+  readonly errno: number;
+  readonly extAck?: string;
+  readonly offset?: number;
+}
+
+/** The C library's words for the refusals that are met most (strerror(3)). */
+const REASONS: Readonly<Record<string, string>> = {
+  EPERM: "operation not permitted",
+  ENOENT: "no such object",
+  ESRCH: "no such object",
+  EINTR: "the tables changed while they were read",
+  EACCES: "permission denied",
+  EBUSY: "busy",
+  EEXIST: "already exists",
+  ENODEV: "no such device",
+  EINVAL: "invalid argument",
+  ENOSPC: "no space left",
+  ERANGE: "value out of range",
+  EOPNOTSUPP: "not supported",
+  EAFNOSUPPORT: "address family not supported",
+  EADDRINUSE: "address in use",
+  EADDRNOTAVAIL: "no such address",
+  ENETDOWN: "network is down",
+  ENETUNREACH: "network is unreachable",
+  EHOSTUNREACH: "no route to host",
+  ENOBUFS: "no buffer space left",
+};
+
+const MISSING_FEATURE: ReadonlySet<string> = new Set(["EOPNOTSUPP", "ENOENT", "EAFNOSUPPORT"]);
+
+/** The kernel refused a netlink request. */
+export class NetlinkError extends SyscallError {
+  override readonly name: string = "NetlinkError";
+  /** The kernel's own words (extended acknowledgement). */
+  readonly extAck?: string;
+  /** Offset into the request, its 16-byte header included, of what the kernel objects to. */
+  readonly offset?: number;
+
+  constructor(failure: NetlinkFailure) {
+    const { op, errno, extAck, offset, feature } = failure;
+    const code = errnoName(errno);
+    const object = failure.object ?? "netlink request";
+    const reason = extAck ?? REASONS[code];
+    super({ op, object, errno, code }, {
+      message: `cannot ${failure.action ?? op} ${object}: ` +
+        (reason === undefined ? code : `${reason} (${code})`),
+      mend: feature !== undefined && MISSING_FEATURE.has(code)
+        ? `use a kernel with ${feature}`
+        : code === "EPERM"
+        ? "run as root, or with the capability CAP_NET_ADMIN"
+        : code === "EEXIST"
+        ? undefined
+        : errnoMend(code),
+    });
+    if (extAck !== undefined) this.extAck = extAck;
+    if (offset !== undefined) this.offset = offset;
+  }
+}

@@ -1,0 +1,161 @@
+/**
+ * Netlink messages: `struct nlmsghdr` and its payload (linux/netlink.h), pure.
+ *
+ * @module
+ */
+
+import { DecodeError } from "./errors.ts";
+import { align, Decoder, LITTLE_ENDIAN } from "./wire.ts";
+
+/** `sizeof(struct nlmsghdr)`. */
+export const NLMSG_HDRLEN = 16;
+
+/** Protocols of the netlink family (linux/netlink.h). */
+export const NETLINK = { ROUTE: 0, NETFILTER: 12 } as const;
+
+/** Message types below every family's own (linux/netlink.h). */
+export const NLMSG = { NOOP: 1, ERROR: 2, DONE: 3, OVERRUN: 4 } as const;
+
+/** Message flags (linux/netlink.h). */
+export const NLM_F = {
+  REQUEST: 0x01,
+  MULTI: 0x02,
+  ACK: 0x04,
+  ECHO: 0x08,
+  DUMP_INTR: 0x10,
+  DUMP_FILTERED: 0x20,
+  /** Requests for data: ROOT and MATCH together. */
+  DUMP: 0x300,
+  /** Requests for a new object. */
+  REPLACE: 0x100,
+  EXCL: 0x200,
+  CREATE: 0x400,
+  APPEND: 0x800,
+  /** Acknowledgements. */
+  CAPPED: 0x100,
+  ACK_TLVS: 0x200,
+} as const;
+
+/** Attributes of an extended acknowledgement, `enum nlmsgerr_attrs` (linux/netlink.h). */
+export const NLMSGERR_ATTR = { MSG: 1, OFFS: 2 } as const;
+
+/** Message types of NETLINK_ROUTE (linux/rtnetlink.h). */
+export const RTM = {
+  NEWLINK: 16,
+  DELLINK: 17,
+  GETLINK: 18,
+  SETLINK: 19,
+  NEWADDR: 20,
+  DELADDR: 21,
+  GETADDR: 22,
+  NEWROUTE: 24,
+  DELROUTE: 25,
+  GETROUTE: 26,
+  NEWNEIGH: 28,
+  DELNEIGH: 29,
+  GETNEIGH: 30,
+  NEWQDISC: 36,
+  DELQDISC: 37,
+  GETQDISC: 38,
+  NEWTFILTER: 44,
+  DELTFILTER: 45,
+  GETTFILTER: 46,
+} as const;
+
+/** Address families of netlink payloads (linux/socket.h). */
+export const AF = { UNSPEC: 0, INET: 2, BRIDGE: 7, INET6: 10, NETLINK: 16 } as const;
+
+/** One netlink message. */
+export interface Message {
+  readonly type: number;
+  readonly flags: number;
+  readonly seq: number;
+  /** Port id: of the socket a reply is meant for. */
+  readonly pid: number;
+  readonly payload: Uint8Array;
+}
+
+/** Writes a message, header and payload. */
+export function encodeMessage(message: Message): Uint8Array<ArrayBuffer> {
+  const { payload } = message;
+  const bytes = new Uint8Array(NLMSG_HDRLEN + payload.length);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, bytes.length, LITTLE_ENDIAN);
+  view.setUint16(4, message.type, LITTLE_ENDIAN);
+  view.setUint16(6, message.flags, LITTLE_ENDIAN);
+  view.setUint32(8, message.seq, LITTLE_ENDIAN);
+  view.setUint32(12, message.pid, LITTLE_ENDIAN);
+  bytes.set(payload, NLMSG_HDRLEN);
+  return bytes;
+}
+
+/**
+ * Reads the messages of one datagram. Payloads refer to the bytes given.
+ *
+ * @throws {DecodeError} when a header claims more than is there, or less than a header
+ */
+export function decodeMessages(datagram: Uint8Array): Message[] {
+  const messages: Message[] = [];
+  const view = new DataView(datagram.buffer, datagram.byteOffset, datagram.byteLength);
+  let offset = 0;
+  while (offset < datagram.length) {
+    const remaining = datagram.length - offset;
+    if (remaining < NLMSG_HDRLEN) {
+      throw new DecodeError(`${remaining} bytes where a message header is needed`, offset);
+    }
+    const length = view.getUint32(offset, LITTLE_ENDIAN);
+    if (length < NLMSG_HDRLEN || length > remaining) {
+      throw new DecodeError(`message claims ${length} bytes of ${remaining}`, offset);
+    }
+    messages.push({
+      type: view.getUint16(offset + 4, LITTLE_ENDIAN),
+      flags: view.getUint16(offset + 6, LITTLE_ENDIAN),
+      seq: view.getUint32(offset + 8, LITTLE_ENDIAN),
+      pid: view.getUint32(offset + 12, LITTLE_ENDIAN),
+      payload: datagram.subarray(offset + NLMSG_HDRLEN, offset + length),
+    });
+    offset += align(length);
+  }
+  return messages;
+}
+
+/** The kernel's verdict on a request. */
+export interface Acknowledgement {
+  /** Positive error number, 0 for success. */
+  readonly errno: number;
+  /** The kernel's own words (extended acknowledgement). */
+  readonly extAck?: string;
+  /** Offset into the request, its header included, of what the kernel objects to. */
+  readonly offset?: number;
+}
+
+/** Reads an NLMSG_ERROR or NLMSG_DONE message. */
+export function decodeAcknowledgement(message: Message): Acknowledgement {
+  const { payload, type, flags } = message;
+  // A dump's NLMSG_DONE of older kernels and of some families carries nothing.
+  if (type === NLMSG.DONE && payload.length < 4) return { errno: 0 };
+  const decoder = new Decoder(payload);
+  const ack: { errno: number; extAck?: string; offset?: number } = { errno: -decoder.i32() };
+  if (ack.errno === 0) ack.errno = 0; // not -0
+  if ((flags & NLM_F.ACK_TLVS) === 0) return ack;
+  if (type === NLMSG.ERROR) {
+    const requestLength = decoder.u32();
+    decoder.skip(NLMSG_HDRLEN - 4);
+    // Without NLM_F_CAPPED the request's payload is repeated before the attributes.
+    if ((flags & NLM_F.CAPPED) === 0) decoder.skip(align(requestLength) - NLMSG_HDRLEN);
+  }
+  for (const { type: attribute, value } of decoder.attributes()) {
+    if (attribute === NLMSGERR_ATTR.MSG) ack.extAck = value.asString();
+    else if (attribute === NLMSGERR_ATTR.OFFS) ack.offset = value.asU32();
+  }
+  return ack;
+}
+
+const ROUTE_NAMES: ReadonlyMap<number, string> = new Map(
+  Object.entries(RTM).map(([name, type]) => [type, `RTM_${name}`]),
+);
+
+/** The kernel's name of a message type of NETLINK_ROUTE. */
+export function routeMessageName(type: number): string {
+  return ROUTE_NAMES.get(type) ?? `message type ${type}`;
+}
