@@ -1,0 +1,224 @@
+/**
+ * Network configuration files: finding, reading and validating them.
+ *
+ * Files ending in `.conf`, `.conflist` or `.json` count, in lexical order. A broken file that sorts
+ * before the wanted network is an error that names it: skipping it silently would attach VMs to
+ * another network than the administrator configured. Looking a network up by name passes over
+ * broken files, unless the network is not found elsewhere.
+ *
+ * @module
+ */
+
+import { InputError, TapkitError } from "../errors.ts";
+import { locateJsonError } from "./json-error.ts";
+import { CNI_VERSIONS, type NetworkConfigList, type PluginConfig } from "./types.ts";
+
+const EXTENSIONS = [".conf", ".conflist", ".json"];
+/** `IFNAMSIZ` of linux/if.h without the terminating zero. */
+const IFNAME_MAX = 15;
+const IDENTIFIER = /^[a-zA-Z0-9][a-zA-Z0-9_.-]*$/;
+
+/** Checks a container id by the specification's grammar. */
+export function validateContainerId(id: string): void {
+  if (IDENTIFIER.test(id)) return;
+  throw new InputError(`container id "${id}" is malformed`, {
+    mend: "start with a letter or digit, then use letters, digits, '_', '.' and '-'",
+  });
+}
+
+/** Checks a network's name by the specification's grammar. */
+export function validateNetworkName(name: string): void {
+  if (IDENTIFIER.test(name)) return;
+  throw new InputError(`network name "${name}" is malformed`, {
+    mend: "start with a letter or digit, then use letters, digits, '_', '.' and '-'",
+  });
+}
+
+/** Checks a link's name by the kernel's rules (`dev_valid_name`) and the specification's. */
+export function validateInterfaceName(name: string): void {
+  const problem = name === ""
+    ? "is empty"
+    : name === "." || name === ".."
+    ? "is reserved"
+    : new TextEncoder().encode(name).length > IFNAME_MAX
+    ? `is longer than ${IFNAME_MAX} bytes`
+    : /[/:\s\0]/.test(name)
+    ? "contains '/', ':' or white space"
+    : undefined;
+  if (problem === undefined) return;
+  throw new InputError(`interface name "${name}" ${problem}`, {
+    mend: "choose another, as in eth0",
+  });
+}
+
+/** Paths of a directory's configuration files in lexical order; none when it does not exist. */
+export function listConfigFiles(directory: string): string[] {
+  const names: string[] = [];
+  try {
+    for (const entry of Deno.readDirSync(directory)) {
+      if (!entry.isDirectory && EXTENSIONS.some((extension) => entry.name.endsWith(extension))) {
+        names.push(entry.name);
+      }
+    }
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return [];
+    throw new TapkitError(`CNI directory ${directory} cannot be read: ${reason(error)}`, {
+      mend: error instanceof Deno.errors.NotADirectory || error instanceof Deno.errors.NotCapable
+        ? "name a directory"
+        : "check its permissions",
+      cause: error,
+    });
+  }
+  // Go's sort.Strings compares bytes, and so do code units for the ASCII names met here.
+  return names.sort().map((name) => `${directory.replace(/\/+$/, "")}/${name}`);
+}
+
+/**
+ * Reads and validates one configuration file; a single plugin's is wrapped into a list.
+ *
+ * @throws {TapkitError} naming the file, what is wrong with it, and the mend
+ */
+export function readConfigFile(path: string): NetworkConfigList {
+  return parseConfig(readText(path), path);
+}
+
+/**
+ * Validates the text of a configuration file.
+ *
+ * @param path names the file in errors
+ * @throws {TapkitError} naming the file, what is wrong with it, and the mend
+ */
+export function parseConfig(text: string, path: string): NetworkConfigList {
+  return validate(parseJson(text, path), path);
+}
+
+/**
+ * The network of that name, or the first one of the directory.
+ *
+ * @returns undefined when the directory holds no configuration and no name was asked for
+ * @throws {TapkitError} for a broken file, or a name no file has (the known ones are listed)
+ */
+export function findNetwork(directory: string, name?: string): NetworkConfigList | undefined {
+  const files = listConfigFiles(directory);
+  if (name === undefined) return files[0] === undefined ? undefined : readConfigFile(files[0]);
+  validateNetworkName(name);
+  const known: string[] = [];
+  const broken: TapkitError[] = [];
+  for (const path of files) {
+    let raw: unknown;
+    try {
+      raw = parseJson(readText(path), path);
+    } catch (error) {
+      if (!(error instanceof TapkitError)) throw error;
+      broken.push(error);
+      continue;
+    }
+    if (!isObject(raw) || typeof raw.name !== "string") continue;
+    if (raw.name === name) return validate(raw, path);
+    known.push(raw.name);
+  }
+  if (broken[0] !== undefined) throw broken[0];
+  throw new TapkitError(`${directory} configures no network "${name}"`, {
+    mend: known.length === 0
+      ? "add its configuration file, or leave out the network's name"
+      : `choose one of ${[...new Set(known)].join(", ")}`,
+  });
+}
+
+function readText(path: string): string {
+  try {
+    return Deno.readTextFileSync(path);
+  } catch (error) {
+    throw new TapkitError(`CNI configuration ${path} cannot be read: ${reason(error)}`, {
+      mend: error instanceof Deno.errors.NotFound
+        ? "it may be a dangling link: remove it"
+        : "check its type and permissions",
+      cause: error,
+    });
+  }
+}
+
+function parseJson(text: string, path: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    const { line, column, problem } = locateJsonError(text);
+    throw new TapkitError(
+      `CNI configuration ${path} is not valid JSON: line ${line}, column ${column}: ${problem}`,
+      { mend: "correct it or remove the file", cause: error },
+    );
+  }
+}
+
+function validate(raw: unknown, path: string): NetworkConfigList {
+  const fail = (problem: string, mend: string): never => {
+    throw new TapkitError(`CNI configuration ${path} ${problem}`, { mend });
+  };
+  if (!isObject(raw)) return fail("is not a JSON object", "write a network configuration list");
+  const { name } = raw;
+  if (typeof name !== "string" || name === "") return fail(`has no "name"`, `add "name": "NAME"`);
+  if (!IDENTIFIER.test(name)) {
+    return fail(
+      `has the malformed name "${name}"`,
+      "start with a letter or digit, then use letters, digits, '_', '.' and '-'",
+    );
+  }
+  const cniVersion = chooseVersion(raw, fail);
+  const plugins = "plugins" in raw ? raw.plugins : "type" in raw ? [raw] : undefined;
+  if (!Array.isArray(plugins)) {
+    return fail(`has no list "plugins"`, `add "plugins": [{"type": "bridge", …}, …]`);
+  }
+  if (plugins.length === 0) return fail(`has an empty list "plugins"`, "add a plugin to it");
+  plugins.forEach((plugin: unknown, index) => {
+    if (!isObject(plugin)) fail(`has a plugin ${index} that is no JSON object`, "correct it");
+    else if (typeof plugin.type !== "string" || plugin.type === "") {
+      fail(`has a plugin ${index} without "type"`, `add "type": "PLUGIN"`);
+    } else if (plugin.type.includes("/")) {
+      // The type is looked up in the plugin directories, so it must not lead out of them.
+      fail(`has a plugin ${index} whose type "${plugin.type}" is a path`, "name the plugin alone");
+    }
+  });
+  const allowOverlap = isObject(raw.tapkit) && raw.tapkit.allowOverlap === true;
+  return {
+    name,
+    cniVersion,
+    plugins: plugins as PluginConfig[],
+    disableCheck: readFlag(raw, "disableCheck", fail),
+    disableGC: readFlag(raw, "disableGC", fail),
+    path,
+    ...(allowOverlap ? { allowOverlap } : {}),
+  };
+}
+
+type Fail = (problem: string, mend: string) => never;
+
+/** libcni takes these as booleans and as the words. */
+function readFlag(raw: Record<string, unknown>, key: string, fail: Fail): boolean {
+  const value = raw[key];
+  if (value === undefined) return false;
+  const word = String(value).toLowerCase();
+  if (word === "true" || word === "false") return word === "true";
+  return fail(`has "${key}" ${JSON.stringify(value)}`, "write true or false");
+}
+
+/** The newest version both sides know: of `cniVersions` (spec 1.1) or `cniVersion`. */
+function chooseVersion(raw: Record<string, unknown>, fail: Fail): string {
+  const { cniVersion, cniVersions } = raw;
+  const known = `write one of ${CNI_VERSIONS.join(", ")}`;
+  if (cniVersions !== undefined && !Array.isArray(cniVersions)) {
+    return fail(`has "cniVersions" that is no list`, "write a list of versions");
+  }
+  const offered = [...(cniVersions ?? []), ...(cniVersion === undefined ? [] : [cniVersion])];
+  if (offered.length === 0) return fail(`has no "cniVersion"`, `add "cniVersion": "1.0.0"`);
+  const common = CNI_VERSIONS.findLast((version) => offered.includes(version));
+  return common ??
+    fail(`has the unknown cniVersion ${offered.map((v) => `"${v}"`).join(", ")}`, known);
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function reason(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

@@ -1,0 +1,105 @@
+/**
+ * What a built-in plugin is given and gives.
+ *
+ * Built-in plugins are synchronous, push the undo of every step before they take it, and make no
+ * firewall call: they contribute to the {@linkcode GuestRules} that the runtime hands to its caller.
+ *
+ * @module
+ */
+
+import type { GuestRules } from "../firewall/model.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import type { Netns } from "../sys/netns.ts";
+import type { UndoStack } from "../undo.ts";
+import type { Dns, IpConfig, PluginConfig, Result, RouteConfig } from "./types.ts";
+
+/** The attachment a plugin works on. */
+export interface Attachment {
+  readonly containerId: string;
+  /** The link's name in the namespace: `"eth0"`. */
+  readonly ifName: string;
+  /** The namespace's path as results name it. */
+  readonly netnsPath: string;
+  /** CNI_ARGS. */
+  readonly cniArgs: Readonly<Record<string, string>>;
+  /** A connection of the host's namespace, which is also the calling thread's. */
+  readonly hostNl: NetlinkConnection;
+  /** Tells the person about a change that outlives the attachment. */
+  note(text: string): void;
+}
+
+/** What ADD works with. */
+export interface AddContext extends Attachment {
+  /** The configuration with name, cniVersion, runtimeConfig and args injected. */
+  readonly conf: PluginConfig;
+  readonly prevResult?: Result;
+  readonly netns: Netns;
+  readonly vmNl: NetlinkConnection;
+  /** Whether the namespace is tapkit's own: only then are its own settings changed. */
+  readonly ownNetns: boolean;
+  /** The MTU asked for, in bytes; it wins over the configuration. */
+  readonly mtu?: number;
+  /** Whether the caller knows that nothing of this attachment exists, so that no one looks for it. */
+  readonly fresh: boolean;
+  readonly undo: UndoStack;
+}
+
+/** What DEL works with: everything but the host may be gone. */
+export interface DelContext extends Attachment {
+  readonly conf: PluginConfig;
+  readonly prevResult?: Result;
+  readonly vmNl?: NetlinkConnection;
+}
+
+/** What CHECK works with. */
+export interface CheckContext extends DelContext {
+  readonly prevResult: Result;
+}
+
+/** What a chain's plugin wants of the firewall, the owner apart. */
+export type GuestContribution = Partial<Omit<GuestRules, "owner">>;
+
+/** What ADD of one plugin gives. */
+export interface AddOutcome {
+  readonly result: Result;
+  readonly guest?: GuestContribution;
+}
+
+/** A plugin that runs inside this process. */
+export interface BuiltinPlugin {
+  /** True, or which key of the configuration it cannot honour. */
+  supports(conf: PluginConfig): true | string;
+  /** Throws what is wrong with the configuration or the request, before the first effect. */
+  validate(conf: PluginConfig, cniArgs: Readonly<Record<string, string>>): void;
+  add(context: AddContext): AddOutcome;
+  /** Removes what ADD made, or a part of it; nothing being there is no error. */
+  del(context: DelContext): void;
+  /** Differences between what ADD made and what is there, as sentences. */
+  check(context: CheckContext): string[];
+}
+
+/** What IPAM gives: a result without interfaces. */
+export interface IpamResult {
+  readonly ips: readonly IpConfig[];
+  readonly routes: readonly RouteConfig[];
+  readonly dns: Dns;
+}
+
+/** The first key that is neither one every plugin may carry nor in `known`. */
+export function unknownKey(
+  conf: Readonly<Record<string, unknown>>,
+  known: readonly string[],
+): string | undefined {
+  return Object.keys(conf).find((key) => !COMMON_KEYS.includes(key) && !known.includes(key));
+}
+
+const COMMON_KEYS: readonly string[] = [
+  "name",
+  "cniVersion",
+  "type",
+  "capabilities",
+  "runtimeConfig",
+  "args",
+  "dns",
+  "prevResult",
+];
