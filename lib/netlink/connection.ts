@@ -190,7 +190,9 @@ export class NetlinkConnection implements Disposable {
     subject: Subject,
     verdict: { errno: number; extAck?: string; offset?: number },
   ): NetlinkError {
-    return new NetlinkError({ ...subject, op: this.#opName(type, subject), ...verdict });
+    const object = typeof subject.object === "function" ? subject.object() : subject.object;
+    const op = this.#opName(type, subject);
+    return new NetlinkError({ ...subject, ...verdict, op, object: object ?? "netlink request" });
   }
 
   #opName(type: number, subject: Subject): string {

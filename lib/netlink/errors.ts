@@ -25,8 +25,8 @@ export interface Subject {
   readonly op?: string;
   /** The verb: `"create"`. */
   readonly action?: string;
-  /** The object: `link "ignite0"`. */
-  readonly object?: string;
+  /** The object: `link "ignite0"`; a function is asked only after a failure. */
+  readonly object?: string | (() => string);
   /** The kernel option that EOPNOTSUPP and ENOENT point at: `"CONFIG_BRIDGE"`. */
   readonly feature?: string;
 }
@@ -34,6 +34,7 @@ export interface Subject {
 /** A refused request. */
 export interface NetlinkFailure extends Subject {
   readonly op: string;
+  readonly object?: string;
   readonly errno: number;
   readonly extAck?: string;
   readonly offset?: number;

@@ -1,0 +1,386 @@
+/**
+ * Links as rtnetlink writes them: `struct ifinfomsg` and IFLA attributes, pure.
+ *
+ * @module
+ */
+
+import { formatMac, parseMac } from "../inet/mac.ts";
+import { AF } from "./message.ts";
+import { Decoder, Encoder, NLA } from "./wire.ts";
+
+/** `enum` of link attributes (linux/if_link.h). */
+export const IFLA = {
+  ADDRESS: 1,
+  IFNAME: 3,
+  MTU: 4,
+  LINK: 5,
+  MASTER: 10,
+  PROTINFO: 12,
+  OPERSTATE: 16,
+  LINKINFO: 18,
+  IFALIAS: 20,
+  AF_SPEC: 26,
+  NET_NS_FD: 28,
+  EXT_MASK: 29,
+  LINK_NETNSID: 37,
+} as const;
+
+/** Attributes nested in IFLA_LINKINFO (linux/if_link.h). */
+export const IFLA_INFO = { KIND: 1, DATA: 2, SLAVE_KIND: 4, SLAVE_DATA: 5 } as const;
+
+/** The one attribute of a veth's IFLA_INFO_DATA (linux/veth.h). */
+export const VETH_INFO = { PEER: 1 } as const;
+
+/** The IPv6 attribute of IFLA_AF_SPEC (linux/if_link.h). */
+export const IFLA_INET6 = { ADDR_GEN_MODE: 8 } as const;
+
+/** Attributes of a bridge (linux/if_link.h). */
+export const IFLA_BR = {
+  FORWARD_DELAY: 1,
+  AGEING_TIME: 4,
+  STP_STATE: 5,
+  VLAN_FILTERING: 7,
+  GROUP_FWD_MASK: 9,
+  MCAST_SNOOPING: 23,
+} as const;
+
+/** Attributes of a bridge port (linux/if_link.h). */
+export const IFLA_BRPORT = {
+  MODE: 4,
+  GUARD: 5,
+  LEARNING: 8,
+  UNICAST_FLOOD: 9,
+  PROXYARP: 10,
+  MCAST_FLOOD: 27,
+  BCAST_FLOOD: 30,
+  NEIGH_SUPPRESS: 32,
+  ISOLATED: 33,
+} as const;
+
+/** Device flags (linux/if.h). */
+export const IFF = { UP: 0x1, RUNNING: 0x40, PROMISC: 0x100 } as const;
+
+/** Leaves the counters out of a link's description (linux/rtnetlink.h). */
+const RTEXT_FILTER_SKIP_STATS = 1 << 3;
+
+/** `enum in6_addr_gen_mode` (linux/if_link.h), as `ip link` names it. */
+const ADDR_GEN_MODES = ["eui64", "none", "stable_secret", "random"] as const;
+
+/** How IPv6 forms a link's own addresses. */
+export type AddrGenMode = typeof ADDR_GEN_MODES[number];
+
+/** RFC 2863 states (linux/if.h), as `ip link` names them. */
+const OPER_STATES = [
+  "unknown",
+  "notpresent",
+  "down",
+  "lowerlayerdown",
+  "testing",
+  "dormant",
+  "up",
+] as const;
+
+/** What the kernel holds of a link's ability to pass packets. */
+export type OperState = typeof OPER_STATES[number];
+
+/** A bridge's options. */
+export interface BridgeOptions {
+  /** Hundredths of a second, as `ip link` has it; 0 lets a port forward at once. */
+  readonly forwardDelay?: number;
+  /** Hundredths of a second until a learnt address is forgotten. */
+  readonly ageingTime?: number;
+  readonly stp?: boolean;
+  readonly vlanFiltering?: boolean;
+  readonly mcastSnooping?: boolean;
+  /** Bit n lets frames to 01:80:c2:00:00:0n through. */
+  readonly groupFwdMask?: number;
+}
+
+/** A bridge port's options. */
+export interface BridgePortOptions {
+  /** Frames may go out by the port they came in by. */
+  readonly hairpin?: boolean;
+  /** Frames pass between this port and ports that are not isolated only. */
+  readonly isolated?: boolean;
+  /** Source addresses are learnt. */
+  readonly learning?: boolean;
+  /** Frames to unknown unicast addresses leave by this port. */
+  readonly flood?: boolean;
+  readonly mcastFlood?: boolean;
+  readonly bcastFlood?: boolean;
+  readonly proxyArp?: boolean;
+  readonly neighSuppress?: boolean;
+  /** BPDUs coming in shut the port. */
+  readonly bpduGuard?: boolean;
+}
+
+/** A network interface. */
+export interface Link {
+  readonly index: number;
+  readonly name: string;
+  /** The driver's name for it: `"veth"`, `"bridge"`, `"tun"`; absent for hardware and lo. */
+  readonly kind?: string;
+  /** ARPHRD type of linux/if_arp.h: 1 is Ethernet. */
+  readonly type: number;
+  readonly mac?: string;
+  readonly mtu: number;
+  /** Bits of {@linkcode IFF}. */
+  readonly flags: number;
+  /** Set up by the administrator. */
+  readonly up: boolean;
+  /** Up, and with a carrier. */
+  readonly running: boolean;
+  /** Set promiscuous by the administrator. */
+  readonly promiscuous: boolean;
+  readonly operState: OperState;
+  /** Index of the bridge the link is a port of. */
+  readonly master?: number;
+  readonly alias?: string;
+  /** Index of the link below or opposite (IFLA_LINK), in the namespace of `peerNetnsId`. */
+  readonly peerIndex?: number;
+  /** This namespace's id for the peer's namespace; absent when it is the same one. */
+  readonly peerNetnsId?: number;
+  /** Present where IPv6 is there. */
+  readonly inet6AddrGenMode?: AddrGenMode;
+  /** Present when `kind` is `"bridge"`. */
+  readonly bridge?: BridgeOptions;
+  /** Present when the link is a port of a bridge. */
+  readonly bridgePort?: BridgePortOptions;
+}
+
+/** A veth's other end, as it is to be made. */
+export interface VethPeer {
+  readonly name: string;
+  readonly mac?: string;
+  readonly mtu?: number;
+  /** Descriptor of the namespace it is made in; the connection's own unless given. */
+  readonly netnsFd?: number;
+}
+
+/** Everything a message about one link can say. */
+export interface LinkRequest {
+  /** 0 for a link that is found, or made, by its name. */
+  readonly index?: number;
+  readonly name?: string;
+  readonly mac?: string;
+  readonly mtu?: number;
+  /** 0 takes the link out of its bridge. */
+  readonly master?: number;
+  readonly alias?: string;
+  readonly up?: boolean;
+  readonly promiscuous?: boolean;
+  /** Descriptor of the namespace the link moves to. */
+  readonly netnsFd?: number;
+  readonly inet6AddrGenMode?: AddrGenMode;
+  readonly kind?: string;
+  readonly bridge?: BridgeOptions;
+  readonly peer?: VethPeer;
+  /** Leaves counters out of the answer. */
+  readonly skipStats?: boolean;
+}
+
+function encodeHeader(encoder: Encoder, index: number, flags = 0, change = 0): Encoder {
+  // struct ifinfomsg: family, padding, type, index, flags, change.
+  return encoder.u8(AF.UNSPEC).zero(3).i32(index).u32(flags).u32(change);
+}
+
+/** The payload of RTM_NEWLINK, RTM_SETLINK, RTM_GETLINK and RTM_DELLINK. */
+export function encodeLink(link: LinkRequest): Uint8Array<ArrayBuffer> {
+  const encoder = new Encoder();
+  const change = (link.up === undefined ? 0 : IFF.UP) |
+    (link.promiscuous === undefined ? 0 : IFF.PROMISC);
+  const flags = (link.up ? IFF.UP : 0) | (link.promiscuous ? IFF.PROMISC : 0);
+  encodeHeader(encoder, link.index ?? 0, flags, change);
+  if (link.skipStats) encoder.attrU32(IFLA.EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+  if (link.name !== undefined) encoder.attrString(IFLA.IFNAME, link.name);
+  if (link.mac !== undefined) encoder.attrBytes(IFLA.ADDRESS, parseMac(link.mac));
+  if (link.mtu !== undefined) encoder.attrU32(IFLA.MTU, link.mtu);
+  if (link.master !== undefined) encoder.attrU32(IFLA.MASTER, link.master);
+  if (link.alias !== undefined) encoder.attrText(IFLA.IFALIAS, link.alias);
+  if (link.netnsFd !== undefined) encoder.attrU32(IFLA.NET_NS_FD, link.netnsFd);
+  const { inet6AddrGenMode: mode } = link;
+  if (mode !== undefined) {
+    encoder.attrNested(IFLA.AF_SPEC, (spec) => {
+      spec.attrNested(AF.INET6, (inet6) => {
+        inet6.attrU8(IFLA_INET6.ADDR_GEN_MODE, ADDR_GEN_MODES.indexOf(mode));
+      });
+    });
+  }
+  const { kind } = link;
+  if (kind !== undefined) {
+    encoder.attrNested(IFLA.LINKINFO, (info) => {
+      info.attrText(IFLA_INFO.KIND, kind);
+      const { bridge, peer } = link;
+      if (bridge !== undefined) {
+        info.attrNested(IFLA_INFO.DATA, (data) => encodeBridge(data, bridge));
+      }
+      if (peer !== undefined) {
+        info.attrNested(IFLA_INFO.DATA, (data) => {
+          data.attrNested(VETH_INFO.PEER, (attribute) => encodePeer(attribute, peer));
+        });
+      }
+    });
+  }
+  return encoder.finish();
+}
+
+function encodePeer(encoder: Encoder, peer: VethPeer): void {
+  encodeHeader(encoder, 0).attrString(IFLA.IFNAME, peer.name);
+  if (peer.mac !== undefined) encoder.attrBytes(IFLA.ADDRESS, parseMac(peer.mac));
+  if (peer.mtu !== undefined) encoder.attrU32(IFLA.MTU, peer.mtu);
+  if (peer.netnsFd !== undefined) encoder.attrU32(IFLA.NET_NS_FD, peer.netnsFd);
+}
+
+function encodeBridge(encoder: Encoder, bridge: BridgeOptions): void {
+  const { forwardDelay, ageingTime, stp, vlanFiltering, mcastSnooping, groupFwdMask } = bridge;
+  if (forwardDelay !== undefined) encoder.attrU32(IFLA_BR.FORWARD_DELAY, forwardDelay);
+  if (ageingTime !== undefined) encoder.attrU32(IFLA_BR.AGEING_TIME, ageingTime);
+  if (stp !== undefined) encoder.attrU32(IFLA_BR.STP_STATE, Number(stp));
+  if (vlanFiltering !== undefined) encoder.attrU8(IFLA_BR.VLAN_FILTERING, Number(vlanFiltering));
+  if (groupFwdMask !== undefined) encoder.attrU16(IFLA_BR.GROUP_FWD_MASK, groupFwdMask);
+  if (mcastSnooping !== undefined) encoder.attrU8(IFLA_BR.MCAST_SNOOPING, Number(mcastSnooping));
+}
+
+const BRIDGE_PORT_FLAGS: readonly (readonly [keyof BridgePortOptions, number])[] = [
+  ["bpduGuard", IFLA_BRPORT.GUARD],
+  ["hairpin", IFLA_BRPORT.MODE],
+  ["learning", IFLA_BRPORT.LEARNING],
+  ["flood", IFLA_BRPORT.UNICAST_FLOOD],
+  ["mcastFlood", IFLA_BRPORT.MCAST_FLOOD],
+  ["bcastFlood", IFLA_BRPORT.BCAST_FLOOD],
+  ["proxyArp", IFLA_BRPORT.PROXYARP],
+  ["neighSuppress", IFLA_BRPORT.NEIGH_SUPPRESS],
+  ["isolated", IFLA_BRPORT.ISOLATED],
+];
+
+/** The payload of the RTM_SETLINK that changes a bridge port. */
+export function encodeBridgePort(
+  index: number,
+  options: BridgePortOptions,
+): Uint8Array<ArrayBuffer> {
+  return new Encoder().u8(AF.BRIDGE).zero(3).i32(index).zero(8)
+    .attrNested(IFLA.PROTINFO | NLA.F_NESTED, (port) => {
+      for (const [name, type] of BRIDGE_PORT_FLAGS) {
+        const value = options[name];
+        if (value !== undefined) port.attrU8(type, Number(value));
+      }
+    }).finish();
+}
+
+/** The payload of the RTM_GETLINK dump, which the kernel narrows to a kind or a bridge. */
+export function encodeLinkFilter(
+  filter: { readonly kind?: string; readonly master?: number },
+): Uint8Array<ArrayBuffer> {
+  return encodeLink({
+    skipStats: true,
+    ...(filter.master === undefined ? {} : { master: filter.master }),
+    ...(filter.kind === undefined ? {} : { kind: filter.kind }),
+  });
+}
+
+type Mutable<T> = { -readonly [K in keyof T]: T[K] };
+
+/**
+ * Reads the payload of RTM_NEWLINK. Attributes this library has no use for are passed over.
+ *
+ * @throws {DecodeError} when it is malformed
+ */
+export function decodeLink(payload: Uint8Array): Link {
+  const decoder = new Decoder(payload).skip(2);
+  const type = decoder.u16();
+  const index = decoder.i32();
+  const flags = decoder.u32();
+  decoder.skip(4);
+  const link: Mutable<Link> = {
+    index,
+    name: "",
+    type,
+    mtu: 0,
+    flags,
+    up: (flags & IFF.UP) !== 0,
+    running: (flags & IFF.RUNNING) !== 0,
+    promiscuous: (flags & IFF.PROMISC) !== 0,
+    operState: "unknown",
+  };
+  for (const { type, value } of decoder.attributes()) {
+    switch (type) {
+      case IFLA.IFNAME:
+        link.name = value.asString();
+        break;
+      case IFLA.ADDRESS:
+        if (value.remaining === 6) link.mac = formatMac(value.asBytes());
+        break;
+      case IFLA.MTU:
+        link.mtu = value.asU32();
+        break;
+      case IFLA.LINK:
+        link.peerIndex = value.asU32();
+        break;
+      case IFLA.LINK_NETNSID:
+        link.peerNetnsId = value.asI32();
+        break;
+      case IFLA.MASTER:
+        link.master = value.asU32();
+        break;
+      case IFLA.IFALIAS:
+        link.alias = value.asString();
+        break;
+      case IFLA.OPERSTATE:
+        link.operState = OPER_STATES[value.asU8()] ?? "unknown";
+        break;
+      case IFLA.AF_SPEC:
+        decodeAfSpec(link, value);
+        break;
+      case IFLA.LINKINFO:
+        decodeLinkInfo(link, value);
+        break;
+    }
+  }
+  return link;
+}
+
+function decodeAfSpec(link: Mutable<Link>, spec: Decoder): void {
+  for (const family of spec.attributes()) {
+    if (family.type !== AF.INET6) continue;
+    for (const { type, value } of family.value.attributes()) {
+      if (type !== IFLA_INET6.ADDR_GEN_MODE) continue;
+      const mode = ADDR_GEN_MODES[value.asU8()];
+      if (mode !== undefined) link.inet6AddrGenMode = mode;
+    }
+  }
+}
+
+function decodeLinkInfo(link: Mutable<Link>, info: Decoder): void {
+  let slaveKind: string | undefined;
+  // Kinds precede their data.
+  for (const { type, value } of info.attributes()) {
+    if (type === IFLA_INFO.KIND) link.kind = value.asString();
+    else if (type === IFLA_INFO.SLAVE_KIND) slaveKind = value.asString();
+    else if (type === IFLA_INFO.DATA && link.kind === "bridge") link.bridge = decodeBridge(value);
+    else if (type === IFLA_INFO.SLAVE_DATA && slaveKind === "bridge") {
+      link.bridgePort = decodeBridgePort(value);
+    }
+  }
+}
+
+function decodeBridge(data: Decoder): BridgeOptions {
+  const bridge: Mutable<BridgeOptions> = {};
+  for (const { type, value } of data.attributes()) {
+    if (type === IFLA_BR.FORWARD_DELAY) bridge.forwardDelay = value.asU32();
+    else if (type === IFLA_BR.AGEING_TIME) bridge.ageingTime = value.asU32();
+    else if (type === IFLA_BR.STP_STATE) bridge.stp = value.asU32() !== 0;
+    else if (type === IFLA_BR.VLAN_FILTERING) bridge.vlanFiltering = value.asU8() !== 0;
+    else if (type === IFLA_BR.GROUP_FWD_MASK) bridge.groupFwdMask = value.asU16();
+    else if (type === IFLA_BR.MCAST_SNOOPING) bridge.mcastSnooping = value.asU8() !== 0;
+  }
+  return bridge;
+}
+
+function decodeBridgePort(data: Decoder): BridgePortOptions {
+  const port: Mutable<BridgePortOptions> = {};
+  for (const { type, value } of data.attributes()) {
+    const flag = BRIDGE_PORT_FLAGS.find(([, attribute]) => attribute === type);
+    if (flag !== undefined) port[flag[0]] = value.asU8() !== 0;
+  }
+  return port;
+}

@@ -1,0 +1,291 @@
+/**
+ * Links: listed, made, changed and deleted, as `ip link` does it.
+ *
+ * @module
+ */
+
+import { Errno } from "../sys/libc.ts";
+import type { NetlinkConnection } from "./connection.ts";
+import { NetlinkError, type Subject } from "./errors.ts";
+import {
+  type AddrGenMode,
+  type BridgeOptions,
+  type BridgePortOptions,
+  decodeLink,
+  encodeBridgePort,
+  encodeLink,
+  encodeLinkFilter,
+  type Link,
+  type LinkRequest,
+  type VethPeer,
+} from "./link-message.ts";
+import { NLM_F, RTM } from "./message.ts";
+
+export type {
+  AddrGenMode,
+  BridgeOptions,
+  BridgePortOptions,
+  Link,
+  OperState,
+  VethPeer,
+} from "./link-message.ts";
+
+/** `IFNAMSIZ` with its closing NUL (linux/if.h). */
+const IFNAMSIZ = 16;
+
+/** A link by its index, or by its name. */
+export type LinkKey = number | string;
+
+/** How errors call a link: by its name where it can be found out. */
+export function linkLabel(nl: NetlinkConnection, key: LinkKey): string {
+  if (typeof key === "string") return `link "${key}"`;
+  try {
+    const link = getLink(nl, key);
+    if (link !== undefined) return `link "${link.name}"`;
+  } catch {
+    // The failure being described counts, not this one.
+  }
+  return `link ${key}`;
+}
+
+/** Whether the kernel said there is no such link. */
+function isAbsent(error: unknown): boolean {
+  return error instanceof NetlinkError && error.errno === Errno.ENODEV;
+}
+
+function byKey(key: LinkKey): LinkRequest {
+  return typeof key === "number" ? { index: key } : { name: key };
+}
+
+function canExist(key: LinkKey): boolean {
+  return typeof key === "number"
+    ? key > 0
+    : key !== "" && new TextEncoder().encode(key).length < IFNAMSIZ;
+}
+
+/**
+ * The links of the namespace, or those of one kind, or the ports of one bridge.
+ *
+ * Equivalent to: `ip -d link show [type KIND] [master NAME]`
+ */
+export function listLinks(
+  nl: NetlinkConnection,
+  filter: { readonly kind?: string; readonly master?: number } = {},
+): Link[] {
+  const subject = { action: "list", object: "links" };
+  const links: Link[] = [];
+  for (const message of nl.dump(RTM.GETLINK, encodeLinkFilter(filter), subject)) {
+    if (message.type !== RTM.NEWLINK) continue;
+    const link = decodeLink(message.payload);
+    if (filter.kind !== undefined && link.kind !== filter.kind) continue;
+    if (filter.master !== undefined && link.master !== filter.master) continue;
+    links.push(link);
+  }
+  return links;
+}
+
+/**
+ * One link, or nothing when there is none of that name or index.
+ *
+ * Equivalent to: `ip -d link show NAME`
+ */
+export function getLink(nl: NetlinkConnection, key: LinkKey): Link | undefined {
+  if (!canExist(key)) return undefined;
+  const payload = encodeLink({ ...byKey(key), skipStats: true });
+  const object = typeof key === "string" ? `link "${key}"` : `link ${key}`;
+  try {
+    const replies = nl.request(RTM.GETLINK, 0, payload, { action: "read", object });
+    const reply = replies.find((message) => message.type === RTM.NEWLINK);
+    return reply === undefined ? undefined : decodeLink(reply.payload);
+  } catch (error) {
+    if (isAbsent(error)) return undefined;
+    throw error;
+  }
+}
+
+/**
+ * One link that must be there.
+ *
+ * @throws {NetlinkError} ENODEV when it is not
+ */
+export function requireLink(nl: NetlinkConnection, key: LinkKey): Link {
+  const link = getLink(nl, key);
+  if (link !== undefined) return link;
+  throw new NetlinkError({
+    op: "RTM_GETLINK",
+    action: "find",
+    object: typeof key === "string" ? `link "${key}"` : `link ${key}`,
+    errno: Errno.ENODEV,
+  });
+}
+
+/** A veth pair to be made. */
+export interface VethRequest {
+  readonly name: string;
+  readonly mac?: string;
+  readonly mtu?: number;
+  /** Index of the bridge the near end becomes a port of. */
+  readonly master?: number;
+  readonly alias?: string;
+  readonly up?: boolean;
+  /** `"none"` keeps the near end from giving itself an IPv6 address. */
+  readonly inet6AddrGenMode?: AddrGenMode;
+  /** The other end, made straight in the namespace of `netnsFd`. It stays down. */
+  readonly peer: VethPeer;
+}
+
+/**
+ * Makes a veth pair.
+ *
+ * Equivalent to: `ip link add NAME mtu N address MAC master BRIDGE type veth peer name PEER
+ * netns NS …`, and `ip link set NAME alias TEXT` where there is an alias
+ *
+ * @returns the near end's index
+ * @throws {NetlinkError} EEXIST when either name is taken
+ */
+export function createVeth(nl: NetlinkConnection, request: VethRequest): number {
+  const { alias, inet6AddrGenMode, ...rest } = request;
+  // The kernel takes neither of the two when it makes a link: they need a message of their own.
+  const later = alias !== undefined || inet6AddrGenMode !== undefined;
+  const { up, ...down } = rest;
+  const index = createLink(nl, { ...(later ? down : rest), kind: "veth" }, "CONFIG_VETH");
+  if (!later) return index;
+  return finishLink(nl, index, {
+    ...(alias === undefined ? {} : { alias }),
+    ...(inet6AddrGenMode === undefined ? {} : { inet6AddrGenMode }),
+    ...(up === undefined ? {} : { up }),
+  });
+}
+
+/** A bridge to be made. */
+export interface BridgeRequest extends BridgeOptions {
+  readonly name: string;
+  /** One given explicitly stays as ports come and go. */
+  readonly mac?: string;
+  readonly mtu?: number;
+  readonly alias?: string;
+  readonly up?: boolean;
+}
+
+/**
+ * Makes a bridge.
+ *
+ * Equivalent to: `ip link add NAME address MAC mtu N type bridge forward_delay N stp_state 0|1
+ * vlan_filtering 0|1 mcast_snooping 0|1`
+ *
+ * @returns its index
+ * @throws {NetlinkError} EEXIST when the name is taken
+ */
+export function createBridge(nl: NetlinkConnection, request: BridgeRequest): number {
+  const { name, mac, mtu, alias, up, ...bridge } = request;
+  const now = {
+    name,
+    ...(mac === undefined ? {} : { mac }),
+    ...(mtu === undefined ? {} : { mtu }),
+    kind: "bridge",
+    ...(Object.keys(bridge).length === 0 ? {} : { bridge }),
+  };
+  const state = up === undefined ? {} : { up };
+  if (alias === undefined) return createLink(nl, { ...now, ...state }, "CONFIG_BRIDGE");
+  return finishLink(nl, createLink(nl, now, "CONFIG_BRIDGE"), { alias, ...state });
+}
+
+function createLink(
+  nl: NetlinkConnection,
+  link: LinkRequest & { readonly name: string },
+  feature: string,
+): number {
+  const subject = { action: "create", object: `link "${link.name}"`, feature };
+  // Linux 6.2 and later echo the new link; older ones are asked for it.
+  const flags = NLM_F.CREATE | NLM_F.EXCL | NLM_F.ECHO;
+  for (const reply of nl.request(RTM.NEWLINK, flags, encodeLink(link), subject)) {
+    if (reply.type !== RTM.NEWLINK) continue;
+    const made = decodeLink(reply.payload);
+    if (made.name === link.name) return made.index;
+  }
+  return requireLink(nl, link.name).index;
+}
+
+/** Completes a link that was just made, or takes it away again. */
+function finishLink(nl: NetlinkConnection, index: number, changes: LinkRequest): number {
+  try {
+    changeLink(nl, index, changes);
+    return index;
+  } catch (error) {
+    deleteLink(nl, index);
+    throw error;
+  }
+}
+
+/** What {@linkcode setLink} can change. */
+export interface LinkChanges {
+  readonly up?: boolean;
+  readonly mtu?: number;
+  readonly mac?: string;
+  /** Index of a bridge; 0 takes the link out of its bridge. */
+  readonly master?: number;
+  /** The empty text takes it away. */
+  readonly alias?: string;
+  readonly promiscuous?: boolean;
+  readonly name?: string;
+  /** Descriptor of the namespace it moves to; other changes are applied there. */
+  readonly netnsFd?: number;
+  readonly inet6AddrGenMode?: AddrGenMode;
+}
+
+/**
+ * Changes a link, everything in one message, which the kernel applies in the order of address,
+ * name, bridge, state. The IPv6 address mode comes after the state there, so a link that is set
+ * up with one needs a second message.
+ *
+ * Equivalent to: `ip link set NAME …`
+ */
+export function setLink(nl: NetlinkConnection, index: number, changes: LinkChanges): void {
+  const { inet6AddrGenMode, ...rest } = changes;
+  if (inet6AddrGenMode === undefined || changes.up !== true) return changeLink(nl, index, changes);
+  changeLink(nl, index, { inet6AddrGenMode });
+  changeLink(nl, index, rest);
+}
+
+function changeLink(nl: NetlinkConnection, index: number, changes: LinkRequest): void {
+  const subject: Subject = { action: "change", object: () => linkLabel(nl, index) };
+  nl.request(RTM.NEWLINK, 0, encodeLink({ ...changes, index }), subject);
+}
+
+/**
+ * Changes options of a link that is a port of a bridge.
+ *
+ * Equivalent to: `bridge link set dev NAME hairpin on|off isolated on|off learning on|off …`
+ *
+ * @throws {NetlinkError} EOPNOTSUPP when the link is no port of a bridge
+ */
+export function setBridgePort(
+  nl: NetlinkConnection,
+  index: number,
+  options: BridgePortOptions,
+): void {
+  const subject: Subject = {
+    action: "change",
+    object: () => `bridge port ${linkLabel(nl, index).slice("link ".length)}`,
+  };
+  nl.request(RTM.SETLINK, 0, encodeBridgePort(index, options), subject);
+}
+
+/**
+ * Deletes a link; a veth's other end goes with it.
+ *
+ * Equivalent to: `ip link delete NAME`
+ *
+ * @returns whether it was there
+ */
+export function deleteLink(nl: NetlinkConnection, key: LinkKey): boolean {
+  if (!canExist(key)) return false;
+  const subject: Subject = { action: "delete", object: () => linkLabel(nl, key) };
+  try {
+    nl.request(RTM.DELLINK, 0, encodeLink(byKey(key)), subject);
+    return true;
+  } catch (error) {
+    if (isAbsent(error)) return false;
+    throw error;
+  }
+}
