@@ -1,0 +1,299 @@
+/**
+ * A command as a table: parsing, checking and `--help` all come from it.
+ *
+ * @module
+ */
+
+import { parseArgs } from "@std/cli/parse-args";
+import { InputError } from "../errors.ts";
+
+/** One flag of a command. */
+export interface Option {
+  /** Without the dashes: `"state-dir"`. */
+  readonly name: string;
+  /** How `--help` names its value. A flag without one takes no value. */
+  readonly metavar?: string;
+  /** May be given several times. */
+  readonly repeat?: boolean;
+  /** The values it takes; any, if absent. */
+  readonly choices?: readonly string[];
+  readonly help: string;
+  /** What holds when it is absent, for `--help`. */
+  readonly default?: string;
+}
+
+/** A command line: its words, flags and texts. */
+export interface Command {
+  readonly name: string;
+  readonly summary: string;
+  /** Usage lines, without the command's name. */
+  readonly usage: readonly string[];
+  /** What the free words are, where the command takes any. */
+  readonly words?: { readonly metavar: string; readonly help: string };
+  /** What follows `--`, where the command takes it. */
+  readonly rest?: { readonly metavar: string; readonly help: string };
+  readonly options: readonly Option[];
+  /** Flags of the contract that this version does not offer. */
+  readonly notOffered?: readonly string[];
+  readonly examples: readonly { readonly does: string; readonly command: string }[];
+  /** Exit codes beyond 0, 1 and 2. */
+  readonly exitCodes?: readonly (readonly [code: string, meaning: string])[];
+}
+
+/** The values of flags by name: a boolean, a string, or the strings of a repeatable one. */
+export type Flags<O extends readonly Option[]> = {
+  readonly [Each in O[number] as Each["name"]]: Each extends { readonly metavar: string }
+    ? Each extends { readonly repeat: true } ? readonly string[]
+    : Each extends { readonly choices: readonly (infer V)[] } ? V | undefined
+    : string | undefined
+    : boolean;
+};
+
+/** A command line, taken apart. All values are strings. */
+export interface Parsed<C extends Command = Command> {
+  readonly flags: Flags<C["options"]>;
+  readonly words: readonly string[];
+  /** What followed `--`; `undefined` when there was none. */
+  readonly rest: readonly string[] | undefined;
+}
+
+/** What every command takes. */
+const COMMON: readonly Option[] = [
+  { name: "help", help: "print this and exit" },
+  { name: "version", help: "print the version and exit" },
+];
+
+/**
+ * Takes a command line apart by its table. Throws {@linkcode InputError} for what the table does
+ * not know, naming the nearest thing it does.
+ */
+export function parseCommand<const C extends Command>(
+  command: C,
+  args: readonly string[],
+): Parsed<C> | "help" | "version" {
+  const options = [...command.options, ...COMMON];
+  const end = args.indexOf("--");
+  const words = end === -1 ? args : args.slice(0, end);
+  if (words.includes("--help") || words.includes("-h")) return "help";
+  if (words.includes("--version")) return "version";
+  if (end !== -1 && command.rest === undefined) {
+    throw new InputError("-- is not taken here", seeHelp(command));
+  }
+
+  const names = options.map(({ name }) => name);
+  const parsed = parseArgs([...canonical(command, options, words)], {
+    string: [...options.filter(takesValue).map(({ name }) => name), "_"],
+    boolean: options.filter((option) => !takesValue(option)).map(({ name }) => name),
+    collect: names,
+  });
+  return {
+    flags: flagValues(command.options, (name) => {
+      const given = parsed[name];
+      return Array.isArray(given) ? given.map(String) : [];
+    }),
+    words: freeWords(command, parsed._.map(String)),
+    rest: end === -1 ? undefined : args.slice(end + 1),
+  };
+}
+
+/**
+ * The arguments with every flag checked and written as `--name=value`. parseArgs guesses where
+ * they are not: `--check true` would take a VM called "true", and `--from -` no value at all.
+ */
+function* canonical(
+  command: Command,
+  options: readonly Option[],
+  words: readonly string[],
+): Generator<string> {
+  for (let i = 0; i < words.length; i++) {
+    const word = words[i] ?? "";
+    if (!word.startsWith("-") || word === "-") {
+      yield word;
+      continue;
+    }
+    const equals = word.indexOf("=");
+    const flag = equals === -1 ? word : word.slice(0, equals);
+    let value = equals === -1 ? undefined : word.slice(equals + 1);
+    const option = options.find(({ name }) => flag === `--${name}`);
+    if (option === undefined) throw unknownFlag(command, flag);
+    if (!takesValue(option)) {
+      if (value !== undefined) {
+        throw new InputError(`${flag} takes no value`, { mend: `write just ${flag}` });
+      }
+      yield `${flag}=true`;
+      continue;
+    }
+    const next = words[i + 1];
+    if (value === undefined && next !== undefined && (next === "-" || !next.startsWith("-"))) {
+      value = next;
+      i++;
+    }
+    if (value === undefined || value === "") {
+      throw new InputError(`${flag} has no value`, { mend: `write ${flag} ${option.metavar}` });
+    }
+    yield `${flag}=${value}`;
+  }
+}
+
+function takesValue(option: Option): boolean {
+  return option.metavar !== undefined;
+}
+
+/** The flags' values from what is given for each. Throws {@linkcode InputError} for a bad one. */
+export function flagValues<const O extends readonly Option[]>(
+  options: O,
+  given: (name: string) => readonly string[],
+): Flags<O> {
+  const values = options.map((option) => [option.name, flagValue(option, given(option.name))]);
+  return Object.fromEntries(values);
+}
+
+function flagValue(option: Option, given: readonly string[]): unknown {
+  if (given.length > 1 && option.repeat !== true) {
+    throw new InputError(`--${option.name} is given ${given.length} times`, {
+      mend: "give it once",
+    });
+  }
+  if (!takesValue(option)) return given.length > 0;
+  for (const value of given) {
+    if (option.choices !== undefined && !option.choices.includes(value)) {
+      throw new InputError(`--${option.name} ${JSON.stringify(value)} is not known`, {
+        mend: `use ${listed(option.choices)}`,
+      });
+    }
+  }
+  return option.repeat === true ? given : given[0];
+}
+
+function freeWords(command: Command, words: readonly string[]): readonly string[] {
+  const [first] = words;
+  if (first !== undefined && command.words === undefined) {
+    throw unknownWord(
+      `the word ${JSON.stringify(first)} is not taken here`,
+      first,
+      command.options.map(({ name }) => name).map((name) => `--${name}`),
+      command,
+    );
+  }
+  return words;
+}
+
+function unknownFlag(command: Command, flag: string): InputError {
+  if (command.notOffered?.some((name) => flag === `--${name}`)) {
+    return new InputError(`${flag} is not offered by this version`, seeHelp(command));
+  }
+  const known = [...command.options, ...COMMON].map(({ name }) => `--${name}`);
+  return unknownWord(`unknown flag ${flag}`, flag, known, command);
+}
+
+/** An error for a word that is none of `known`, whose mend is the nearest of them. */
+export function unknownWord(
+  message: string,
+  word: string,
+  known: readonly string[],
+  command: Pick<Command, "name">,
+): InputError {
+  const near = nearest(word, known);
+  return new InputError(message, near ? { mend: `did you mean ${near}?` } : seeHelp(command));
+}
+
+function seeHelp(command: Pick<Command, "name">): { mend: string } {
+  return { mend: `see ${command.name} --help` };
+}
+
+/** The nearest of `known`, dashes aside, if a slip of the fingers can have made `word` of it. */
+export function nearest(word: string, known: readonly string[]): string | undefined {
+  const bare = word.replace(/^-+/, "");
+  const [best] = known
+    .map((candidate) => ({ candidate, slips: distance(bare, candidate.replace(/^-+/, "")) }))
+    .filter(({ slips }) => slips <= Math.max(1, Math.floor(bare.length * 0.4)))
+    .sort((a, b) => a.slips - b.slips);
+  return best?.candidate;
+}
+
+/** Edits between two words: letters inserted, dropped, changed, or two neighbours swapped. */
+function distance(a: string, b: string): number {
+  const rows = [Array.from({ length: b.length + 1 }, (_, j) => j)];
+  for (let i = 1; i <= a.length; i++) {
+    const row = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const at = (di: number, dj: number) =>
+        (di === 0 ? row : rows[i - di])?.[j - dj] ?? Number.POSITIVE_INFINITY;
+      const changed = a[i - 1] === b[j - 1] ? 0 : 1;
+      const swapped = a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1];
+      row.push(Math.min(
+        at(1, 0) + 1,
+        at(0, 1) + 1,
+        at(1, 1) + changed,
+        swapped ? at(2, 2) + 1 : Number.POSITIVE_INFINITY,
+      ));
+    }
+    rows.push(row);
+  }
+  return rows[a.length]?.[b.length] ?? Number.POSITIVE_INFINITY;
+}
+
+/** The text of `--help`. */
+export function helpText(command: Command): string {
+  const options = [...command.options, ...COMMON];
+  const left = (option: Option) =>
+    `--${option.name}${option.metavar === undefined ? "" : ` ${option.metavar}`}`;
+  const rows = options.map((option): readonly [string, string] => {
+    const notes = [
+      option.repeat === true ? "may be repeated" : undefined,
+      option.default === undefined ? undefined : `default: ${option.default}`,
+    ].filter((note) => note !== undefined);
+    return [left(option), option.help + (notes.length === 0 ? "" : ` (${notes.join("; ")})`)];
+  });
+  const words = [
+    command.words && [command.words.metavar, command.words.help] as const,
+    command.rest && [`-- ${command.rest.metavar}`, command.rest.help] as const,
+  ].filter((row) => row !== undefined);
+  const codes: readonly (readonly [string, string])[] = [
+    ["0", "done"],
+    ["1", "failed; what was begun is undone"],
+    ["2", "wrong usage or input; nothing was touched"],
+    ...command.exitCodes ?? [],
+  ];
+  return [
+    `${command.name}: ${command.summary}`,
+    "",
+    ...command.usage.map((line, i) =>
+      `${i === 0 ? "usage:" : "      "} ${command.name} ${line}`.trimEnd()
+    ),
+    ...words.length === 0 ? [] : ["", ...columns(words)],
+    "",
+    "options:",
+    ...columns(rows),
+    "",
+    "examples:",
+    ...command.examples.flatMap(({ does, command }) => [`  # ${does}`, `  ${command}`]),
+    "",
+    "exit codes:",
+    ...columns(codes),
+  ].join("\n");
+}
+
+/** Two columns, the second wrapped at 96 characters. */
+function columns(rows: readonly (readonly [string, string])[]): string[] {
+  const width = Math.max(...rows.map(([left]) => left.length)) + 4;
+  return rows.flatMap(([left, right]) =>
+    wrap(right, 96 - width).map((line, i) => `  ${i === 0 ? left : ""}`.padEnd(width) + line)
+  );
+}
+
+function wrap(text: string, width: number): string[] {
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    const line = lines.at(-1) ?? "";
+    if (line !== "" && line.length + 1 + word.length > width) lines.push(word);
+    else lines[lines.length - 1] = line === "" ? word : `${line} ${word}`;
+  }
+  return lines;
+}
+
+function listed(values: readonly string[]): string {
+  return values.length < 2
+    ? values.join("")
+    : `${values.slice(0, -1).join(", ")} or ${values.at(-1)}`;
+}

@@ -1,0 +1,279 @@
+/**
+ * attach-vm's command line: its table, which flags go together, and the requests it stands for.
+ *
+ * @module
+ */
+
+import { InputError } from "../errors.ts";
+import type { AttachRequest, OutputFormat } from "../vm/types.ts";
+import type { Command, Parsed } from "./args.ts";
+import { HOST_OPTIONS, withoutUndefined } from "./main.ts";
+
+/** What attach-vm does with the VMs it names. */
+export type AttachVerb = "attach" | "check" | "remove" | "list" | "run";
+
+/** A command line of attach-vm that makes sense. */
+export interface AttachCommand {
+  readonly verb: AttachVerb;
+  /** One per VM; for `check` and `remove` they hold the name alone. */
+  readonly requests: readonly AttachRequest[];
+  readonly output: OutputFormat;
+  /** The VMM's program and arguments, for `run`. */
+  readonly vmm: readonly string[];
+}
+
+/** The command line of attach-vm. */
+export const ATTACH_VM = {
+  name: "attach-vm",
+  summary: "put virtual machines on CNI networks, each behind a TAP device of its own",
+  usage: [
+    "NAME… [options] [-- VMM ARG…]",
+    "--from FILE|-",
+    "NAME… --check | --remove",
+    "--list",
+  ],
+  words: { metavar: "NAME", help: "1–63 of a-z A-Z 0-9 . _ -, beginning with a letter or digit" },
+  rest: {
+    metavar: "VMM ARG…",
+    help: "run the VMM inside the VM's namespace and remove the attachment when it ends; {tap} " +
+      "{mac} {ip} {gateway} {netmask} {mtu} {netns} {name} {cmdline} in its arguments are replaced",
+  },
+  options: [
+    {
+      name: "ports",
+      metavar: "HOST:VM[/PROTO]",
+      repeat: true,
+      help: "publish a port: 8080:80, 8080:80/udp, 127.0.0.1:8080:80, [2001:db8::1]:8080:80, " +
+        "9000-9009:9000-9009, or 0:80 for a host port chosen here; none clears them",
+    },
+    { name: "ip", metavar: "ADDR", help: "ask the network for this address" },
+    { name: "mac", metavar: "ADDR", help: "give the VM this MAC address" },
+    {
+      name: "netns",
+      metavar: "PATH",
+      help: "use this network namespace, which is never deleted",
+      default: "/run/netns/tapkit-NAME, made here",
+    },
+    { name: "mtu", metavar: "BYTES", help: "give the VM's interfaces this MTU" },
+    {
+      name: "tap-owner",
+      metavar: "USER[:GROUP]",
+      help: "who may open the TAP device without being root",
+    },
+    {
+      name: "network",
+      metavar: "NET",
+      repeat: true,
+      help: "put eth0, eth1, … on these CNI networks",
+      default: "the first configuration of the CNI directory; the default network, if it is empty",
+    },
+    {
+      name: "mode",
+      metavar: "MODE",
+      choices: ["auto", "tc-redirect"],
+      help: "how frames get between the TAP and eth0: auto or tc-redirect",
+      default: "auto",
+    },
+    {
+      name: "plugins",
+      metavar: "HOW",
+      choices: ["auto", "builtin"],
+      help: "auto, or builtin to run no plugin from disk",
+      default: "auto",
+    },
+    {
+      name: "from",
+      metavar: "FILE|-",
+      help: "attach one VM per line of JSON, with these flags' names as keys: " +
+        '{"name":"web","ports":["8080:80"]}',
+    },
+    {
+      name: "output",
+      metavar: "FORMAT",
+      choices: ["json", "env", "cmdline", "qemu"],
+      help: "print the record as json, env (shell assignments), cmdline (the kernel's ip=) or " +
+        "qemu (arguments)",
+      default: "json",
+    },
+    { name: "record-file", metavar: "FILE", help: "with -- VMM, write the record there" },
+    { name: "list", help: "print the records of all attached VMs" },
+    { name: "check", help: "compare records and kernel, change nothing" },
+    { name: "remove", help: "take the VMs off their networks" },
+    ...HOST_OPTIONS,
+  ],
+  notOffered: ["network-plugin", "restore", "gc", "exclusive"],
+  examples: [
+    {
+      does: "a VM on the default network, its port 80 published as the host's 8080",
+      command: "attach-vm web --ports 8080:80",
+    },
+    {
+      does: "QEMU for it",
+      command: "ip netns exec tapkit-web qemu-system-x86_64 $(attach-vm web --output qemu) …",
+    },
+    {
+      does: "attach, run, remove when the VMM ends",
+      command: "attach-vm web --ports 8080:80 -- qemu-system-x86_64 -netdev " +
+        "tap,id=n0,ifname={tap},script=no,downscript=no -device virtio-net-pci,netdev=n0,mac={mac} …",
+    },
+    { does: "many at once", command: "attach-vm --from vms.jsonl" },
+    { does: "take it away", command: "attach-vm web --remove" },
+  ],
+  exitCodes: [
+    ["3", "--check found a difference"],
+    ["125–127", "with -- VMM: it was not started, cannot be executed, was not found"],
+  ],
+} as const satisfies Command;
+
+type AttachFlags = Parsed<typeof ATTACH_VM>["flags"];
+
+/** The flags that shape an attachment, and so go with no other verb, and are the keys of `--from`. */
+const SHAPING = [
+  "ports",
+  "ip",
+  "mac",
+  "netns",
+  "mtu",
+  "tap-owner",
+  "network",
+  "mode",
+  "plugins",
+] as const satisfies readonly (keyof AttachFlags)[];
+
+type ShapingFlags = Pick<AttachFlags, (typeof SHAPING)[number]>;
+
+/** Checks which flags go together and reads `--from`. Throws {@linkcode InputError}. */
+export async function readAttachCommand(parsed: Parsed<typeof ATTACH_VM>): Promise<AttachCommand> {
+  const { flags, words, rest } = parsed;
+  const verb = verbOf(parsed);
+  const output = flags.output ?? "json";
+  refuseUnlessPlain(verb, flags, words);
+  const requests = flags.from === undefined
+    ? words.map((name) => ({ name, ...shape(flags) }))
+    : await readRequests(flags.from, shape(flags));
+  const names = requests.map(({ name }) => name);
+  const twice = names.find((name, i) => names.indexOf(name) !== i);
+  if (twice !== undefined) {
+    throw new InputError(`VM ${JSON.stringify(twice)} is named twice`, { mend: "name it once" });
+  }
+  if (words.length > 1 || flags.from !== undefined) await refuseForSeveral(flags, rest);
+  if (output === "env" && requests.length > 1) {
+    throw new InputError("--output env is for one VM: the variables of several would mix", {
+      mend: "attach them one by one",
+    });
+  }
+  return { verb, requests, output, vmm: rest ?? [] };
+}
+
+function verbOf({ flags, rest }: Parsed<typeof ATTACH_VM>): AttachVerb {
+  const verbs = [
+    ...(["list", "check", "remove"] as const).filter((verb) => flags[verb]),
+    ...rest === undefined ? [] : ["run" as const],
+  ];
+  if (verbs.length > 1) {
+    const named = verbs.map((verb) => verb === "run" ? "-- VMM" : `--${verb}`);
+    throw new InputError(`${named.join(" and ")} do not go together`, { mend: "use one of them" });
+  }
+  if (rest?.length === 0) {
+    throw new InputError("nothing follows --", { mend: "write -- VMM ARG…" });
+  }
+  return verbs[0] ?? "attach";
+}
+
+function refuseUnlessPlain(verb: AttachVerb, flags: AttachFlags, words: readonly string[]): void {
+  const named = flags.from !== undefined || words.length > 0;
+  if (verb === "list" ? words.length > 0 : !named) {
+    throw verb === "list"
+      ? new InputError("--list takes no names", { mend: "it lists every attached VM" })
+      : new InputError("no VM is named", { mend: "see attach-vm --help" });
+  }
+  if (flags.from !== undefined && words.length > 0) {
+    throw new InputError("names and --from do not go together", {
+      mend: "put the names into the file",
+    });
+  }
+  if (verb !== "attach" && verb !== "run") {
+    const shaping = [...SHAPING, "from" as const].find((name) =>
+      flags[name] !== undefined && flags[name].length > 0
+    );
+    if (shaping !== undefined) {
+      throw new InputError(`--${shaping} does not go with --${verb}`, { mend: "leave it out" });
+    }
+  }
+  if (flags.output !== undefined && verb !== "attach" && verb !== "list") {
+    const other = verb === "run" ? "-- VMM, whose stdout is the VMM's" : `--${verb}`;
+    throw new InputError(`--output does not go with ${other}`, {
+      mend: verb === "run" ? "use --record-file" : "leave it out",
+    });
+  }
+  if (flags["record-file"] !== undefined && verb !== "run") {
+    throw new InputError("--record-file is for -- VMM", { mend: "the record is on stdout" });
+  }
+}
+
+async function refuseForSeveral(flags: AttachFlags, rest: readonly string[] | undefined) {
+  const single = (["ip", "mac", "netns"] as const).find((name) => flags[name] !== undefined);
+  const refused = single === undefined ? rest && "-- VMM" : `--${single}`;
+  if (refused !== undefined) {
+    throw new InputError(`${refused} is for one VM`, {
+      mend: flags.from === undefined ? "attach them one by one, or use --from" : "put it in a line",
+    });
+  }
+  const { parsePorts } = await import("../inet/ports.ts");
+  const ports = flags.ports.length === 1 && flags.ports[0] === "none" ? [] : [...flags.ports];
+  const fixed = ports.find((text) => parsePorts([text]).some(({ hostPort }) => hostPort !== 0));
+  if (fixed !== undefined) {
+    throw new InputError(`host port of ${fixed} cannot be shared by several VMs`, {
+      mend: `use 0:PORT, which chooses one for each, or --from`,
+    });
+  }
+}
+
+function shape(flags: ShapingFlags): Omit<AttachRequest, "name"> {
+  return withoutUndefined({
+    ports: portsOf(flags.ports),
+    ip: flags.ip,
+    mac: flags.mac,
+    mtu: flags.mtu === undefined ? undefined : wholeNumber("--mtu", flags.mtu),
+    netns: flags.netns,
+    tapOwner: flags["tap-owner"],
+    plugins: flags.plugins,
+    mode: flags.mode,
+    networks: flags.network.length === 0 ? undefined : flags.network,
+  });
+}
+
+async function readRequests(
+  path: string,
+  defaults: Omit<AttachRequest, "name">,
+): Promise<AttachRequest[]> {
+  const { readVmLines } = await import("./vm-lines.ts");
+  const known: readonly string[] = SHAPING;
+  const options = ATTACH_VM.options.filter(({ name }) => known.includes(name));
+  return (await readVmLines(path, options)).map(({ where, name, flags }) => {
+    try {
+      return { name, ...defaults, ...shape(flags) };
+    } catch (error) {
+      throw error instanceof InputError
+        ? new InputError(`${where}: ${error.message}`, { mend: error.mend, cause: error })
+        : error;
+    }
+  });
+}
+
+function portsOf(texts: readonly string[]): readonly string[] | "none" | undefined {
+  if (!texts.includes("none")) return texts.length === 0 ? undefined : texts;
+  if (texts.length > 1) {
+    throw new InputError("--ports none does not go with other ports", { mend: "use one of them" });
+  }
+  return "none";
+}
+
+function wholeNumber(flag: string, text: string): number {
+  if (!/^\d{1,9}$/.test(text)) {
+    throw new InputError(`${flag} ${JSON.stringify(text)} is not a whole number`, {
+      mend: `write ${flag} 1500`,
+    });
+  }
+  return Number(text);
+}

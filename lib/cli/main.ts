@@ -1,0 +1,196 @@
+/**
+ * What every script does around its one library call: read the command line, print lines that
+ * survive a closed pipe, turn errors into the contract's text and exit codes.
+ *
+ * @module
+ */
+
+import { describe, InputError, TapkitError } from "../errors.ts";
+import type { HostOptions } from "../vm/types.ts";
+import { type Command, helpText, parseCommand, type Parsed } from "./args.ts";
+
+/** The exit codes of every script. */
+export const EXIT = { done: 0, failed: 1, usage: 2, differs: 3 } as const;
+
+/**
+ * Runs a command: parses `args` by its table, answers `--help` and `--version`, calls `run` and
+ * prints what it throws. Returns the exit code.
+ */
+export async function runScript<const C extends Command>(
+  command: C,
+  args: readonly string[],
+  run: (parsed: Parsed<C>) => Promise<number> | number,
+): Promise<number> {
+  try {
+    const parsed = parseCommand(command, args);
+    if (parsed === "help") {
+      printText(helpText(command));
+      return EXIT.done;
+    }
+    if (parsed === "version") {
+      const { default: { version } } = await import("../../deno.json", { with: { type: "json" } });
+      printText(`${command.name} ${version}`);
+      return EXIT.done;
+    }
+    return await run(parsed);
+  } catch (error) {
+    return printError(command.name, error);
+  }
+}
+
+/** Prints an error as one line on stderr and returns the exit code it means. */
+export function printError(script: string, error: unknown, doing?: string): number {
+  printNote(script, doing === undefined ? explain(error) : `${doing}: ${explain(error)}`);
+  if (debugging() && error instanceof Error) printNote(script, error.stack ?? "");
+  return error instanceof InputError ? EXIT.usage : EXIT.failed;
+}
+
+/** Prints a line for people on stderr. Where that cannot be done there is nobody to tell. */
+export function printNote(script: string, text: string): void {
+  try {
+    writeAll(Deno.stderr, `${script}: ${text}\n`);
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
+  }
+}
+
+/** Prints one object as a line of JSON on stdout. */
+export function printJson(value: unknown): void {
+  printText(JSON.stringify(value));
+}
+
+/** Prints text and a newline on stdout. A reader that has gone away is no error. */
+export function printText(text: string): void {
+  try {
+    writeAll(Deno.stdout, `${text}\n`);
+  } catch (error) {
+    throw new TapkitError(`stdout cannot be written: ${describe(error)}`, {
+      mend: "what was done stays done; ask for it again with --list",
+      cause: error,
+    });
+  }
+}
+
+/** Does `act` for each of `names`, one after the other, past failures; returns the exit code. */
+export async function forEachVm<T>(
+  script: string,
+  verb: string,
+  items: readonly T[],
+  nameOf: (item: T) => string,
+  act: (item: T) => Promise<number | void> | number | void,
+): Promise<number> {
+  const codes: number[] = [];
+  for (const item of items) {
+    try {
+      codes.push(await act(item) ?? EXIT.done);
+    } catch (error) {
+      codes.push(printError(script, error, `cannot ${verb} ${JSON.stringify(nameOf(item))}`));
+    }
+  }
+  const [first = EXIT.done, ...others] = codes;
+  if (others.every((code) => code === first)) return first;
+  return codes.some((code) => code === EXIT.failed || code === EXIT.usage)
+    ? EXIT.failed
+    : Math.max(...codes);
+}
+
+/** A signal that is raised by Ctrl-C or a request to end. */
+export function stopSignal(): AbortSignal {
+  const controller = new AbortController();
+  for (const name of ["SIGINT", "SIGTERM"] as const) {
+    Deno.addSignalListener(name, () => controller.abort());
+  }
+  return controller.signal;
+}
+
+/** The flags that say where things are on a host. */
+export const HOST_OPTIONS = [
+  {
+    name: "state-dir",
+    metavar: "DIR",
+    help: "where the records of attached VMs are kept",
+    default: "$TAPKIT_STATE_DIR, then /var/lib/tapkit",
+  },
+  {
+    name: "cni-conf-dir",
+    metavar: "DIR",
+    help: "where the CNI configurations are",
+    default: "$NETCONFPATH, then /etc/cni/net.d",
+  },
+  {
+    name: "cni-bin-dir",
+    metavar: "DIR[:DIR]…",
+    help: "where the CNI plugins are",
+    default: "$CNI_PATH, then /opt/cni/bin and /usr/lib/cni",
+  },
+] as const satisfies Command["options"];
+
+/** The library's options for the values of {@linkcode HOST_OPTIONS}; notes go to stderr. */
+export function hostOptions(
+  script: string,
+  flags: Partial<Record<(typeof HOST_OPTIONS)[number]["name"], string | undefined>>,
+): HostOptions {
+  return withoutUndefined({
+    stateDir: flags["state-dir"],
+    confDir: flags["cni-conf-dir"],
+    binDirs: flags["cni-bin-dir"]?.split(":").filter((dir) => dir !== ""),
+    note: (text: string) => printNote(script, text),
+  });
+}
+
+/** The object without the keys whose value is `undefined`. */
+export function withoutUndefined<T extends object>(
+  object: T,
+): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  const entries = Object.entries(object).filter(([, value]) => value !== undefined);
+  return Object.fromEntries(entries) as { [K in keyof T]?: Exclude<T[K], undefined> };
+}
+
+/** Bit numbers of capabilities (linux/capability.h). */
+const CAPABILITY = { CAP_NET_ADMIN: 12, CAP_NET_RAW: 13, CAP_SYS_ADMIN: 21 } as const;
+
+/** Throws, naming what is missing, unless this process may change the host's networks. */
+export function requireRoot(
+  needed: readonly (keyof typeof CAPABILITY)[] = ["CAP_NET_ADMIN", "CAP_SYS_ADMIN"],
+  status: string = Deno.readTextFileSync("/proc/self/status"),
+): void {
+  const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0"}`);
+  const missing = needed.filter((name) => (effective >> BigInt(CAPABILITY[name]) & 1n) === 0n);
+  if (missing.length > 0) {
+    throw new TapkitError(`this process lacks ${missing.join(" and ")}`, {
+      mend: "run it as root",
+    });
+  }
+}
+
+function explain(error: unknown): string {
+  if (error instanceof TapkitError) return describe(error);
+  if (error instanceof Deno.errors.NotCapable) {
+    return `${describe(error)}: run it with deno run -A`;
+  }
+  if (error instanceof Error && "code" in error && error.code !== undefined) {
+    return `${describe(error)} (${error.code})`;
+  }
+  const kind = error instanceof Error ? `${error.name}: ` : "";
+  return `this is a bug in tapkit: ${kind}${describe(error)}` +
+    (debugging() ? "" : ": run it again with TAPKIT_DEBUG=1 to see where");
+}
+
+function debugging(): boolean {
+  const allowed = Deno.permissions.querySync({ name: "env", variable: "TAPKIT_DEBUG" });
+  return allowed.state === "granted" && Boolean(Deno.env.get("TAPKIT_DEBUG"));
+}
+
+/** Deno's own write may be short, or refuse for the moment when the pipe does not block. */
+function writeAll(stream: { writeSync(bytes: Uint8Array): number }, text: string): void {
+  let bytes = new TextEncoder().encode(text);
+  while (bytes.length > 0) {
+    try {
+      bytes = bytes.subarray(stream.writeSync(bytes));
+    } catch (error) {
+      if (error instanceof Deno.errors.BrokenPipe) return;
+      if (!(error instanceof Deno.errors.WouldBlock)) throw error;
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+    }
+  }
+}

@@ -1,0 +1,101 @@
+/**
+ * `attach-vm --from`: one VM per line of JSON, with flags' names as keys.
+ *
+ * @module
+ */
+
+import { describe, InputError } from "../errors.ts";
+import { type Flags, flagValues, nearest, type Option } from "./args.ts";
+
+/** One line: the VM's name and the flags it gives. */
+export interface VmLine<O extends readonly Option[]> {
+  /** For messages: `"vms.jsonl line 3"`. */
+  readonly where: string;
+  readonly name: string;
+  readonly flags: Flags<O>;
+}
+
+/**
+ * Reads a file of JSON lines, or standard input for `-`. A value is a string, a number, or for a
+ * repeatable flag a list of them. Throws {@linkcode InputError} naming the line.
+ */
+export async function readVmLines<const O extends readonly Option[]>(
+  path: string,
+  options: O,
+): Promise<VmLine<O>[]> {
+  const file = path === "-" ? "standard input" : path;
+  const lines = (await readText(path, file)).split("\n").flatMap((line, i) =>
+    line.trim() === "" ? [] : [readLine(line, `${file} line ${i + 1}`, options)]
+  );
+  if (lines.length === 0) {
+    throw new InputError(`${file} names no VM`, { mend: 'write lines such as {"name":"web"}' });
+  }
+  return lines;
+}
+
+async function readText(path: string, file: string): Promise<string> {
+  try {
+    return path === "-"
+      ? await new Response(Deno.stdin.readable).text()
+      : await Deno.readTextFile(path);
+  } catch (error) {
+    throw new InputError(`${file} cannot be read: ${describe(error)}`, {
+      mend: "give --from a file of JSON lines",
+      cause: error,
+    });
+  }
+}
+
+function readLine<const O extends readonly Option[]>(
+  line: string,
+  where: string,
+  options: O,
+): VmLine<O> {
+  const { name, ...values } = parseObject(line, where);
+  if (typeof name !== "string") {
+    throw new InputError(`${where} gives no name`, { mend: 'write {"name":"web"}' });
+  }
+  const keys = ["name", ...options.map(({ name }) => name)];
+  const unknown = Object.keys(values).find((key) => !keys.includes(key));
+  if (unknown !== undefined) {
+    const near = nearest(unknown, keys);
+    throw new InputError(`${where}: unknown key ${JSON.stringify(unknown)}`, {
+      mend: near === undefined ? `use ${keys.join(", ")}` : `did you mean ${near}?`,
+    });
+  }
+  try {
+    const given = (name: string) => Object.hasOwn(values, name) ? texts(name, values[name]) : [];
+    return { where, name, flags: flagValues(options, given) };
+  } catch (error) {
+    throw error instanceof InputError
+      ? new InputError(`${where}: ${error.message}`, { mend: error.mend, cause: error })
+      : error;
+  }
+}
+
+function parseObject(line: string, where: string): Record<string, unknown> {
+  let value: unknown;
+  try {
+    value = JSON.parse(line);
+  } catch {
+    value = undefined;
+  }
+  if (typeof value !== "object" || value === null || Array.isArray(value)) {
+    throw new InputError(`${where} is not a JSON object`, {
+      mend: 'write {"name":"web"} on one line',
+    });
+  }
+  return { ...value };
+}
+
+/** An empty list of ports says that there are to be none. */
+function texts(key: string, value: unknown): readonly string[] {
+  const list: readonly unknown[] = Array.isArray(value) ? value : [value];
+  if (key === "ports" && list.length === 0) return ["none"];
+  return list.map((item) => {
+    if (typeof item === "string" && item !== "" || typeof item === "number") return String(item);
+    throw new InputError(`${JSON.stringify(key)} holds ${JSON.stringify(item)}`, {
+      mend: "write strings",
+    });
+  });
+}
