@@ -1,0 +1,160 @@
+/**
+ * UDP datagrams in IPv4 in Ethernet II frames, as a packet socket carries them.
+ *
+ * @module
+ */
+
+import { bytesToIp, ipToBytes } from "../inet/ip.ts";
+import { ETH_ALEN } from "../inet/mac.ts";
+import { DhcpFormatError } from "./options.ts";
+
+/** linux/if_ether.h. */
+export const ETH_P_IP = 0x0800;
+export const ETH_HLEN = 14;
+/** linux/in.h. */
+export const IPPROTO_UDP = 17;
+
+export const IPV4_HEADER_SIZE = 20;
+export const UDP_HEADER_SIZE = 8;
+const IPV4_VERSION = 4;
+const IP_DONT_FRAGMENT = 0x4000;
+/** More fragments, or an offset: part of a datagram. */
+export const IP_FRAGMENT_MASK = 0x3fff;
+const DEFAULT_TTL = 64;
+
+/** Offsets in the frame, and in the headers of IPv4 (RFC 791) and UDP (RFC 768). */
+const Ethernet = { DESTINATION: 0, SOURCE: 6, TYPE: 12 } as const;
+const Ip = {
+  LENGTH: 2,
+  FRAGMENT: 6,
+  TTL: 8,
+  PROTOCOL: 9,
+  CHECKSUM: 10,
+  SOURCE: 12,
+  TO: 16,
+} as const;
+const Udp = { SOURCE: 0, DESTINATION: 2, LENGTH: 4, CHECKSUM: 6 } as const;
+
+/** One datagram and its addresses. */
+export interface UdpFrame {
+  readonly sourceMac: Uint8Array;
+  readonly destinationMac: Uint8Array;
+  readonly sourceIp: string;
+  readonly destinationIp: string;
+  readonly sourcePort: number;
+  readonly destinationPort: number;
+  readonly payload: Uint8Array;
+}
+
+/**
+ * Parses a frame. Ethernet's padding is cut off, the options of the IPv4 header are skipped.
+ *
+ * A UDP checksum may be whole, absent (zero), or still the sum of the pseudo-header alone: that
+ * is how a guest whose interface computes checksums hands a frame to the host.
+ *
+ * @returns `undefined` for what is no UDP in IPv4, or a fragment of it
+ * @throws {DhcpFormatError} when lengths or checksums are wrong
+ */
+export function parseUdpFrame(frame: Uint8Array): UdpFrame | undefined {
+  if (frame.length < ETH_HLEN) throw new DhcpFormatError("the frame is cut short", frame.length);
+  const view = new DataView(frame.buffer, frame.byteOffset, frame.byteLength);
+  if (view.getUint16(Ethernet.TYPE, false) !== ETH_P_IP) return undefined;
+  const { headerSize, totalLength } = parseIpv4Lengths(view);
+  if (view.getUint8(ETH_HLEN + Ip.PROTOCOL) !== IPPROTO_UDP) return undefined;
+  if ((view.getUint16(ETH_HLEN + Ip.FRAGMENT, false) & IP_FRAGMENT_MASK) !== 0) return undefined;
+  if (fold(sum(frame, ETH_HLEN, ETH_HLEN + headerSize)) !== 0xffff) {
+    throw new DhcpFormatError("the IPv4 checksum is wrong", ETH_HLEN + Ip.CHECKSUM);
+  }
+  const udp = ETH_HLEN + headerSize;
+  const available = ETH_HLEN + totalLength - udp;
+  const length = available < UDP_HEADER_SIZE ? 0 : view.getUint16(udp + Udp.LENGTH, false);
+  if (length < UDP_HEADER_SIZE || length > available) {
+    throw new DhcpFormatError("the UDP length is wrong", udp + Udp.LENGTH);
+  }
+  if (!udpChecksumHolds(frame, view, udp, length)) {
+    throw new DhcpFormatError("the UDP checksum is wrong", udp + Udp.CHECKSUM);
+  }
+  const ip = (offset: number) => bytesToIp(frame.subarray(offset, offset + 4));
+  return {
+    sourceMac: frame.subarray(Ethernet.SOURCE, Ethernet.SOURCE + ETH_ALEN),
+    destinationMac: frame.subarray(Ethernet.DESTINATION, Ethernet.DESTINATION + ETH_ALEN),
+    sourceIp: ip(ETH_HLEN + Ip.SOURCE),
+    destinationIp: ip(ETH_HLEN + Ip.TO),
+    sourcePort: view.getUint16(udp + Udp.SOURCE, false),
+    destinationPort: view.getUint16(udp + Udp.DESTINATION, false),
+    payload: frame.subarray(udp + UDP_HEADER_SIZE, udp + length),
+  };
+}
+
+function parseIpv4Lengths(view: DataView): { headerSize: number; totalLength: number } {
+  const available = view.byteLength - ETH_HLEN;
+  if (available < IPV4_HEADER_SIZE) {
+    throw new DhcpFormatError("the IPv4 header is cut short", view.byteLength);
+  }
+  const first = view.getUint8(ETH_HLEN);
+  const headerSize = (first & 0x0f) * 4;
+  const totalLength = view.getUint16(ETH_HLEN + Ip.LENGTH, false);
+  if (first >> 4 !== IPV4_VERSION || headerSize < IPV4_HEADER_SIZE || headerSize > available) {
+    throw new DhcpFormatError("the IPv4 header is malformed", ETH_HLEN);
+  }
+  if (totalLength < headerSize || totalLength > available) {
+    throw new DhcpFormatError("the IPv4 length is wrong", ETH_HLEN + Ip.LENGTH);
+  }
+  return { headerSize, totalLength };
+}
+
+function udpChecksumHolds(frame: Uint8Array, view: DataView, udp: number, length: number): boolean {
+  const checksum = view.getUint16(udp + Udp.CHECKSUM, false);
+  if (checksum === 0) return true;
+  const pseudo = pseudoHeaderSum(frame, length);
+  return checksum === fold(pseudo) || fold(pseudo + sum(frame, udp, udp + length)) === 0xffff;
+}
+
+/** The part of UDP's checksum that stands for the IPv4 header: addresses, protocol, length. */
+function pseudoHeaderSum(frame: Uint8Array, udpLength: number): number {
+  const addresses = sum(frame, ETH_HLEN + Ip.SOURCE, ETH_HLEN + IPV4_HEADER_SIZE);
+  return addresses + IPPROTO_UDP + udpLength;
+}
+
+/** Adds up 16-bit words in network order, an odd last byte as the high half of one. */
+function sum(bytes: Uint8Array, start: number, end: number): number {
+  let total = 0;
+  for (let index = start; index + 1 < end; index += 2) {
+    total += (bytes[index]! << 8) | bytes[index + 1]!;
+  }
+  return (end - start) % 2 === 0 ? total : total + (bytes[end - 1]! << 8);
+}
+
+function fold(total: number): number {
+  let folded = total;
+  while (folded > 0xffff) folded = (folded & 0xffff) + (folded >>> 16);
+  return folded;
+}
+
+/** Builds the frame of one datagram, not to be fragmented, with both checksums. */
+export function buildUdpFrame(frame: UdpFrame): Uint8Array<ArrayBuffer> {
+  const udpLength = UDP_HEADER_SIZE + frame.payload.length;
+  const totalLength = IPV4_HEADER_SIZE + udpLength;
+  const udp = ETH_HLEN + IPV4_HEADER_SIZE;
+  const bytes = new Uint8Array(ETH_HLEN + totalLength);
+  const view = new DataView(bytes.buffer);
+  bytes.set(frame.destinationMac, Ethernet.DESTINATION);
+  bytes.set(frame.sourceMac, Ethernet.SOURCE);
+  view.setUint16(Ethernet.TYPE, ETH_P_IP, false);
+  view.setUint8(ETH_HLEN, (IPV4_VERSION << 4) | (IPV4_HEADER_SIZE / 4));
+  view.setUint16(ETH_HLEN + Ip.LENGTH, totalLength, false);
+  view.setUint16(ETH_HLEN + Ip.FRAGMENT, IP_DONT_FRAGMENT, false);
+  view.setUint8(ETH_HLEN + Ip.TTL, DEFAULT_TTL);
+  view.setUint8(ETH_HLEN + Ip.PROTOCOL, IPPROTO_UDP);
+  bytes.set(ipToBytes(frame.sourceIp), ETH_HLEN + Ip.SOURCE);
+  bytes.set(ipToBytes(frame.destinationIp), ETH_HLEN + Ip.TO);
+  view.setUint16(ETH_HLEN + Ip.CHECKSUM, 0xffff - fold(sum(bytes, ETH_HLEN, udp)), false);
+  view.setUint16(udp + Udp.SOURCE, frame.sourcePort, false);
+  view.setUint16(udp + Udp.DESTINATION, frame.destinationPort, false);
+  view.setUint16(udp + Udp.LENGTH, udpLength, false);
+  bytes.set(frame.payload, udp + UDP_HEADER_SIZE);
+  const checksum = 0xffff - fold(pseudoHeaderSum(bytes, udpLength) + sum(bytes, udp, bytes.length));
+  // RFC 768: zero would mean that there is no checksum.
+  view.setUint16(udp + Udp.CHECKSUM, checksum === 0 ? 0xffff : checksum, false);
+  return bytes;
+}

@@ -1,0 +1,242 @@
+/**
+ * DHCP options: their numbers, and the values that are more than bytes.
+ *
+ * @module
+ */
+
+import { InputError, TapkitError } from "../errors.ts";
+import { bytesToIp, ipToBytes, parseCidr } from "../inet/ip.ts";
+
+/** What was received is not what its protocol allows; the sender's fault, to be ignored. */
+export class DhcpFormatError extends TapkitError {
+  override readonly name: string = "DhcpFormatError";
+  /** Where, in bytes from the start of what was decoded. */
+  readonly offset: number;
+
+  constructor(problem: string, offset: number) {
+    super(`${problem}, at byte ${offset}`);
+    this.offset = offset;
+  }
+}
+
+/** Option codes (RFC 2132, where no other is given). */
+export const DhcpOption = {
+  PAD: 0,
+  SUBNET_MASK: 1,
+  ROUTER: 3,
+  DOMAIN_NAME_SERVER: 6,
+  HOST_NAME: 12,
+  DOMAIN_NAME: 15,
+  INTERFACE_MTU: 26,
+  BROADCAST_ADDRESS: 28,
+  REQUESTED_ADDRESS: 50,
+  LEASE_TIME: 51,
+  OVERLOAD: 52,
+  MESSAGE_TYPE: 53,
+  SERVER_IDENTIFIER: 54,
+  PARAMETER_REQUEST_LIST: 55,
+  MESSAGE: 56,
+  MAXIMUM_MESSAGE_SIZE: 57,
+  RENEWAL_TIME: 58,
+  REBINDING_TIME: 59,
+  CLIENT_IDENTIFIER: 61,
+  /** RFC 3397. */
+  DOMAIN_SEARCH: 119,
+  /** RFC 3442. */
+  CLASSLESS_ROUTES: 121,
+  /** Option 121 by the number that Microsoft gave it before. */
+  MICROSOFT_CLASSLESS_ROUTES: 249,
+  END: 255,
+} as const;
+
+/** Option 53. */
+export const DhcpType = {
+  DISCOVER: 1,
+  OFFER: 2,
+  REQUEST: 3,
+  DECLINE: 4,
+  ACK: 5,
+  NAK: 6,
+  RELEASE: 7,
+  INFORM: 8,
+} as const;
+
+/** The bits of option 52: which header fields carry options too. */
+export const Overload = { FILE: 1, SNAME: 2 } as const;
+
+/** The length that the options a server reads must have. */
+export const OPTION_LENGTHS: Readonly<Record<number, number>> = {
+  [DhcpOption.REQUESTED_ADDRESS]: 4,
+  [DhcpOption.LEASE_TIME]: 4,
+  [DhcpOption.OVERLOAD]: 1,
+  [DhcpOption.MESSAGE_TYPE]: 1,
+  [DhcpOption.SERVER_IDENTIFIER]: 4,
+  [DhcpOption.MAXIMUM_MESSAGE_SIZE]: 2,
+};
+
+/** Options by code; the order of insertion is the order on the wire. */
+export type DhcpOptions = ReadonlyMap<number, Uint8Array>;
+
+/** The value of an option of one byte. */
+export function optionU8(options: DhcpOptions, code: number): number | undefined {
+  return options.get(code)?.[0];
+}
+
+/** The value of an option of two bytes in network order. */
+export function optionU16be(options: DhcpOptions, code: number): number | undefined {
+  const value = options.get(code);
+  return value === undefined ? undefined : viewOf(value).getUint16(0, false);
+}
+
+/** The value of an option of four bytes in network order. */
+export function optionU32be(options: DhcpOptions, code: number): number | undefined {
+  const value = options.get(code);
+  return value === undefined ? undefined : viewOf(value).getUint32(0, false);
+}
+
+/** The value of an option that is one IPv4 address. */
+export function optionIp(options: DhcpOptions, code: number): string | undefined {
+  const value = options.get(code);
+  return value === undefined ? undefined : bytesToIp(value);
+}
+
+function viewOf(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+/** Two bytes in network order. */
+export function u16be(value: number): Uint8Array {
+  return Uint8Array.of(value >>> 8, value);
+}
+
+/** Four bytes in network order. */
+export function u32be(value: number): Uint8Array {
+  return Uint8Array.of(value >>> 24, value >>> 16, value >>> 8, value);
+}
+
+const MAX_LABEL = 63;
+/** A name's length on the wire, its root label included (RFC 1035). */
+const MAX_NAME = 255;
+const POINTER_BITS = 0xc0;
+
+/** Whether a text is a domain name other than the root, with or without its final dot. */
+export function isDomainName(name: string): boolean {
+  const labels = name.replace(/\.$/, "").split(".");
+  const wellFormed = labels.every((label) => /^[\x21-\x7e]{1,63}$/.test(label));
+  return wellFormed && nameSize(labels) <= MAX_NAME;
+}
+
+function nameSize(labels: readonly string[]): number {
+  return labels.reduce((size, label) => size + 1 + label.length, 1);
+}
+
+/**
+ * Encodes domain names one after the other (option 119), without compression, which no client
+ * needs and some get wrong.
+ *
+ * @throws {InputError} when a name is no domain name
+ */
+export function encodeDomainSearch(names: readonly string[]): Uint8Array {
+  const bytes: number[] = [];
+  for (const name of names) {
+    if (!isDomainName(name)) {
+      throw new InputError(`"${name}" is not a domain name`, {
+        mend: "write labels of 1 to 63 characters with dots between them",
+      });
+    }
+    for (const label of name.replace(/\.$/, "").split(".")) {
+      bytes.push(label.length, ...new TextEncoder().encode(label));
+    }
+    bytes.push(0);
+  }
+  return Uint8Array.from(bytes);
+}
+
+/**
+ * Decodes domain names, compressed ones too: pointers count from the start of the value.
+ *
+ * @throws {DhcpFormatError} when they are malformed
+ */
+export function decodeDomainSearch(value: Uint8Array): string[] {
+  const names: string[] = [];
+  let offset = 0;
+  while (offset < value.length) {
+    const { name, end } = decodeName(value, offset);
+    names.push(name);
+    offset = end;
+  }
+  return names;
+}
+
+function decodeName(value: Uint8Array, start: number): { name: string; end: number } {
+  const labels: string[] = [];
+  let end: number | undefined;
+  let size = 1;
+  let offset = start;
+  // A pointer leads to before the part it stands in, so that chains of them end.
+  let limit = start;
+  while (true) {
+    const length = value[offset];
+    if (length === undefined) throw new DhcpFormatError("a domain name is cut short", offset);
+    if (length === 0) return { name: labels.join("."), end: end ?? offset + 1 };
+    if ((length & POINTER_BITS) === POINTER_BITS) {
+      const low = value[offset + 1];
+      const target = ((length & ~POINTER_BITS) << 8) | (low ?? 0);
+      if (low === undefined || target >= limit) {
+        throw new DhcpFormatError("a domain name's pointer does not lead back", offset);
+      }
+      end ??= offset + 2;
+      offset = limit = target;
+      continue;
+    }
+    const label = value.subarray(offset + 1, offset + 1 + length);
+    size += 1 + length;
+    if (length > MAX_LABEL || label.length < length || size > MAX_NAME) {
+      throw new DhcpFormatError("a domain name's label is too long", offset);
+    }
+    labels.push(String.fromCharCode(...label));
+    offset += 1 + length;
+  }
+}
+
+/** A route as option 121 has it; gateway 0.0.0.0 means that the destination is on the link. */
+export interface ClasslessRoute {
+  /** `"10.0.0.0/8"`. */
+  readonly dst: string;
+  readonly gateway: string;
+}
+
+/** Encodes option 121: of each destination only the bytes its prefix reaches. */
+export function encodeClasslessRoutes(routes: readonly ClasslessRoute[]): Uint8Array {
+  const bytes: number[] = [];
+  for (const { dst, gateway } of routes) {
+    const { network, prefixLength } = parseCidr(dst);
+    const significant = ipToBytes(network).subarray(0, Math.ceil(prefixLength / 8));
+    bytes.push(prefixLength, ...significant, ...ipToBytes(gateway));
+  }
+  return Uint8Array.from(bytes);
+}
+
+/**
+ * Decodes option 121.
+ *
+ * @throws {DhcpFormatError} when it is malformed
+ */
+export function decodeClasslessRoutes(value: Uint8Array): ClasslessRoute[] {
+  const routes: ClasslessRoute[] = [];
+  let offset = 0;
+  while (offset < value.length) {
+    const prefixLength = value[offset]!;
+    const significant = Math.ceil(prefixLength / 8);
+    const end = offset + 1 + significant + 4;
+    if (prefixLength > 32 || end > value.length) {
+      throw new DhcpFormatError("a classless route is malformed", offset);
+    }
+    const network = new Uint8Array(4);
+    network.set(value.subarray(offset + 1, end - 4));
+    const dst = `${bytesToIp(network)}/${prefixLength}`;
+    routes.push({ dst, gateway: bytesToIp(value.subarray(end - 4, end)) });
+    offset = end;
+  }
+  return routes;
+}

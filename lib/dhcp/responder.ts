@@ -1,0 +1,179 @@
+/**
+ * What a guest's DHCP request is answered: RFC 2131's server for one guest and one address.
+ *
+ * @module
+ */
+
+import { ipToBytes } from "../inet/ip.ts";
+import { type DhcpLease, MINIMUM_MTU } from "./lease.ts";
+import {
+  DhcpOption,
+  type DhcpOptions,
+  DhcpType,
+  optionIp,
+  optionU16be,
+  optionU8,
+} from "./options.ts";
+import { BootpOp, DEFAULT_MAXIMUM_SIZE, type DhcpMessage } from "./packet.ts";
+
+/** Where a reply goes. */
+export interface DhcpDestination {
+  readonly ip: string;
+  readonly port: number;
+  /** Whether the frame goes to every station; to the guest's own address otherwise. */
+  readonly broadcast: boolean;
+}
+
+/** What came of a request. */
+export type DhcpAnswer =
+  | {
+    readonly outcome: "offered" | "acked" | "naked";
+    readonly reply: DhcpMessage;
+    readonly destination: DhcpDestination;
+    /** For {@linkcode encodeDhcp}. */
+    readonly maximumSize: number;
+  }
+  | { readonly outcome: "declined" | "released" | "ignored" };
+
+/** Ports of BOOTP (RFC 951). */
+export const BOOTPS = 67;
+export const BOOTPC = 68;
+
+const UNSPECIFIED = "0.0.0.0";
+const BROADCAST = "255.255.255.255";
+/** IPv4's and UDP's headers, which the sizes of option 57 and of the MTU include. */
+const IP_UDP_HEADERS = 28;
+
+/** Sent whether asked for or not. */
+const MANDATORY: ReadonlySet<number> = new Set([
+  DhcpOption.LEASE_TIME,
+  DhcpOption.SUBNET_MASK,
+  DhcpOption.ROUTER,
+  DhcpOption.RENEWAL_TIME,
+  DhcpOption.REBINDING_TIME,
+]);
+
+/** The options that speak of a lease, which an INFORM has none of. */
+const LEASE_OPTIONS: ReadonlySet<number> = new Set([
+  DhcpOption.LEASE_TIME,
+  DhcpOption.RENEWAL_TIME,
+  DhcpOption.REBINDING_TIME,
+]);
+
+/**
+ * Answers a request as RFC 2131, section 4.3, has it. Only the guest's own Ethernet address is
+ * served, and only with its own address.
+ */
+export function respond(request: DhcpMessage, lease: DhcpLease): DhcpAnswer {
+  if (request.op !== BootpOp.REQUEST || request.chaddr !== lease.mac) return { outcome: "ignored" };
+  switch (optionU8(request.options, DhcpOption.MESSAGE_TYPE)) {
+    case DhcpType.DISCOVER:
+      return answer("offered", request, lease);
+    case DhcpType.REQUEST:
+      return answerRequest(request, lease);
+    case DhcpType.INFORM:
+      return answer("acked", request, lease);
+    case DhcpType.DECLINE:
+      return { outcome: "declined" };
+    case DhcpType.RELEASE:
+      return { outcome: "released" };
+    default:
+      return { outcome: "ignored" };
+  }
+}
+
+/** SELECTING names a server and an address, INIT-REBOOT an address, RENEWING its ciaddr. */
+function answerRequest(request: DhcpMessage, lease: DhcpLease): DhcpAnswer {
+  const server = optionIp(request.options, DhcpOption.SERVER_IDENTIFIER);
+  if (server !== undefined && server !== lease.serverIdentifier) return { outcome: "ignored" };
+  const wanted = optionIp(request.options, DhcpOption.REQUESTED_ADDRESS) ?? request.ciaddr;
+  if (wanted === UNSPECIFIED) return { outcome: "ignored" };
+  return answer(wanted === lease.address ? "acked" : "naked", request, lease);
+}
+
+function answer(
+  outcome: "offered" | "acked" | "naked",
+  request: DhcpMessage,
+  lease: DhcpLease,
+): DhcpAnswer {
+  const inform = optionU8(request.options, DhcpOption.MESSAGE_TYPE) === DhcpType.INFORM;
+  const refused = outcome === "naked";
+  const reply: DhcpMessage = {
+    op: BootpOp.REPLY,
+    xid: request.xid,
+    secs: 0,
+    hops: 0,
+    // RFC 2131, 4.3.2: a relay must broadcast a refusal.
+    broadcast: request.broadcast || (refused && request.giaddr !== UNSPECIFIED),
+    ciaddr: refused || outcome === "offered" ? UNSPECIFIED : request.ciaddr,
+    yiaddr: refused || inform ? UNSPECIFIED : lease.address,
+    siaddr: UNSPECIFIED,
+    giaddr: request.giaddr,
+    chaddr: lease.mac,
+    sname: "",
+    file: "",
+    options: refused
+      ? refusalOptions(request, lease)
+      : replyOptions(outcome === "offered" ? DhcpType.OFFER : DhcpType.ACK, request, lease, inform),
+  };
+  return {
+    outcome,
+    reply,
+    destination: destinationOf(reply, refused),
+    maximumSize: maximumSizeOf(request, lease),
+  };
+}
+
+function replyOptions(
+  type: number,
+  request: DhcpMessage,
+  lease: DhcpLease,
+  inform: boolean,
+): DhcpOptions {
+  const options = new Map<number, Uint8Array>();
+  options.set(DhcpOption.MESSAGE_TYPE, Uint8Array.of(type));
+  options.set(DhcpOption.SERVER_IDENTIFIER, ipToBytes(lease.serverIdentifier));
+  const asked = request.options.get(DhcpOption.PARAMETER_REQUEST_LIST);
+  for (const [code, value] of lease.options) {
+    if (inform && LEASE_OPTIONS.has(code)) continue;
+    const unasked = code !== DhcpOption.MICROSOFT_CLASSLESS_ROUTES;
+    if (MANDATORY.has(code) || (asked?.includes(code) ?? unasked)) options.set(code, value);
+  }
+  return echoClientIdentifier(request, options);
+}
+
+function refusalOptions(request: DhcpMessage, lease: DhcpLease): DhcpOptions {
+  const options = new Map<number, Uint8Array>();
+  options.set(DhcpOption.MESSAGE_TYPE, Uint8Array.of(DhcpType.NAK));
+  options.set(DhcpOption.SERVER_IDENTIFIER, ipToBytes(lease.serverIdentifier));
+  options.set(DhcpOption.MESSAGE, new TextEncoder().encode("not this guest's address"));
+  return echoClientIdentifier(request, options);
+}
+
+/** RFC 6842. */
+function echoClientIdentifier(
+  request: DhcpMessage,
+  options: Map<number, Uint8Array>,
+): DhcpOptions {
+  const identifier = request.options.get(DhcpOption.CLIENT_IDENTIFIER);
+  if (identifier !== undefined) options.set(DhcpOption.CLIENT_IDENTIFIER, identifier);
+  return options;
+}
+
+/** RFC 2131, section 4.1. */
+function destinationOf(reply: DhcpMessage, refused: boolean): DhcpDestination {
+  if (reply.giaddr !== UNSPECIFIED) return { ip: reply.giaddr, port: BOOTPS, broadcast: false };
+  if (refused) return { ip: BROADCAST, port: BOOTPC, broadcast: true };
+  if (reply.ciaddr !== UNSPECIFIED) return { ip: reply.ciaddr, port: BOOTPC, broadcast: false };
+  if (reply.broadcast || reply.yiaddr === UNSPECIFIED) {
+    return { ip: BROADCAST, port: BOOTPC, broadcast: true };
+  }
+  return { ip: reply.yiaddr, port: BOOTPC, broadcast: false };
+}
+
+/** The client's limit, and the guest's MTU: replies are not fragmented. */
+function maximumSizeOf(request: DhcpMessage, lease: DhcpLease): number {
+  const asked = optionU16be(request.options, DhcpOption.MAXIMUM_MESSAGE_SIZE) ?? 0;
+  const size = Math.max(asked - IP_UDP_HEADERS, DEFAULT_MAXIMUM_SIZE);
+  return lease.mtu >= MINIMUM_MTU ? Math.min(size, lease.mtu - IP_UDP_HEADERS) : size;
+}
