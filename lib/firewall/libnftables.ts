@@ -1,0 +1,178 @@
+/**
+ * libnftables, the library behind `nft`, through FFI.
+ *
+ * @module
+ */
+
+import { TapkitError } from "../errors.ts";
+import { cstr, libc, syscall } from "../sys/libc.ts";
+
+/** Each parameter's C type and name stand in a comment. */
+const SYMBOLS = {
+  // uint32_t flags
+  nft_ctx_new: { parameters: ["u32"], result: "pointer" },
+  // struct nft_ctx *ctx
+  nft_ctx_free: { parameters: ["pointer"], result: "void" },
+  // struct nft_ctx *ctx
+  nft_ctx_buffer_output: { parameters: ["pointer"], result: "i32" },
+  // struct nft_ctx *ctx
+  nft_ctx_buffer_error: { parameters: ["pointer"], result: "i32" },
+  // struct nft_ctx *ctx
+  nft_ctx_get_output_buffer: { parameters: ["pointer"], result: "pointer" },
+  // struct nft_ctx *ctx
+  nft_ctx_get_error_buffer: { parameters: ["pointer"], result: "pointer" },
+  // struct nft_ctx *ctx, unsigned int flags
+  nft_ctx_output_set_flags: { parameters: ["pointer", "u32"], result: "void" },
+  // struct nft_ctx *ctx, const char *buf
+  nft_run_cmd_from_buffer: { parameters: ["pointer", "buffer"], result: "i32" },
+} as const satisfies Deno.ForeignLibraryInterface;
+
+type Symbols = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
+
+/** nftables/libnftables.h. */
+const Nft = {
+  NFT_CTX_DEFAULT: 0,
+  NFT_CTX_OUTPUT_JSON: 1 << 4,
+  NFT_CTX_OUTPUT_NUMERIC_PROTO: 1 << 7,
+  NFT_CTX_OUTPUT_TERSE: 1 << 11,
+} as const;
+
+/** fcntl.h. */
+const F_GETFD = 1;
+const F_SETFD = 2;
+const FD_CLOEXEC = 1;
+
+/** The texts strerror(3) gives for the errors that the kernel's nf_tables returns. */
+const CODES: readonly (readonly [text: string, code: string])[] = [
+  ["File exists", "EEXIST"],
+  ["No such file or directory", "ENOENT"],
+  ["Operation not permitted", "EPERM"],
+  ["Device or resource busy", "EBUSY"],
+  ["Operation not supported", "EOPNOTSUPP"],
+  ["Protocol not supported", "EPROTONOSUPPORT"],
+  ["Invalid argument", "EINVAL"],
+  ["Cannot allocate memory", "ENOMEM"],
+  ["No buffer space available", "ENOBUFS"],
+  ["Message too long", "EMSGSIZE"],
+  ["Too many open files", "EMFILE"],
+];
+
+const MENDS: Readonly<Record<string, string>> = {
+  EPERM: "run as root, or with the capability CAP_NET_ADMIN",
+  EOPNOTSUPP: "the kernel lacks a part of nf_tables: load nf_tables, nft_nat, nft_masq, nft_fib",
+  EPROTONOSUPPORT: "the kernel lacks nf_tables: load the module nf_tables",
+};
+
+let symbols: Symbols | undefined;
+
+function libnftables(): Symbols {
+  if (symbols !== undefined) return symbols;
+  try {
+    symbols = Deno.dlopen("libnftables.so.1", SYMBOLS).symbols;
+  } catch (error) {
+    throw new TapkitError("the library libnftables.so.1 cannot be opened", {
+      mend: "install libnftables1 (Debian, Ubuntu) or nftables (Fedora, Arch, Alpine)",
+      cause: error,
+    });
+  }
+  return symbols;
+}
+
+/** libnftables refused commands. None of them took effect. */
+export class NftablesError extends TapkitError {
+  override readonly name: string = "NftablesError";
+  /** The error's symbolic name where the text tells it: `"EEXIST"`. */
+  readonly code?: string;
+  /** All that libnftables printed, with the place in the commands. */
+  readonly report: string;
+
+  constructor(action: string, report: string) {
+    const first = report.split("\n", 1)[0]!.replace(/^.*?Error: /, "");
+    const code = CODES.find(([text]) => first.includes(text))?.[1];
+    super(`nftables: cannot ${action}: ${first || "no reason given"}`, {
+      ...(code !== undefined && MENDS[code] !== undefined ? { mend: MENDS[code] } : {}),
+    });
+    if (code !== undefined) this.code = code;
+    this.report = report;
+  }
+}
+
+/** How `run` prints. */
+export type NftOutput = "text" | "json" | "terse";
+
+const OUTPUT_FLAGS: Readonly<Record<NftOutput, number>> = {
+  text: Nft.NFT_CTX_OUTPUT_NUMERIC_PROTO,
+  json: Nft.NFT_CTX_OUTPUT_NUMERIC_PROTO | Nft.NFT_CTX_OUTPUT_JSON,
+  terse: Nft.NFT_CTX_OUTPUT_NUMERIC_PROTO | Nft.NFT_CTX_OUTPUT_TERSE,
+};
+
+/**
+ * A libnftables context. Its netlink socket belongs to the network namespace in which the
+ * context was opened, wherever the thread goes later.
+ */
+export class Nftables implements Disposable {
+  #context: Deno.PointerValue;
+
+  private constructor(context: Deno.PointerValue) {
+    this.#context = context;
+  }
+
+  /**
+   * Opens a context in the current network namespace.
+   *
+   * @throws {TapkitError} when libnftables is not installed
+   */
+  static open(): Nftables {
+    const library = libnftables();
+    const before = new Set(openDescriptors());
+    const context = library.nft_ctx_new(Nft.NFT_CTX_DEFAULT);
+    if (context === null) throw new TapkitError("libnftables gave no context");
+    // The library opens its socket without SOCK_CLOEXEC.
+    for (const fd of openDescriptors()) if (!before.has(fd)) closeOnExec(fd);
+    library.nft_ctx_buffer_output(context);
+    library.nft_ctx_buffer_error(context);
+    return new Nftables(context);
+  }
+
+  /**
+   * Runs commands as one transaction: all of them take effect, or none.
+   *
+   * Equivalent to: `nft -f -`, with `-j` for `json` and `-t` for `terse` output
+   *
+   * @param commands in nft's language, built from validated values only
+   * @param action what errors say was attempted: `"add the rules of web/eth0"`
+   * @returns what the commands print
+   * @throws {NftablesError}
+   */
+  run(commands: string, action: string, output: NftOutput = "text"): string {
+    const library = libnftables();
+    library.nft_ctx_output_set_flags(this.#context, OUTPUT_FLAGS[output]);
+    const failed = library.nft_run_cmd_from_buffer(this.#context, cstr(commands)) !== 0;
+    // Reading a buffer empties it.
+    const report = text(library.nft_ctx_get_error_buffer(this.#context));
+    const printed = text(library.nft_ctx_get_output_buffer(this.#context));
+    if (failed) throw new NftablesError(action, report);
+    return printed;
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#context === null) return;
+    libnftables().nft_ctx_free(this.#context);
+    this.#context = null;
+  }
+}
+
+function text(pointer: Deno.PointerValue): string {
+  return pointer === null ? "" : new Deno.UnsafePointerView(pointer).getCString();
+}
+
+function openDescriptors(): number[] {
+  return Array.from(Deno.readDirSync("/proc/self/fd"), (entry) => Number(entry.name));
+}
+
+function closeOnExec(fd: number): void {
+  // The directory's own descriptor is listed too and closed by now.
+  const flags = libc().fcntl(fd, F_GETFD, 0);
+  if (flags === -1) return;
+  syscall("fcntl", `descriptor ${fd}`, () => libc().fcntl(fd, F_SETFD, flags | FD_CLOEXEC));
+}

@@ -1,0 +1,337 @@
+/**
+ * The host's firewall in nftables: guests' rules added, replaced, removed and checked.
+ *
+ * @module
+ */
+
+import { isIp, isLoopback } from "../inet/ip.ts";
+import { PortConflictError, type Protocol } from "../inet/ports.ts";
+import { listAddresses } from "../netlink/address.ts";
+import { deleteConntrack, type Flow, type FlowMatch, openNetfilter } from "../netlink/conntrack.ts";
+import { NetlinkConnection } from "../netlink/connection.ts";
+import { readElements, readRuleMarks, readSet, tableExists } from "./kernel.ts";
+import { Nftables } from "./libnftables.ts";
+import { type GuestRules, validateRules } from "./model.ts";
+import {
+  type Element,
+  elementId,
+  elementsOf,
+  planAdd,
+  planDelete,
+  planDropTable,
+  planTable,
+  RULE_MARKS,
+  rulesOf,
+  SET_NAMES,
+  TABLE,
+} from "./ruleset.ts";
+
+/** What a change comes to. */
+interface Change {
+  /** Whose rules, for errors. */
+  readonly owner: string;
+  readonly unwanted: readonly Element[];
+  readonly wanted: readonly Element[];
+  /** Guests' addresses all flows of which end. */
+  readonly leaving: readonly string[];
+}
+
+/**
+ * tapkit's nftables table in the network namespace this was opened in, wherever the thread
+ * goes later.
+ *
+ * Every change is one transaction, which makes the table where it is missing and mends it where
+ * somebody took rules away; then the tracked connections that the change concerns are forgotten.
+ * Two processes that change ports at the same time need a lock of their caller's.
+ *
+ * Dispose it late: closing the socket after elements were deleted waits some 15 ms for the
+ * kernel to have freed them.
+ */
+export class NftFirewall implements Disposable {
+  readonly #nft: Nftables;
+  readonly #netfilter: NetlinkConnection;
+  readonly #route: NetlinkConnection;
+
+  private constructor(nft: Nftables, netfilter: NetlinkConnection, route: NetlinkConnection) {
+    this.#nft = nft;
+    this.#netfilter = netfilter;
+    this.#route = route;
+  }
+
+  /**
+   * Opens the firewall of the current network namespace. Nothing is changed.
+   *
+   * @throws {TapkitError} when libnftables is not installed
+   */
+  static open(): NftFirewall {
+    using stack = new DisposableStack();
+    const nft = stack.use(Nftables.open());
+    const netfilter = stack.use(openNetfilter());
+    const route = stack.use(NetlinkConnection.open());
+    stack.move();
+    return new NftFirewall(nft, netfilter, route);
+  }
+
+  /**
+   * Adds a guest's rules; what is there already stays.
+   *
+   * @returns whether anything was changed
+   * @throws {InputError} when the rules are malformed
+   * @throws {PortConflictError} when another owner has one of the host ports
+   */
+  add(rules: GuestRules): boolean {
+    const wanted = validateRules(rules);
+    return this.#apply({
+      owner: wanted.owner,
+      unwanted: [],
+      wanted: elementsOf(wanted),
+      leaving: [],
+    });
+  }
+
+  /**
+   * Makes a guest's rules what is wanted instead of what they were: what is in both is not
+   * touched, nor are its connections.
+   *
+   * @returns whether anything was changed
+   * @throws {InputError} when the rules are malformed
+   * @throws {PortConflictError} when another owner has one of the host ports
+   */
+  replace(old: GuestRules, wanted: GuestRules): boolean {
+    const [before, after] = [validateRules(old), validateRules(wanted)];
+    const elements = elementsOf(after);
+    const kept = new Set(elements.map(elementId));
+    return this.#apply({
+      owner: after.owner,
+      unwanted: elementsOf(before).filter((element) => !kept.has(elementId(element))),
+      wanted: elements,
+      leaving: before.addresses.filter((address) => !after.addresses.includes(address)),
+    });
+  }
+
+  /**
+   * Removes a guest's rules and ends its connections. What is not there, or has become
+   * another owner's meanwhile, is passed over.
+   *
+   * @returns whether anything was removed
+   */
+  remove(rules: GuestRules): boolean {
+    const { owner, addresses, ...rest } = validateRules(rules);
+    const unwanted = elementsOf({ owner, addresses, ...rest });
+    return this.#apply({ owner, unwanted, wanted: [], leaving: addresses });
+  }
+
+  /**
+   * Removes whatever is tagged with an owner, when its rules are not known any more.
+   *
+   * @returns whether anything was removed
+   */
+  removeOwner(owner: string): boolean {
+    const rules = this.listGuests().find((guest) => guest.owner === owner);
+    return rules === undefined ? false : this.remove(rules);
+  }
+
+  /** Compares a guest's rules with the kernel's; returns a sentence for each difference. */
+  check(rules: GuestRules): string[] {
+    const wanted = elementsOf(validateRules(rules));
+    const problems = this.#missingRules();
+    const present = readElements(this.#netfilter, wanted);
+    for (const element of wanted) {
+      const found = present.get(elementId(element));
+      const what = describeElement(element);
+      if (found === undefined) problems.push(`${what} is missing from nftables`);
+      else if (!sameValue(found, element)) {
+        problems.push(`${what} leads to ${found.value?.join(":")} in nftables (${found.owner})`);
+      } else if (found.owner !== element.owner) {
+        problems.push(`${what} is tagged ${found.owner || "by nobody"} in nftables`);
+      }
+    }
+    return problems;
+  }
+
+  /** The guests whose rules the kernel has. Ranges come as single ports, `forward` as true. */
+  listGuests(): GuestRules[] {
+    return rulesOf(this.#readAll().filter(({ owner }) => owner !== ""));
+  }
+
+  /**
+   * Takes the table away when no guest has rules in it. The caller holds the lock under which
+   * rules are added.
+   *
+   * @returns whether it was taken away
+   */
+  removeTableIfUnused(): boolean {
+    if (!tableExists(this.#netfilter)) return false;
+    for (const set of SET_NAMES) if (readSet(this.#netfilter, set).length > 0) return false;
+    this.#nft.run(planDropTable(), `remove the table "inet ${TABLE}"`);
+    return true;
+  }
+
+  [Symbol.dispose](): void {
+    this.#nft[Symbol.dispose]();
+    this.#netfilter[Symbol.dispose]();
+    this.#route[Symbol.dispose]();
+  }
+
+  #apply(change: Change): boolean {
+    const { owner, unwanted, wanted, leaving } = change;
+    const intact = this.#missingRules().length === 0;
+    const all = intact ? undefined : this.#readAll();
+    const present = all === undefined
+      ? readElements(this.#netfilter, [...unwanted, ...wanted])
+      : new Map(all.map((element) => [elementId(element), element]));
+    const stale: Element[] = [];
+    const missing: Element[] = [];
+    for (const element of unwanted) {
+      if (present.get(elementId(element))?.owner === owner) stale.push(element);
+    }
+    for (const element of wanted) {
+      const found = present.get(elementId(element));
+      if (found !== undefined && sameValue(found, element) && found.owner === owner) continue;
+      refuseConflict(found, element);
+      if (found !== undefined) stale.push(found);
+      missing.push(element);
+    }
+    const commands = intact
+      ? planDelete(stale) + planAdd(missing)
+      : this.#planMend([...present.values()], stale, missing);
+    if (commands !== "") this.#nft.run(commands, `change the rules of ${owner}`);
+    this.#forgetFlows([...stale, ...missing], wanted, this.#ownAddresses(owner, leaving));
+    return commands !== "";
+  }
+
+  /** The table anew, with the elements there were; nothing where none is there or wanted. */
+  #planMend(present: Element[], stale: readonly Element[], missing: readonly Element[]): string {
+    const gone = new Set(stale.map(elementId));
+    const kept = present.filter((element) => !gone.has(elementId(element)));
+    if (missing.length === 0 && !tableExists(this.#netfilter)) return "";
+    return planDropTable() + planTable() + planAdd([...kept, ...missing]);
+  }
+
+  #missingRules(): string[] {
+    const present = new Set(readRuleMarks(this.#netfilter).map(markText));
+    const missing = RULE_MARKS.map(markText).filter((mark) => !present.has(mark));
+    if (missing.length === 0) return [];
+    if (!tableExists(this.#netfilter)) return [`the nftables table "inet ${TABLE}" is missing`];
+    return missing.map((mark) => `the nftables table "inet ${TABLE}" lacks the rule "${mark}"`);
+  }
+
+  #readAll(): Element[] {
+    return SET_NAMES.flatMap((set) => readSet(this.#netfilter, set));
+  }
+
+  /** Of the addresses, those that have not become another owner's. */
+  #ownAddresses(owner: string, addresses: readonly string[]): string[] {
+    if (addresses.length === 0) return [];
+    const others = new Set(
+      (["guests4", "guests6"] as const).flatMap((set) => readSet(this.#netfilter, set))
+        .filter((element) => element.owner !== owner).map(({ key }) => key[0]!),
+    );
+    return addresses.filter((address) => !others.has(address));
+  }
+
+  /**
+   * Forgets the tracked connections to changed host ports and of leaving guests. A connection
+   * that already leads where its port leads now is spared: it lived through a repair.
+   */
+  #forgetFlows(
+    changed: readonly Element[],
+    wanted: readonly Element[],
+    leaving: readonly string[],
+  ): void {
+    const ports = changed.filter(({ value }) => value !== undefined);
+    const matches = [
+      ...ports.map(flowMatch),
+      ...leaving.flatMap((address) => [{ originalSource: address }, { replySource: address }]),
+    ];
+    if (matches.length === 0) return;
+    const targets = new Map(wanted.map((element) => [elementId(element), element.value]));
+    const changedIds = new Set(ports.map(elementId));
+    let local: ReadonlySet<string> | undefined;
+    const isLocal = (address: string) =>
+      isLoopback(address) || (local ??= this.#localAddresses()).has(address);
+    deleteConntrack(this.#netfilter, unique(matches), ({ original, reply }: Flow) => {
+      if (leaving.includes(original.source) || leaving.includes(reply.source)) return true;
+      if (!isLocal(original.destination)) return false;
+      const id = flowIds(original).find((candidate) => changedIds.has(candidate));
+      const target = id === undefined ? undefined : targets.get(id);
+      return target === undefined || target[0] !== reply.source ||
+        target[1] !== `${reply.sourcePort}`;
+    });
+  }
+
+  #localAddresses(): Set<string> {
+    return new Set(listAddresses(this.#route).map(({ address }) => address.split("/", 1)[0]!));
+  }
+}
+
+function markText({ chain, comment }: { chain: string; comment: string }): string {
+  return `${chain}: ${comment}`;
+}
+
+function sameValue(a: Element, b: Element): boolean {
+  return (a.value ?? []).join() === (b.value ?? []).join();
+}
+
+/** A port that leads elsewhere for somebody else is theirs; anything else was left behind. */
+function refuseConflict(found: Element | undefined, wanted: Element): void {
+  if (found === undefined || found.owner === wanted.owner || sameValue(found, wanted)) return;
+  const { protocol, hostIP, hostPort } = hostPortOf(wanted);
+  const owner = found.owner;
+  const holder = owner === "" ? "somebody without a tag" : owner;
+  throw new PortConflictError(
+    { protocol, hostIP, hostPort, owner },
+    `already mapped to ${holder}`,
+  );
+}
+
+function hostPortOf({ set, key }: Element): {
+  protocol: Protocol;
+  hostIP: string;
+  hostPort: number;
+} {
+  return {
+    protocol: key.at(-2) as Protocol,
+    hostIP: key.length === 3 ? key[0]! : set.endsWith("4") ? "0.0.0.0" : "::",
+    hostPort: Number(key.at(-1)),
+  };
+}
+
+function describeElement(element: Element): string {
+  const { set, key, value } = element;
+  if (value === undefined) {
+    return set.startsWith("guests")
+      ? `the guest ${key[0]} behind "${key[1]}"`
+      : `the private guest ${key[0]}`;
+  }
+  const { protocol, hostIP, hostPort } = hostPortOf(element);
+  const address = isIp(hostIP) === 6 ? `[${hostIP}]` : hostIP;
+  return `the mapping of ${address}:${hostPort}/${protocol}`;
+}
+
+function flowMatch(element: Element): FlowMatch {
+  const { protocol, hostIP, hostPort } = hostPortOf(element);
+  return {
+    protocol,
+    originalDestinationPort: hostPort,
+    family: element.set.endsWith("4") ? 4 : 6,
+    ...(element.key.length === 3 ? { originalDestination: hostIP } : {}),
+  };
+}
+
+const PROTOCOL_NAMES: Readonly<Record<number, string>> = { 6: "tcp", 17: "udp", 132: "sctp" };
+
+/** The identities of the elements that a flow's first packet would have met. */
+function flowIds(original: Flow["original"]): string[] {
+  const { destination, protocol, destinationPort } = original;
+  const family = isIp(destination) === 6 ? 6 : 4;
+  const port = [PROTOCOL_NAMES[protocol] ?? "", `${destinationPort}`];
+  return [
+    elementId({ set: `ports_at${family}`, key: [destination, ...port] }),
+    elementId({ set: `ports${family}`, key: port }),
+  ];
+}
+
+function unique(matches: readonly FlowMatch[]): FlowMatch[] {
+  return [...new Map(matches.map((match) => [JSON.stringify(match), match])).values()];
+}

@@ -1,0 +1,288 @@
+/**
+ * tapkit's nftables table, pure: what it consists of, and which elements a guest adds to it.
+ *
+ * Rules are the same on every host. What belongs to a guest is elements of sets and maps, each
+ * with its owner's tag as comment, so that a port costs the same with ten thousand others.
+ *
+ * @module
+ */
+
+import type { Family } from "../inet/ip.ts";
+import { isIp } from "../inet/ip.ts";
+import { expandPorts, isWildcard, portFamilies } from "../inet/ports.ts";
+import type { GuestRules } from "./model.ts";
+
+/** The table's name; its family is inet. */
+export const TABLE = "tapkit";
+
+/** How a field of a key or value is stored: padded to four bytes, numbers in network order. */
+export type Field = "ipv4_addr" | "ipv6_addr" | "inet_proto" | "inet_service" | "ifname";
+
+/** A set, or a map where it has values. */
+interface SetDefinition {
+  readonly key: readonly Field[];
+  readonly value?: readonly Field[];
+}
+
+/** The sets and maps. Names of IPv6 ones end in 6. */
+export const SETS = {
+  /** Ports on all of the host's addresses, and where they lead. */
+  ports4: { key: ["inet_proto", "inet_service"], value: ["ipv4_addr", "inet_service"] },
+  ports6: { key: ["inet_proto", "inet_service"], value: ["ipv6_addr", "inet_service"] },
+  /** Ports on one address. */
+  ports_at4: {
+    key: ["ipv4_addr", "inet_proto", "inet_service"],
+    value: ["ipv4_addr", "inet_service"],
+  },
+  ports_at6: {
+    key: ["ipv6_addr", "inet_proto", "inet_service"],
+    value: ["ipv6_addr", "inet_service"],
+  },
+  /** Which guest is behind which link. */
+  guests4: { key: ["ipv4_addr", "ifname"] },
+  guests6: { key: ["ipv6_addr", "ifname"] },
+  /** Guests of private networks. */
+  private4: { key: ["ipv4_addr"] },
+  private6: { key: ["ipv6_addr"] },
+} as const satisfies Readonly<Record<string, SetDefinition>>;
+
+/** The name of a set or map. */
+export type SetName = keyof typeof SETS;
+
+/** Their names. */
+export const SET_NAMES = Object.keys(SETS) as SetName[];
+
+/** What a set or map consists of. */
+export function setDefinition(set: SetName): SetDefinition {
+  return SETS[set];
+}
+
+/** One element. `key` and `value` are its fields, written canonically. */
+export interface Element {
+  readonly set: SetName;
+  readonly key: readonly string[];
+  /** Where the port leads; sets have none. */
+  readonly value?: readonly string[];
+  readonly owner: string;
+}
+
+interface Chain {
+  readonly name: string;
+  /** Where it is hooked; a chain without is jumped to. */
+  readonly hook?: string;
+  /** Each with the comment it is recognised by. */
+  readonly rules: readonly (readonly [comment: string, rule: string])[];
+}
+
+const CHAINS: readonly Chain[] = [
+  {
+    name: "published",
+    rules: [
+      ["ports of one IPv4 address", "dnat ip to ip daddr . meta l4proto . th dport map @ports_at4"],
+      ["ports of all IPv4 addresses", "dnat ip to meta l4proto . th dport map @ports4"],
+      // The kernel does not translate what comes from ::1: refused is better than lost.
+      ["IPv6 loopback", "ip6 daddr ::1 return"],
+      [
+        "ports of one IPv6 address",
+        "dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports_at6",
+      ],
+      ["ports of all IPv6 addresses", "dnat ip6 to meta l4proto . th dport map @ports6"],
+    ],
+  },
+  {
+    // route_localnet on a guests' link would open the host's loopback servers to guests.
+    name: "loopback",
+    hook: "filter hook prerouting priority -300",
+    rules: [
+      ["to loopback", 'iifname != "lo" ip daddr 127.0.0.0/8 drop'],
+      ["from loopback", 'iifname != "lo" ip saddr 127.0.0.0/8 drop'],
+    ],
+  },
+  {
+    name: "prerouting",
+    hook: "nat hook prerouting priority -100",
+    rules: [["to the host", "fib daddr type local jump published"]],
+  },
+  {
+    name: "output",
+    hook: "nat hook output priority -100",
+    rules: [["from the host to itself", "fib daddr type local jump published"]],
+  },
+  {
+    name: "forward",
+    hook: "filter hook forward priority 0",
+    rules: [
+      ["known connections", "ct state established,related accept"],
+      ["mapped ports", "ct status dnat accept"],
+      ["IPv4 neighbours", "ip daddr . iifname @guests4 accept"],
+      ["IPv6 neighbours", "ip6 daddr . iifname @guests6 accept"],
+      ["private IPv4 guests", "ip daddr @private4 drop"],
+      ["private IPv6 guests", "ip6 daddr @private6 drop"],
+    ],
+  },
+  {
+    name: "postrouting",
+    hook: "nat hook postrouting priority 100",
+    rules: [
+      // A neighbour would answer past the host, and the answer would not be translated back.
+      ["IPv4 neighbours by a port", "ct status dnat ip saddr . oifname @guests4 masquerade"],
+      ["IPv6 neighbours by a port", "ct status dnat ip6 saddr . oifname @guests6 masquerade"],
+      [
+        "host loopback by a port",
+        'ct status dnat ip saddr 127.0.0.0/8 oifname != "lo" masquerade',
+      ],
+      ["IPv4 neighbours", "ip saddr . oifname @guests4 return"],
+      ["IPv6 neighbours", "ip6 saddr . oifname @guests6 return"],
+      ["IPv4 multicast", "ip daddr 224.0.0.0/4 return"],
+      ["IPv6 multicast", "ip6 daddr ff00::/8 return"],
+      ["private IPv4 guests", "ip saddr @private4 masquerade"],
+      ["private IPv6 guests", "ip6 saddr @private6 masquerade"],
+    ],
+  },
+];
+
+/** A rule as it is recognised in the kernel. */
+export interface RuleMark {
+  readonly chain: string;
+  readonly comment: string;
+}
+
+const LAYOUT = fingerprint(JSON.stringify([SETS, CHAINS]));
+
+/** All rules in the kernel's order. The first one's comment tells the table's layout. */
+export const RULE_MARKS: readonly RuleMark[] = CHAINS.flatMap(({ name, rules }, index) =>
+  rules.map(([comment], position) => ({
+    chain: name,
+    comment: index + position === 0 ? `${comment}, layout ${LAYOUT}` : comment,
+  }))
+);
+
+/** FNV-1a over UTF-16 units, in hexadecimal. */
+function fingerprint(text: string): string {
+  let hash = 0x811c9dc5;
+  for (let index = 0; index < text.length; index++) {
+    hash = Math.imul(hash ^ text.charCodeAt(index), 0x01000193) >>> 0;
+  }
+  return hash.toString(16).padStart(8, "0");
+}
+
+/** The commands that make the table, without elements. */
+export function planTable(): string {
+  const lines = [`table inet ${TABLE} {`];
+  for (const name of SET_NAMES) {
+    const { key, value } = setDefinition(name);
+    const type = key.join(" . ") + (value === undefined ? "" : ` : ${value.join(" . ")}`);
+    lines.push(`${value === undefined ? "set" : "map"} ${name} { type ${type}; }`);
+  }
+  let rule = 0;
+  for (const { name, hook, rules } of CHAINS) {
+    lines.push(`chain ${name} {`);
+    if (hook !== undefined) lines.push(`type ${hook}; policy accept;`);
+    for (const [, text] of rules) lines.push(`${text} comment "${RULE_MARKS[rule++]!.comment}"`);
+    lines.push("}");
+  }
+  lines.push("}");
+  return `${lines.join("\n")}\n`;
+}
+
+/** The commands that take the table away, whether it is there or not. */
+export function planDropTable(): string {
+  return `add table inet ${TABLE}\ndelete table inet ${TABLE}\n`;
+}
+
+/** The commands that add elements. */
+export function planAdd(elements: readonly Element[]): string {
+  return planElements("add", elements, (element) => {
+    const value = element.value === undefined ? "" : ` : ${element.value.join(" . ")}`;
+    return `${keyText(element)} comment "${element.owner}"${value}`;
+  });
+}
+
+/** The commands that delete elements, which must be there. */
+export function planDelete(elements: readonly Element[]): string {
+  return planElements("delete", elements, keyText);
+}
+
+function planElements(
+  verb: string,
+  elements: readonly Element[],
+  write: (element: Element) => string,
+): string {
+  let commands = "";
+  for (const set of SET_NAMES) {
+    const texts = elements.filter((element) => element.set === set).map(write);
+    if (texts.length > 0) {
+      commands += `${verb} element inet ${TABLE} ${set} { ${texts.join(", ")} }\n`;
+    }
+  }
+  return commands;
+}
+
+function keyText({ set, key }: Element): string {
+  const fields = setDefinition(set).key;
+  return key.map((text, index) => fields[index] === "ifname" ? `"${text}"` : text).join(" . ");
+}
+
+/** What identifies an element: its set and key. */
+export function elementId({ set, key }: Pick<Element, "set" | "key">): string {
+  return `${set} ${key.join(" . ")}`;
+}
+
+/** The elements that checked rules consist of. */
+export function elementsOf(rules: GuestRules): Element[] {
+  const { owner, link, addresses, masquerade, ports } = rules;
+  const elements: Element[] = [];
+  for (const address of addresses) {
+    const family = familyOf(address);
+    if (link !== "") elements.push({ set: `guests${family}`, key: [address, link], owner });
+    if (masquerade) elements.push({ set: `private${family}`, key: [address], owner });
+  }
+  const families = [...new Set(addresses.map(familyOf))];
+  for (const mapping of ports) {
+    for (const family of portFamilies(mapping, families)) {
+      const target = addresses.find((address) => familyOf(address) === family)!;
+      for (const { hostIP, hostPort, vmPort, protocol } of expandPorts(mapping)) {
+        const port = [protocol, `${hostPort}`];
+        const value = [target, `${vmPort}`];
+        elements.push(
+          isWildcard(hostIP)
+            ? { set: `ports${family}`, key: port, value, owner }
+            : { set: `ports_at${family}`, key: [hostIP, ...port], value, owner },
+        );
+      }
+    }
+  }
+  return elements;
+}
+
+/** The rules that elements were made of, by owner. `forward` is not kept in the kernel: true. */
+export function rulesOf(elements: readonly Element[]): GuestRules[] {
+  const byOwner = new Map<string, Element[]>();
+  for (const element of elements) {
+    const own = byOwner.get(element.owner);
+    if (own === undefined) byOwner.set(element.owner, [element]);
+    else own.push(element);
+  }
+  return [...byOwner].map(([owner, own]) => {
+    const guests = own.filter(({ set }) => set === "guests4" || set === "guests6");
+    const ports = own.filter(({ value }) => value !== undefined);
+    const addresses = own.flatMap(({ key, value }) => value ?? key).filter((text) => isIp(text));
+    return {
+      owner,
+      link: guests[0]?.key[1] ?? "",
+      addresses: [...new Set(addresses)],
+      masquerade: own.some(({ set }) => set === "private4" || set === "private6"),
+      forward: true,
+      ports: ports.map(({ set, key, value }) => ({
+        hostIP: key.length === 3 ? key[0]! : set === "ports4" ? "0.0.0.0" : "::",
+        hostPort: Number(key.at(-1)),
+        vmPort: Number(value![1]),
+        protocol: key.at(-2) as "tcp" | "udp" | "sctp",
+      })),
+    };
+  });
+}
+
+function familyOf(address: string): Family {
+  return isIp(address) === 6 ? 6 : 4;
+}

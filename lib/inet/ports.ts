@@ -1,0 +1,268 @@
+/**
+ * Port mappings: their grammar, and when two of them want the same host port.
+ *
+ * @module
+ */
+
+import { InputError, TapkitError } from "../errors.ts";
+import { canonicalIp, type Family, isIp, isLoopback, isMulticast } from "./ip.ts";
+
+/** The transport protocols whose ports can be mapped. */
+export type Protocol = "tcp" | "udp" | "sctp";
+
+/** A host port, or a range of them, that leads to a VM's. */
+export interface PortMapping {
+  /**
+   * The host address it listens on, canonical. `"0.0.0.0"` and `"::"` are all addresses of their
+   * family; `""` is all addresses of every family the VM has.
+   */
+  readonly hostIP: string;
+  /** The first host port; 0 asks for a free one to be chosen. */
+  readonly hostPort: number;
+  /** The first port of the VM. */
+  readonly vmPort: number;
+  readonly protocol: Protocol;
+  /** How many consecutive ports; one when absent. */
+  readonly range?: number;
+}
+
+const PROTOCOLS: readonly string[] = ["tcp", "udp", "sctp"] satisfies Protocol[];
+const MEND = "write it as [HOST_ADDRESS:]HOST_PORT:VM_PORT[/tcp|udp|sctp], as in 8080:80";
+
+/**
+ * Parses the mappings of one call: `8080:80`, `8080:80/udp`, `127.0.0.1:8080:80`,
+ * `[2001:db8::1]:8080:80`, `9000-9009:9000-9009`, `0:80`.
+ *
+ * @throws {InputError} when one is malformed, or two of them want the same host port
+ */
+export function parsePorts(texts: readonly string[]): PortMapping[] {
+  const mappings = texts.map(parsePort);
+  for (const [index, mapping] of mappings.entries()) {
+    const other = mappings.slice(0, index).find((earlier) => portsOverlap(earlier, mapping));
+    if (other === undefined) continue;
+    throw new InputError(
+      `the ports "${formatPort(other)}" and "${formatPort(mapping)}" overlap on the host`,
+      { mend: "give each host port once" },
+    );
+  }
+  return mappings;
+}
+
+function parsePort(text: string): PortMapping {
+  const slash = text.indexOf("/");
+  const protocol = slash < 0 ? "tcp" : text.slice(slash + 1);
+  if (!isProtocol(protocol)) {
+    throw refuse(
+      text,
+      protocol === "" ? "the protocol is empty" : `"${protocol}" is not a protocol tapkit maps`,
+    );
+  }
+  const match = /^(?:(?:\[([^\]]*)\]|([^:[\]]*)):)?([^:]*):([^:]*)$/.exec(
+    slash < 0 ? text : text.slice(0, slash),
+  );
+  if (match === null) throw refuse(text, "it does not read as a port mapping");
+  const hostIP = parseHostIP(text, match[1], match[2]);
+  const host = parseRange(text, "host", match[3]!);
+  const vm = parseRange(text, "VM", match[4]!);
+  if (vm.first === 0) throw refuse(text, "VM port 0 has no meaning");
+  if (host.first === 0 && host.length > 1) throw refuse(text, "host port 0 cannot begin a range");
+  if (host.length !== vm.length) {
+    throw refuse(text, `the ranges have ${host.length} and ${vm.length} ports`);
+  }
+  const mapping = { hostIP, hostPort: host.first, vmPort: vm.first, protocol };
+  return host.length === 1 ? mapping : { ...mapping, range: host.length };
+}
+
+function isProtocol(text: string): text is Protocol {
+  return PROTOCOLS.includes(text);
+}
+
+function parseHostIP(text: string, bracketed?: string, plain?: string): string {
+  const address = bracketed ?? plain;
+  if (address === undefined) return "";
+  if (address.includes("%")) throw refuse(text, `the address "${address}" has a zone`);
+  const family = isIp(address);
+  if (family === 0) throw refuse(text, `"${address}" is not an IP address`);
+  if ((family === 6) !== (bracketed !== undefined)) {
+    throw refuse(text, "brackets are for IPv6 addresses, and IPv6 addresses need them");
+  }
+  const canonical = canonicalIp(address);
+  if (family === 6 && isLoopback(canonical)) {
+    throw new InputError(`port "${text}": IPv6 loopback cannot be translated by the kernel`, {
+      mend: "bind 127.0.0.1, or a global IPv6 address of the host",
+    });
+  }
+  if (isMulticast(canonical) || canonical === "255.255.255.255" || isLinkLocal(canonical)) {
+    throw refuse(text, `"${address}" is not an address a port can be bound to`);
+  }
+  if (canonical.startsWith("::ffff:")) {
+    throw refuse(text, `"${address}" is an IPv4 address in IPv6 writing`);
+  }
+  return canonical;
+}
+
+/** fe80::/10 means nothing without a zone. */
+function isLinkLocal(canonical: string): boolean {
+  return /^fe[89ab][0-9a-f]:/.test(canonical);
+}
+
+function parseRange(text: string, side: string, range: string): { first: number; length: number } {
+  const dash = range.indexOf("-");
+  const first = parseNumber(text, side, dash < 0 ? range : range.slice(0, dash));
+  if (dash < 0) return { first, length: 1 };
+  const last = parseNumber(text, side, range.slice(dash + 1));
+  if (last < first) throw refuse(text, `the ${side} range ${range} is reversed`);
+  return { first, length: last - first + 1 };
+}
+
+function parseNumber(text: string, side: string, digits: string): number {
+  const value = /^(0|[1-9]\d{0,4})$/.test(digits) ? Number(digits) : NaN;
+  if (value <= 65535) return value;
+  throw refuse(text, `the ${side} port "${digits}" is not a number from 1 to 65535`);
+}
+
+function refuse(text: string, why: string): InputError {
+  return new InputError(`port "${text}": ${why}`, { mend: MEND });
+}
+
+/** A mapping in the grammar of {@linkcode parsePorts}, with `/tcp` left out. */
+export function formatPort(mapping: PortMapping): string {
+  const { hostIP, hostPort, vmPort, protocol, range = 1 } = mapping;
+  const ports = (first: number) => range === 1 ? `${first}` : `${first}-${first + range - 1}`;
+  const address = hostIP === "" ? "" : `${isIp(hostIP) === 6 ? `[${hostIP}]` : hostIP}:`;
+  const suffix = protocol === "tcp" ? "" : `/${protocol}`;
+  return `${address}${ports(hostPort)}:${ports(vmPort)}${suffix}`;
+}
+
+/** A range as single mappings, in order. */
+export function expandPorts(mapping: PortMapping): PortMapping[] {
+  const { hostIP, hostPort, vmPort, protocol, range = 1 } = mapping;
+  return Array.from({ length: range }, (_, index) => ({
+    hostIP,
+    hostPort: hostPort + index,
+    vmPort: vmPort + index,
+    protocol,
+  }));
+}
+
+/** The families a mapping listens on, among those the VM has addresses of. */
+export function portFamilies(mapping: PortMapping, vmFamilies: readonly Family[]): Family[] {
+  const families: readonly Family[] = [4, 6];
+  return families.filter((family) =>
+    vmFamilies.includes(family) && (mapping.hostIP === "" || isIp(mapping.hostIP) === family)
+  );
+}
+
+/**
+ * The mappings as a record shows them: `""` becomes `"0.0.0.0"`, `"::"`, or one entry of each,
+ * by the families the VM has addresses of.
+ *
+ * @throws {InputError} when a mapping's host address is of a family the VM lacks
+ */
+export function bindPorts(
+  mappings: readonly PortMapping[],
+  vmFamilies: readonly Family[],
+): PortMapping[] {
+  return mappings.flatMap((mapping) => {
+    const families = portFamilies(mapping, vmFamilies);
+    if (families.length === 0) {
+      const lacking = mapping.hostIP === "" ? "IP" : `IPv${isIp(mapping.hostIP)}`;
+      throw new InputError(`port "${formatPort(mapping)}": the VM has no ${lacking} address`, {
+        mend: "bind an address of a family the VM has, or use a network that gives it both",
+      });
+    }
+    if (mapping.hostIP !== "") return [mapping];
+    return families.map((family) => ({ ...mapping, hostIP: family === 4 ? "0.0.0.0" : "::" }));
+  });
+}
+
+/**
+ * Whether a mapping that a person wrote stands for a recorded one: the same, or without a host
+ * address where the record has all addresses of a family.
+ */
+export function portMatches(written: PortMapping, recorded: PortMapping): boolean {
+  return written.protocol === recorded.protocol && written.hostPort === recorded.hostPort &&
+    written.vmPort === recorded.vmPort && (written.range ?? 1) === (recorded.range ?? 1) &&
+    (written.hostIP === recorded.hostIP ||
+      (written.hostIP === "" && isWildcard(recorded.hostIP)));
+}
+
+/** Whether a host address stands for all of a family, or of both. */
+export function isWildcard(hostIP: string): boolean {
+  return hostIP === "" || hostIP === "0.0.0.0" || hostIP === "::";
+}
+
+/** Whether two mappings want a host port in common. A wildcard wants every address's. */
+export function portsOverlap(a: PortMapping, b: PortMapping): boolean {
+  if (a.protocol !== b.protocol || a.hostPort === 0 || b.hostPort === 0) return false;
+  return a.hostPort < b.hostPort + (b.range ?? 1) && b.hostPort < a.hostPort + (a.range ?? 1) &&
+    addressesOverlap(a.hostIP, b.hostIP);
+}
+
+function addressesOverlap(a: string, b: string): boolean {
+  if (a === b || a === "" || b === "") return true;
+  return isIp(a) === isIp(b) && (isWildcard(a) || isWildcard(b));
+}
+
+/** The host port two owners want. */
+export interface PortConflict {
+  readonly protocol: Protocol;
+  /** The address in the wish that met the other. */
+  readonly hostIP: string;
+  /** The first port they have in common. */
+  readonly hostPort: number;
+  /** Whose it is already: a VM's name, an owner tag, or a process. */
+  readonly owner: string;
+}
+
+/** The mappings somebody has. */
+export interface TakenPorts {
+  readonly owner: string;
+  readonly mappings: readonly PortMapping[];
+}
+
+/** The first host port of `wanted` that somebody has; wildcards conflict with every address. */
+export function findPortConflict(
+  wanted: readonly PortMapping[],
+  taken: readonly TakenPorts[],
+): PortConflict | undefined {
+  for (const mapping of wanted) {
+    for (const { owner, mappings } of taken) {
+      const other = mappings.find((candidate) => portsOverlap(mapping, candidate));
+      if (other === undefined) continue;
+      const { protocol, hostIP } = mapping;
+      return { protocol, hostIP, hostPort: Math.max(mapping.hostPort, other.hostPort), owner };
+    }
+  }
+  return undefined;
+}
+
+/** A host port is taken. Nothing was changed. */
+export class PortConflictError extends TapkitError {
+  override readonly name: string = "PortConflictError";
+  readonly protocol: Protocol;
+  readonly hostIP: string;
+  readonly hostPort: number;
+  readonly owner: string;
+
+  /**
+   * @param state what the message says of the port: `already mapped to VM "api"`,
+   * `in use by nginx (pid 812)`
+   */
+  constructor(conflict: PortConflict, state: string, mend = "choose another host port") {
+    super(`host port ${formatHostPort(conflict)} is ${state}`, { mend });
+    this.protocol = conflict.protocol;
+    this.hostIP = conflict.hostIP;
+    this.hostPort = conflict.hostPort;
+    this.owner = conflict.owner;
+  }
+}
+
+/** A host port as messages write it: `8080/tcp`, `127.0.0.1:53/udp`. */
+export function formatHostPort(
+  port: Pick<PortMapping, "hostIP" | "hostPort" | "protocol">,
+): string {
+  const { hostIP, hostPort, protocol } = port;
+  if (isWildcard(hostIP)) return `${hostPort}/${protocol}`;
+  return `${isIp(hostIP) === 6 ? `[${hostIP}]` : hostIP}:${hostPort}/${protocol}`;
+}

@@ -1,0 +1,244 @@
+/**
+ * Connection tracking: the flows the kernel knows, found and deleted (ctnetlink).
+ *
+ * @module
+ */
+
+import { bytesToIp, ipToBytes, isIp } from "../inet/ip.ts";
+import { NetlinkConnection } from "./connection.ts";
+import { NetlinkError } from "./errors.ts";
+import { AF, NETLINK } from "./message.ts";
+import { Decoder, Encoder, NLA } from "./wire.ts";
+
+/** Subsystems of NETLINK_NETFILTER, the high byte of a message's type (linux/netfilter/nfnetlink.h). */
+export const NFNL_SUBSYS = { CTNETLINK: 1, NFTABLES: 10 } as const;
+
+/** linux/netfilter/nfnetlink_conntrack.h. */
+const IPCTNL_MSG_CT = { GET: 1, DELETE: 2, GET_STATS: 5 } as const;
+const CTA = { TUPLE_ORIG: 1, TUPLE_REPLY: 2, ID: 12, ZONE: 18, FILTER: 25 } as const;
+const CTA_TUPLE = { IP: 1, PROTO: 2 } as const;
+const CTA_IP = { V4_SRC: 1, V4_DST: 2, V6_SRC: 3, V6_DST: 4 } as const;
+const CTA_PROTO = { NUM: 1, SRC_PORT: 2, DST_PORT: 3 } as const;
+const CTA_FILTER = { ORIG_FLAGS: 1, REPLY_FLAGS: 2 } as const;
+const CTA_STATS_GLOBAL_ENTRIES = 1;
+
+/** The fields of a tuple that a dump is filtered by (net/netfilter/nf_internals.h). */
+const CTA_FILTER_F = { IP_SRC: 1 << 0, PROTO_NUM: 1 << 3, PROTO_DST_PORT: 1 << 5 } as const;
+
+/** linux/in.h. */
+const IPPROTO: Readonly<Record<string, number>> = { tcp: 6, udp: 17, sctp: 132 };
+
+/** Up to this many flows one whole dump costs less than a filtered one for each match. */
+const WHOLE_DUMP_FLOWS = 512;
+
+/** One direction of a flow. */
+export interface FlowTuple {
+  readonly source: string;
+  readonly destination: string;
+  /** IP protocol number. */
+  readonly protocol: number;
+  /** Protocols without ports have none. */
+  readonly sourcePort?: number;
+  readonly destinationPort?: number;
+}
+
+/** A tracked connection: as its first packet was sent, and as answers come, translation included. */
+export interface Flow {
+  readonly original: FlowTuple;
+  readonly reply: FlowTuple;
+}
+
+/** Which flows are meant: those that agree in every field given. */
+export interface FlowMatch {
+  readonly protocol?: "tcp" | "udp" | "sctp";
+  readonly originalSource?: string;
+  readonly originalDestination?: string;
+  readonly originalDestinationPort?: number;
+  /** Who answers: the guest, where the connection came by a mapped port. */
+  readonly replySource?: string;
+  /** The family, where no address tells it. */
+  readonly family?: 4 | 6;
+}
+
+interface TrackedFlow extends Flow {
+  readonly family: 4 | 6;
+  /** What names the flow in a request to delete it, as the kernel wrote it. */
+  readonly identity: Uint8Array;
+}
+
+/** Opens a connection for conntrack and nftables in the current network namespace. */
+export function openNetfilter(): NetlinkConnection {
+  return NetlinkConnection.open(NETLINK.NETFILTER);
+}
+
+/** A message's type on NETLINK_NETFILTER. */
+export function nfnlType(subsystem: number, message: number): number {
+  return (subsystem << 8) | message;
+}
+
+/** Begins a payload: `struct nfgenmsg` (linux/netfilter/nfnetlink.h). */
+export function nfgenmsg(family: number): Encoder {
+  return new Encoder().u8(family).u8(0).u16be(0);
+}
+
+/** `sizeof(struct nfgenmsg)`. */
+export const NFGENMSG_LEN = 4;
+
+/** How many flows the namespace tracks; undefined where the kernel does not tell. */
+function countFlows(nl: NetlinkConnection): number | undefined {
+  const type = nfnlType(NFNL_SUBSYS.CTNETLINK, IPCTNL_MSG_CT.GET_STATS);
+  const subject = { op: "IPCTNL_MSG_CT_GET_STATS", action: "count", object: "conntrack entries" };
+  const [answer] = nl.request(type, 0, nfgenmsg(AF.UNSPEC).finish(), subject);
+  if (answer === undefined) return undefined;
+  const attributes = new Decoder(answer.payload).skip(NFGENMSG_LEN).attributes();
+  return attributes.find(({ type }) => type === CTA_STATS_GLOBAL_ENTRIES)?.value.asU32be();
+}
+
+/**
+ * Deletes tracked flows: their next packet is looked at as the first of a new connection.
+ *
+ * Equivalent to: `conntrack -D …`, once per match
+ *
+ * @param nl a NETLINK_NETFILTER connection
+ * @param confirm asked for each flow that matches; false spares it
+ * @returns how many were deleted
+ */
+export function deleteConntrack(
+  nl: NetlinkConnection,
+  matches: readonly FlowMatch[],
+  confirm: (flow: Flow) => boolean = () => true,
+): number {
+  if (matches.length === 0) return 0;
+  const count = countFlows(nl);
+  if (count === 0) return 0;
+  const whole = count !== undefined && (count <= WHOLE_DUMP_FLOWS || matches.length > 8);
+  const byPort = Map.groupBy(matches, ({ originalDestinationPort }) => originalDestinationPort);
+  const isMeant = (flow: Flow) =>
+    [undefined, flow.original.destinationPort].some((port) =>
+      byPort.get(port)?.some((match) => flowMatches(flow, match))
+    );
+  let deleted = 0;
+  for (const filter of whole ? [{}] : matches) {
+    for (const flow of dumpFlows(nl, filter)) {
+      if (isMeant(flow) && confirm(flow) && deleteFlow(nl, flow)) deleted++;
+    }
+  }
+  return deleted;
+}
+
+/** Whether a flow agrees with a match in every field given. */
+export function flowMatches(flow: Flow, match: FlowMatch): boolean {
+  const { original, reply } = flow;
+  return (match.protocol === undefined || original.protocol === IPPROTO[match.protocol]) &&
+    agrees(match.originalSource, original.source) &&
+    agrees(match.originalDestination, original.destination) &&
+    agrees(match.originalDestinationPort, original.destinationPort) &&
+    agrees(match.replySource, reply.source) &&
+    agrees(match.family, isIp(original.source));
+}
+
+function agrees<T>(wanted: T | undefined, found: T | undefined): boolean {
+  return wanted === undefined || wanted === found;
+}
+
+/** The flows that match, as far as the kernel filters: before 5.8 it returns all. */
+function dumpFlows(nl: NetlinkConnection, match: FlowMatch): TrackedFlow[] {
+  const type = nfnlType(NFNL_SUBSYS.CTNETLINK, IPCTNL_MSG_CT.GET);
+  const subject = { op: "IPCTNL_MSG_CT_GET", action: "list", object: "conntrack entries" };
+  const messages = nl.dump(type, encodeFilter(match), subject);
+  return messages.map(({ payload }) => decodeFlow(payload)).filter((flow) => flow !== undefined);
+}
+
+/** The payload of a dump that the kernel filters by one address, or by protocol and port. */
+export function encodeFilter(match: FlowMatch): Uint8Array<ArrayBuffer> {
+  const { protocol, originalSource, replySource, originalDestinationPort } = match;
+  const address = originalSource ?? replySource;
+  const family = match.family ?? (address === undefined ? 0 : isIp(address));
+  const payload = nfgenmsg(family === 4 ? AF.INET : family === 6 ? AF.INET6 : AF.UNSPEC);
+  const nested = (attribute: number) => attribute | NLA.F_NESTED;
+  const flags = (which: number, value: number) =>
+    payload.attrNested(nested(CTA.FILTER), (filter) => filter.attrU32(which, value));
+  if (address !== undefined) {
+    const original = originalSource !== undefined;
+    const source = family === 4 ? CTA_IP.V4_SRC : CTA_IP.V6_SRC;
+    payload.attrNested(
+      nested(original ? CTA.TUPLE_ORIG : CTA.TUPLE_REPLY),
+      (tuple) =>
+        tuple.attrNested(nested(CTA_TUPLE.IP), (ip) => ip.attrBytes(source, ipToBytes(address))),
+    );
+    flags(original ? CTA_FILTER.ORIG_FLAGS : CTA_FILTER.REPLY_FLAGS, CTA_FILTER_F.IP_SRC);
+  } else if (protocol !== undefined && originalDestinationPort !== undefined && family !== 0) {
+    payload.attrNested(
+      nested(CTA.TUPLE_ORIG),
+      (tuple) =>
+        tuple.attrNested(
+          nested(CTA_TUPLE.PROTO),
+          (proto) =>
+            proto.attrU8(CTA_PROTO.NUM, IPPROTO[protocol]!)
+              .attrU16be(CTA_PROTO.DST_PORT, originalDestinationPort),
+        ),
+    );
+    flags(CTA_FILTER.ORIG_FLAGS, CTA_FILTER_F.PROTO_NUM | CTA_FILTER_F.PROTO_DST_PORT);
+  }
+  return payload.finish();
+}
+
+/** Reads a flow; undefined for one that is neither IPv4 nor IPv6. */
+export function decodeFlow(payload: Uint8Array): TrackedFlow | undefined {
+  let original: FlowTuple | undefined;
+  let reply: FlowTuple | undefined;
+  const identity = new Encoder();
+  for (const { type, value } of new Decoder(payload).skip(NFGENMSG_LEN).attributes()) {
+    if (type === CTA.TUPLE_ORIG || type === CTA.ID || type === CTA.ZONE) {
+      const bytes = value.bytes(value.remaining);
+      identity.attrBytes(type === CTA.TUPLE_ORIG ? type | NLA.F_NESTED : type, bytes);
+      if (type === CTA.TUPLE_ORIG) original = decodeTuple(new Decoder(bytes));
+    } else if (type === CTA.TUPLE_REPLY) {
+      reply = decodeTuple(value);
+    }
+  }
+  if (original === undefined || reply === undefined) return undefined;
+  const family = isIp(original.source);
+  return family === 0 ? undefined : { original, reply, family, identity: identity.finish() };
+}
+
+function decodeTuple(tuple: Decoder): FlowTuple {
+  const fields = {
+    source: "",
+    destination: "",
+    protocol: 0,
+  } as { -readonly [Key in keyof FlowTuple]: FlowTuple[Key] };
+  for (const { type, value } of tuple.attributes()) {
+    if (type === CTA_TUPLE.IP) {
+      for (const { type, value: address } of value.attributes()) {
+        if (type === CTA_IP.V4_SRC || type === CTA_IP.V6_SRC) {
+          fields.source = bytesToIp(address.asBytes());
+        } else if (type === CTA_IP.V4_DST || type === CTA_IP.V6_DST) {
+          fields.destination = bytesToIp(address.asBytes());
+        }
+      }
+    } else if (type === CTA_TUPLE.PROTO) {
+      for (const { type, value: field } of value.attributes()) {
+        if (type === CTA_PROTO.NUM) fields.protocol = field.asU8();
+        else if (type === CTA_PROTO.SRC_PORT) fields.sourcePort = field.asU16be();
+        else if (type === CTA_PROTO.DST_PORT) fields.destinationPort = field.asU16be();
+      }
+    }
+  }
+  return fields;
+}
+
+function deleteFlow(nl: NetlinkConnection, flow: TrackedFlow): boolean {
+  const type = nfnlType(NFNL_SUBSYS.CTNETLINK, IPCTNL_MSG_CT.DELETE);
+  const payload = nfgenmsg(flow.family === 4 ? AF.INET : AF.INET6).bytes(flow.identity).finish();
+  const { source, destination } = flow.original;
+  const object = `conntrack entry ${source} to ${destination}`;
+  try {
+    nl.request(type, 0, payload, { op: "IPCTNL_MSG_CT_DELETE", action: "delete", object });
+    return true;
+  } catch (error) {
+    // It ended by itself, or another took its place.
+    if (error instanceof NetlinkError && error.code === "ENOENT") return false;
+    throw error;
+  }
+}
