@@ -211,7 +211,7 @@ export function encodeLink(link: LinkRequest): Uint8Array<ArrayBuffer> {
     encoder.attrNested(IFLA.LINKINFO, (info) => {
       info.attrText(IFLA_INFO.KIND, kind);
       const { bridge, peer } = link;
-      if (bridge !== undefined) {
+      if (bridge !== undefined && Object.keys(bridge).length > 0) {
         info.attrNested(IFLA_INFO.DATA, (data) => encodeBridge(data, bridge));
       }
       if (peer !== undefined) {

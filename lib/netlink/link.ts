@@ -177,17 +177,19 @@ export interface BridgeRequest extends BridgeOptions {
  * @throws {NetlinkError} EEXIST when the name is taken
  */
 export function createBridge(nl: NetlinkConnection, request: BridgeRequest): number {
-  const { name, mac, mtu, alias, up, ...bridge } = request;
+  const { name, mac, mtu, alias, up, vlanFiltering, ...bridge } = request;
   const now = {
     name,
     ...(mac === undefined ? {} : { mac }),
     ...(mtu === undefined ? {} : { mtu }),
     kind: "bridge",
-    ...(Object.keys(bridge).length === 0 ? {} : { bridge }),
+    // A kernel without VLAN filtering refuses even to have it switched off, which a new bridge has.
+    bridge: vlanFiltering ? { ...bridge, vlanFiltering } : bridge,
   };
   const state = up === undefined ? {} : { up };
-  if (alias === undefined) return createLink(nl, { ...now, ...state }, "CONFIG_BRIDGE");
-  return finishLink(nl, createLink(nl, now, "CONFIG_BRIDGE"), { alias, ...state });
+  const feature = vlanFiltering ? "CONFIG_BRIDGE_VLAN_FILTERING" : "CONFIG_BRIDGE";
+  if (alias === undefined) return createLink(nl, { ...now, ...state }, feature);
+  return finishLink(nl, createLink(nl, now, feature), { alias, ...state });
 }
 
 function createLink(

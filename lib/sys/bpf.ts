@@ -20,6 +20,7 @@ export interface BpfInstruction {
 export const Bpf = {
   LD: 0x00,
   LDX: 0x01,
+  ST: 0x02,
   ALU: 0x04,
   JMP: 0x05,
   RET: 0x06,
@@ -37,6 +38,7 @@ export const Bpf = {
   SUB: 0x10,
   OR: 0x40,
   AND: 0x50,
+  LSH: 0x60,
   JA: 0x00,
   JEQ: 0x10,
   JGT: 0x20,
@@ -51,6 +53,8 @@ export const Bpf = {
   SKF_AD_OFF: -0x1000,
   /** … of which this is the packet type: PACKET_HOST … PACKET_OUTGOING. */
   SKF_AD_PKTTYPE: 4,
+  /** … and of which this says whether a VLAN tag was taken off the frame. */
+  SKF_AD_VLAN_TAG_PRESENT: 48,
 } as const;
 
 /** Size of `struct sock_filter`. */
@@ -68,4 +72,26 @@ export function encodeBpf(program: readonly BpfInstruction[]): Uint8Array<ArrayB
     view.setUint32(offset + 4, k, true);
   });
   return bytes;
+}
+
+/**
+ * Reads an array of `struct sock_filter` in host order.
+ *
+ * @throws {RangeError} when the last instruction is cut
+ */
+export function decodeBpf(bytes: Uint8Array): BpfInstruction[] {
+  if (bytes.length % BPF_INSTRUCTION_SIZE !== 0) {
+    throw new RangeError(`a BPF program of ${bytes.length} bytes is cut`);
+  }
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const program: BpfInstruction[] = [];
+  for (let offset = 0; offset < bytes.length; offset += BPF_INSTRUCTION_SIZE) {
+    program.push({
+      code: view.getUint16(offset, true),
+      jt: view.getUint8(offset + 2),
+      jf: view.getUint8(offset + 3),
+      k: view.getUint32(offset + 4, true),
+    });
+  }
+  return program;
 }

@@ -1,0 +1,348 @@
+/**
+ * Filters on what a link receives, as `tc filter` has them: u32 with mirred, and cls_bpf.
+ *
+ * A filter belongs to a link's ingress or clsact qdisc, which must be there. Filters of lower
+ * priority numbers see a frame first.
+ *
+ * @module
+ */
+
+import { BPF_INSTRUCTION_SIZE, type BpfInstruction, decodeBpf, encodeBpf } from "../sys/bpf.ts";
+import { Errno } from "../sys/libc.ts";
+import type { NetlinkConnection } from "./connection.ts";
+import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
+import { linkLabel } from "./link.ts";
+import { NLM_F, RTM } from "./message.ts";
+import { decodeTcHeader, encodeTcHeader, ingressKind, TC_H, TCA } from "./qdisc.ts";
+import { Decoder, type Encoder, htons } from "./wire.ts";
+
+/** Attributes of a u32 filter, and the flag of a key that decides (linux/pkt_cls.h). */
+export const TCA_U32 = { DIVISOR: 4, SEL: 5, ACT: 7, TERMINAL: 1 } as const;
+
+/** Attributes of a cls_bpf filter, and its flag (linux/pkt_cls.h). */
+export const TCA_BPF = { OPS_LEN: 4, OPS: 5, FLAGS: 8, FLAG_ACT_DIRECT: 1 } as const;
+
+/** Attributes of an action (linux/pkt_cls.h). */
+export const TCA_ACT = { KIND: 1, OPTIONS: 2 } as const;
+
+/** The attribute of mirred, and what it does (linux/tc_act/tc_mirred.h). */
+export const TCA_MIRRED = { PARMS: 2, EGRESS_REDIR: 1 } as const;
+
+/** What becomes of a frame: a direct-action program returns one of these (linux/pkt_cls.h). */
+export const TC_ACT = { UNSPEC: -1, OK: 0, SHOT: 2, PIPE: 3, STOLEN: 4 } as const;
+
+/** Every protocol (linux/if_ether.h). */
+const ETH_P_ALL = 3;
+
+/**
+ * The node of a u32 filter in its priority's table. One that is fixed makes the kernel refuse
+ * a second filter there, where it would choose another node by itself.
+ */
+const U32_NODE = 1;
+
+/** The part of a u32 handle that names a node; 0 in those of the tables themselves. */
+const U32_NODE_MASK = 0xfff;
+
+/** Handle of the program that {@linkcode addBpfFilter} sets. */
+const BPF_HANDLE = 1;
+
+/** Where a filter hangs; the ingress qdisc's own unless given. */
+export type FilterParent = number;
+
+/** A filter as the kernel has it. */
+export interface Filter {
+  /** Index of its link. */
+  readonly index: number;
+  readonly kind: string;
+  readonly priority: number;
+  /** Ethernet type; 3 (ETH_P_ALL) for all. */
+  readonly protocol: number;
+  readonly handle: number;
+  readonly parent: FilterParent;
+  /** Whether a u32 filter takes every frame. */
+  readonly matchAll?: boolean;
+  /** Index of the link that frames are sent out by instead (mirred egress redirect). */
+  readonly redirectTo?: number;
+  /** The program of cls_bpf, when it is a classic one. */
+  readonly program?: readonly BpfInstruction[];
+  /** Whether what the program returns is a {@linkcode TC_ACT}. */
+  readonly directAction?: boolean;
+}
+
+/** A filter that sends every frame to another link. */
+export interface RedirectFilter {
+  readonly index: number;
+  /** Index of the link the frames leave by. */
+  readonly target: number;
+  /** 1 to 65535. */
+  readonly priority: number;
+  readonly parent?: FilterParent;
+}
+
+/** A filter that a program decides. */
+export interface BpfFilter {
+  readonly index: number;
+  /** 1 to 65535. */
+  readonly priority: number;
+  /** Sees the frame from its Ethernet header on and returns a {@linkcode TC_ACT}. */
+  readonly program: readonly BpfInstruction[];
+  /** What errors call it; the kernel keeps no name of a classic program. */
+  readonly name: string;
+  readonly parent?: FilterParent;
+}
+
+/** What picks filters: the link and their parent, and one priority if given. */
+export interface FilterKey {
+  readonly index: number;
+  readonly priority?: number;
+  readonly parent?: FilterParent;
+}
+
+function encodeFilterHeader(
+  filter: FilterKey,
+  handle: number,
+  protocol: number,
+  capacity: number,
+): Encoder {
+  const { index, priority = 0, parent = TC_H.INGRESS_HANDLE } = filter;
+  const info = (priority << 16 | htons(protocol)) >>> 0;
+  return encodeTcHeader({ index, handle, parent, info }, capacity);
+}
+
+/** The payload of RTM_NEWTFILTER for a redirecting filter. */
+export function encodeRedirectFilter(filter: RedirectFilter): Uint8Array<ArrayBuffer> {
+  return encodeFilterHeader(filter, U32_NODE, ETH_P_ALL, 192)
+    .attrString(TCA.KIND, "u32")
+    .attrNested(TCA.OPTIONS, (options) => {
+      // struct tc_u32_sel with one struct tc_u32_key whose mask is empty.
+      const firstAction = 1;
+      options.attrNested(TCA_U32.SEL, (sel) => {
+        sel.u8(TCA_U32.TERMINAL).u8(0).u8(1).zero(13).zero(16);
+      }).attrNested(TCA_U32.ACT, (actions) => {
+        actions.attrNested(firstAction, (action) => {
+          action.attrString(TCA_ACT.KIND, "mirred").attrNested(TCA_ACT.OPTIONS, (mirred) => {
+            // struct tc_mirred: index, capab, action, refcnt, bindcnt, eaction, ifindex.
+            mirred.attrNested(TCA_MIRRED.PARMS, (parms) => {
+              parms.u32(0).u32(0).i32(TC_ACT.STOLEN).i32(0).i32(0).i32(TCA_MIRRED.EGRESS_REDIR)
+                .u32(filter.target);
+            });
+          });
+        });
+      });
+    }).finish();
+}
+
+/** The payload of RTM_NEWTFILTER for a direct-action program. */
+export function encodeBpfFilter(filter: BpfFilter): Uint8Array<ArrayBuffer> {
+  const { program } = filter;
+  return encodeFilterHeader(filter, BPF_HANDLE, ETH_P_ALL, 128 + 8 * program.length)
+    .attrString(TCA.KIND, "bpf")
+    .attrNested(TCA.OPTIONS, (options) => {
+      options.attrU16(TCA_BPF.OPS_LEN, program.length)
+        .attrBytes(TCA_BPF.OPS, encodeBpf(program))
+        .attrU32(TCA_BPF.FLAGS, TCA_BPF.FLAG_ACT_DIRECT);
+    }).finish();
+}
+
+type Mutable<T> = { -readonly [K in keyof T]: T[K] };
+
+/**
+ * Reads the payload of RTM_NEWTFILTER.
+ *
+ * @throws {DecodeError} when it is malformed
+ */
+export function decodeFilter(payload: Uint8Array): Filter {
+  const decoder = new Decoder(payload);
+  const { index, handle, parent, info } = decodeTcHeader(decoder);
+  const filter: Mutable<Filter> = {
+    index,
+    kind: "",
+    priority: info >>> 16,
+    protocol: htons(info & 0xffff),
+    handle,
+    parent,
+  };
+  // The kind precedes the options.
+  for (const { type, value } of decoder.attributes()) {
+    if (type === TCA.KIND) filter.kind = value.asString();
+    else if (type === TCA.OPTIONS && filter.kind === "u32") decodeU32(filter, value);
+    else if (type === TCA.OPTIONS && filter.kind === "bpf") decodeProgram(filter, value);
+  }
+  return filter;
+}
+
+function decodeU32(filter: Mutable<Filter>, options: Decoder): void {
+  for (const { type, value } of options.attributes()) {
+    if (type === TCA_U32.SEL) {
+      const flags = value.u8();
+      const keys = value.skip(1).u8();
+      // Of the rest of the selector, and of a key, only an empty mask is of interest.
+      value.skip(13);
+      let mask = 0;
+      for (let key = 0; key < keys; key++) {
+        mask |= value.u32be();
+        value.skip(12);
+      }
+      filter.matchAll = (flags & TCA_U32.TERMINAL) !== 0 && mask === 0;
+    } else if (type === TCA_U32.ACT) {
+      for (const action of value.attributes()) decodeAction(filter, action.value);
+    }
+  }
+}
+
+function decodeAction(filter: Mutable<Filter>, action: Decoder): void {
+  let kind = "";
+  for (const { type, value } of action.attributes()) {
+    if (type === TCA_ACT.KIND) kind = value.asString();
+    if (type !== TCA_ACT.OPTIONS || kind !== "mirred") continue;
+    for (const option of value.attributes()) {
+      if (option.type !== TCA_MIRRED.PARMS) continue;
+      const direction = option.value.skip(20).i32();
+      const target = option.value.u32();
+      if (direction === TCA_MIRRED.EGRESS_REDIR) filter.redirectTo = target;
+    }
+  }
+}
+
+function decodeProgram(filter: Mutable<Filter>, options: Decoder): void {
+  filter.directAction = false;
+  for (const { type, value } of options.attributes()) {
+    if (type === TCA_BPF.OPS) {
+      const { offset, remaining } = value;
+      if (remaining % BPF_INSTRUCTION_SIZE !== 0) throw new DecodeError("a cut program", offset);
+      filter.program = decodeBpf(value.asBytes());
+    } else if (type === TCA_BPF.FLAGS) {
+      filter.directAction = (value.asU32() & TCA_BPF.FLAG_ACT_DIRECT) !== 0;
+    }
+  }
+}
+
+/**
+ * The filters on what a link receives, in the order of their priorities.
+ *
+ * Equivalent to: `tc filter show dev NAME ingress`
+ *
+ * @param parent the ingress qdisc's own unless given
+ */
+export function listFilters(
+  nl: NetlinkConnection,
+  index: number,
+  parent: FilterParent = TC_H.INGRESS_HANDLE,
+): Filter[] {
+  const payload = encodeTcHeader({ index, handle: 0, parent, info: 0 }).finish();
+  const subject = { action: "list", object: () => `filters of ${linkLabel(nl, index)}` };
+  return nl.dump(RTM.GETTFILTER, payload, subject)
+    .filter((message) => message.type === RTM.NEWTFILTER)
+    .map((message) => decodeFilter(message.payload))
+    .filter((filter) => filter.index === index && filter.parent === parent && isRule(filter));
+}
+
+/** The kernel also lists each priority by itself, and u32's tables. */
+function isRule(filter: Filter): boolean {
+  return filter.kind === "u32" ? (filter.handle & U32_NODE_MASK) !== 0 : filter.handle !== 0;
+}
+
+/**
+ * Sends every frame a link receives out by another link.
+ *
+ * Equivalent to: `tc filter add dev NAME parent ffff: handle ::1 protocol all prio N u32 match u32
+ * 0 0 action mirred egress redirect dev TARGET`
+ *
+ * @returns false when that very filter is there already
+ * @throws {NetlinkError} EEXIST when the priority holds another filter
+ */
+export function addRedirectFilter(nl: NetlinkConnection, filter: RedirectFilter): boolean {
+  const { target, priority, index } = filter;
+  const subject: Subject = {
+    action: "add",
+    object: () =>
+      `redirecting filter ${priority} of ${linkLabel(nl, index)} to ${linkLabel(nl, target)}`,
+    feature: "CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED",
+  };
+  return addFilter(nl, filter, encodeRedirectFilter(filter), subject, (other) => {
+    return other.kind === "u32" && other.matchAll === true && other.redirectTo === target;
+  });
+}
+
+/**
+ * Lets a classic BPF program decide about every frame a link receives: it returns TC_ACT.SHOT to
+ * drop one, TC_ACT.OK to let it pass, TC_ACT.UNSPEC to leave it to the filters behind.
+ *
+ * Equivalent to: `tc filter add dev NAME parent ffff: handle 1 protocol all prio N bpf bytecode
+ * "…" direct-action`
+ *
+ * @returns false when that very program is there already
+ * @throws {NetlinkError} EEXIST when the priority holds another filter
+ */
+export function addBpfFilter(nl: NetlinkConnection, filter: BpfFilter): boolean {
+  const subject: Subject = {
+    action: "add",
+    object: () => `${filter.name} filter ${filter.priority} of ${linkLabel(nl, filter.index)}`,
+    feature: "CONFIG_NET_CLS_BPF",
+  };
+  return addFilter(nl, filter, encodeBpfFilter(filter), subject, (other) => {
+    return other.kind === "bpf" && other.directAction === true && other.program !== undefined &&
+      sameProgram(other.program, filter.program);
+  });
+}
+
+function sameProgram(a: readonly BpfInstruction[], b: readonly BpfInstruction[]): boolean {
+  const bytes = encodeBpf(b);
+  return a.length === b.length && encodeBpf(a).every((byte, index) => byte === bytes[index]);
+}
+
+function addFilter(
+  nl: NetlinkConnection,
+  key: FilterKey,
+  payload: Uint8Array,
+  subject: Subject,
+  isSame: (filter: Filter) => boolean,
+): boolean {
+  try {
+    nl.request(RTM.NEWTFILTER, NLM_F.CREATE | NLM_F.EXCL, payload, subject);
+    return true;
+  } catch (error) {
+    // u32 says ENOSPC of a node that is taken, and a priority of another kind gives EINVAL.
+    const taken: number[] = [Errno.EEXIST, Errno.ENOSPC, Errno.EINVAL];
+    if (!(error instanceof NetlinkError && taken.includes(error.errno))) throw error;
+    const present = listFilters(nl, key.index, key.parent)
+      .filter((filter) => filter.priority === key.priority);
+    if (present.some(isSame)) return false;
+    if (present.length === 0) throw error;
+    const object = typeof subject.object === "function" ? subject.object() : subject.object;
+    throw new NetlinkError({
+      ...subject,
+      op: error.op,
+      errno: Errno.EEXIST,
+      object: object ?? error.object,
+      extAck: `priority ${key.priority} holds another filter`,
+    });
+  }
+}
+
+/**
+ * Deletes a link's filters, those of one priority or all.
+ *
+ * Equivalent to: `tc filter delete dev NAME parent ffff: [prio N]`
+ *
+ * @returns whether there was one; false also when the qdisc or the link is gone
+ */
+export function deleteFilters(nl: NetlinkConnection, key: FilterKey): boolean {
+  const { index, priority, parent = TC_H.INGRESS_HANDLE } = key;
+  if (ingressKind(nl, index) === undefined) return false;
+  const present = listFilters(nl, index, parent)
+    .some((filter) => priority === undefined || filter.priority === priority);
+  if (!present) return false;
+  const subject: Subject = {
+    action: "delete",
+    object: () => `filters of ${linkLabel(nl, index)}`,
+  };
+  try {
+    nl.request(RTM.DELTFILTER, 0, encodeFilterHeader(key, 0, 0, 32).finish(), subject);
+    return true;
+  } catch (error) {
+    const absent: number[] = [Errno.ENOENT, Errno.ENODEV];
+    if (error instanceof NetlinkError && absent.includes(error.errno)) return false;
+    throw error;
+  }
+}

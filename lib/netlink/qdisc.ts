@@ -1,0 +1,170 @@
+/**
+ * Queueing disciplines that filters hang on: `struct tcmsg`, and `tc qdisc` upon it.
+ *
+ * @module
+ */
+
+import { Errno } from "../sys/libc.ts";
+import type { NetlinkConnection } from "./connection.ts";
+import { NetlinkError, type Subject } from "./errors.ts";
+import { linkLabel } from "./link.ts";
+import { AF, NLM_F, RTM } from "./message.ts";
+import { Decoder, Encoder } from "./wire.ts";
+
+/** Handles (linux/pkt_sched.h). */
+export const TC_H = {
+  ROOT: 0xffffffff,
+  /** Parent of the ingress and the clsact qdisc. */
+  INGRESS: 0xfffffff1,
+  /** Handle of both, `ffff:`: parent of the ingress qdisc's filters. */
+  INGRESS_HANDLE: 0xffff0000,
+  /** Parents of clsact's filters, which are its ingress hook … */
+  CLSACT_INGRESS: 0xfffffff2,
+  /** … and its egress hook. */
+  CLSACT_EGRESS: 0xfffffff3,
+} as const;
+
+/** Traffic control attributes (linux/rtnetlink.h). */
+export const TCA = { KIND: 1, OPTIONS: 2, CHAIN: 11 } as const;
+
+/** `struct tcmsg` (linux/rtnetlink.h). */
+export interface TcHeader {
+  /** Index of the link. */
+  readonly index: number;
+  readonly handle: number;
+  readonly parent: number;
+  /** Of a filter: priority in the upper half, protocol in network order in the lower. */
+  readonly info: number;
+}
+
+/** Begins a traffic control payload. */
+export function encodeTcHeader(header: TcHeader, capacity = 64): Encoder {
+  return new Encoder(capacity).u8(AF.UNSPEC).zero(3).i32(header.index).u32(header.handle)
+    .u32(header.parent).u32(header.info);
+}
+
+/** Reads the head of a traffic control payload. */
+export function decodeTcHeader(decoder: Decoder): TcHeader {
+  const index = decoder.skip(4).i32();
+  return { index, handle: decoder.u32(), parent: decoder.u32(), info: decoder.u32() };
+}
+
+/** A queueing discipline. */
+export interface Qdisc {
+  /** Index of its link. */
+  readonly index: number;
+  readonly kind: string;
+  readonly handle: number;
+  readonly parent: number;
+}
+
+/** The qdiscs that carry filters on what comes in. */
+export type IngressKind = "ingress" | "clsact";
+
+/** The payload of RTM_NEWQDISC and RTM_DELQDISC for a qdisc at the ingress. */
+export function encodeIngressQdisc(index: number, kind?: IngressKind): Uint8Array<ArrayBuffer> {
+  const handle = TC_H.INGRESS_HANDLE;
+  const encoder = encodeTcHeader({ index, handle, parent: TC_H.INGRESS, info: 0 });
+  if (kind !== undefined) encoder.attrString(TCA.KIND, kind);
+  return encoder.finish();
+}
+
+/**
+ * Reads the payload of RTM_NEWQDISC.
+ *
+ * @throws {DecodeError} when it is malformed
+ */
+export function decodeQdisc(payload: Uint8Array): Qdisc {
+  const decoder = new Decoder(payload);
+  const { index, handle, parent } = decodeTcHeader(decoder);
+  const kind = decoder.attributes().find(({ type }) => type === TCA.KIND)?.value.asString() ?? "";
+  return { index, kind, handle, parent };
+}
+
+/**
+ * The qdiscs of the namespace, or of one link.
+ *
+ * Equivalent to: `tc qdisc show [dev NAME]`
+ */
+export function listQdiscs(nl: NetlinkConnection, index?: number): Qdisc[] {
+  const payload = encodeTcHeader({ index: index ?? 0, handle: 0, parent: 0, info: 0 }).finish();
+  const subject = { action: "list", object: "qdiscs" };
+  return nl.dump(RTM.GETQDISC, payload, subject)
+    .filter((message) => message.type === RTM.NEWQDISC)
+    .map((message) => decodeQdisc(message.payload))
+    .filter((qdisc) => index === undefined || qdisc.index === index);
+}
+
+/**
+ * Gives a link the ingress qdisc.
+ *
+ * Equivalent to: `tc qdisc add dev NAME ingress`
+ *
+ * @returns false when it has it already
+ * @throws {NetlinkError} EEXIST when it has clsact, which takes the same place
+ */
+export function addIngressQdisc(nl: NetlinkConnection, index: number): boolean {
+  return addQdisc(nl, index, "ingress");
+}
+
+/**
+ * Gives a link the clsact qdisc, which has filters on what goes out too.
+ *
+ * Equivalent to: `tc qdisc add dev NAME clsact`
+ *
+ * @returns false when it has it already
+ * @throws {NetlinkError} EEXIST when it has ingress, which takes the same place
+ */
+export function addClsactQdisc(nl: NetlinkConnection, index: number): boolean {
+  return addQdisc(nl, index, "clsact");
+}
+
+function addQdisc(nl: NetlinkConnection, index: number, kind: IngressKind): boolean {
+  const payload = encodeIngressQdisc(index, kind);
+  try {
+    nl.request(RTM.NEWQDISC, NLM_F.CREATE | NLM_F.EXCL, payload, {
+      ...subjectOf(nl, "add", index, kind),
+      feature: "CONFIG_NET_SCH_INGRESS",
+    });
+    return true;
+  } catch (error) {
+    if (!(error instanceof NetlinkError && error.errno === Errno.EEXIST)) throw error;
+    if (ingressKind(nl, index) === kind) return false;
+    throw error;
+  }
+}
+
+/** Which of the two qdiscs a link has, if any. */
+export function ingressKind(nl: NetlinkConnection, index: number): IngressKind | undefined {
+  const qdisc = listQdiscs(nl, index).find(({ parent }) => parent === TC_H.INGRESS);
+  return qdisc?.kind === "ingress" || qdisc?.kind === "clsact" ? qdisc.kind : undefined;
+}
+
+/**
+ * Takes the ingress or the clsact qdisc from a link, and its filters with it.
+ *
+ * Equivalent to: `tc qdisc delete dev NAME ingress` (or `clsact`)
+ *
+ * @returns whether it was there; false also when the link is gone
+ */
+export function deleteQdisc(nl: NetlinkConnection, index: number): boolean {
+  const subject = subjectOf(nl, "delete", index, "ingress");
+  try {
+    nl.request(RTM.DELQDISC, 0, encodeIngressQdisc(index), subject);
+    return true;
+  } catch (error) {
+    if (!(error instanceof NetlinkError)) throw error;
+    if (error.errno === Errno.ENODEV) return false;
+    if (error.errno !== Errno.EPERM && ingressKind(nl, index) === undefined) return false;
+    throw error;
+  }
+}
+
+function subjectOf(
+  nl: NetlinkConnection,
+  action: string,
+  index: number,
+  kind: string,
+): Subject {
+  return { action, object: () => `${kind} qdisc of ${linkLabel(nl, index)}` };
+}

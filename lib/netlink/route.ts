@@ -1,0 +1,392 @@
+/**
+ * Routes: `struct rtmsg` and RTA attributes, and `ip route` upon them.
+ *
+ * @module
+ */
+
+import { ipToBytes, isIp, parseCidr } from "../inet/ip.ts";
+import { Errno } from "../sys/libc.ts";
+import { addressFamily, decodeIp, ipFamily, RT_SCOPE, type Scope, scopeOf } from "./address.ts";
+import type { NetlinkConnection } from "./connection.ts";
+import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
+import { NLM_F, RTM } from "./message.ts";
+import { Decoder, Encoder } from "./wire.ts";
+
+/** Route attributes (linux/rtnetlink.h). */
+export const RTA = {
+  DST: 1,
+  OIF: 4,
+  GATEWAY: 5,
+  PRIORITY: 6,
+  PREFSRC: 7,
+  METRICS: 8,
+  MULTIPATH: 9,
+  TABLE: 15,
+  VIA: 18,
+} as const;
+
+/** Metrics within RTA_METRICS (linux/rtnetlink.h). */
+export const RTAX = { MTU: 2 } as const;
+
+/** Tables that every namespace has (linux/rtnetlink.h). */
+export const RT_TABLE = { UNSPEC: 0, DEFAULT: 253, MAIN: 254, LOCAL: 255 } as const;
+
+/** Route types (linux/rtnetlink.h), by the names `ip` uses, in the order of their numbers. */
+const ROUTE_TYPES = [
+  "none",
+  "unicast",
+  "local",
+  "broadcast",
+  "anycast",
+  "multicast",
+  "blackhole",
+  "unreachable",
+  "prohibit",
+  "throw",
+  "nat",
+  "xresolve",
+] as const;
+
+/** What a route does with its packets. */
+export type RouteType = typeof ROUTE_TYPES[number];
+
+/** Who made a route (linux/rtnetlink.h), by the names `ip` uses. */
+export const RTPROT = {
+  unspec: 0,
+  redirect: 1,
+  kernel: 2,
+  boot: 3,
+  static: 4,
+  ra: 9,
+  dhcp: 16,
+} as const;
+
+/** Nexthop flags (linux/rtnetlink.h). */
+const RTNH_F = { ONLINK: 4 } as const;
+
+/** The answer names the table it was found in (linux/rtnetlink.h). */
+const RTM_F = { LOOKUP_TABLE: 0x1000 } as const;
+
+/** IPv6 routes without a metric get this one (`IP6_RT_PRIO_USER`, net/ipv6_route.h). */
+const IP6_RT_PRIO_USER = 1024;
+
+/** A route. */
+export interface Route {
+  readonly family: 4 | 6;
+  /** With its prefix length; the default route is `"0.0.0.0/0"` or `"::/0"`. */
+  readonly dst: string;
+  readonly gateway?: string;
+  /** Index of the link that packets leave by; absent with several next hops. */
+  readonly oif?: number;
+  /** The source address that is preferred. */
+  readonly src?: string;
+  readonly table: number;
+  readonly scope: Scope;
+  readonly type: RouteType;
+  /** A key of {@linkcode RTPROT}, or the number as text. */
+  readonly protocol: string;
+  /** Lower wins; absent means 0 in IPv4. */
+  readonly metric?: number;
+  readonly mtu?: number;
+  /** The gateway counts as reached by the link, whatever the link's prefixes are. */
+  readonly onlink?: boolean;
+}
+
+/** A route to be made. */
+export interface RouteRequest {
+  /** With its prefix length; the default route is `"0.0.0.0/0"` or `"::/0"`. */
+  readonly dst: string;
+  /** Of the destination's family, or IPv6 for an IPv4 destination. */
+  readonly gateway?: string;
+  readonly oif?: number;
+  readonly src?: string;
+  /** `RT_TABLE.MAIN` unless given. */
+  readonly table?: number;
+  /** Unless given, what `ip route` takes: link without gateway in IPv4, else global. */
+  readonly scope?: Scope;
+  /** `"unicast"` unless given. */
+  readonly type?: RouteType;
+  /** `"boot"` unless given, as `ip route` has it. */
+  readonly protocol?: keyof typeof RTPROT;
+  readonly metric?: number;
+  readonly mtu?: number;
+  readonly onlink?: boolean;
+}
+
+/** What picks the route to delete: only what is given must agree. */
+export type RouteKey = Omit<RouteRequest, "mtu" | "onlink">;
+
+/** Values of the header that differ between making and deleting. */
+interface RouteDefaults {
+  readonly protocol: number;
+  readonly scope: number;
+  readonly type: number;
+}
+
+/** The payload of RTM_NEWROUTE. */
+export function encodeRoute(request: RouteRequest): Uint8Array<ArrayBuffer> {
+  return encode(request, {
+    protocol: RTPROT.boot,
+    scope: RT_SCOPE[defaultScope(request)],
+    type: ROUTE_TYPES.indexOf("unicast"),
+  });
+}
+
+/** The payload of RTM_DELROUTE, where unset fields match every route. */
+export function encodeRouteKey(key: RouteKey): Uint8Array<ArrayBuffer> {
+  return encode(key, { protocol: RTPROT.unspec, scope: RT_SCOPE.nowhere, type: 0 });
+}
+
+function defaultScope(request: RouteRequest): Scope {
+  if (request.type === "local") return "host";
+  if (parseCidr(request.dst).family === 6 || request.gateway !== undefined) return "global";
+  return request.type === undefined || request.type === "unicast" ? "link" : "global";
+}
+
+function encode(request: RouteRequest, defaults: RouteDefaults): Uint8Array<ArrayBuffer> {
+  const { gateway, src, table = RT_TABLE.MAIN, metric, mtu, oif } = request;
+  const { network, prefixLength, family } = parseCidr(request.dst);
+  const type = request.type === undefined ? defaults.type : ROUTE_TYPES.indexOf(request.type);
+  const scope = request.scope === undefined ? defaults.scope : RT_SCOPE[request.scope];
+  const protocol = request.protocol === undefined ? defaults.protocol : RTPROT[request.protocol];
+  // struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags.
+  const encoder = new Encoder(96).u8(addressFamily(family)).u8(prefixLength).zero(2)
+    .u8(table <= 0xff ? table : RT_TABLE.UNSPEC).u8(protocol).u8(scope).u8(type)
+    .u32(request.onlink ? RTNH_F.ONLINK : 0);
+  if (prefixLength > 0) encoder.attrBytes(RTA.DST, ipToBytes(network));
+  if (gateway !== undefined) encodeGateway(encoder, gateway, family);
+  if (src !== undefined) encoder.attrBytes(RTA.PREFSRC, ipToBytes(src));
+  if (metric !== undefined) encoder.attrU32(RTA.PRIORITY, metric);
+  if (table > 0xff) encoder.attrU32(RTA.TABLE, table);
+  if (mtu !== undefined) {
+    encoder.attrNested(RTA.METRICS, (metrics) => metrics.attrU32(RTAX.MTU, mtu));
+  }
+  if (oif !== undefined) encoder.attrU32(RTA.OIF, oif);
+  return encoder.finish();
+}
+
+function encodeGateway(encoder: Encoder, gateway: string, family: 4 | 6): void {
+  const bytes = ipToBytes(gateway);
+  const gatewayFamily = isIp(gateway);
+  if (gatewayFamily === family) {
+    encoder.attrBytes(RTA.GATEWAY, bytes);
+  } else {
+    // struct rtvia: the family before the address.
+    encoder.attrNested(RTA.VIA, (via) => via.u16(addressFamily(gatewayFamily || 4)).bytes(bytes));
+  }
+}
+
+/**
+ * Reads the payload of RTM_NEWROUTE.
+ *
+ * @returns nothing for a family that is none of IP
+ * @throws {DecodeError} when it is malformed
+ */
+export function decodeRoute(payload: Uint8Array): Route | undefined {
+  const decoder = new Decoder(payload);
+  const family = ipFamily(decoder.u8());
+  const dstLength = decoder.u8();
+  decoder.skip(2);
+  let table = decoder.u8();
+  const protocol = decoder.u8();
+  const scope = scopeOf(decoder.u8());
+  const type = ROUTE_TYPES[decoder.u8()] ?? "none";
+  const flags = decoder.u32();
+  if (family === undefined) return undefined;
+  let dst = family === 4 ? "0.0.0.0" : "::";
+  const more: { -readonly [K in "gateway" | "oif" | "src" | "metric" | "mtu"]?: Route[K] } = {};
+  for (const { type: attribute, value } of decoder.attributes()) {
+    switch (attribute) {
+      case RTA.DST:
+        dst = decodeIp(value, family);
+        break;
+      case RTA.GATEWAY:
+        more.gateway = decodeIp(value, family);
+        break;
+      case RTA.VIA:
+        more.gateway = decodeVia(value);
+        break;
+      case RTA.OIF:
+        more.oif = value.asU32();
+        break;
+      case RTA.PREFSRC:
+        more.src = decodeIp(value, family);
+        break;
+      case RTA.PRIORITY:
+        more.metric = value.asU32();
+        break;
+      case RTA.TABLE:
+        table = value.asU32();
+        break;
+      case RTA.METRICS:
+        for (const metric of value.attributes()) {
+          if (metric.type === RTAX.MTU) more.mtu = metric.value.asU32();
+        }
+        break;
+    }
+  }
+  return {
+    family,
+    dst: `${dst}/${dstLength}`,
+    ...more,
+    table,
+    scope,
+    type,
+    protocol: PROTOCOLS.get(protocol) ?? `${protocol}`,
+    ...((flags & RTNH_F.ONLINK) === 0 ? {} : { onlink: true }),
+  };
+}
+
+const PROTOCOLS = new Map<number, string>(
+  Object.entries(RTPROT).map(([name, value]) => [value, name]),
+);
+
+function decodeVia(value: Decoder): string {
+  const offset = value.offset;
+  const family = ipFamily(value.u16());
+  if (family === undefined) throw new DecodeError("a gateway of unknown family", offset);
+  return decodeIp(value, family);
+}
+
+/**
+ * The routes of all tables, or those of one family, table or link.
+ *
+ * Equivalent to: `ip route show table all|TABLE [dev NAME]`, both families
+ */
+export function listRoutes(
+  nl: NetlinkConnection,
+  filter: { readonly family?: 4 | 6; readonly table?: number; readonly oif?: number } = {},
+): Route[] {
+  // One dump a family: AF_UNSPEC would add multicast routing's and MPLS's tables.
+  const families = filter.family === undefined ? [4, 6] as const : [filter.family];
+  return families.flatMap((family) => listFamily(nl, family, filter));
+}
+
+function listFamily(
+  nl: NetlinkConnection,
+  family: 4 | 6,
+  filter: { readonly table?: number; readonly oif?: number },
+): Route[] {
+  const { table = RT_TABLE.UNSPEC, oif } = filter;
+  const encoder = new Encoder(32).u8(addressFamily(family)).zero(3)
+    .u8(table <= 0xff ? table : RT_TABLE.UNSPEC).zero(7);
+  if (table > 0xff) encoder.attrU32(RTA.TABLE, table);
+  if (oif !== undefined) encoder.attrU32(RTA.OIF, oif);
+  const routes: Route[] = [];
+  for (const message of dumpRoutes(nl, encoder.finish())) {
+    if (message.type !== RTM.NEWROUTE) continue;
+    const route = decodeRoute(message.payload);
+    if (route === undefined || route.family !== family) continue;
+    if (filter.table !== undefined && route.table !== filter.table) continue;
+    if (oif !== undefined && route.oif !== oif) continue;
+    routes.push(route);
+  }
+  return routes;
+}
+
+function dumpRoutes(nl: NetlinkConnection, payload: Uint8Array) {
+  try {
+    return nl.dump(RTM.GETROUTE, payload, { action: "list", object: "routes" });
+  } catch (error) {
+    // ENOENT: no such table. ENODEV: no such link. EAFNOSUPPORT, EOPNOTSUPP: no IPv6.
+    const empty: number[] = [Errno.ENOENT, Errno.ENODEV, Errno.EAFNOSUPPORT, Errno.EOPNOTSUPP];
+    if (error instanceof NetlinkError && empty.includes(error.errno)) return [];
+    throw error;
+  }
+}
+
+/**
+ * Makes a route.
+ *
+ * Equivalent to: `ip route add DST [via GATEWAY] [dev NAME] [src ADDRESS] [metric N] [table N]
+ * [scope SCOPE] [mtu N] [onlink]`
+ *
+ * @returns false when that very route is there already
+ * @throws {InputError} when an address is malformed
+ * @throws {NetlinkError} EEXIST when another route has its destination, metric and table
+ */
+export function addRoute(nl: NetlinkConnection, request: RouteRequest): boolean {
+  const payload = encodeRoute(request);
+  try {
+    nl.request(RTM.NEWROUTE, NLM_F.CREATE | NLM_F.EXCL, payload, subjectOf("add", request));
+    return true;
+  } catch (error) {
+    if (!(error instanceof NetlinkError && error.errno === Errno.EEXIST)) throw error;
+    // The kernel compares destination, metric and table only.
+    if (isPresent(nl, request)) return false;
+    throw error;
+  }
+}
+
+function isPresent(nl: NetlinkConnection, request: RouteRequest): boolean {
+  const { network, prefixLength, family } = parseCidr(request.dst);
+  const { table = RT_TABLE.MAIN, gateway, oif, src } = request;
+  const metric = request.metric || (family === 6 ? IP6_RT_PRIO_USER : 0);
+  const same = (wanted: string | undefined, found: string | undefined) =>
+    wanted === undefined
+      ? found === undefined
+      : found !== undefined && canonical(wanted) === canonical(found);
+  return listRoutes(nl, { family, table }).some((route) =>
+    route.dst === `${network}/${prefixLength}` && (route.metric ?? 0) === metric &&
+    same(gateway, route.gateway) && (oif === undefined || oif === route.oif) &&
+    (src === undefined || same(src, route.src)) &&
+    (request.mtu === undefined || request.mtu === route.mtu) &&
+    route.type === (request.type ?? "unicast")
+  );
+}
+
+function canonical(ip: string): string {
+  return ipToBytes(ip).join(".");
+}
+
+/**
+ * Deletes the first route that agrees with the key.
+ *
+ * Equivalent to: `ip route delete DST [via GATEWAY] [dev NAME] [metric N] [table N]`
+ *
+ * @returns whether there was one; false also when the link is gone
+ * @throws {InputError} when an address is malformed
+ */
+export function deleteRoute(nl: NetlinkConnection, key: RouteKey): boolean {
+  const payload = encodeRouteKey(key);
+  try {
+    nl.request(RTM.DELROUTE, 0, payload, subjectOf("delete", key));
+    return true;
+  } catch (error) {
+    const absent: number[] = [Errno.ESRCH, Errno.ENODEV, Errno.ENOENT];
+    if (error instanceof NetlinkError && absent.includes(error.errno)) return false;
+    throw error;
+  }
+}
+
+/**
+ * The route a packet to an address takes now.
+ *
+ * Equivalent to: `ip route get ADDRESS`
+ *
+ * @returns the route to the one address, or nothing when it cannot be reached
+ * @throws {InputError} when the address is malformed
+ */
+export function getRoute(nl: NetlinkConnection, destination: string): Route | undefined {
+  const bytes = ipToBytes(destination);
+  const family = bytes.length === 4 ? 4 : 6;
+  // IPv6 always names the table, and refuses to be asked for it.
+  const flags = family === 4 ? RTM_F.LOOKUP_TABLE : 0;
+  const payload = new Encoder(32).u8(addressFamily(family)).u8(8 * bytes.length).zero(6)
+    .u32(flags).attrBytes(RTA.DST, bytes).finish();
+  try {
+    const subject = { action: "find", object: `route to ${destination}` };
+    const replies = nl.request(RTM.GETROUTE, 0, payload, subject);
+    const reply = replies.find((message) => message.type === RTM.NEWROUTE);
+    return reply === undefined ? undefined : decodeRoute(reply.payload);
+  } catch (error) {
+    const unreachable: number[] = [Errno.ENETUNREACH, Errno.EHOSTUNREACH];
+    if (error instanceof NetlinkError && unreachable.includes(error.errno)) return undefined;
+    throw error;
+  }
+}
+
+function subjectOf(action: string, key: RouteKey): Subject {
+  const via = key.gateway === undefined ? "" : ` via ${key.gateway}`;
+  return { action, object: `route to ${key.dst}${via}` };
+}
