@@ -11,7 +11,15 @@ import type { GuestRules } from "../firewall/model.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import type { Netns } from "../sys/netns.ts";
 import type { UndoStack } from "../undo.ts";
-import type { Dns, IpConfig, PluginConfig, Result, RouteConfig } from "./types.ts";
+import {
+  CniCode,
+  CniError,
+  type Dns,
+  type IpConfig,
+  type PluginConfig,
+  type Result,
+  type RouteConfig,
+} from "./types.ts";
 
 /** The attachment a plugin works on. */
 export interface Attachment {
@@ -103,3 +111,12 @@ const COMMON_KEYS: readonly string[] = [
   "dns",
   "prevResult",
 ];
+
+/** The result of the plugin before, without which a chained plugin cannot work. */
+export function requirePrevResult(plugin: string, context: AddContext): Result {
+  if (context.prevResult !== undefined) return context.prevResult;
+  throw new CniError(`has no plugin before it in network "${context.conf.name}"`, {
+    plugin,
+    code: CniCode.INVALID_NETWORK_CONFIG,
+  }, { mend: "put it after the plugin that makes the interface" });
+}

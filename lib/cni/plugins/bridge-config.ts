@@ -1,0 +1,120 @@
+/**
+ * The configuration of the `bridge` plugin.
+ *
+ * @module
+ */
+
+import { formatMac, parseMac } from "../../inet/mac.ts";
+import { validateInterfaceName } from "../conflist.ts";
+import { unknownKey } from "../plugin.ts";
+import { CniCode, CniError, type PluginConfig } from "../types.ts";
+import { type HostLocalConfig, parseHostLocal, supportsHostLocal } from "./host-local-config.ts";
+
+const DEFAULT_BRIDGE = "cni0";
+const KEYS = [
+  "bridge",
+  "isGateway",
+  "isDefaultGateway",
+  "forceAddress",
+  "ipMasq",
+  "ipMasqBackend",
+  "mtu",
+  "hairpinMode",
+  "promiscMode",
+  "vlan",
+  "vlanTrunk",
+  "preserveDefaultVlan",
+  "macspoofchk",
+  "enabledad",
+  "disableContainerInterface",
+  "portIsolation",
+  "ipam",
+];
+
+/** What the plugin works by. */
+export interface BridgeConfig {
+  readonly bridge: string;
+  /** The bridge carries the gateway's address. Implied by `isDefaultGateway`. */
+  readonly isGateway: boolean;
+  readonly isDefaultGateway: boolean;
+  readonly forceAddress: boolean;
+  readonly ipMasq: boolean;
+  /** In bytes; none leaves it to the device of the host's default route. */
+  readonly mtu?: number;
+  readonly promiscMode: boolean;
+  readonly enabledad: boolean;
+  readonly disableContainerInterface: boolean;
+  readonly portIsolation: boolean;
+  /** The MAC asked for. */
+  readonly mac?: string;
+  /** None for a network of layer 2 alone. */
+  readonly ipam?: HostLocalConfig;
+}
+
+/** True, or which key the built-in plugin cannot honour. */
+export function supportsBridge(conf: PluginConfig): true | string {
+  const unknown = unknownKey(conf, KEYS);
+  if (unknown !== undefined) return unknown;
+  if (typeof conf.vlan === "number" && conf.vlan !== 0) return "vlan";
+  if (Array.isArray(conf.vlanTrunk) && conf.vlanTrunk.length > 0) return "vlanTrunk";
+  if (conf.macspoofchk === true) return "macspoofchk";
+  if (conf.ipMasqBackend === "iptables") return "ipMasqBackend";
+  const type = conf.ipam?.type ?? "";
+  if (type === "") return true;
+  return type === "host-local" ? supportsHostLocal(conf) : "ipam.type";
+}
+
+/**
+ * Reads the configuration, with the MAC of CNI_ARGS (`MAC`), `args.cni.mac` or `runtimeConfig.mac`,
+ * the later winning.
+ *
+ * @throws {CniError} for a malformed configuration
+ * @throws {InputError} for a MAC or an address that cannot be honoured
+ */
+export function parseBridge(
+  conf: PluginConfig,
+  cniArgs: Readonly<Record<string, string>>,
+): BridgeConfig {
+  const flag = (key: string): boolean => {
+    const value = conf[key];
+    if (value === undefined || typeof value === "boolean") return value ?? false;
+    return fail(conf, `"${key}" that is neither true nor false`);
+  };
+  const bridge = conf.bridge ?? DEFAULT_BRIDGE;
+  if (typeof bridge !== "string") return fail(conf, `"bridge" that is no name`);
+  validateInterfaceName(bridge);
+  const { mtu = 0 } = conf;
+  if (typeof mtu !== "number" || !Number.isInteger(mtu) || mtu < 0) {
+    return fail(conf, `"mtu" ${JSON.stringify(mtu)}`);
+  }
+  if (flag("hairpinMode") && flag("promiscMode")) {
+    return fail(conf, `both "hairpinMode" and "promiscMode", which exclude each other`);
+  }
+  const layer3 = (conf.ipam?.type ?? "") !== "";
+  const disableContainerInterface = flag("disableContainerInterface");
+  if (layer3 && disableContainerInterface) {
+    return fail(conf, `"disableContainerInterface" and "ipam", which exclude each other`);
+  }
+  const mac = conf.runtimeConfig?.mac || conf.args?.cni?.mac || cniArgs.MAC;
+  return {
+    bridge,
+    isGateway: flag("isGateway") || flag("isDefaultGateway"),
+    isDefaultGateway: flag("isDefaultGateway"),
+    forceAddress: flag("forceAddress"),
+    ipMasq: flag("ipMasq"),
+    promiscMode: flag("promiscMode"),
+    enabledad: flag("enabledad"),
+    disableContainerInterface,
+    portIsolation: flag("portIsolation"),
+    ...(mtu === 0 ? {} : { mtu }),
+    ...(mac ? { mac: formatMac(parseMac(String(mac))) } : {}),
+    ...(layer3 ? { ipam: parseHostLocal(conf, cniArgs) } : {}),
+  };
+}
+
+function fail(conf: PluginConfig, what: string): never {
+  throw new CniError(`network "${conf.name}" has ${what}`, {
+    plugin: "bridge",
+    code: CniCode.INVALID_NETWORK_CONFIG,
+  }, { mend: "correct the network's configuration file" });
+}

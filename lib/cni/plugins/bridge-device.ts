@@ -1,0 +1,199 @@
+/**
+ * The bridge in the host: made when the first guest needs it, shared with whoever uses it, and
+ * deleted with its last port where tapkit made it.
+ *
+ * Callers hold the host's lock, so no other attach or removal comes in between.
+ *
+ * @module
+ */
+
+import { type Cidr, cidrContains, parseCidr } from "../../inet/ip.ts";
+import { randomMac } from "../../inet/mac.ts";
+import { addAddress, deleteAddress, listAddresses } from "../../netlink/address.ts";
+import type { NetlinkConnection } from "../../netlink/connection.ts";
+import {
+  createBridge,
+  deleteLink,
+  getLink,
+  type Link,
+  listLinks,
+  setLink,
+} from "../../netlink/link.ts";
+import { readSysctl, writeSysctl } from "../../sys/sysctl.ts";
+import type { UndoStack } from "../../undo.ts";
+import { CniCode, CniError, type IpConfig } from "../types.ts";
+import type { BridgeConfig } from "./bridge-config.ts";
+
+/** The alias of links that tapkit made. */
+export const ALIAS = "tapkit";
+/**
+ * How the MAC of a bridge made here begins ("tk", locally administered). The kernel takes no alias when it
+ * makes a link, so this tells whose bridge it is after a crash between the two.
+ */
+const MAC_PREFIX = "02:74:6b:";
+/** `IFF_LOWER_UP` of linux/if.h: a bridge has it at once with its first live port. */
+const IFF_LOWER_UP = 0x10000;
+
+/** Whether tapkit made the bridge. */
+export function isOurBridge({ kind, alias, mac }: Link): boolean {
+  if (kind !== "bridge") return false;
+  return alias === ALIAS || ((alias ?? "") === "" && mac?.startsWith(MAC_PREFIX) === true);
+}
+
+/**
+ * The bridge, made when it is missing; one that is there is set up and, where the configuration wants
+ * it, promiscuous, and is left as it is otherwise.
+ *
+ * @param mtu of a bridge that is made
+ */
+export function ensureBridge(
+  nl: NetlinkConnection,
+  { bridge: name, promiscMode }: BridgeConfig,
+  mtu: number,
+  undo: UndoStack,
+): Link {
+  const found = getLink(nl, name);
+  if (found === undefined) return makeBridge(nl, name, promiscMode, mtu, undo);
+  if (found.kind !== "bridge") {
+    throw new CniError(`link "${name}" is no bridge`, {
+      plugin: "bridge",
+      code: CniCode.INVALID_NETWORK_CONFIG,
+    }, { mend: "delete it, or name another bridge in the network's configuration" });
+  }
+  const up = !found.up;
+  const promiscuous = promiscMode && !found.promiscuous;
+  // Left by a process that was killed before it could name its bridge.
+  const alias = isOurBridge(found) && found.alias !== ALIAS;
+  if (up || promiscuous || alias) {
+    undo.push(`state of link "${name}"`, () =>
+      setLink(nl, found.index, {
+        ...(up ? { up: false } : {}),
+        ...(promiscuous ? { promiscuous: false } : {}),
+      }));
+    setLink(nl, found.index, {
+      ...(alias ? { alias: ALIAS } : {}),
+      ...(up ? { up } : {}),
+      ...(promiscuous ? { promiscuous } : {}),
+    });
+  }
+  return found;
+}
+
+function makeBridge(
+  nl: NetlinkConnection,
+  name: string,
+  promiscuous: boolean,
+  mtu: number,
+  undo: UndoStack,
+): Link {
+  undo.push(`link "${name}"`, () => void removeBridgeIfUnused(nl, name));
+  // Given explicitly, the MAC stays as ports come and go; the kernel would take the lowest port's.
+  const mac = MAC_PREFIX + randomMac().slice(MAC_PREFIX.length);
+  const index = createBridge(nl, { name, mac, mtu });
+  // A guest's router advertisements are no business of the host.
+  writeSysctl(`net/ipv6/conf/${name}/accept_ra`, "0");
+  setLink(nl, index, { alias: ALIAS, up: true, ...(promiscuous ? { promiscuous } : {}) });
+  const made = getLink(nl, index);
+  if (made !== undefined) return made;
+  throw new CniError(`link "${name}" went as it was made`, {
+    plugin: "bridge",
+    code: CniCode.TRY_AGAIN_LATER,
+  }, { mend: "run the command again" });
+}
+
+/**
+ * Deletes the bridge if tapkit made it and no port is left.
+ *
+ * @returns whether it was deleted
+ */
+export function removeBridgeIfUnused(nl: NetlinkConnection, name: string): boolean {
+  const link = getLink(nl, name);
+  if (link === undefined || !isOurBridge(link)) return false;
+  // Listing the ports costs more with each of them; a live one shows at the bridge.
+  if ((link.flags & IFF_LOWER_UP) !== 0) return false;
+  if (listLinks(nl, { master: link.index }).length > 0) return false;
+  return deleteLink(nl, link.index);
+}
+
+/** Gives the bridge the gateway's address, unless it has it. */
+export function ensureGateway(
+  nl: NetlinkConnection,
+  bridge: Link,
+  gateway: string,
+  force: boolean,
+  undo: UndoStack,
+): void {
+  const wanted = parseCidr(gateway);
+  const present = listAddresses(nl, { index: bridge.index })
+    .filter(({ address }) => parseCidr(address).family === wanted.family);
+  if (present.some(({ address }) => isSame(parseCidr(address), wanted))) return;
+  for (const { address } of present) {
+    if (!conflicts(parseCidr(address), wanted)) continue;
+    if (!force) {
+      throw new CniError(`bridge "${bridge.name}" has the address ${address}, not ${gateway}`, {
+        plugin: "bridge",
+        code: CniCode.INVALID_NETWORK_CONFIG,
+      }, {
+        mend: `delete that address, or set "forceAddress" in the network's configuration`,
+      });
+    }
+    undo.push(`address ${address} of "${bridge.name}"`, () => void add(nl, bridge, address));
+    deleteAddress(nl, { index: bridge.index, address });
+  }
+  undo.push(`address ${gateway} of "${bridge.name}"`, () => {
+    deleteAddress(nl, { index: bridge.index, address: gateway });
+  });
+  add(nl, bridge, gateway);
+  // A bridge that the reference plugin made gets its MAC fixed by the same step.
+  if (bridge.mac !== undefined && !isOurBridge(bridge)) {
+    setLink(nl, bridge.index, { mac: bridge.mac });
+  }
+}
+
+/** Whether the bridge has the gateway's address. */
+export function hasAddress(nl: NetlinkConnection, index: number, address: string): boolean {
+  const wanted = parseCidr(address);
+  return listAddresses(nl, { index }).some((found) => isSame(parseCidr(found.address), wanted));
+}
+
+/** Duplicate address detection is left out: the pool gives the gateway's address to no one. */
+function add(nl: NetlinkConnection, { index }: Link, address: string): void {
+  const { family, prefixLength, broadcast } = parseCidr(address);
+  addAddress(nl, {
+    index,
+    address,
+    ...(family === 6 ? { noDad: true } : prefixLength < 31 ? { broadcast } : {}),
+  });
+}
+
+function isSame(a: Cidr, b: Cidr): boolean {
+  return a.address === b.address && a.prefixLength === b.prefixLength;
+}
+
+/** IPv4 has one address on the bridge; IPv6 may have several that do not overlap. */
+function conflicts(present: Cidr, wanted: Cidr): boolean {
+  return wanted.family === 4 || cidrContains(present, wanted.address) ||
+    cidrContains(wanted, present.address);
+}
+
+/** Lets the host forward packets of the family. It is not taken back: others may rely on it by then. */
+export function enableForwarding(family: 4 | 6, note: (text: string) => void): void {
+  const name = family === 4 ? "net/ipv4/ip_forward" : "net/ipv6/conf/all/forwarding";
+  const present = readSysctl(name);
+  if (present === "1") return;
+  if (present === undefined || !writeSysctl(name, "1")) {
+    throw new CniError(`the kernel has no setting ${name}`, {
+      plugin: "bridge",
+      code: CniCode.INTERNAL,
+    }, { mend: `use a kernel with IPv${family}, or a network without it` });
+  }
+  note(
+    `${name.replaceAll("/", ".")} is 1 now: the host forwards IPv${family} packets` +
+      (family === 6 ? ", and takes router advertisements only where accept_ra is 2" : ""),
+  );
+}
+
+/** The address families of a result's addresses. */
+export function familiesOf(ips: readonly IpConfig[]): Set<4 | 6> {
+  return new Set(ips.map(({ address }) => parseCidr(address).family));
+}
