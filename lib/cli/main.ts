@@ -10,7 +10,7 @@ import type { HostOptions } from "../vm/types.ts";
 import { type Command, helpText, parseCommand, type Parsed } from "./args.ts";
 
 /** The exit codes of every script. */
-export const EXIT = { done: 0, failed: 1, usage: 2, differs: 3 } as const;
+export const EXIT = { done: 0, failed: 1, usage: 2, differs: 3, notStarted: 125 } as const;
 
 /**
  * Runs a command: parses `args` by its table, answers `--help` and `--version`, calls `run` and
@@ -144,6 +144,27 @@ export function withoutUndefined<T extends object>(
 ): { [K in keyof T]?: Exclude<T[K], undefined> } {
   const entries = Object.entries(object).filter(([, value]) => value !== undefined);
   return Object.fromEntries(entries) as { [K in keyof T]?: Exclude<T[K], undefined> };
+}
+
+/** attach-vm and tapkit take this as their first word to become serve-dhcp. */
+export const BECOME_SERVE_DHCP = "--serve-dhcp";
+
+/**
+ * The command that starts a DHCP server by executing this program again, which may be compiled,
+ * bundled or run from its source.
+ */
+export function serveDhcpCommand(flags: { readonly "state-dir"?: string | undefined }): string[] {
+  const stateDir = flags["state-dir"] ?? Deno.env.get("TAPKIT_STATE_DIR");
+  const args = [
+    "--exit-when-idle",
+    ...stateDir === undefined || stateDir === "" ? [] : [`--state-dir=${stateDir}`],
+  ];
+  if (Deno.build.standalone) return [Deno.execPath(), BECOME_SERVE_DHCP, ...args];
+  const ours = /\/(?:tapkit|attach-vm)\.[a-z]+$/.test(Deno.mainModule);
+  const program = ours
+    ? [Deno.mainModule, BECOME_SERVE_DHCP]
+    : [new URL("../../scripts/serve-dhcp.ts", import.meta.url).href];
+  return [Deno.execPath(), "run", "-A", ...program, ...args];
 }
 
 /** Bit numbers of capabilities (linux/capability.h). */

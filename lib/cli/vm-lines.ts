@@ -39,7 +39,8 @@ async function readText(path: string, file: string): Promise<string> {
       ? await new Response(Deno.stdin.readable).text()
       : await Deno.readTextFile(path);
   } catch (error) {
-    throw new InputError(`${file} cannot be read: ${describe(error)}`, {
+    const code = error instanceof Error && "code" in error ? error.code : describe(error);
+    throw new InputError(`${file} cannot be read: ${code}`, {
       mend: "give --from a file of JSON lines",
       cause: error,
     });

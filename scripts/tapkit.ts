@@ -1,0 +1,57 @@
+/**
+ * tapkit: every script under one name, `tapkit NAME ARG…`. Only the one that runs is loaded.
+ *
+ * @module
+ */
+
+import { type Command, unknownWord } from "../lib/cli/args.ts";
+import { BECOME_SERVE_DHCP, printError, runScript } from "../lib/cli/main.ts";
+import { InputError } from "../lib/errors.ts";
+
+type Main = (args: readonly string[]) => Promise<number>;
+
+const SCRIPTS: Readonly<Record<string, { does: string; load: () => Promise<{ main: Main }> }>> = {
+  "install-default-cni": {
+    does: "write the CNI configuration of the default network",
+    load: () => import("./install-default-cni.ts"),
+  },
+  "attach-vm": {
+    does: "put virtual machines on CNI networks",
+    load: () => import("./attach-vm.ts"),
+  },
+  "serve-dhcp": {
+    does: "answer DHCP for every attached VM",
+    load: () => import("./serve-dhcp.ts"),
+  },
+};
+
+const TAPKIT = {
+  name: "tapkit",
+  summary: "wire virtual machines into Linux networks",
+  usage: ["NAME ARG…", "NAME --help"],
+  words: {
+    metavar: "NAME",
+    help: Object.entries(SCRIPTS).map(([name, { does }]) => `${name}: ${does}`).join("; "),
+  },
+  options: [],
+  examples: [{ does: "attach a VM to the default network", command: "tapkit attach-vm web" }],
+} as const satisfies Command;
+
+/** Runs the script that the first argument names with the others; returns its exit code. */
+export async function main(args: readonly string[]): Promise<number> {
+  const [first, ...rest] = args;
+  const name = first === BECOME_SERVE_DHCP ? "serve-dhcp" : first;
+  if (name === undefined || name.startsWith("-")) {
+    return await runScript(TAPKIT, args, () => {
+      throw new InputError("no script is named", { mend: "see tapkit --help" });
+    });
+  }
+  const script = Object.hasOwn(SCRIPTS, name) ? SCRIPTS[name] : undefined;
+  if (script === undefined) {
+    const message = `there is no script called ${JSON.stringify(name)}`;
+    return printError(TAPKIT.name, unknownWord(message, name, Object.keys(SCRIPTS), TAPKIT));
+  }
+  return await (await script.load()).main(rest);
+}
+
+if (import.meta.main) Deno.exit(await main(Deno.args));

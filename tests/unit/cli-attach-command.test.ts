@@ -1,0 +1,145 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { parseCommand } from "../../lib/cli/args.ts";
+import { ATTACH_VM, readAttachCommand } from "../../lib/cli/attach-command.ts";
+import { InputError } from "../../lib/errors.ts";
+
+function read(...args: string[]) {
+  const parsed = parseCommand(ATTACH_VM, args);
+  assert(typeof parsed === "object");
+  return readAttachCommand(parsed);
+}
+
+async function withLines<T>(lines: readonly string[], use: (path: string) => Promise<T>) {
+  const path = await Deno.makeTempFile();
+  try {
+    await Deno.writeTextFile(path, lines.join("\n"));
+    return await use(path);
+  } finally {
+    await Deno.remove(path);
+  }
+}
+
+Deno.test("readAttachCommand: turns flags into a request", async () => {
+  const command = await read(
+    ...["web", "--ports", "8080:80", "--ports=53:53/udp", "--ip", "10.0.0.9", "--mtu", "1400"],
+    ...["--mac", "02:00:00:00:00:01", "--netns", "/run/netns/x", "--tap-owner", "1000:1000"],
+    ...["--network", "a", "--network", "b", "--plugins", "builtin", "--mode", "tc-redirect"],
+  );
+  assertEquals(command, {
+    verb: "attach",
+    output: "json",
+    vmm: [],
+    requests: [{
+      name: "web",
+      ports: ["8080:80", "53:53/udp"],
+      ip: "10.0.0.9",
+      mtu: 1400,
+      mac: "02:00:00:00:00:01",
+      netns: "/run/netns/x",
+      tapOwner: "1000:1000",
+      networks: ["a", "b"],
+      plugins: "builtin",
+      mode: "tc-redirect",
+    }],
+  });
+  assertEquals((await read("web")).requests, [{ name: "web" }]);
+  assertEquals((await read("web", "--ports", "none")).requests, [{ name: "web", ports: "none" }]);
+});
+
+Deno.test("readAttachCommand: knows the verb by its flag", async () => {
+  assertEquals((await read("--list")).verb, "list");
+  assertEquals((await read("a", "b", "--check")).verb, "check");
+  assertEquals((await read("a", "b", "--remove")).verb, "remove");
+  const run = await read("a", "--record-file", "/tmp/r", "--", "qemu", "--list");
+  assertEquals([run.verb, run.vmm], ["run", ["qemu", "--list"]]);
+});
+
+Deno.test("readAttachCommand: several VMs may share what they can share", async () => {
+  const { requests } = await read("a", "b", "--ports", "0:80", "--mtu", "1400");
+  assertEquals(requests, [
+    { name: "a", ports: ["0:80"], mtu: 1400 },
+    { name: "b", ports: ["0:80"], mtu: 1400 },
+  ]);
+});
+
+Deno.test("readAttachCommand: refuses what does not go together", async () => {
+  const cases: readonly string[][] = [
+    [],
+    ["--check"],
+    ["--list", "web"],
+    ["web", "web"],
+    ["web", "--check", "--remove"],
+    ["web", "--list", "--remove"],
+    ["web", "--remove", "--", "qemu"],
+    ["web", "--"],
+    ["web", "--remove", "--ports", "8080:80"],
+    ["web", "--check", "--ip", "10.0.0.2"],
+    ["--list", "--network", "a"],
+    ["web", "--remove", "--output", "env"],
+    ["web", "--output", "json", "--", "qemu"],
+    ["web", "--record-file", "/tmp/r"],
+    ["a", "b", "--ip", "10.0.0.2"],
+    ["a", "b", "--mac", "02:00:00:00:00:01"],
+    ["a", "b", "--netns", "/run/netns/x"],
+    ["a", "b", "--ports", "8080:80"],
+    ["a", "b", "--ports", "0:81", "--ports", "9000-9001:9000-9001"],
+    ["a", "b", "--output", "env"],
+    ["a", "b", "--", "qemu"],
+    ["web", "--ports", "none", "--ports", "8080:80"],
+    ["web", "--mtu", "12e2"],
+    ["web", "--mtu", "-1"],
+    ["web", "--mtu", "1500.0"],
+    ["web", "--from", "/dev/null"],
+    ["--from", "/dev/null"],
+    ["--from", "/nonexistent"],
+    ["--from", "/dev/null", "--remove"],
+  ];
+  for (const args of cases) {
+    await assertRejects(async () => await read(...args), InputError, "", args.join(" "));
+  }
+});
+
+Deno.test("readAttachCommand: --from gives each VM its own", async () => {
+  const lines = [
+    '{"name":"a","ports":["8080:80","53:53/udp"],"ip":"10.0.0.2","mtu":1400,"tap-owner":"1000"}',
+    "",
+    '{"name":"b","ports":"none","network":["x","y"],"mode":"auto","mtu":"9000"}',
+    '{"name":"c","ports":[],"netns":"/run/netns/c"}',
+    '{"name":"d"}',
+  ];
+  const { requests } = await withLines(lines, (path) => read("--from", path, "--mtu", "1300"));
+  assertEquals(requests, [
+    { name: "a", ports: ["8080:80", "53:53/udp"], ip: "10.0.0.2", mtu: 1400, tapOwner: "1000" },
+    { name: "b", ports: "none", networks: ["x", "y"], mode: "auto", mtu: 9000 },
+    { name: "c", ports: "none", netns: "/run/netns/c", mtu: 1300 },
+    { name: "d", mtu: 1300 },
+  ]);
+});
+
+Deno.test("readAttachCommand: --from names the line it refuses", async () => {
+  const cases: readonly (readonly [line: string, message: string])[] = [
+    ["{", "is not a JSON object"],
+    ["[]", "is not a JSON object"],
+    ["null", "is not a JSON object"],
+    ['"a"', "is not a JSON object"],
+    ['{"ports":["1:2"]}', "gives no name"],
+    ['{"name":3}', "gives no name"],
+    ['{"name":"a","prots":["1:2"]}', 'unknown key "prots"'],
+    ['{"name":"a","__proto__":{"ip":"1.2.3.4"}}', 'unknown key "__proto__"'],
+    ['{"name":"a","output":"env"}', 'unknown key "output"'],
+    ['{"name":"a","ip":["1.2.3.4","1.2.3.5"]}', "--ip is given 2 times"],
+    ['{"name":"a","ip":{}}', '"ip" holds {}'],
+    ['{"name":"a","ip":""}', '"ip" holds ""'],
+    ['{"name":"a","mtu":1.5}', '--mtu "1.5" is not a whole number'],
+    ['{"name":"a","mode":"fast"}', '--mode "fast" is not known'],
+    ['{"name":"ok"}', 'VM "ok" is named twice'],
+  ];
+  for (const [line, message] of cases) {
+    const error = await withLines(
+      ['{"name":"ok"}', line],
+      (path) => assertRejects(() => read("--from", path), InputError),
+    );
+    assert(error.message.includes(message), `${line}: ${error.message}`);
+    if (!message.includes("twice")) assert(error.message.includes(" line 2"), error.message);
+  }
+});

@@ -1,0 +1,192 @@
+/**
+ * The shape of the source: imports run one way, and the few things that only some files may do.
+ */
+
+import { assert, assertEquals } from "@std/assert";
+import { dirname, fromFileUrl, join, normalize } from "@std/path";
+
+const ROOT = fromFileUrl(new URL("../../", import.meta.url));
+
+/** From the bottom up; a file imports from its own layer and those below it. */
+const LAYERS: readonly (readonly string[])[] = [
+  ["lib/errors.ts", "lib/undo.ts", "lib/exec.ts", "lib/inet/"],
+  ["lib/sys/"],
+  ["lib/netlink/"],
+  ["lib/firewall/"],
+  ["lib/cni/", "lib/dhcp/"],
+  ["lib/vm/"],
+  ["mod.ts"],
+  ["lib/cli/"],
+  ["scripts/", "install.ts"],
+];
+
+interface Import {
+  readonly specifier: string;
+  readonly typeOnly: boolean;
+  readonly dynamic: boolean;
+}
+
+interface Source {
+  readonly path: string;
+  /** Without its comments. */
+  readonly code: string;
+  readonly lines: number;
+  readonly imports: readonly Import[];
+}
+
+const SOURCES = [...find("lib"), ...find("scripts"), "mod.ts", "install.ts"].map(read);
+
+function find(directory: string): string[] {
+  return [...Deno.readDirSync(join(ROOT, directory))]
+    .map((entry) => ({ ...entry, path: join(directory, entry.name) }))
+    .flatMap(({ path, isDirectory }) => isDirectory ? find(path) : path)
+    .filter((path) => path.endsWith(".ts"))
+    .sort();
+}
+
+function read(path: string): Source {
+  const text = Deno.readTextFileSync(join(ROOT, path));
+  const code = text.replaceAll(/\/\*[\s\S]*?\*\//g, "").replaceAll(/^\s*\/\/.*$/gm, "");
+  const statements = code.matchAll(
+    /^(?:import|export)\s+(type\s+)?(?:[^;"]*?\sfrom\s+)?"([^"]+)"/gm,
+  );
+  const calls = code.matchAll(/\bimport\(\s*"([^"]+)"/g);
+  return {
+    path,
+    code,
+    lines: text.trimEnd().split("\n").length,
+    imports: [
+      ...[...statements].map(([, type, specifier = ""]) => ({
+        specifier,
+        typeOnly: type !== undefined,
+        dynamic: false,
+      })),
+      ...[...calls].map(([, specifier = ""]) => ({ specifier, typeOnly: false, dynamic: true })),
+    ],
+  };
+}
+
+/** The path of what a file imports, from the root; `undefined` for a package. */
+function target(source: Source, specifier: string): string | undefined {
+  return specifier.startsWith(".") ? normalize(join(dirname(source.path), specifier)) : undefined;
+}
+
+function group(path: string): { layer: number; name: string } {
+  const layer = LAYERS.findIndex((names) => names.some((name) => path.startsWith(name)));
+  const name = LAYERS[layer]?.find((name) => path.startsWith(name)) ?? "";
+  return { layer, name };
+}
+
+function local(source: Source): { path: string; edge: Import }[] {
+  return source.imports.flatMap((edge) => {
+    const path = target(source, edge.specifier);
+    return path === undefined || path.endsWith(".json") ? [] : [{ path, edge }];
+  });
+}
+
+Deno.test("imports: every file belongs to a layer and was read", () => {
+  assert(SOURCES.length > 30, `only ${SOURCES.length} files were found`);
+  assert(SOURCES.filter(({ imports }) => imports.length > 0).length > 20);
+  assertEquals(SOURCES.map(({ path }) => path).filter((path) => group(path).layer < 0), []);
+});
+
+Deno.test("imports: run downwards, and not between neighbours of one layer", () => {
+  const wrong = SOURCES.flatMap((source) =>
+    local(source)
+      .filter(({ path }) => {
+        const [from, to] = [group(source.path), group(path)];
+        const within = from.name === to.name || from.layer === 0 || from.name === "scripts/";
+        return to.layer < 0 || to.layer > from.layer || to.layer === from.layer && !within;
+      })
+      .map(({ path }) => `${source.path} imports ${path}`)
+  );
+  assertEquals(wrong, []);
+});
+
+Deno.test("imports: have no cycles", () => {
+  const edges = new Map(SOURCES.map((source) => [source.path, local(source).map((e) => e.path)]));
+  const done = new Set<string>();
+  const visit = (path: string, trail: readonly string[]): string | undefined => {
+    if (trail.includes(path)) return [...trail.slice(trail.indexOf(path)), path].join(" → ");
+    if (done.has(path)) return undefined;
+    const cycle = (edges.get(path) ?? [])
+      .map((next) => visit(next, [...trail, path]))
+      .find((found) => found !== undefined);
+    done.add(path);
+    return cycle;
+  };
+  const cycles = [...edges.keys()].map((path) => visit(path, [])).filter((c) => c !== undefined);
+  assertEquals(cycles, []);
+});
+
+Deno.test("imports: packages are the standard library's, and assert is for tests", () => {
+  const packages = SOURCES.flatMap(({ path, imports }) =>
+    imports.filter(({ specifier }) => !specifier.startsWith("."))
+      .map(({ specifier }) => `${path} imports ${specifier}`)
+  );
+  const allowed = /imports (node:[a-z]+|@std\/cli\/parse-args|@std\/path)$/;
+  assertEquals(packages.filter((line) => !allowed.test(line)), []);
+});
+
+Deno.test("scripts: go through mod.ts and lib/cli, and stay under 80 lines", () => {
+  const scripts = SOURCES.filter(({ path }) => path.startsWith("scripts/"));
+  assert(scripts.length > 0);
+  const allowed = /^(mod\.ts|lib\/cli\/.*|lib\/errors\.ts|scripts\/.*)$/;
+  for (const script of scripts) {
+    assertEquals(local(script).map(({ path }) => path).filter((path) => !allowed.test(path)), []);
+    assert(script.lines < 80, `${script.path} has ${script.lines} lines`);
+  }
+});
+
+Deno.test("scripts: load no more than lib/cli before they have parsed", () => {
+  const early = SOURCES.filter(({ path }) => /^(scripts|lib\/cli)\//.test(path)).flatMap((source) =>
+    local(source)
+      .filter(({ edge }) => !edge.typeOnly && !edge.dynamic)
+      .filter(({ path }) => !/^lib\/(cli\/|errors\.ts)/.test(path))
+      .map(({ path }) => `${source.path} imports ${path}`)
+  );
+  assertEquals(early, []);
+});
+
+Deno.test("Deno.dlopen: is called in lib/sys and for libnftables only", () => {
+  const users = SOURCES.filter(({ code }) => code.includes("Deno.dlopen")).map(({ path }) => path);
+  assert(users.length > 0);
+  const allowed = (path: string) =>
+    path.startsWith("lib/sys/") || path === "lib/firewall/libnftables.ts";
+  assertEquals(users.filter((path) => !allowed(path)), []);
+});
+
+Deno.test("Deno.Command: is used in lib/exec.ts only", () => {
+  const users = SOURCES.filter(({ code }) => code.includes("Deno.Command")).map(({ path }) => path);
+  assertEquals(users, ["lib/exec.ts"]);
+});
+
+Deno.test("deno.lock: names no host", () => {
+  assertEquals(/https?:/.exec(Deno.readTextFileSync(join(ROOT, "deno.lock"))), null);
+});
+
+Deno.test("@std: deno check rejects a misuse of each module", () => {
+  const cases = [
+    [`import { assertEquals } from "@std/assert"; assertEquals(1);`, "TS2554"],
+    [`import { parseArgs } from "@std/cli/parse-args"; parseArgs([], { strings: [] });`, "TS2561"],
+    [`import { join } from "@std/path"; const n: number = join("a", "b"); n;`, "TS2322"],
+    [`import { nothing } from "@std/path"; nothing;`, "TS2305"],
+    [`import { join } from "@std/path"; const s: string = join("a", "b"); s;`, undefined],
+  ] as const;
+  const directory = Deno.makeTempDirSync({ prefix: "tapkit-check-" });
+  try {
+    for (const [code, expected] of cases) {
+      const path = join(directory, "snippet.ts");
+      Deno.writeTextFileSync(path, code);
+      const { success, stderr } = new Deno.Command(Deno.execPath(), {
+        args: ["check", "--config", join(ROOT, "deno.json"), path],
+        env: { NO_COLOR: "1" },
+      }).outputSync();
+      const said = new TextDecoder().decode(stderr);
+      assertEquals(success, expected === undefined, `${code}\n${said}`);
+      if (expected !== undefined) assert(said.includes(expected), `${code}\n${said}`);
+    }
+  } finally {
+    Deno.removeSync(directory, { recursive: true });
+  }
+});
