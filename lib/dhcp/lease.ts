@@ -55,6 +55,7 @@ export interface DhcpGuest {
 export interface DhcpLease {
   /** Canonical text. */
   readonly mac: string;
+  readonly macBytes: Uint8Array;
   readonly address: string;
   readonly serverIdentifier: string;
   readonly mtu: number;
@@ -86,8 +87,10 @@ export function prepareLease(guest: DhcpGuest): DhcpLease {
   requireIpv4(cidr.address);
   const gateway = findGateway(guest);
   const inside = gateway !== undefined && gateway !== cidr.address && cidrContains(cidr, gateway);
+  const macBytes = parseMac(guest.mac);
   return {
-    mac: formatMac(parseMac(guest.mac)),
+    mac: formatMac(macBytes),
+    macBytes,
     address: cidr.address,
     serverIdentifier: inside ? gateway : LINK_LOCAL_SERVER,
     mtu: guest.mtu,

@@ -24,16 +24,17 @@ export interface DhcpDestination {
   readonly broadcast: boolean;
 }
 
+/** A reply, and how it is to be sent. */
+export interface DhcpReply {
+  readonly outcome: "offered" | "acked" | "naked";
+  readonly reply: DhcpMessage;
+  readonly destination: DhcpDestination;
+  /** For {@linkcode encodeDhcp}; bytes. */
+  readonly maximumSize: number;
+}
+
 /** What came of a request. */
-export type DhcpAnswer =
-  | {
-    readonly outcome: "offered" | "acked" | "naked";
-    readonly reply: DhcpMessage;
-    readonly destination: DhcpDestination;
-    /** For {@linkcode encodeDhcp}. */
-    readonly maximumSize: number;
-  }
-  | { readonly outcome: "declined" | "released" | "ignored" };
+export type DhcpAnswer = DhcpReply | { readonly outcome: "declined" | "released" | "ignored" };
 
 /** Ports of BOOTP (RFC 951). */
 export const BOOTPS = 67;
@@ -92,10 +93,10 @@ function answerRequest(request: DhcpMessage, lease: DhcpLease): DhcpAnswer {
 }
 
 function answer(
-  outcome: "offered" | "acked" | "naked",
+  outcome: DhcpReply["outcome"],
   request: DhcpMessage,
   lease: DhcpLease,
-): DhcpAnswer {
+): DhcpReply {
   const inform = optionU8(request.options, DhcpOption.MESSAGE_TYPE) === DhcpType.INFORM;
   const refused = outcome === "naked";
   const reply: DhcpMessage = {

@@ -5,12 +5,14 @@
  */
 
 import { SyscallError } from "../errors.ts";
-import { closeFd, Errno, libc, syscall } from "./libc.ts";
+import { closeFd, Errno, libc, readFd, syscall, writeFd } from "./libc.ts";
 
 /** Event bits (linux/eventpoll.h). */
 export const EpollEvent = { IN: 0x1, ERR: 0x8, HUP: 0x10 } as const;
 
 const EPOLL_CLOEXEC = 0o2000000;
+const EFD_CLOEXEC = 0o2000000;
+const EFD_NONBLOCK = 0o4000;
 const EPOLL_CTL_ADD = 1;
 const EPOLL_CTL_DEL = 2;
 /** `struct epoll_event` is packed on x86-64 alone. */
@@ -28,10 +30,21 @@ export interface ReadyFd {
 /** One epoll instance; close-on-exec. */
 export class Epoll implements Disposable {
   readonly #fd: number;
+  /** The eventfd that ends a wait. */
+  readonly #wake: number;
   readonly #events = new Uint8Array(EVENT_SIZE * MAX_EVENTS);
 
   constructor() {
     this.#fd = syscall("epoll_create1", "epoll", () => libc().epoll_create1(EPOLL_CLOEXEC));
+    try {
+      this.#wake = syscall("eventfd", "epoll", () => {
+        return libc().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+      });
+    } catch (error) {
+      closeFd(this.#fd);
+      throw error;
+    }
+    this.add(this.#wake);
   }
 
   /** Watches a descriptor (level-triggered) until it is removed or closed. */
@@ -50,11 +63,16 @@ export class Epoll implements Disposable {
     libc().epoll_ctl(this.#fd, EPOLL_CTL_DEL, fd, null);
   }
 
+  /** Makes the wait that is under way return, or the next one. */
+  wake(): void {
+    writeFd(this.#wake, new Uint8Array(new BigUint64Array([1n]).buffer));
+  }
+
   /**
    * Waits on a thread of its own until a descriptor is ready or the time is over.
    *
    * @param timeoutMs -1 waits for ever
-   * @returns what is ready, nothing after a time-out or a signal
+   * @returns what is ready, nothing after a time-out, a signal or {@linkcode wake}
    */
   async wait(timeoutMs: number): Promise<ReadyFd[]> {
     const count = await libc().epoll_wait(this.#fd, this.#events, MAX_EVENTS, timeoutMs);
@@ -64,16 +82,16 @@ export class Epoll implements Disposable {
     const ready: ReadyFd[] = [];
     for (let index = 0; index < count; index++) {
       const offset = index * EVENT_SIZE;
-      ready.push({
-        fd: view.getInt32(offset + DATA_OFFSET, true),
-        events: view.getUint32(offset, true),
-      });
+      const fd = view.getInt32(offset + DATA_OFFSET, true);
+      if (fd === this.#wake) readFd(fd, new Uint8Array(8));
+      else ready.push({ fd, events: view.getUint32(offset, true) });
     }
     return ready;
   }
 
   [Symbol.dispose](): void {
     closeFd(this.#fd);
+    closeFd(this.#wake);
   }
 }
 

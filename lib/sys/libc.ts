@@ -58,6 +58,8 @@ const SYMBOLS = {
     result: "i32",
     nonblocking: true,
   },
+  // unsigned int initval, int flags
+  eventfd: { parameters: ["u32", "i32"], result: "i32" },
   // int flags
   inotify_init1: { parameters: ["i32"], result: "i32" },
   // int fd, const char *path, uint32_t mask

@@ -1,0 +1,337 @@
+/**
+ * The DHCP server: a packet socket on every guest's TAP, and one epoll that waits for all.
+ *
+ * @module
+ */
+
+import { describe, SyscallError } from "../errors.ts";
+import { parseMac } from "../inet/mac.ts";
+import { NetlinkConnection } from "../netlink/connection.ts";
+import { requireLink } from "../netlink/link.ts";
+import { Epoll, type ReadyFd } from "../sys/epoll.ts";
+import { Errno } from "../sys/libc.ts";
+import { openNetns, withNetns } from "../sys/netns.ts";
+import { openPacketSocket } from "../sys/packet.ts";
+import { type Socket, SocketConst } from "../sys/socket.ts";
+import { dhcpSocketFilter } from "./filter.ts";
+import { buildUdpFrame, parseUdpFrame } from "./frame.ts";
+import { type DhcpGuest, type DhcpLease, prepareLease } from "./lease.ts";
+import { DhcpFormatError } from "./options.ts";
+import { decodeDhcp, encodeDhcp } from "./packet.ts";
+import { BOOTPS, type DhcpAnswer, type DhcpReply, respond } from "./responder.ts";
+
+/** A TAP whose guest is served. */
+export interface DhcpTap {
+  /** What the owner knows it by; unique: `"web/eth0"`. */
+  readonly key: string;
+  /** The network namespace it is in. */
+  readonly netnsPath: string;
+  /** Its name there. */
+  readonly tap: string;
+  readonly guest: DhcpGuest;
+}
+
+/** What happened on one TAP. */
+export interface DhcpCounters {
+  /** Frames with a DHCP request's port. */
+  readonly received: number;
+  /** Of those: frames that broke a rule of their protocols. */
+  readonly malformed: number;
+  /** Requests for other servers, other clients or nobody. */
+  readonly ignored: number;
+  readonly offered: number;
+  readonly acked: number;
+  readonly naked: number;
+  readonly declined: number;
+  readonly released: number;
+  /** Replies that the kernel did not take. */
+  readonly unsent: number;
+}
+
+/** How to make a server. */
+export interface DhcpServerOptions {
+  /** Is told, in one line, why a TAP cannot be served, once until the reason changes. */
+  readonly note?: ((text: string) => void) | undefined;
+}
+
+/** A TAP that is listened on. */
+interface Station {
+  readonly tap: DhcpTap;
+  readonly socket: Socket;
+  /** The TAP's own MAC, which replies come from. */
+  readonly mac: Uint8Array;
+  /** Tells the namespace from a later one of the same path. */
+  readonly inode: number | null;
+  /** What the lease was made from, to see a change. */
+  guest: string;
+  lease: DhcpLease;
+  readonly counters: { -readonly [Name in keyof DhcpCounters]: DhcpCounters[Name] };
+}
+
+/** DHCP fits frames of 1,514 bytes; what is longer comes cut, and counts as malformed. */
+const FRAME_SIZE = 2048;
+/** A guest's requests that may wait; few, since they lie in the host's memory. */
+const RECEIVE_BUFFER_SIZE = 32 * 1024;
+const BROADCAST_MAC = new Uint8Array(6).fill(0xff);
+/** How soon, and in the end how seldom, a TAP that went down is looked at; milliseconds. */
+const FIRST_LOOK = 20;
+const LAST_LOOK = 1000;
+
+/**
+ * Answers the guests' DHCP. It has no address: it reads and writes frames on the TAPs.
+ *
+ * A socket keeps its TAP's namespace alive, so it is closed as soon as the TAP is gone. Abort
+ * {@linkcode run} and await it before disposing.
+ */
+export class DhcpServer implements Disposable {
+  readonly #epoll = new Epoll();
+  readonly #note: (text: string) => void;
+  readonly #stations = new Map<string, Station>();
+  readonly #byFd = new Map<number, Station>();
+  readonly #watches = new Map<number, () => void>();
+  readonly #errors = new Map<string, Error>();
+  /** The kernel tells once that a TAP went down, and not again when it is deleted then. */
+  readonly #down = new Set<Station>();
+  #lookDelay = FIRST_LOOK;
+  #lookTime = 0;
+  readonly #frame = new Uint8Array(FRAME_SIZE);
+
+  constructor(options: DhcpServerOptions = {}) {
+    this.#note = options.note ?? (() => {});
+  }
+
+  /** What happened on each TAP since it was opened, by key. */
+  get counters(): ReadonlyMap<string, DhcpCounters> {
+    return new Map([...this.#stations].map(([key, { counters }]) => [key, { ...counters }]));
+  }
+
+  /** Why a wanted TAP is not listened on, by key; the next {@linkcode sync} tries again. */
+  get errors(): ReadonlyMap<string, Error> {
+    return new Map(this.#errors);
+  }
+
+  /**
+   * Makes the TAPs listened on those of the list: opens new ones, closes others, and takes over
+   * what changed about a guest. One that cannot be opened is found in {@linkcode errors}.
+   */
+  sync(taps: readonly DhcpTap[]): void {
+    const wanted = new Map(taps.map((tap) => [tap.key, tap]));
+    for (const [key, station] of [...this.#stations]) {
+      if (!isSameDevice(station, wanted.get(key))) this.#close(station);
+    }
+    this.#lookAtDown();
+    for (const key of [...this.#errors.keys()]) {
+      if (!wanted.has(key)) this.#errors.delete(key);
+    }
+    for (const tap of wanted.values()) this.#serveTap(tap);
+  }
+
+  #serveTap(tap: DhcpTap): void {
+    const station = this.#stations.get(tap.key);
+    try {
+      if (station === undefined) this.#open(tap);
+      else renewLease(station, tap.guest);
+      this.#errors.delete(tap.key);
+    } catch (thrown) {
+      if (station !== undefined) this.#close(station);
+      const error = thrown instanceof Error ? thrown : new Error(String(thrown));
+      const told = this.#errors.get(tap.key)?.message === error.message;
+      this.#errors.set(tap.key, error);
+      if (!told) this.#note(`warning: no DHCP for ${tap.key}: ${describe(error)}`);
+    }
+  }
+
+  #open(tap: DhcpTap): void {
+    const station = openStation(tap);
+    this.#stations.set(tap.key, station);
+    this.#byFd.set(station.socket.fd, station);
+    try {
+      this.#epoll.add(station.socket.fd);
+    } catch (error) {
+      this.#close(station);
+      throw error;
+    }
+  }
+
+  #close(station: Station): void {
+    this.#stations.delete(station.tap.key);
+    this.#byFd.delete(station.socket.fd);
+    this.#down.delete(station);
+    this.#epoll.remove(station.socket.fd);
+    station.socket[Symbol.dispose]();
+  }
+
+  /** Has {@linkcode run} call back when a further descriptor can be read; the caller keeps it. */
+  watch(fd: number, onReadable: () => void): void {
+    this.#epoll.add(fd);
+    this.#watches.set(fd, onReadable);
+  }
+
+  /** Ends a {@linkcode watch}. */
+  unwatch(fd: number): void {
+    this.#watches.delete(fd);
+    this.#epoll.remove(fd);
+  }
+
+  /** Serves until the signal; what a watch's callback throws ends it too. */
+  async run(signal: AbortSignal): Promise<void> {
+    const wake = () => this.#epoll.wake();
+    signal.addEventListener("abort", wake);
+    try {
+      while (!signal.aborted) {
+        for (const ready of await this.#epoll.wait(this.#down.size === 0 ? -1 : this.#lookDelay)) {
+          if (signal.aborted) return;
+          this.#handle(ready);
+        }
+        if (performance.now() >= this.#lookTime) this.#lookAtDown();
+      }
+    } finally {
+      signal.removeEventListener("abort", wake);
+    }
+  }
+
+  #handle({ fd }: ReadyFd): void {
+    const callback = this.#watches.get(fd);
+    if (callback !== undefined) return callback();
+    const station = this.#byFd.get(fd);
+    if (station === undefined) return;
+    // One frame at a time: a guest that floods has its turn only when the others had theirs.
+    const length = this.#receive(station);
+    if (length !== undefined) this.#answer(station, this.#frame.subarray(0, length));
+    else this.#examine(station);
+  }
+
+  #receive(station: Station): number | undefined {
+    try {
+      return station.socket.receive(this.#frame);
+    } catch (error) {
+      if (error instanceof SyscallError) return undefined;
+      throw error;
+    }
+  }
+
+  /** The kernel tells of ENETDOWN once, to whatever call comes next. */
+  #examine(station: Station): void {
+    const state = linkState(station.socket);
+    if (state === "gone") return this.#close(station);
+    if (state === "up") return;
+    this.#down.add(station);
+    this.#lookDelay = FIRST_LOOK;
+    this.#lookTime = performance.now() + FIRST_LOOK;
+  }
+
+  #lookAtDown(): void {
+    for (const station of [...this.#down]) {
+      const state = linkState(station.socket);
+      if (state === "gone") this.#close(station);
+      else if (state === "up") this.#down.delete(station);
+    }
+    this.#lookDelay = Math.min(2 * this.#lookDelay, LAST_LOOK);
+    this.#lookTime = performance.now() + this.#lookDelay;
+  }
+
+  #answer(station: Station, frame: Uint8Array): void {
+    const { counters } = station;
+    counters.received++;
+    try {
+      const datagram = parseUdpFrame(frame);
+      const answer: DhcpAnswer = datagram?.destinationPort === BOOTPS
+        ? respond(decodeDhcp(datagram.payload), station.lease)
+        : { outcome: "ignored" };
+      counters[answer.outcome]++;
+      if ("reply" in answer) sendReply(station, answer);
+    } catch (error) {
+      if (error instanceof DhcpFormatError) {
+        counters.malformed++;
+      } else if (error instanceof SyscallError) {
+        counters.unsent++;
+        this.#examine(station);
+      } else {
+        throw error;
+      }
+    }
+  }
+
+  [Symbol.dispose](): void {
+    for (const station of [...this.#stations.values()]) this.#close(station);
+    this.#epoll[Symbol.dispose]();
+  }
+}
+
+function openStation(tap: DhcpTap): Station {
+  const lease = prepareLease(tap.guest);
+  const inode = inodeOf(tap.netnsPath);
+  using netns = openNetns(tap.netnsPath);
+  return withNetns(netns, () => {
+    using nl = NetlinkConnection.open();
+    const link = requireLink(nl, tap.tap);
+    const mac = parseMac(link.mac ?? "");
+    const socket = openPacketSocket({ ifindex: link.index, filter: dhcpSocketFilter() });
+    socket.setOption(SocketConst.SOL_SOCKET, SocketConst.SO_RCVBUF, RECEIVE_BUFFER_SIZE);
+    return {
+      tap,
+      socket,
+      mac,
+      inode,
+      guest: JSON.stringify(tap.guest),
+      lease,
+      counters: {
+        received: 0,
+        malformed: 0,
+        ignored: 0,
+        offered: 0,
+        acked: 0,
+        naked: 0,
+        declined: 0,
+        released: 0,
+        unsent: 0,
+      },
+    };
+  });
+}
+
+function inodeOf(path: string): number | null {
+  try {
+    return Deno.statSync(path).ino;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return null;
+    throw error;
+  }
+}
+
+function isSameDevice({ tap, inode }: Station, wanted: DhcpTap | undefined): boolean {
+  return wanted !== undefined && wanted.tap === tap.tap && wanted.netnsPath === tap.netnsPath &&
+    inode === inodeOf(tap.netnsPath);
+}
+
+function renewLease(station: Station, guest: DhcpGuest): void {
+  const text = JSON.stringify(guest);
+  if (text === station.guest) return;
+  station.lease = prepareLease(guest);
+  station.guest = text;
+}
+
+/** Finds out by sending nothing: the kernel refuses that after it has looked at the device. */
+function linkState(socket: Socket): "up" | "down" | "gone" {
+  try {
+    socket.send(new Uint8Array(0));
+  } catch (error) {
+    if (!(error instanceof SyscallError)) throw error;
+    if (error.errno === Errno.ENXIO || error.errno === Errno.ENODEV) return "gone";
+    if (error.errno === Errno.ENETDOWN) return "down";
+  }
+  return "up";
+}
+
+function sendReply(station: Station, answer: DhcpReply): void {
+  const { reply, destination, maximumSize } = answer;
+  station.socket.send(buildUdpFrame({
+    sourceMac: station.mac,
+    destinationMac: destination.broadcast ? BROADCAST_MAC : station.lease.macBytes,
+    sourceIp: station.lease.serverIdentifier,
+    destinationIp: destination.ip,
+    sourcePort: BOOTPS,
+    destinationPort: destination.port,
+    payload: encodeDhcp(reply, maximumSize),
+  }));
+}
