@@ -100,12 +100,12 @@ export function encodeAddress(request: AddressRequest): Uint8Array<ArrayBuffer> 
   const encoder = new Encoder(64).u8(addressFamily(cidr.family)).u8(cidr.prefixLength)
     .u8(flags <= 0xff ? flags : 0).u8(RT_SCOPE[request.scope ?? defaultScope(cidr)])
     .u32(request.index);
-  encoder.attrBytes(IFA.LOCAL, bytes).attrBytes(IFA.ADDRESS, bytes);
+  encoder.attrBytes(IFA.LOCAL, bytes);
   if (request.broadcast !== undefined) {
     encoder.attrBytes(IFA.BROADCAST, ipToBytes(request.broadcast));
   }
   if (flags > 0xff) encoder.attrU32(IFA.FLAGS, flags);
-  return encoder.finish();
+  return encoder.attrBytes(IFA.ADDRESS, bytes).finish();
 }
 
 function defaultScope(cidr: Cidr): Scope {

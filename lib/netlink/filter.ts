@@ -14,7 +14,7 @@ import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
 import { linkLabel } from "./link.ts";
 import { NLM_F, RTM } from "./message.ts";
 import { decodeTcHeader, encodeTcHeader, ingressKind, TC_H, TCA } from "./qdisc.ts";
-import { Decoder, type Encoder, htons } from "./wire.ts";
+import { Decoder, type Encoder, htons, NLA } from "./wire.ts";
 
 /** Attributes of a u32 filter, and the flag of a key that decides (linux/pkt_cls.h). */
 export const TCA_U32 = { DIVISOR: 4, SEL: 5, ACT: 7, TERMINAL: 1 } as const;
@@ -116,18 +116,21 @@ export function encodeRedirectFilter(filter: RedirectFilter): Uint8Array<ArrayBu
     .attrNested(TCA.OPTIONS, (options) => {
       // struct tc_u32_sel with one struct tc_u32_key whose mask is empty.
       const firstAction = 1;
-      options.attrNested(TCA_U32.SEL, (sel) => {
-        sel.u8(TCA_U32.TERMINAL).u8(0).u8(1).zero(13).zero(16);
-      }).attrNested(TCA_U32.ACT, (actions) => {
+      options.attrNested(TCA_U32.ACT, (actions) => {
         actions.attrNested(firstAction, (action) => {
-          action.attrString(TCA_ACT.KIND, "mirred").attrNested(TCA_ACT.OPTIONS, (mirred) => {
-            // struct tc_mirred: index, capab, action, refcnt, bindcnt, eaction, ifindex.
-            mirred.attrNested(TCA_MIRRED.PARMS, (parms) => {
-              parms.u32(0).u32(0).i32(TC_ACT.STOLEN).i32(0).i32(0).i32(TCA_MIRRED.EGRESS_REDIR)
-                .u32(filter.target);
-            });
-          });
+          action.attrString(TCA_ACT.KIND, "mirred").attrNested(
+            TCA_ACT.OPTIONS | NLA.F_NESTED,
+            (mirred) => {
+              // struct tc_mirred: index, capab, action, refcnt, bindcnt, eaction, ifindex.
+              mirred.attrNested(TCA_MIRRED.PARMS, (parms) => {
+                parms.u32(0).u32(0).i32(TC_ACT.STOLEN).i32(0).i32(0).i32(TCA_MIRRED.EGRESS_REDIR)
+                  .u32(filter.target);
+              });
+            },
+          );
         });
+      }).attrNested(TCA_U32.SEL, (sel) => {
+        sel.u8(TCA_U32.TERMINAL).u8(0).u8(1).zero(13).zero(16);
       });
     }).finish();
 }
@@ -142,6 +145,11 @@ export function encodeBpfFilter(filter: BpfFilter): Uint8Array<ArrayBuffer> {
         .attrBytes(TCA_BPF.OPS, encodeBpf(program))
         .attrU32(TCA_BPF.FLAGS, TCA_BPF.FLAG_ACT_DIRECT);
     }).finish();
+}
+
+/** The payload of RTM_DELTFILTER. */
+export function encodeFilterKey(key: FilterKey): Uint8Array<ArrayBuffer> {
+  return encodeFilterHeader(key, 0, 0, 32).finish();
 }
 
 type Mutable<T> = { -readonly [K in keyof T]: T[K] };
@@ -338,7 +346,7 @@ export function deleteFilters(nl: NetlinkConnection, key: FilterKey): boolean {
     object: () => `filters of ${linkLabel(nl, index)}`,
   };
   try {
-    nl.request(RTM.DELTFILTER, 0, encodeFilterHeader(key, 0, 0, 32).finish(), subject);
+    nl.request(RTM.DELTFILTER, 0, encodeFilterKey(key), subject);
     return true;
   } catch (error) {
     const absent: number[] = [Errno.ENOENT, Errno.ENODEV];

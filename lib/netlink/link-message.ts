@@ -192,12 +192,12 @@ export function encodeLink(link: LinkRequest): Uint8Array<ArrayBuffer> {
   const flags = (link.up ? IFF.UP : 0) | (link.promiscuous ? IFF.PROMISC : 0);
   encodeHeader(encoder, link.index ?? 0, flags, change);
   if (link.skipStats) encoder.attrU32(IFLA.EXT_MASK, RTEXT_FILTER_SKIP_STATS);
-  if (link.name !== undefined) encoder.attrString(IFLA.IFNAME, link.name);
   if (link.mac !== undefined) encoder.attrBytes(IFLA.ADDRESS, parseMac(link.mac));
   if (link.mtu !== undefined) encoder.attrU32(IFLA.MTU, link.mtu);
   if (link.master !== undefined) encoder.attrU32(IFLA.MASTER, link.master);
   if (link.alias !== undefined) encoder.attrText(IFLA.IFALIAS, link.alias);
   if (link.netnsFd !== undefined) encoder.attrU32(IFLA.NET_NS_FD, link.netnsFd);
+  if (link.name !== undefined) encoder.attrString(IFLA.IFNAME, link.name);
   const { inet6AddrGenMode: mode } = link;
   if (mode !== undefined) {
     encoder.attrNested(IFLA.AF_SPEC, (spec) => {
@@ -225,10 +225,11 @@ export function encodeLink(link: LinkRequest): Uint8Array<ArrayBuffer> {
 }
 
 function encodePeer(encoder: Encoder, peer: VethPeer): void {
-  encodeHeader(encoder, 0).attrString(IFLA.IFNAME, peer.name);
+  encodeHeader(encoder, 0);
   if (peer.mac !== undefined) encoder.attrBytes(IFLA.ADDRESS, parseMac(peer.mac));
   if (peer.mtu !== undefined) encoder.attrU32(IFLA.MTU, peer.mtu);
   if (peer.netnsFd !== undefined) encoder.attrU32(IFLA.NET_NS_FD, peer.netnsFd);
+  encoder.attrString(IFLA.IFNAME, peer.name);
 }
 
 function encodeBridge(encoder: Encoder, bridge: BridgeOptions): void {
@@ -244,10 +245,10 @@ function encodeBridge(encoder: Encoder, bridge: BridgeOptions): void {
 const BRIDGE_PORT_FLAGS: readonly (readonly [keyof BridgePortOptions, number])[] = [
   ["bpduGuard", IFLA_BRPORT.GUARD],
   ["hairpin", IFLA_BRPORT.MODE],
-  ["learning", IFLA_BRPORT.LEARNING],
   ["flood", IFLA_BRPORT.UNICAST_FLOOD],
   ["mcastFlood", IFLA_BRPORT.MCAST_FLOOD],
   ["bcastFlood", IFLA_BRPORT.BCAST_FLOOD],
+  ["learning", IFLA_BRPORT.LEARNING],
   ["proxyArp", IFLA_BRPORT.PROXYARP],
   ["neighSuppress", IFLA_BRPORT.NEIGH_SUPPRESS],
   ["isolated", IFLA_BRPORT.ISOLATED],

@@ -64,10 +64,12 @@ export function encodeNeighbour(
   request: Omit<NeighbourRequest, "mac"> & { readonly mac?: string },
 ): Uint8Array<ArrayBuffer> {
   const bytes = ipToBytes(request.address);
-  const state = request.mac === undefined ? 0 : NUD[request.state ?? "permanent"];
   // struct ndmsg: family, padding, index, state, flags, type.
   const encoder = new Encoder(48).u8(addressFamily(bytes.length === 4 ? 4 : 6)).zero(3)
-    .i32(request.index).u16(state).u8(0).u8(0).attrBytes(NDA.DST, bytes);
+    .i32(request.index).u16(NUD[request.state ?? "permanent"]).u8(0).u8(0).attrBytes(
+      NDA.DST,
+      bytes,
+    );
   if (request.mac !== undefined) encoder.attrBytes(NDA.LLADDR, parseMac(request.mac));
   return encoder.finish();
 }

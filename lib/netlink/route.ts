@@ -158,10 +158,10 @@ function encode(request: RouteRequest, defaults: RouteDefaults): Uint8Array<Arra
   if (src !== undefined) encoder.attrBytes(RTA.PREFSRC, ipToBytes(src));
   if (metric !== undefined) encoder.attrU32(RTA.PRIORITY, metric);
   if (table > 0xff) encoder.attrU32(RTA.TABLE, table);
+  if (oif !== undefined) encoder.attrU32(RTA.OIF, oif);
   if (mtu !== undefined) {
     encoder.attrNested(RTA.METRICS, (metrics) => metrics.attrU32(RTAX.MTU, mtu));
   }
-  if (oif !== undefined) encoder.attrU32(RTA.OIF, oif);
   return encoder.finish();
 }
 

@@ -1,0 +1,15 @@
+/**
+ * Reads golden files: lines that begin with `#` say what made them, then hexadecimal digits,
+ * a datagram to a paragraph.
+ *
+ * @module
+ */
+
+/** The datagrams of `tests/golden/netlink/NAME.hex`. */
+export function readGolden(name: string): Uint8Array<ArrayBuffer>[] {
+  const text = Deno.readTextFileSync(new URL(`./netlink/${name}.hex`, import.meta.url));
+  return text.replaceAll(/^#.*\n/gm, "").trim().split("\n\n").map((paragraph) => {
+    const hex = paragraph.replaceAll(/\s/g, "");
+    return Uint8Array.from(hex.match(/../g) ?? [], (pair) => parseInt(pair, 16));
+  });
+}
