@@ -1,0 +1,82 @@
+/**
+ * A configuration file that comes into being complete, and never in another's place.
+ *
+ * @module
+ */
+
+import { TapkitError } from "../errors.ts";
+
+/**
+ * Writes a new file: whole, synced, and under its name only if the name is free at that moment.
+ *
+ * @returns false when the name is taken
+ */
+export function writeFileOnce(path: string, text: string): boolean {
+  const cut = path.lastIndexOf("/");
+  const directory = path.slice(0, cut) || "/";
+  const name = path.slice(cut + 1);
+  try {
+    makeDirectory(directory);
+    sweep(directory, name);
+    const temporary = `${directory}/.${name}.${Deno.pid}`;
+    try {
+      using file = Deno.openSync(temporary, { write: true, create: true, truncate: true });
+      Deno.chmodSync(temporary, 0o644);
+      writeAll(file, new TextEncoder().encode(text));
+      file.syncSync();
+      // Unlike rename(2), link(2) takes no other file's place.
+      Deno.linkSync(temporary, path);
+    } finally {
+      removeIfThere(temporary);
+    }
+    using opened = Deno.openSync(directory);
+    opened.syncSync();
+    return true;
+  } catch (error) {
+    if (error instanceof Deno.errors.AlreadyExists && isFile(path)) return false;
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new TapkitError(`cannot write ${path}: ${reason}`, {
+      mend: "run as root, and check the directory and its free space",
+      cause: error,
+    });
+  }
+}
+
+function makeDirectory(directory: string): void {
+  try {
+    if (Deno.statSync(directory).isDirectory) return;
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+  Deno.mkdirSync(directory, { recursive: true, mode: 0o755 });
+}
+
+/** Removes what processes that were killed while writing left behind. */
+function sweep(directory: string, name: string): void {
+  for (const { name: found } of Deno.readDirSync(directory)) {
+    if (!found.startsWith(`.${name}.`)) continue;
+    const pid = found.slice(name.length + 2);
+    if (/^\d+$/.test(pid) && !isFile(`/proc/${pid}/stat`)) removeIfThere(`${directory}/${found}`);
+  }
+}
+
+function writeAll(file: Deno.FsFile, bytes: Uint8Array): void {
+  for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
+}
+
+function removeIfThere(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
+
+function isFile(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}

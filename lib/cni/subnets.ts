@@ -1,0 +1,232 @@
+/**
+ * Prefixes: which ones the host uses, which one to take.
+ *
+ * @module
+ */
+
+import { InputError, TapkitError } from "../errors.ts";
+import { bigIntToIp, type Cidr, cidrsOverlap, parseCidr } from "../inet/ip.ts";
+import { listAddresses } from "../netlink/address.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import { getLink, listLinks } from "../netlink/link.ts";
+import { listRoutes, RT_TABLE } from "../netlink/route.ts";
+import { listConfigFiles } from "./conflist.ts";
+import { parseHostLocal } from "./plugins/host-local-config.ts";
+import type { NetworkConfigList } from "./types.ts";
+
+/** Where container engines keep network definitions, beside the directory asked about. */
+const NETWORK_DIRECTORIES = ["/etc/cni/net.d", "/etc/containers/networks"];
+
+/** The documentation's subnet; where Docker is installed, its next network would take it. */
+const DOCUMENTED_SUBNET = "172.18.0.0/16";
+const DOCKER_TRACES = ["/var/lib/docker", "/usr/bin/dockerd", "/usr/local/bin/dockerd"];
+
+/** A prefix in use. */
+export interface UsedPrefix {
+  readonly prefix: Cidr;
+  /** By what, for people: `route 10.0.0.0/8 via "eth0"`. */
+  readonly what: string;
+}
+
+/**
+ * The prefixes of every route and address of the host.
+ *
+ * Default routes, the kernel's local table and multicast are left out: they cover everything, or
+ * repeat the addresses.
+ *
+ * @param except the link whose own routes and addresses do not count
+ */
+export function usedByHost(nl: NetlinkConnection, except?: string): UsedPrefix[] {
+  const names = new Map(listLinks(nl).map((link) => [link.index, link.name]));
+  const nameOf = (index: number | undefined): string | undefined =>
+    index === undefined ? undefined : names.get(index) ?? `link ${index}`;
+  const used: UsedPrefix[] = [];
+  for (const { index, address } of listAddresses(nl)) {
+    const name = nameOf(index);
+    if (name === except) continue;
+    used.push({ prefix: parseCidr(address), what: `address ${address} of "${name}"` });
+  }
+  for (const { dst, table, oif } of listRoutes(nl)) {
+    const name = nameOf(oif);
+    const prefix = parseCidr(dst);
+    if (table === RT_TABLE.LOCAL || prefix.prefixLength === 0) continue;
+    if (except !== undefined && name === except) continue;
+    const where = name === undefined ? "" : ` through "${name}"`;
+    used.push({ prefix, what: `route ${dst}${where}` });
+  }
+  return used;
+}
+
+/** The subnets named in network definitions of CNI and Podman; unreadable files are passed over. */
+export function usedByConfigurations(directory: string, except?: string): UsedPrefix[] {
+  const used: UsedPrefix[] = [];
+  for (const where of new Set([directory, ...NETWORK_DIRECTORIES])) {
+    for (const path of filesOf(where)) {
+      if (path === except) continue;
+      for (const subnet of subnetsOf(path)) {
+        used.push({
+          prefix: subnet,
+          what: `subnet ${subnet.network}/${subnet.prefixLength} of ${path}`,
+        });
+      }
+    }
+  }
+  return used;
+}
+
+/** What of `used` shares an address with the prefix. */
+export function findOverlap(prefix: Cidr, used: readonly UsedPrefix[]): UsedPrefix | undefined {
+  return used.find((other) => cidrsOverlap(prefix, other.prefix));
+}
+
+function filesOf(directory: string): string[] {
+  try {
+    return listConfigFiles(directory);
+  } catch {
+    return [];
+  }
+}
+
+/** Every value of a key `subnet`, however deep. */
+function subnetsOf(path: string): Cidr[] {
+  const found: Cidr[] = [];
+  try {
+    JSON.parse(Deno.readTextFileSync(path), (key, value) => {
+      if (key === "subnet" && typeof value === "string") collect(found, value);
+      return value;
+    });
+  } catch {
+    // Neither readable nor JSON: it names no subnet.
+  }
+  return found;
+}
+
+function collect(found: Cidr[], text: string): void {
+  try {
+    found.push(parseCidr(text));
+  } catch (error) {
+    if (!(error instanceof InputError)) throw error;
+  }
+}
+
+/**
+ * Refuses a network whose subnets the host uses elsewhere by now: for the first attach, before the
+ * bridge is made. What is on the network's own bridge does not count, nor a network whose overlap was
+ * accepted when it was installed.
+ *
+ * @throws {TapkitError} naming what overlaps
+ */
+export function assertNoOverlap(list: NetworkConfigList, nl: NetlinkConnection): void {
+  const found = list.allowOverlap ? undefined : networkOverlap(list, nl);
+  if (found === undefined) return;
+  throw new TapkitError(
+    `subnet ${
+      formatPrefix(found.subnet)
+    } of network "${list.name}" overlaps the ${found.used.what}`,
+    { mend: `change the subnet in ${list.path ?? "its configuration"}` },
+  );
+}
+
+/** What a network's subnets overlap, its own bridge apart. */
+export function networkOverlap(
+  list: NetworkConfigList,
+  nl: NetlinkConnection,
+): { subnet: Cidr; used: UsedPrefix } | undefined {
+  for (const conf of list.plugins) {
+    if (conf.type !== "bridge" || conf.ipam?.type !== "host-local") continue;
+    const used = usedByHost(nl, String(conf.bridge));
+    const { rangeSets } = parseHostLocal({ ...conf, name: list.name }, {});
+    for (const { subnet } of rangeSets.flat()) {
+      const overlap = findOverlap(subnet, used);
+      if (overlap !== undefined) return { subnet, used: overlap };
+    }
+  }
+  return undefined;
+}
+
+/** What unicast prefixes of guests cannot be taken from. */
+const SPECIAL: Readonly<Record<4 | 6, readonly string[]>> = {
+  4: ["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"],
+  6: ["::/96", "::ffff:0:0/96", "fe80::/10", "ff00::/8"],
+};
+
+/**
+ * Parses a prefix for guests.
+ *
+ * @throws {InputError} when it has host bits, no room, or is of the other family or no unicast
+ */
+export function parsePrefix(text: string, family: 4 | 6): Cidr {
+  const prefix = parseCidr(text);
+  if (prefix.family !== family) {
+    throw new InputError(`subnet ${text} is not IPv${family}`, {
+      mend: family === 4 ? "give it as --ipv6" : "give it as --subnet",
+    });
+  }
+  if (prefix.address !== prefix.network) {
+    throw new InputError(`subnet ${text} has host bits`, { mend: `write ${formatPrefix(prefix)}` });
+  }
+  const longest = family === 4 ? 30 : 126;
+  if (prefix.prefixLength > longest) {
+    throw new InputError(`subnet ${text} has no room for a gateway and a VM`, {
+      mend: `choose a prefix length of ${longest} or less`,
+    });
+  }
+  const special = SPECIAL[family].find((other) => cidrsOverlap(parseCidr(other), prefix));
+  if (special !== undefined) {
+    throw new InputError(`subnet ${text} is within ${special}, which is no place for guests`, {
+      mend: family === 4 ? "choose one as 10.61.0.0/16" : "choose one as fd00:61::/64, or auto",
+    });
+  }
+  return prefix;
+}
+
+/**
+ * The first candidate for the default network that nothing uses.
+ *
+ * @param present prefixes of the bridge, where it is there: its guests have addresses of them
+ */
+export function chooseSubnet(
+  used: readonly UsedPrefix[],
+  present: readonly Cidr[],
+  nl: NetlinkConnection,
+): string {
+  const candidates = [
+    ...present.filter(({ prefixLength }) => prefixLength <= 30).map(formatPrefix),
+    ...(isDockerInstalled(nl) ? [] : [DOCUMENTED_SUBNET]),
+    ...Array.from({ length: 256 - 61 }, (_, index) => `10.${61 + index}.0.0/16`),
+  ];
+  const free = candidates.find((text) => findOverlap(parseCidr(text), used) === undefined);
+  if (free !== undefined) return free;
+  throw new TapkitError("every candidate for the default network's subnet is in use", {
+    mend: "give a free one with --subnet",
+  });
+}
+
+/** A random /64 of a random /48 of fd00::/8 (RFC 4193). */
+export function chooseIpv6(used: readonly UsedPrefix[]): string {
+  while (true) {
+    const bytes = crypto.getRandomValues(new Uint8Array(16)).fill(0, 8);
+    bytes[0] = 0xfd;
+    const value = bytes.reduce((sum, byte) => (sum << 8n) | BigInt(byte), 0n);
+    const text = `${bigIntToIp(value, 6)}/64`;
+    if (findOverlap(parseCidr(text), used) === undefined) return text;
+  }
+}
+
+function isDockerInstalled(nl: NetlinkConnection): boolean {
+  return getLink(nl, "docker0") !== undefined || DOCKER_TRACES.some(exists);
+}
+
+/** A prefix as text. */
+export function formatPrefix({ network, prefixLength }: Cidr): string {
+  return `${network}/${prefixLength}`;
+}
+
+function exists(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
