@@ -1,0 +1,337 @@
+/**
+ * Attaching a VM: namespace, CNI ADD, TAP, firewall, record.
+ *
+ * The record is written before the first effect. Every step pushes its undo before it acts, and
+ * a failure unwinds them all. Attaching again looks for what differs and mends just that.
+ *
+ * @module
+ */
+
+import { addNetwork, type NetworkAttachment } from "../cni/runtime.ts";
+import type { Result } from "../cni/types.ts";
+import type { GuestRules } from "../firewall/model.ts";
+import { NftFirewall } from "../firewall/nftables.ts";
+import { ensureSysctls } from "../firewall/sysctls.ts";
+import { parseCidr } from "../inet/ip.ts";
+import { formatMac, parseMac, randomMac } from "../inet/mac.ts";
+import { NetlinkConnection } from "../netlink/connection.ts";
+import { requireLink, setLink } from "../netlink/link.ts";
+import {
+  createNamedNetns,
+  deleteNamedNetns,
+  type Netns,
+  netnsPath,
+  openNetns,
+  withNetns,
+} from "../sys/netns.ts";
+import { UndoStack } from "../undo.ts";
+import { checkAttachment } from "./check.ts";
+import { planNetworks } from "./networks.ts";
+import { bindToFamilies, hasPorts, reservePorts } from "./ports.ts";
+import { addRedirect, removeRedirect, wireEnds } from "./redirect.ts";
+import { removeAttachment } from "./remove.ts";
+import { mergeRequest, resolveOwner, validateAttach } from "./request.ts";
+import { hostResolvers, isReachable } from "./resolvers.ts";
+import {
+  claimId,
+  containerId,
+  deleteRecord,
+  type HostPaths,
+  hostPaths,
+  lockHost,
+  lockVm,
+  netnsName,
+  publicRecord,
+  readRecord,
+  releaseId,
+  type StoredRecord,
+  tidyState,
+  writeRecord,
+} from "./state.ts";
+import type { AttachRequest, HostOptions, VmDns, VmInterface, VmRecord } from "./types.ts";
+
+/**
+ * Attaches a VM to its networks, or brings an attachment back to what is recorded and asked for.
+ *
+ * The end is the same however often it is called, and after a crash at any point.
+ *
+ * @returns the record
+ * @throws {InputError} when the request is malformed; nothing was touched
+ * @throws {TapkitError} when a step failed; everything before it is undone
+ */
+export async function attachVm(
+  request: AttachRequest,
+  options: HostOptions = {},
+): Promise<VmRecord> {
+  validateAttach(request);
+  const host = hostPaths(options);
+  const id = await containerId(request.name);
+  try {
+    using _vm = lockVm(host, request.name);
+    using _host = lockHost(host);
+    return publicRecord(attachLocked(host, id, request));
+  } catch (error) {
+    tidyState(host);
+    throw error;
+  }
+}
+
+function attachLocked(host: HostPaths, id: string, request: AttachRequest): StoredRecord {
+  const old = readRecord(host, request.name);
+  if (old === undefined) return attachAnew(host, id, request);
+  if (old.made.phase === "attached") return attachAgain(host, old, request);
+  host.note(`"${request.name}" was left half attached: beginning again`);
+  removeAttachment(host, old);
+  return attachAnew(host, id, request);
+}
+
+/** Mends what differs from the record, and changes what may change. */
+function attachAgain(host: HostPaths, old: StoredRecord, request: AttachRequest): StoredRecord {
+  const wanted = mergeRequest(old, request);
+  const differences = checkAttachment(old, host);
+  for (const problem of Object.values(differences).flat()) host.note(`mending: ${problem}`);
+  if (differences.network.length > 0) return attachOver(host, old, wanted);
+  if (differences.wire.length > 0) rewire(old);
+  if (differences.firewall.length === 0 && hasPorts(old, wanted)) return old;
+  return changeRules(host, old, wanted);
+}
+
+/** DEL, then ADD that asks for the address and the MAC that are recorded. */
+function attachOver(host: HostPaths, old: StoredRecord, wanted: AttachRequest): StoredRecord {
+  const [first] = old.interfaces;
+  const [address] = first?.addresses ?? [];
+  removeAttachment(host, old);
+  try {
+    return attachAnew(host, old.id, wanted, {
+      ...wanted,
+      ...address === undefined ? {} : { ip: parseCidr(address.address).address },
+      ...first === undefined ? {} : { mac: first.mac, mtu: first.mtu },
+    });
+  } catch (error) {
+    // The address and the MAC are still to be asked for the next time.
+    writeRecord(host, old);
+    throw error;
+  }
+}
+
+/** The TAP and its filters anew, on the interface that is there. */
+function rewire(record: StoredRecord): void {
+  const undo = new UndoStack();
+  using netns = openNetns(record.netns);
+  using vmNl = withNetns(netns, () => NetlinkConnection.open());
+  for (const link of record.interfaces) {
+    removeRedirect(vmNl, wireEnds(link.name));
+    wire(vmNl, netns, link, record.made.request, undo);
+  }
+}
+
+/** Puts the firewall's rules back, with the ports that are wanted now. */
+function changeRules(host: HostPaths, old: StoredRecord, wanted: AttachRequest): StoredRecord {
+  const [rules] = old.made.guests;
+  const ports = hasPorts(old, wanted)
+    ? old.ports
+    : bindToFamilies(reservePorts(host, wanted), rules?.addresses ?? []);
+  const guests = old.made.guests.map((guest, index) => index === 0 ? { ...guest, ports } : guest);
+  const record = { ...old, ports, made: { ...old.made, request: wanted, guests } };
+  using firewall = NftFirewall.open();
+  const undo = new UndoStack();
+  try {
+    guests.forEach((guest, index) => {
+      const before = old.made.guests[index]!;
+      undo.push(`the rules of ${guest.owner}`, () => firewall.replace(guest, before));
+      firewall.replace(before, guest);
+    });
+    setSysctls(host, guests);
+    writeRecord(host, record);
+    return record;
+  } catch (error) {
+    throw undo.fail(error);
+  }
+}
+
+/**
+ * Attaches a VM of which nothing is there.
+ *
+ * @param request what is recorded as asked for
+ * @param wanted what is asked of the networks now
+ */
+function attachAnew(
+  host: HostPaths,
+  id: string,
+  request: AttachRequest,
+  wanted: AttachRequest = request,
+): StoredRecord {
+  const { name } = request;
+  const undo = new UndoStack();
+  using stack = new DisposableStack();
+  try {
+    const hostNl = stack.use(NetlinkConnection.open());
+    const ports = reservePorts(host, wanted);
+    const mac = wanted.mac === undefined ? randomMac() : formatMac(parseMac(wanted.mac));
+    const networks = planNetworks(host, hostNl, id, { ...wanted, mac }, ports);
+    const planned = plannedRecord(id, request, networks);
+    undo.push(`record of "${name}"`, () => forget(host, id, name));
+    claimId(host, id, name);
+    writeRecord(host, planned);
+
+    const netns = stack.use(enterableNetns(request, undo));
+    const vmNl = stack.use(withNetns(netns, () => NetlinkConnection.open()));
+    bringLoopbackUp(vmNl);
+    const added = networks.map((network) =>
+      addNetwork(network, {
+        netns,
+        netnsPath: planned.netns,
+        ownNetns: request.netns === undefined,
+        hostNl,
+        vmNl,
+        undo,
+        owner: `${name}/${network.ifName}`,
+        fresh: request === wanted,
+        note: host.note,
+        ...wanted.mtu === undefined ? {} : { mtu: wanted.mtu },
+      })
+    );
+    const interfaces = added.map(({ attachment, result }) =>
+      describeInterface(vmNl, attachment, result)
+    );
+    for (const link of interfaces) wire(vmNl, netns, link, request, undo);
+
+    const bound = bindToFamilies(ports, addressesOf(interfaces[0]));
+    const guests = added.map(({ guest }, index): GuestRules => ({
+      ...guest ?? plainRules(`${name}/${interfaces[index]!.name}`, interfaces[index]!),
+      ports: index === 0 ? bound : [],
+    }));
+    const firewall = stack.use(NftFirewall.open());
+    for (const guest of guests) {
+      undo.push(`the rules of ${guest.owner}`, () => {
+        firewall.remove(guest);
+        firewall.removeTableIfUnused();
+      });
+      firewall.add(guest);
+    }
+    setSysctls(host, guests);
+
+    const record: StoredRecord = {
+      ...planned,
+      interfaces,
+      dns: guestDns(added.map(({ result }) => result)),
+      ports: bound,
+      made: {
+        ...planned.made,
+        phase: "attached",
+        networks: added.map(({ attachment }) => attachment),
+        guests,
+      },
+    };
+    writeRecord(host, record);
+    return record;
+  } catch (error) {
+    throw undo.fail(error);
+  }
+}
+
+/** The record of what is about to be made: enough to take any part of it away. */
+function plannedRecord(
+  id: string,
+  request: AttachRequest,
+  networks: readonly NetworkAttachment[],
+): StoredRecord {
+  return {
+    version: 1,
+    vm: request.name,
+    id,
+    networkPlugin: "cni",
+    netns: request.netns ?? netnsPath(netnsName(request.name)),
+    interfaces: [],
+    dns: { nameservers: [], search: [] },
+    ports: [],
+    made: {
+      phase: "attaching",
+      netnsGiven: request.netns !== undefined,
+      request,
+      networks,
+      guests: [],
+    },
+  };
+}
+
+function forget(host: HostPaths, id: string, name: string): void {
+  releaseId(host, id, name);
+  deleteRecord(host, name);
+}
+
+/** The namespace that was named, or a new one of the VM's own. */
+function enterableNetns({ name, netns }: AttachRequest, undo: UndoStack): Netns {
+  if (netns !== undefined) return openNetns(netns);
+  let made = false;
+  undo.push(`network namespace "${netnsName(name)}"`, () => {
+    if (made) deleteNamedNetns(netnsName(name));
+  });
+  const created = createNamedNetns(netnsName(name));
+  made = true;
+  return created;
+}
+
+function bringLoopbackUp(vmNl: NetlinkConnection): void {
+  setLink(vmNl, requireLink(vmNl, "lo").index, { up: true });
+}
+
+/** An interface as the kernel and the network's result have it. */
+function describeInterface(
+  vmNl: NetlinkConnection,
+  { network, ifName }: NetworkAttachment,
+  result: Result,
+): VmInterface {
+  const { mac = "", mtu } = requireLink(vmNl, ifName);
+  return {
+    name: ifName,
+    network,
+    mode: "tc-redirect",
+    tap: wireEnds(ifName).tap,
+    mac,
+    mtu,
+    addresses: result.ips.map(({ address, gateway }) => ({
+      address,
+      ...gateway === undefined ? {} : { gateway },
+    })),
+    routes: result.routes.map(({ dst, gw }) => ({ dst, ...gw === undefined ? {} : { gw } })),
+  };
+}
+
+function wire(
+  vmNl: NetlinkConnection,
+  netns: Netns,
+  link: VmInterface,
+  { tapOwner }: AttachRequest,
+  undo: UndoStack,
+): void {
+  const owner = tapOwner === undefined ? {} : resolveOwner(tapOwner);
+  addRedirect(vmNl, netns, { ...link, link: link.name, ...owner }, undo);
+}
+
+function addressesOf(link: VmInterface | undefined): string[] {
+  return (link?.addresses ?? []).map(({ address }) => parseCidr(address).address);
+}
+
+/** The rules of a guest whose network asks nothing of the firewall. */
+function plainRules(owner: string, link: VmInterface): GuestRules {
+  return {
+    owner,
+    link: "",
+    addresses: addressesOf(link),
+    masquerade: false,
+    forward: false,
+    ports: [],
+  };
+}
+
+function setSysctls(host: HostPaths, guests: readonly GuestRules[]): void {
+  for (const change of guests.flatMap(ensureSysctls)) host.note(`set ${change}`);
+}
+
+/** What the networks say of name resolution, else what the host has. */
+function guestDns(results: readonly Result[]): VmDns {
+  const nameservers = results.flatMap(({ dns }) => dns.nameservers ?? []).filter(isReachable);
+  const search = results.flatMap(({ dns }) => dns.search ?? (dns.domain ? [dns.domain] : []));
+  return nameservers.length > 0 ? { nameservers, search } : hostResolvers();
+}

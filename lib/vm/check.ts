@@ -1,0 +1,68 @@
+/**
+ * Comparing an attachment with its record. Nothing is changed.
+ *
+ * @module
+ */
+
+import { checkNetwork } from "../cni/runtime.ts";
+import { NftFirewall } from "../firewall/nftables.ts";
+import { checkSysctls } from "../firewall/sysctls.ts";
+import { NetlinkConnection } from "../netlink/connection.ts";
+import { openNetns, withNetns } from "../sys/netns.ts";
+import { checkRedirect } from "./redirect.ts";
+import { type HostPaths, hostPaths, readRecord, type StoredRecord, validateName } from "./state.ts";
+import type { HostOptions } from "./types.ts";
+
+/** Sentences on what differs, by what mends it. */
+export interface Differences {
+  /** Of what CNI made: mended by DEL and ADD. */
+  readonly network: readonly string[];
+  /** Of the TAP and what joins it to the interface: made anew. */
+  readonly wire: readonly string[];
+  /** Of rules and settings: put back. */
+  readonly firewall: readonly string[];
+}
+
+/**
+ * Compares a VM's record with the kernel and the address pool.
+ *
+ * @returns a sentence for each difference; one for a VM that is not attached
+ * @throws {InputError} when the name is malformed
+ */
+export function checkVm(name: string, options: HostOptions = {}): string[] {
+  validateName(name);
+  const host = hostPaths(options);
+  const record = readRecord(host, name);
+  if (record === undefined) return [`VM "${name}" is not attached`];
+  if (record.made.phase !== "attached") return [`VM "${name}" was left half attached`];
+  return Object.values(checkAttachment(record, host)).flat();
+}
+
+/** Compares a completed attachment with what is there. */
+export function checkAttachment(record: StoredRecord, host: HostPaths): Differences {
+  const { netns: netnsPath, interfaces, made } = record;
+  using stack = new DisposableStack();
+  const hostNl = stack.use(NetlinkConnection.open());
+  const firewall = stack.use(NftFirewall.open());
+  const vmNl = openVm(stack, netnsPath);
+  if (vmNl === undefined) {
+    return { network: [`network namespace ${netnsPath} is missing`], wire: [], firewall: [] };
+  }
+  const environment = { netnsPath, hostNl, vmNl, note: host.note };
+  return {
+    network: made.networks.flatMap((network) => checkNetwork(network, environment)),
+    wire: interfaces.flatMap((link) => checkRedirect(vmNl, { ...link, link: link.name })),
+    firewall: made.guests.flatMap((rules) => [...firewall.check(rules), ...checkSysctls(rules)]),
+  };
+}
+
+/** A connection of the VM's namespace, or `undefined` when that is gone. */
+export function openVm(stack: DisposableStack, path: string): NetlinkConnection | undefined {
+  let netns;
+  try {
+    netns = stack.use(openNetns(path));
+  } catch {
+    return undefined;
+  }
+  return stack.use(withNetns(netns, () => NetlinkConnection.open()));
+}

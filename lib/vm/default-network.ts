@@ -1,0 +1,40 @@
+/**
+ * Installing the default network on this host, and removing it when no VM is on it.
+ *
+ * @module
+ */
+
+import {
+  type DefaultCniOptions,
+  type DefaultCniReport,
+  installDefaultCni as installIn,
+} from "../cni/default-network.ts";
+import { hostPaths, lockHost, readRecords, tidyState } from "./state.ts";
+import type { HostOptions } from "./types.ts";
+
+/** How to install the default network, or what else to do with it. */
+export type InstallOptions = HostOptions & Omit<DefaultCniOptions, "confDir" | "inUse" | "nl">;
+
+/**
+ * Writes `10-ignite.conflist` unless the directory holds a CNI configuration already; or prints,
+ * checks or removes it, as the options say.
+ *
+ * @throws {InputError} for a malformed or overlapping prefix, a bridge's name, an MTU
+ * @throws {TapkitError} when no subnet is free, the directory cannot be written, or the file to
+ * remove was edited or has VMs on its network
+ */
+export function installDefaultCni(options: InstallOptions = {}): DefaultCniReport {
+  const host = hostPaths(options);
+  const { confDir } = host;
+  if (!options.remove) return installIn({ ...options, confDir });
+  try {
+    using _host = lockHost(host);
+    const { network } = installIn({ ...options, remove: false, check: true, confDir });
+    const inUse = readRecords(host)
+      .filter(({ interfaces }) => interfaces.some((link) => link.network === network))
+      .map(({ vm }) => vm);
+    return installIn({ ...options, confDir, inUse });
+  } finally {
+    tidyState(host);
+  }
+}

@@ -1,0 +1,103 @@
+/**
+ * DHCP for every attached VM of the host, from one process that follows the records.
+ *
+ * @module
+ */
+
+import type { DhcpTap } from "../dhcp/server.ts";
+import { DhcpServer } from "../dhcp/server.ts";
+import { TapkitError } from "../errors.ts";
+import { Inotify, InotifyEvent } from "../sys/inotify.ts";
+import {
+  type HostPaths,
+  hostPaths,
+  lockDhcpServer,
+  readRecords,
+  recordNames,
+  recordsDir,
+  type StoredRecord,
+  tidyState,
+} from "./state.ts";
+import type { HostOptions } from "./types.ts";
+
+/** How long to serve. */
+export interface ServeOptions extends HostOptions {
+  /** Whether to end when no VM is attached; then another server running already is no error. */
+  readonly exitWhenIdle?: boolean;
+  /** Ends the service. */
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * Answers DHCP on the TAP of every attached VM, and follows attachments as they come and go.
+ *
+ * One process serves a host. It needs no address: it reads and writes frames on the TAPs.
+ *
+ * @throws {TapkitError} when another process serves already, unless `exitWhenIdle`
+ */
+export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
+  const host = hostPaths(options);
+  const { exitWhenIdle = false, signal } = options;
+  try {
+    // A VM attached between the last look and the lock's release found the server running.
+    do {
+      using lock = lockDhcpServer(host);
+      if (lock === undefined) {
+        if (exitWhenIdle) return;
+        throw new TapkitError(`DHCP of ${host.stateDir} is answered by another process already`, {
+          mend: "end that one first, or leave it to its work",
+        });
+      }
+      await serveUntilDone(host, exitWhenIdle, signal);
+    } while (signal?.aborted !== true && recordNames(host).length > 0);
+  } finally {
+    tidyState(host);
+  }
+}
+
+async function serveUntilDone(
+  host: HostPaths,
+  exitWhenIdle: boolean,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  using server = new DhcpServer({ note: host.note });
+  using inotify = new Inotify();
+  const idle = new AbortController();
+  const follow = () => {
+    inotify.drain();
+    if (exitWhenIdle && recordNames(host).length === 0) return idle.abort();
+    // The directory goes with the last VM, and its watch with it.
+    inotify.watch(recordsDir(host), InotifyEvent.MOVED_TO | InotifyEvent.DELETE);
+    server.sync(readRecords(host).flatMap(dhcpTaps));
+  };
+  server.watch(inotify.fd, follow);
+  follow();
+  const signals = signal === undefined ? [idle.signal] : [idle.signal, signal];
+  await server.run(AbortSignal.any(signals));
+}
+
+/** What the server needs to know of a VM: one entry for each interface with an IPv4 address. */
+export function dhcpTaps(record: StoredRecord): DhcpTap[] {
+  if (record.made.phase !== "attached") return [];
+  return record.interfaces.flatMap((link) => {
+    const main = link.addresses.find(({ address }) => !address.includes(":"));
+    if (main === undefined) return [];
+    const { nameservers, search } = record.dns;
+    return [{
+      key: `${record.vm}/${link.name}`,
+      netnsPath: record.netns,
+      tap: link.tap,
+      guest: {
+        mac: link.mac,
+        address: main.address,
+        ...main.gateway === undefined ? {} : { gateway: main.gateway },
+        routes: link.routes.filter(({ dst }) => !dst.includes(":")),
+        nameservers,
+        search,
+        // RFC 1123 has no underscore.
+        hostname: record.vm.replaceAll("_", "-"),
+        mtu: link.mtu,
+      },
+    }];
+  });
+}

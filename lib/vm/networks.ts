@@ -1,0 +1,81 @@
+/**
+ * Which networks a VM goes on, and on which interface.
+ *
+ * @module
+ */
+
+import { findNetwork } from "../cni/conflist.ts";
+import { installDefaultCni } from "../cni/default-network.ts";
+import { type NetworkAttachment, planNetwork } from "../cni/runtime.ts";
+import { assertNoOverlap } from "../cni/subnets.ts";
+import type { NetworkConfigList } from "../cni/types.ts";
+import { TapkitError } from "../errors.ts";
+import { expandPorts, type PortMapping } from "../inet/ports.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import type { HostPaths } from "./state.ts";
+import type { AttachRequest } from "./types.ts";
+
+/**
+ * Plans a VM's networks: eth0 on the first, eth1 on the second, …
+ *
+ * Where the directory holds no configuration and none is named, the default one is installed.
+ *
+ * @param ports of eth0, their host ports chosen
+ * @throws {TapkitError} for a network that is not there, is broken, or overlaps the host's routes
+ */
+export function planNetworks(
+  host: HostPaths,
+  hostNl: NetlinkConnection,
+  containerId: string,
+  request: AttachRequest,
+  ports: readonly PortMapping[],
+): NetworkAttachment[] {
+  const { networks = [], ip, mac } = request;
+  const lists = networks.length === 0
+    ? [firstNetwork(host)]
+    : networks.map((name) => requireNetwork(host, name));
+  return lists.map((list, index) => {
+    assertNoOverlap(list, hostNl);
+    return planNetwork({
+      list,
+      containerId,
+      ifName: `eth${index}`,
+      // An address, a MAC and ports are asked for the VM's first interface.
+      runtimeConfig: index > 0 ? {} : {
+        ...ip === undefined ? {} : { ips: [ip] },
+        ...mac === undefined ? {} : { mac },
+        ...declares(list, "portMappings") ? { portMappings: portMappings(ports) } : {},
+      },
+    });
+  });
+}
+
+function firstNetwork(host: HostPaths): NetworkConfigList {
+  const found = findNetwork(host.confDir);
+  if (found !== undefined) return found;
+  const installed = installDefaultCni({ confDir: host.confDir });
+  host.note(`installed ${installed.path}: network ${installed.network}, ${installed.subnet}`);
+  return requireNetwork(host, installed.network);
+}
+
+function requireNetwork(host: HostPaths, name?: string): NetworkConfigList {
+  const found = findNetwork(host.confDir, name);
+  if (found !== undefined) return found;
+  throw new TapkitError(`${host.confDir} holds no CNI configuration`, {
+    mend: "run install-default-cni",
+  });
+}
+
+function declares({ plugins }: NetworkConfigList, capability: string): boolean {
+  return plugins.some(({ capabilities }) => capabilities?.[capability] === true);
+}
+
+/** The `portMappings` capability knows no ranges. */
+function portMappings(ports: readonly PortMapping[]) {
+  return ports.flatMap(expandPorts).map(({ hostIP, hostPort, vmPort, protocol }) => ({
+    hostPort,
+    containerPort: vmPort,
+    protocol,
+    ...hostIP === "" ? {} : { hostIP },
+  }));
+}

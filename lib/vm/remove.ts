@@ -1,0 +1,156 @@
+/**
+ * Taking an attachment away: everything that is there of it, whatever is not.
+ *
+ * @module
+ */
+
+import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
+import { delNetwork, type NetworkAttachment, planNetwork } from "../cni/runtime.ts";
+import { TapkitError } from "../errors.ts";
+import { NftFirewall } from "../firewall/nftables.ts";
+import { NetlinkConnection } from "../netlink/connection.ts";
+import { deleteNamedNetns, netnsPath } from "../sys/netns.ts";
+import { openVm } from "./check.ts";
+import { removeRedirect, wireEnds } from "./redirect.ts";
+import {
+  containerId,
+  deleteRecord,
+  type HostPaths,
+  hostPaths,
+  lockHost,
+  lockVm,
+  netnsName,
+  readRecord,
+  recordNames,
+  releaseId,
+  type StoredRecord,
+  tidyState,
+  validateName,
+} from "./state.ts";
+import type { HostOptions } from "./types.ts";
+
+/**
+ * Takes a VM off its networks. Of a VM whose record is lost, all that bears its name or its
+ * container id goes.
+ *
+ * @returns whether there was anything to take away
+ * @throws {InputError} when the name is malformed
+ * @throws {TapkitError} naming everything that could not be taken away; the rest is gone
+ */
+export async function removeVm(name: string, options: HostOptions = {}): Promise<boolean> {
+  validateName(name);
+  const host = hostPaths(options);
+  const id = await containerId(name);
+  try {
+    using _vm = lockVm(host, name);
+    using _host = lockHost(host);
+    const record = readRecord(host, name);
+    if (record === undefined) return removeLost(host, name, id);
+    removeAttachment(host, record);
+    return true;
+  } finally {
+    tidyState(host);
+  }
+}
+
+/** What has to be known of an attachment to take it away. */
+type Removable =
+  & Pick<StoredRecord, "vm" | "id" | "netns">
+  & { readonly made: Pick<StoredRecord["made"], "phase" | "netnsGiven" | "networks" | "guests"> };
+
+/**
+ * Takes an attachment away, past failures; the record goes last.
+ *
+ * @throws {TapkitError} naming everything that failed; the record stays then
+ */
+export function removeAttachment(host: HostPaths, record: Removable): void {
+  const failures: unknown[] = [];
+  const step = (action: () => void) => {
+    try {
+      action();
+    } catch (error) {
+      failures.push(error);
+    }
+  };
+  using stack = new DisposableStack();
+  const hostNl = stack.use(NetlinkConnection.open());
+  const vmNl = openVm(stack, record.netns);
+  const { made, netns } = record;
+
+  step(() => removeRules(stack.use(NftFirewall.open()), host, record));
+  if (vmNl !== undefined) {
+    for (const { ifName } of made.networks) step(() => removeRedirect(vmNl, wireEnds(ifName)));
+  }
+  const environment = {
+    netnsPath: netns,
+    hostNl,
+    ...vmNl === undefined ? {} : { vmNl },
+    note: host.note,
+  };
+  for (const network of made.networks.toReversed()) {
+    step(() => failures.push(...delNetwork(network, environment)));
+  }
+  if (!made.netnsGiven) step(() => deleteNamedNetns(netnsName(record.vm)));
+  if (failures.length > 0) throw leftBehind(failures);
+  releaseId(host, record.id, record.vm);
+  deleteRecord(host, record.vm);
+}
+
+/** The rules of the record, or what is tagged with the VM where they were not recorded yet. */
+function removeRules(firewall: NftFirewall, host: HostPaths, record: Removable): void {
+  const { made, vm } = record;
+  if (made.phase === "attached") {
+    for (const guest of made.guests) firewall.remove(guest);
+  } else {
+    for (const { ifName } of made.networks) firewall.removeOwner(`${vm}/${ifName}`);
+  }
+  if (recordNames(host).every((name) => name === vm)) firewall.removeTableIfUnused();
+}
+
+function leftBehind(failures: readonly unknown[]): TapkitError {
+  const reasons = failures.map((error) => error instanceof Error ? error.message : String(error));
+  return new TapkitError(`not everything could be taken away: ${reasons.join("; ")}`, {
+    mend: "run the command again when the causes are gone",
+    cause: failures[0],
+  });
+}
+
+/** Takes away what an attachment without a record would have made, on every network there is. */
+function removeLost(host: HostPaths, name: string, id: string): boolean {
+  const netns = netnsPath(netnsName(name));
+  const found = isThere(netns);
+  removeAttachment(host, {
+    vm: name,
+    id,
+    netns,
+    made: {
+      phase: "attaching",
+      netnsGiven: false,
+      networks: knownNetworks(host, id),
+      guests: [],
+    },
+  });
+  return found;
+}
+
+/** eth0 on each network of the directory; one that is broken, or not built in, is passed over. */
+function knownNetworks(host: HostPaths, containerId: string): NetworkAttachment[] {
+  return listConfigFiles(host.confDir).flatMap((path) => {
+    try {
+      return planNetwork({ list: readConfigFile(path), containerId, ifName: "eth0" });
+    } catch (error) {
+      if (error instanceof TapkitError) return [];
+      throw error;
+    }
+  });
+}
+
+function isThere(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}

@@ -1,0 +1,114 @@
+/**
+ * Requests to attach: validated before anything is touched, and merged with what is recorded.
+ *
+ * @module
+ */
+
+import { validateNetworkName } from "../cni/conflist.ts";
+import { InputError, TapkitError } from "../errors.ts";
+import { canonicalIp, ipToBytes, parseCidr } from "../inet/ip.ts";
+import { formatMac, parseMac } from "../inet/mac.ts";
+import { parsePorts } from "../inet/ports.ts";
+import { openNetns } from "../sys/netns.ts";
+import { type StoredRecord, validateName } from "./state.ts";
+import type { AttachRequest } from "./types.ts";
+
+/** The least an IPv4 link carries (RFC 791), and the most the kernel takes for a veth. */
+const MTU = { MIN: 68, MAX: 65535 } as const;
+
+/**
+ * Checks everything about a request that can be told without changing anything.
+ *
+ * @throws {InputError} naming what is wrong and how it is written
+ */
+export function validateAttach(request: AttachRequest): void {
+  validateName(request.name);
+  if (request.ports !== undefined && request.ports !== "none") parsePorts(request.ports);
+  if (request.ip !== undefined) ipToBytes(request.ip);
+  if (request.mac !== undefined) parseMac(request.mac);
+  if (request.mtu !== undefined) validateMtu(request.mtu);
+  if (request.tapOwner !== undefined) resolveOwner(request.tapOwner);
+  if (request.netns !== undefined) validateNetns(request.netns);
+  for (const network of request.networks ?? []) validateNetworkName(network);
+}
+
+function validateMtu(mtu: number): void {
+  if (Number.isInteger(mtu) && mtu >= MTU.MIN && mtu <= MTU.MAX) return;
+  throw new InputError(`MTU ${mtu} is not a number from ${MTU.MIN} to ${MTU.MAX}`, {
+    mend: "leave it out to take that of the device of the default route",
+  });
+}
+
+function validateNetns(path: string): void {
+  try {
+    openNetns(path)[Symbol.dispose]();
+  } catch (cause) {
+    if (cause instanceof InputError || !(cause instanceof TapkitError)) throw cause;
+    throw new InputError(cause.message, { mend: cause.mend, cause });
+  }
+}
+
+/** The numbers that `USER[:GROUP]` stands for. */
+export interface Owner {
+  readonly owner: number;
+  readonly group?: number;
+}
+
+/**
+ * Finds the uid and gid of `USER[:GROUP]`, each a name or a number.
+ *
+ * @throws {InputError} when this host has no such user or group
+ */
+export function resolveOwner(text: string): Owner {
+  const colon = text.indexOf(":");
+  const user = colon < 0 ? text : text.slice(0, colon);
+  const owner = resolveId("user", user, "/etc/passwd");
+  return colon < 0
+    ? { owner }
+    : { owner, group: resolveId("group", text.slice(colon + 1), "/etc/group") };
+}
+
+/** passwd(5) and group(5) both have the name first and the number third. */
+function resolveId(kind: "user" | "group", name: string, file: string): number {
+  const NO_ID = 0xffff_ffff;
+  if (/^\d+$/.test(name) && Number(name) < NO_ID) return Number(name);
+  const line = name !== "" && Deno.readTextFileSync(file).split("\n")
+    .map((text) => text.split(":")).find(([first]) => first === name);
+  if (line) return Number(line[2]);
+  throw new InputError(`${kind} "${name}" is not in ${file}`, {
+    mend: "name an existing one, or give its number",
+  });
+}
+
+/**
+ * A request for a VM that is attached: absent fields keep what is recorded.
+ *
+ * @throws {TapkitError} when a field that cannot change while the VM may run differs from what
+ * it has
+ */
+export function mergeRequest(record: StoredRecord, request: AttachRequest): AttachRequest {
+  const recorded = record.made.request;
+  const changed = changedIdentity(record, request);
+  if (changed === undefined) return { ...recorded, ...request };
+  throw new TapkitError(`its ${changed} cannot be changed while it is attached`, {
+    mend: `run attach-vm ${request.name} --remove first`,
+  });
+}
+
+/** The first thing a request wants otherwise than the VM has it, and that cannot be live. */
+function changedIdentity(record: StoredRecord, request: AttachRequest): string | undefined {
+  const { ip, mac, mtu, netns, tapOwner, mode = "auto", networks } = request;
+  const first = record.interfaces[0]!;
+  const addresses = first.addresses.map(({ address }) => parseCidr(address).address);
+  const names = record.interfaces.map(({ network }) => network);
+  const checks: readonly (readonly [name: string, changed: boolean])[] = [
+    ["address", ip !== undefined && !addresses.includes(canonicalIp(ip))],
+    ["MAC address", mac !== undefined && formatMac(parseMac(mac)) !== first.mac],
+    ["MTU", mtu !== undefined && mtu !== first.mtu],
+    ["network namespace", netns !== undefined && netns !== record.netns],
+    ["TAP owner", tapOwner !== undefined && tapOwner !== record.made.request.tapOwner],
+    ["mode", mode !== "auto" && mode !== first.mode],
+    ["network", networks !== undefined && networks.join() !== names.join()],
+  ];
+  return checks.find(([, changed]) => changed)?.[0];
+}

@@ -1,0 +1,281 @@
+/**
+ * What is kept on disk: one record a VM, written before its first effect, and the locks.
+ *
+ * ```
+ * /var/lib/tapkit/
+ *   vms/NAME.json     the record: what is printed, and how it was made
+ *   ids/XXXXXXX       a link to the NAME whose container id begins so
+ *   locks/NAME        held while that VM is changed; gone when nobody holds it
+ *   lock              held while what VMs share is changed: bridge, pool, ports, firewall
+ *   serve-dhcp.lock   held by the DHCP server
+ * ```
+ *
+ * The directory goes with its last VM.
+ *
+ * @module
+ */
+
+import { InputError, TapkitError } from "../errors.ts";
+import type { NetworkAttachment } from "../cni/runtime.ts";
+import type { GuestRules } from "../firewall/model.ts";
+import { type Lock, lockFile } from "../sys/flock.ts";
+import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
+
+/** {@linkcode HostOptions} with every default filled in. */
+export interface HostPaths {
+  readonly stateDir: string;
+  readonly confDir: string;
+  readonly binDirs: readonly string[];
+  readonly note: (text: string) => void;
+}
+
+/** How an attachment was made, kept beside what is printed of it. */
+export interface Made {
+  /** `attaching` from before the first effect until all are done. */
+  readonly phase: "attaching" | "attached";
+  /** Whether `--netns` named the namespace: then it is not deleted. */
+  readonly netnsGiven: boolean;
+  /** What was asked for, for the next attach to keep. */
+  readonly request: AttachRequest;
+  /** Each interface's network and the plugins that ran, for DEL and CHECK. */
+  readonly networks: readonly NetworkAttachment[];
+  /** What the firewall does for each interface. */
+  readonly guests: readonly GuestRules[];
+}
+
+/** A record as it stands on disk. */
+export interface StoredRecord extends VmRecord {
+  readonly made: Made;
+}
+
+/** The host's directories: from the options, the environment, or the defaults. */
+export function hostPaths(options: HostOptions): HostPaths {
+  const cniPath = Deno.env.get("CNI_PATH")?.split(":").filter((directory) => directory !== "");
+  return {
+    stateDir: options.stateDir ?? (Deno.env.get("TAPKIT_STATE_DIR") || "/var/lib/tapkit"),
+    confDir: options.confDir ?? (Deno.env.get("NETCONFPATH") || "/etc/cni/net.d"),
+    binDirs: options.binDirs ?? (cniPath?.length ? cniPath : ["/opt/cni/bin", "/usr/lib/cni"]),
+    note: options.note ?? (() => {}),
+  };
+}
+
+/**
+ * Checks a VM's name.
+ *
+ * @throws {InputError} unless it has 1–63 of `a-z A-Z 0-9 . _ -` and starts with a letter or digit
+ */
+export function validateName(name: string): void {
+  if (/^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$/.test(name)) return;
+  throw new InputError(`VM name "${name}" is malformed`, {
+    mend: "use 1 to 63 of a-z A-Z 0-9 . _ - and start with a letter or a digit",
+  });
+}
+
+/** The CNI container id of a VM: the SHA-256 of its name, in hexadecimal. */
+export async function containerId(name: string): Promise<string> {
+  const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(name));
+  return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** The name of a VM's own namespace: `ip netns exec tapkit-web …`. */
+export function netnsName(name: string): string {
+  return `tapkit-${name}`;
+}
+
+const vmsDir = (host: HostPaths) => `${host.stateDir}/vms`;
+const locksDir = (host: HostPaths) => `${host.stateDir}/locks`;
+const idsDir = (host: HostPaths) => `${host.stateDir}/ids`;
+const recordPath = (host: HostPaths, name: string) => `${vmsDir(host)}/${name}.json`;
+
+/** The directory whose changes tell that attachments came or went. */
+export function recordsDir(host: HostPaths): string {
+  Deno.mkdirSync(vmsDir(host), { recursive: true, mode: 0o700 });
+  return vmsDir(host);
+}
+
+/** Waits for the sole right to change one VM. Taken before the host's lock, never after. */
+export function lockVm(host: HostPaths, name: string): Lock {
+  return lockIn(locksDir(host), name, { remove: true });
+}
+
+/** Waits for the sole right to change what VMs share. */
+export function lockHost(host: HostPaths): Lock {
+  return lockIn(host.stateDir, "lock", {});
+}
+
+/** The DHCP server's lock, or `undefined` when one is running. */
+export function lockDhcpServer(host: HostPaths): Lock | undefined {
+  return lockIn(host.stateDir, "serve-dhcp.lock", { remove: true, wait: false });
+}
+
+/** Takes a lock in a directory that another process may be removing at this moment. */
+function lockIn(directory: string, name: string, options: { remove?: boolean }): Lock;
+function lockIn(
+  directory: string,
+  name: string,
+  options: { remove?: boolean; wait: false },
+): Lock | undefined;
+function lockIn(
+  directory: string,
+  name: string,
+  options: { remove?: boolean; wait?: false },
+): Lock | undefined {
+  while (true) {
+    Deno.mkdirSync(directory, { recursive: true, mode: 0o700 });
+    try {
+      return lockFile(`${directory}/${name}`, options);
+    } catch (error) {
+      if ((error as { code?: string }).code !== "ENOENT") throw error;
+    }
+  }
+}
+
+/**
+ * Takes away what is left of the state when no record is: called with no lock held.
+ * A directory in use stays; whoever comes at this moment makes it anew.
+ */
+export function tidyState(host: HostPaths): void {
+  if (recordNames(host).length > 0) return;
+  {
+    using _lock = lockHost(host);
+    if (recordNames(host).length === 0) removeIfThere(`${host.stateDir}/lock`);
+  }
+  for (const directory of [idsDir(host), locksDir(host), vmsDir(host), host.stateDir]) {
+    try {
+      Deno.removeSync(directory);
+    } catch {
+      // Not empty, or gone already.
+    }
+  }
+}
+
+function removeIfThere(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
+
+/** How much of a container id names a link: what Weave Net takes of it. */
+const ID_PREFIX = 7;
+
+/**
+ * Reserves the first characters of a container id, which links are named by, for a VM.
+ *
+ * @throws {TapkitError} when another attached VM's id begins the same
+ */
+export function claimId(host: HostPaths, id: string, name: string): void {
+  const path = `${idsDir(host)}/${id.slice(0, ID_PREFIX)}`;
+  Deno.mkdirSync(idsDir(host), { recursive: true, mode: 0o700 });
+  try {
+    return Deno.symlinkSync(name, path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
+  }
+  const holder = Deno.readLinkSync(path);
+  if (holder === name) return;
+  if (recordNames(host).includes(holder)) {
+    throw new TapkitError(
+      `its container id ${id} begins as that of VM "${holder}", and links are named by that`,
+      { mend: "give it another name" },
+    );
+  }
+  removeIfThere(path);
+  Deno.symlinkSync(name, path);
+}
+
+/** Gives back what {@linkcode claimId} reserved. */
+export function releaseId(host: HostPaths, id: string, name: string): void {
+  const path = `${idsDir(host)}/${id.slice(0, ID_PREFIX)}`;
+  try {
+    if (Deno.readLinkSync(path) === name) removeIfThere(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
+
+/** The names of all VMs that have a record, in order. */
+export function recordNames(host: HostPaths): string[] {
+  try {
+    return [...Deno.readDirSync(vmsDir(host))]
+      .filter(({ name }) => name.endsWith(".json"))
+      .map(({ name }) => name.slice(0, -".json".length))
+      .sort();
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return [];
+    throw error;
+  }
+}
+
+/**
+ * Reads a VM's record.
+ *
+ * @returns `undefined` when there is none
+ * @throws {TapkitError} when the file is torn or foreign
+ */
+export function readRecord(host: HostPaths, name: string): StoredRecord | undefined {
+  const path = recordPath(host, name);
+  let text: string;
+  try {
+    text = Deno.readTextFileSync(path);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
+  const mend = `move the file away, then run attach-vm ${name} --remove`;
+  let value: Partial<StoredRecord> | null;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw new TapkitError(`the record ${path} is no JSON`, { mend, cause });
+  }
+  if (value?.version !== 1 || value.vm !== name || value.made === undefined) {
+    throw new TapkitError(`the record ${path} is not one of this version of tapkit`, { mend });
+  }
+  return value as StoredRecord;
+}
+
+/** All readable records; one that is not is passed to `host.note`. */
+export function readRecords(host: HostPaths): StoredRecord[] {
+  return recordNames(host).flatMap((name) => {
+    try {
+      return readRecord(host, name) ?? [];
+    } catch (error) {
+      if (!(error instanceof TapkitError)) throw error;
+      host.note(`warning: ${error.message}: ${error.mend}`);
+      return [];
+    }
+  });
+}
+
+/** Puts a record in place of the one before: whole or not at all, also after a power failure. */
+export function writeRecord(host: HostPaths, record: StoredRecord): void {
+  const path = `${recordsDir(host)}/${record.vm}.json`;
+  const temporary = `${path}.tmp`;
+  {
+    using file = Deno.openSync(temporary, {
+      write: true,
+      create: true,
+      truncate: true,
+      mode: 0o600,
+    });
+    const bytes = new TextEncoder().encode(`${JSON.stringify(record)}\n`);
+    for (let written = 0; written < bytes.length;) {
+      written += file.writeSync(bytes.subarray(written));
+    }
+    file.syncDataSync();
+  }
+  Deno.renameSync(temporary, path);
+}
+
+/** Takes a record away, and what a crash left of the next one. */
+export function deleteRecord(host: HostPaths, name: string): void {
+  removeIfThere(`${recordPath(host, name)}.tmp`);
+  removeIfThere(recordPath(host, name));
+}
+
+/** What is printed of a record. */
+export function publicRecord({ made: _made, ...record }: StoredRecord): VmRecord {
+  return record;
+}

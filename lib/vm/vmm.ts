@@ -1,0 +1,147 @@
+/**
+ * Running a VMM inside its VM's namespace, for as long as it lives.
+ *
+ * @module
+ */
+
+import { describe, TapkitError, type TapkitErrorOptions } from "../errors.ts";
+import { spawnInherited } from "../exec.ts";
+import { closeFd, libc, O_RDONLY, openFd } from "../sys/libc.ts";
+import { openNetns, withNetns } from "../sys/netns.ts";
+import { attachVm } from "./attach.ts";
+import { formatRecord, placeholders } from "./output.ts";
+import { removeVm } from "./remove.ts";
+import { hostPaths } from "./state.ts";
+import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
+
+/** Exit codes as `docker run` has them. */
+const EXIT = { FAILED: 125, NOT_EXECUTABLE: 126, NOT_FOUND: 127, SIGNALLED: 128 } as const;
+
+/** Signals passed on to the VMM, by number. */
+const SIGNALS = {
+  SIGHUP: 1,
+  SIGINT: 2,
+  SIGQUIT: 3,
+  SIGUSR1: 10,
+  SIGUSR2: 12,
+  SIGTERM: 15,
+} as const;
+type PassedSignal = keyof typeof SIGNALS;
+/** Those that a terminal sends to the VMM itself, as it is in the same process group. */
+const TERMINAL_SIGNALS: readonly string[] = ["SIGINT", "SIGQUIT"];
+
+/** The VMM did not start; the attachment is removed again. */
+export class VmmError extends TapkitError {
+  override readonly name: string = "VmmError";
+  /** 125, 126 (cannot be executed) or 127 (not found). */
+  readonly exitCode: number;
+
+  constructor(message: string, exitCode: number, options: TapkitErrorOptions = {}) {
+    super(message, options);
+    this.exitCode = exitCode;
+  }
+}
+
+/** How to run a VMM. */
+export interface VmmOptions extends HostOptions {
+  /** Where the record goes, as one line of JSON. */
+  readonly recordFile?: string;
+  /** Called when the VM is attached, before the VMM starts. */
+  readonly onAttached?: (record: VmRecord) => void;
+}
+
+/**
+ * Attaches a VM, runs the VMM in its namespace on this process's stdio, passes signals on, and
+ * removes the attachment when the VMM ends.
+ *
+ * @param argv the program and its arguments, in which `{tap}`, `{mac}`, `{ip}`, … are replaced
+ * @returns the VMM's exit code, 128+n when signal n ended it
+ * @throws {VmmError} when it did not start
+ */
+export async function runVmm(
+  request: AttachRequest,
+  argv: readonly string[],
+  options: VmmOptions = {},
+): Promise<number> {
+  // A signal that comes before the VMM runs keeps it from being started; nothing is left half made.
+  let early: PassedSignal | undefined;
+  let child: Deno.ChildProcess | undefined;
+  const listeners = (Object.keys(SIGNALS) as PassedSignal[]).map((signal) => {
+    const listener = () => child === undefined ? early = signal : passOn(child, signal);
+    Deno.addSignalListener(signal, listener);
+    return () => Deno.removeSignalListener(signal, listener);
+  });
+  try {
+    const record = await attachVm(request, options).catch((error) => {
+      throw new VmmError(describe(error), EXIT.FAILED, { cause: error });
+    });
+    try {
+      options.onAttached?.(record);
+      writeRecordFile(record, options.recordFile);
+      if (early !== undefined) return EXIT.SIGNALLED + SIGNALS[early];
+      child = start(record, argv);
+      return (await child.status).code;
+    } finally {
+      await removeVm(request.name, options);
+    }
+  } finally {
+    for (const remove of listeners) remove();
+  }
+}
+
+function writeRecordFile(record: VmRecord, path: string | undefined): void {
+  if (path === undefined) return;
+  try {
+    Deno.writeTextFileSync(path, `${formatRecord(record, "json")}\n`);
+  } catch (cause) {
+    throw new VmmError(`the record file ${path} cannot be written`, EXIT.FAILED, {
+      mend: "name a file in a directory that exists and can be written",
+      cause,
+    });
+  }
+}
+
+function start(record: VmRecord, argv: readonly string[]): Deno.ChildProcess {
+  const values = placeholders(record);
+  const [program = "", ...args] = argv.map((argument) =>
+    argument.replaceAll(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole)
+  );
+  using netns = openNetns(record.netns);
+  try {
+    return withNetns(netns, () => spawnInherited(program, args));
+  } catch (cause) {
+    if (cause instanceof Deno.errors.NotFound) {
+      throw new VmmError(`the VMM "${program}" is not found`, EXIT.NOT_FOUND, {
+        mend: "install it, or give its path",
+        cause,
+      });
+    }
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new VmmError(`the VMM "${program}" cannot be executed: ${reason}`, EXIT.NOT_EXECUTABLE, {
+      mend: "name an executable file",
+      cause,
+    });
+  }
+}
+
+function passOn(child: Deno.ChildProcess, signal: PassedSignal): void {
+  if (TERMINAL_SIGNALS.includes(signal) && inForeground()) return;
+  try {
+    child.kill(signal);
+  } catch {
+    // It has ended meanwhile.
+  }
+}
+
+/** Whether this process group is its terminal's foreground, which a Ctrl-C reaches as a whole. */
+function inForeground(): boolean {
+  let terminal: number;
+  try {
+    terminal = openFd("/dev/tty", O_RDONLY);
+  } catch {
+    return false;
+  }
+  const foreground = libc().tcgetpgrp(terminal) === libc().getpgrp();
+  closeFd(terminal);
+  return foreground;
+}
