@@ -10,13 +10,16 @@ import {
   EXIT,
   forEachVm,
   hostOptions,
-  printError,
   printJson,
   printText,
   requireRoot,
   runScript,
+  serveDhcpCommand,
   withoutUndefined,
 } from "../lib/cli/main.ts";
+import type { AttachRequest } from "../mod.ts";
+
+const NAME = ATTACH_VM.name;
 
 /** Runs attach-vm with `args`; returns its exit code. */
 export async function main(args: readonly string[]): Promise<number> {
@@ -27,7 +30,18 @@ export async function main(args: readonly string[]): Promise<number> {
     const { verb, requests, output, vmm } = await readAttachCommand(parsed);
     const tapkit = await import("../mod.ts");
     for (const request of requests) tapkit.validateAttach(request);
-    const options = hostOptions(ATTACH_VM.name, parsed.flags);
+    const options = hostOptions(NAME, parsed.flags);
+    const ensureDhcp = () => tapkit.ensureDhcpServer(options, serveDhcpCommand(parsed.flags));
+
+    const forEach = (act: (request: AttachRequest) => Promise<number | void>) =>
+      forEachVm(
+        { script: NAME, verb, failed: verb === "run" ? EXIT.notStarted : EXIT.failed },
+        requests,
+        (request) => {
+          requireRoot();
+          return act(request);
+        },
+      );
 
     switch (verb) {
       case "list":
@@ -35,40 +49,27 @@ export async function main(args: readonly string[]): Promise<number> {
           printText(tapkit.formatRecord(record, output));
         }
         return EXIT.done;
-      case "attach":
-        requireRoot();
-        return await forEachVm("attach-vm", "attach", requests, async (request) => {
+      case "attach": {
+        const code = await forEach(async (request) => {
           printText(tapkit.formatRecord(await tapkit.attachVm(request, options), output));
         });
+        ensureDhcp();
+        return code;
+      }
       case "check":
-        requireRoot();
-        return await forEachVm("attach-vm", "check", requests, async ({ name }) => {
+        return await forEach(async ({ name }) => {
           const problems = await tapkit.checkVm(name, options);
           printJson({ vm: name, problems });
           return problems.length === 0 ? EXIT.done : EXIT.differs;
         });
       case "remove":
-        requireRoot();
-        return await forEachVm("attach-vm", "remove", requests, async ({ name }) => {
+        return await forEach(async ({ name }) => {
           printJson({ vm: name, removed: await tapkit.removeVm(name, options) });
         });
-      case "run":
-        return await run();
-    }
-
-    async function run(): Promise<number> {
-      const [request] = requests;
-      if (request === undefined) return EXIT.usage;
-      try {
-        requireRoot();
-        const recordFile = parsed.flags["record-file"];
-        return await tapkit.runVmm(request, vmm, {
-          ...options,
-          ...withoutUndefined({ recordFile }),
-        });
-      } catch (error) {
-        printError("attach-vm", error, `cannot run ${JSON.stringify(request.name)}`);
-        return EXIT.notStarted;
+      case "run": {
+        const { "record-file": recordFile } = parsed.flags;
+        const more = { ...withoutUndefined({ recordFile }), onAttached: ensureDhcp };
+        return await forEach((request) => tapkit.runVmm(request, vmm, { ...options, ...more }));
       }
     }
   });

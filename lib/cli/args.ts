@@ -292,6 +292,28 @@ function wrap(text: string, width: number): string[] {
   return lines;
 }
 
+/** Throws {@linkcode InputError} when more than one of the named flags is given. */
+export function exclusive<N extends string>(
+  flags: { readonly [Name in N]: boolean },
+  names: readonly N[],
+): void {
+  const given = names.filter((name) => flags[name]).map((name) => `--${name}`);
+  if (given.length > 1) throw apart(given);
+}
+
+/** An error for parts of a command line that contradict each other. */
+export function apart(parts: readonly string[]): InputError {
+  return new InputError(`${parts.join(" and ")} do not go together`, { mend: "use one of them" });
+}
+
+/** The number that `text`, the value of `flag`, stands for. */
+export function wholeNumber(flag: string, text: string): number {
+  if (/^\d{1,9}$/.test(text)) return Number(text);
+  throw new InputError(`${flag} ${JSON.stringify(text)} is not a whole number`, {
+    mend: `write ${flag} 1500`,
+  });
+}
+
 function listed(values: readonly string[]): string {
   return values.length < 2
     ? values.join("")

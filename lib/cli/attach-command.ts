@@ -6,7 +6,7 @@
 
 import { InputError } from "../errors.ts";
 import type { AttachRequest, OutputFormat } from "../vm/types.ts";
-import type { Command, Parsed } from "./args.ts";
+import { apart, type Command, type Parsed, wholeNumber } from "./args.ts";
 import { HOST_OPTIONS, withoutUndefined } from "./main.ts";
 
 /** What attach-vm does with the VMs it names. */
@@ -171,8 +171,7 @@ function verbOf({ flags, rest }: Parsed<typeof ATTACH_VM>): AttachVerb {
     ...rest === undefined ? [] : ["run" as const],
   ];
   if (verbs.length > 1) {
-    const named = verbs.map((verb) => verb === "run" ? "-- VMM" : `--${verb}`);
-    throw new InputError(`${named.join(" and ")} do not go together`, { mend: "use one of them" });
+    throw apart(verbs.map((verb) => verb === "run" ? "-- VMM" : `--${verb}`));
   }
   if (rest?.length === 0) {
     throw new InputError("nothing follows --", { mend: "write -- VMM ARG…" });
@@ -267,13 +266,4 @@ function portsOf(texts: readonly string[]): readonly string[] | "none" | undefin
     throw new InputError("--ports none does not go with other ports", { mend: "use one of them" });
   }
   return "none";
-}
-
-function wholeNumber(flag: string, text: string): number {
-  if (!/^\d{1,9}$/.test(text)) {
-    throw new InputError(`${flag} ${JSON.stringify(text)} is not a whole number`, {
-      mend: `write ${flag} 1500`,
-    });
-  }
-  return Number(text);
 }

@@ -42,7 +42,10 @@ export async function runScript<const C extends Command>(
 export function printError(script: string, error: unknown, doing?: string): number {
   printNote(script, doing === undefined ? explain(error) : `${doing}: ${explain(error)}`);
   if (debugging() && error instanceof Error) printNote(script, error.stack ?? "");
-  return error instanceof InputError ? EXIT.usage : EXIT.failed;
+  if (error instanceof InputError) return EXIT.usage;
+  return error instanceof TapkitError && "exitCode" in error && typeof error.exitCode === "number"
+    ? error.exitCode
+    : EXIT.failed;
 }
 
 /** Prints a line for people on stderr. Where that cannot be done there is nobody to tell. */
@@ -71,27 +74,35 @@ export function printText(text: string): void {
   }
 }
 
-/** Does `act` for each of `names`, one after the other, past failures; returns the exit code. */
-export async function forEachVm<T>(
-  script: string,
-  verb: string,
-  items: readonly T[],
-  nameOf: (item: T) => string,
-  act: (item: T) => Promise<number | void> | number | void,
+/** What is done to each of several VMs. */
+export interface Doing {
+  readonly script: string;
+  /** For errors: `"attach"` makes `cannot attach "web"`. */
+  readonly verb: string;
+  /** The exit code of a failure that brings none of its own. */
+  readonly failed?: number;
+}
+
+/** Does `act` for each VM, one after the other, past failures; returns the exit code. */
+export async function forEachVm<T extends { readonly name: string }>(
+  { script, verb, failed }: Doing,
+  vms: readonly T[],
+  act: (vm: T) => Promise<number | void> | number | void,
 ): Promise<number> {
   const codes: number[] = [];
-  for (const item of items) {
+  for (const vm of vms) {
     try {
-      codes.push(await act(item) ?? EXIT.done);
+      codes.push(await act(vm) ?? EXIT.done);
     } catch (error) {
-      codes.push(printError(script, error, `cannot ${verb} ${JSON.stringify(nameOf(item))}`));
+      const code = printError(script, error, `cannot ${verb} ${JSON.stringify(vm.name)}`);
+      codes.push(code === EXIT.failed && failed !== undefined ? failed : code);
     }
   }
   const [first = EXIT.done, ...others] = codes;
   if (others.every((code) => code === first)) return first;
-  return codes.some((code) => code === EXIT.failed || code === EXIT.usage)
-    ? EXIT.failed
-    : Math.max(...codes);
+  return codes.every((code) => code === EXIT.done || code === EXIT.differs)
+    ? EXIT.differs
+    : EXIT.failed;
 }
 
 /** A signal that is raised by Ctrl-C or a request to end. */

@@ -1,0 +1,256 @@
+/**
+ * Installs tapkit's commands on this host. See `deno run -A install.ts --help`.
+ *
+ * @module
+ */
+
+import type { Command } from "./lib/cli/args.ts";
+import { EXIT, printJson, printNote, printText, runScript } from "./lib/cli/main.ts";
+import { TapkitError } from "./lib/errors.ts";
+import { runSync } from "./lib/exec.ts";
+
+const COMMANDS = ["attach-vm", "install-default-cni", "serve-dhcp"];
+
+const INSTALL = {
+  name: "install.ts",
+  summary: "install tapkit's commands on this host",
+  usage: ["[--prefix DIR] [--compile] [--unit] [--print]", "[--prefix DIR] --remove"],
+  options: [
+    {
+      name: "prefix",
+      metavar: "DIR",
+      help: "commands go to DIR/bin, the list of what was written to DIR/share/tapkit",
+      default: "/usr/local",
+    },
+    {
+      name: "compile",
+      help: "make a binary that needs neither Deno nor this directory; without it the commands " +
+        "run the sources here with the Deno that runs this",
+    },
+    { name: "unit", help: "also write a systemd unit that runs serve-dhcp from boot" },
+    {
+      name: "unit-dir",
+      metavar: "DIR",
+      help: "where the unit goes",
+      default: "/etc/systemd/system",
+    },
+    { name: "print", help: "print what would be written, and write nothing" },
+    { name: "remove", help: "remove what was written, unless it was changed since" },
+  ],
+  examples: [
+    { does: "install to /usr/local/bin", command: "deno run -A install.ts" },
+    { does: "binaries, and DHCP from boot", command: "deno run -A install.ts --compile --unit" },
+    { does: "take it all away", command: "deno run -A install.ts --remove" },
+  ],
+} as const satisfies Command;
+
+/** What an installation wrote, kept beside it: `--remove` deletes this and nothing else. */
+interface Manifest {
+  /** Each file's SHA-256, by path. */
+  readonly files: Readonly<Record<string, string>>;
+  /** The directories that were made, outermost first. */
+  readonly directories: readonly string[];
+}
+
+/** A file to write: its text, or the script to compile. */
+type Wanted =
+  & { readonly path: string; readonly mode: number }
+  & (
+    | { readonly text: string }
+    | { readonly compile: string }
+  );
+
+/** Runs the installer with `args`; returns its exit code. */
+export function main(args: readonly string[]): Promise<number> {
+  return runScript(INSTALL, args, async ({ flags }) => {
+    const prefix = absolute(flags.prefix ?? "/usr/local");
+    const manifestPath = `${prefix}/share/tapkit/installed.json`;
+    if (flags.remove) {
+      printJson({ prefix, removed: await remove(manifestPath) });
+      return EXIT.done;
+    }
+    const unitDir = flags.unit ? absolute(flags["unit-dir"] ?? "/etc/systemd/system") : undefined;
+    const wanted = plan(prefix, flags.compile, unitDir);
+    if (flags.print) {
+      for (const file of wanted) {
+        printText(
+          `# ${file.path}\n${"text" in file ? file.text : `(compiled: ${file.compile})\n`}`,
+        );
+      }
+      return EXIT.done;
+    }
+    if (unitDir !== undefined && await kindOf(unitDir) !== "directory") {
+      throw new TapkitError(`${unitDir} is not there`, {
+        mend: "leave --unit out where systemd does not run, or name its directory by --unit-dir",
+      });
+    }
+    printJson({ prefix, written: await install(wanted, manifestPath) });
+    if (unitDir !== undefined) {
+      printNote(
+        INSTALL.name,
+        "now run: systemctl daemon-reload; systemctl enable --now tapkit-dhcp",
+      );
+    }
+    return EXIT.done;
+  });
+}
+
+function plan(prefix: string, compile: boolean, unitDir: string | undefined): Wanted[] {
+  const bin = `${prefix}/bin`;
+  const scripts = absolute(new URL("./scripts", import.meta.url).pathname);
+  const launcher = (name: string): Wanted => ({
+    path: `${bin}/${name}`,
+    mode: 0o755,
+    text: `#!/bin/sh\nexec ${
+      compile
+        ? quote(`${bin}/tapkit`) + ` ${name}`
+        : `${quote(Deno.execPath())} run -A ${quote(`${scripts}/${name}.ts`)}`
+    } "$@"\n`,
+  });
+  const unit = (dir: string): Wanted => ({
+    path: `${dir}/tapkit-dhcp.service`,
+    mode: 0o644,
+    text: `[Unit]
+Description=DHCP for the virtual machines that tapkit attached
+
+[Service]
+ExecStart=${bin}/serve-dhcp
+Restart=on-failure
+
+[Install]
+WantedBy=multi-user.target
+`,
+  });
+  return [
+    compile
+      ? { path: `${bin}/tapkit`, mode: 0o755, compile: `${scripts}/tapkit.ts` }
+      : launcher("tapkit"),
+    ...COMMANDS.map(launcher),
+    ...unitDir === undefined ? [] : [unit(unitDir)],
+  ];
+}
+
+async function install(wanted: readonly Wanted[], manifestPath: string): Promise<string[]> {
+  const before = await readManifest(manifestPath);
+  for (const { path } of wanted) {
+    if (await kindOf(path) !== undefined && before.files[path] === undefined) {
+      throw new TapkitError(`${path} is there and is not tapkit's`, {
+        mend: "move it away, or choose another --prefix",
+      });
+    }
+  }
+  const directories = [...before.directories];
+  const files = { ...before.files };
+  const keep = async () => {
+    const text = JSON.stringify({ files, directories } satisfies Manifest, null, 2);
+    await replace(manifestPath, 0o644, (path) => Deno.writeTextFile(path, `${text}\n`));
+  };
+  directories.push(...await makeDirectory(parent(manifestPath)));
+  const written: string[] = [];
+  for (const file of wanted) {
+    directories.push(...await makeDirectory(parent(file.path)));
+    const old = await kindOf(file.path) === undefined ? undefined : await sha256(file.path);
+    files[file.path] = await replace(
+      file.path,
+      file.mode,
+      (path) =>
+        "text" in file ? Deno.writeTextFile(path, file.text) : compileTo(path, file.compile),
+    );
+    if (files[file.path] !== old) written.push(file.path);
+    await keep();
+  }
+  return written;
+}
+
+async function remove(manifestPath: string): Promise<string[]> {
+  const { files, directories } = await readManifest(manifestPath);
+  const removed: string[] = [];
+  for (const [path, digest] of Object.entries(files)) {
+    if (await kindOf(path) === undefined) continue;
+    if (await sha256(path) === digest) {
+      await Deno.remove(path);
+      removed.push(path);
+    } else printNote(INSTALL.name, `${path} was changed since, and stays`);
+  }
+  if (await kindOf(manifestPath) !== undefined) await Deno.remove(manifestPath);
+  for (const directory of directories.toReversed()) {
+    const entries = await kindOf(directory) === "directory"
+      ? [...Deno.readDirSync(directory)]
+      : [0];
+    if (entries.length === 0) await Deno.remove(directory);
+  }
+  return removed;
+}
+
+async function readManifest(path: string): Promise<Manifest> {
+  if (await kindOf(path) === undefined) return { files: {}, directories: [] };
+  try {
+    const { files, directories } = JSON.parse(await Deno.readTextFile(path));
+    return { files: { ...files }, directories: [...directories] };
+  } catch (cause) {
+    throw new TapkitError(`${path} cannot be understood`, {
+      mend: "delete it, and the commands it was to list, by hand",
+      cause,
+    });
+  }
+}
+
+/** Makes a file beside `path` and renames it there, as `path` may be running. Returns its SHA-256. */
+async function replace(
+  path: string,
+  mode: number,
+  make: (path: string) => Promise<void>,
+): Promise<string> {
+  const temporary = `${path}.new`;
+  try {
+    await make(temporary);
+    await Deno.chmod(temporary, mode);
+    const digest = await sha256(temporary);
+    await Deno.rename(temporary, path);
+    return digest;
+  } catch (error) {
+    await Deno.remove(temporary).catch(() => {});
+    throw error;
+  }
+}
+
+// deno-lint-ignore require-await
+async function compileTo(path: string, script: string): Promise<void> {
+  printNote(INSTALL.name, `compiling ${script}`);
+  runSync(Deno.execPath(), ["compile", "--quiet", "-A", "--output", path, script]);
+}
+
+async function makeDirectory(path: string): Promise<string[]> {
+  if (path === "" || await kindOf(path) !== undefined) return [];
+  const above = await makeDirectory(parent(path));
+  await Deno.mkdir(path);
+  return [...above, path];
+}
+
+async function kindOf(path: string): Promise<"directory" | "other" | undefined> {
+  const info = await Deno.lstat(path).catch((error) => {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  });
+  return info && (info.isDirectory ? "directory" : "other");
+}
+
+async function sha256(path: string): Promise<string> {
+  const digest = await crypto.subtle.digest("SHA-256", await Deno.readFile(path));
+  return new Uint8Array(digest).toHex();
+}
+
+function absolute(path: string): string {
+  const full = path.startsWith("/") ? path : `${Deno.cwd()}/${path}`;
+  return full.replace(/\/+$/, "");
+}
+
+function parent(path: string): string {
+  return path.slice(0, path.lastIndexOf("/"));
+}
+
+function quote(text: string): string {
+  return `'${text.replaceAll("'", `'\\''`)}'`;
+}
+
+if (import.meta.main) Deno.exit(await main(Deno.args));

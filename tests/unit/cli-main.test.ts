@@ -1,0 +1,150 @@
+import { assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
+import { fromFileUrl } from "@std/path";
+import { forEachVm, requireRoot, serveDhcpCommand } from "../../lib/cli/main.ts";
+import { InputError, TapkitError } from "../../lib/errors.ts";
+
+const MAIN = new URL("../../lib/cli/main.ts", import.meta.url).href;
+const ERRORS = new URL("../../lib/errors.ts", import.meta.url).href;
+const ROOT = fromFileUrl(new URL("../../", import.meta.url));
+
+/** Runs `body` inside runScript in a process of its own, through a shell's `redirection`. */
+function runScript(body: string, redirection = "", env: Record<string, string> = {}) {
+  const directory = Deno.makeTempDirSync({ prefix: "tapkit-main-" });
+  try {
+    const path = `${directory}/script.ts`;
+    Deno.writeTextFileSync(
+      path,
+      `import * as main from "${MAIN}";
+import { InputError, SyscallError, TapkitError } from "${ERRORS}";
+const command = { name: "cook", summary: "", usage: [""], options: [], examples: [] };
+void [InputError, SyscallError, TapkitError];
+Deno.exit(await main.runScript(command, Deno.args, async () => { ${body}; return 0; }));`,
+    );
+    const deno = `'${Deno.execPath()}' run -A --no-check --config '${ROOT}deno.json' '${path}'`;
+    const { code, stdout, stderr } = new Deno.Command("bash", {
+      args: ["-c", `set -o pipefail; ${deno} ${redirection}`],
+      env: { TAPKIT_DEBUG: "", ...env },
+    }).outputSync();
+    const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+    return { code, out: text(stdout), err: text(stderr) };
+  } finally {
+    Deno.removeSync(directory, { recursive: true });
+  }
+}
+
+Deno.test("runScript: an error is one line with its mend, and its class is the exit code", () => {
+  const cases = [
+    [`throw new TapkitError("no\\nroom", { mend: "make some" })`, 1, "cook: no room: make some\n"],
+    [`throw new InputError("bad salt")`, 2, "cook: bad salt\n"],
+    [
+      `throw new SyscallError({ op: "setns", object: "/x", errno: 22, code: "EINVAL" })`,
+      1,
+      "cook: setns /x: EINVAL\n",
+    ],
+    [`return 3`, 3, ""],
+    [
+      `await Deno.readTextFile("/nonexistent")`,
+      1,
+      /^cook: No such file .*\/nonexistent.* \(ENOENT\)\n$/,
+    ],
+    [
+      `throw new RangeError("oops")`,
+      1,
+      "cook: this is a bug in tapkit: RangeError: oops: run it again with TAPKIT_DEBUG=1 to see where\n",
+    ],
+  ] as const;
+  for (const [body, code, err] of cases) {
+    const ran = runScript(body);
+    assertEquals(ran.code, code, body);
+    if (typeof err === "string") assertEquals(ran.err, err);
+    else assertMatch(ran.err, err);
+    assertEquals(ran.out, "");
+  }
+});
+
+Deno.test("runScript: TAPKIT_DEBUG shows where a bug is", () => {
+  const ran = runScript(`throw new RangeError("oops")`, "", { TAPKIT_DEBUG: "1" });
+  assertEquals(ran.code, 1);
+  assertMatch(
+    ran.err,
+    /^cook: this is a bug in tapkit: RangeError: oops\ncook: RangeError: oops\n\s+at /,
+  );
+});
+
+Deno.test("printJson: whole lines reach a reader that is slow", () => {
+  const body = `for (let i = 0; i < 3; i++) main.printJson({ i, fill: "x".repeat(200_000) })`;
+  const ran = runScript(body, "| (sleep 0.2; cat)");
+  assertEquals([ran.code, ran.err], [0, ""]);
+  const lines = ran.out.trimEnd().split("\n").map((line) => JSON.parse(line));
+  assertEquals(lines.map(({ i, fill }) => [i, fill.length]), [[0, 200000], [1, 200000], [
+    2,
+    200000,
+  ]]);
+});
+
+Deno.test("printJson: a reader that has gone away ends nothing and says nothing", () => {
+  const body = `for (let i = 0; i < 50; i++) main.printJson({ fill: "x".repeat(10_000) });
+    await Deno.writeTextFile("/dev/stderr", "the work went on")`;
+  const ran = runScript(body, "| true");
+  assertEquals([ran.code, ran.out, ran.err], [0, "", "the work went on"]);
+});
+
+Deno.test("printJson: a full disk is an error, and stderr that cannot be written is none", () => {
+  const full = runScript(`main.printJson({})`, ">/dev/full");
+  assertEquals(full.code, 1);
+  assertStringIncludes(full.err, "cook: stdout cannot be written: ");
+  assertEquals(runScript(`throw new InputError("x")`, "2>/dev/full").code, 2);
+});
+
+Deno.test("forEachVm: goes on past failures, and one failure among successes is 1", async () => {
+  const cases: readonly (readonly [outcomes: (number | Error)[], code: number])[] = [
+    [[0, 0], 0],
+    [[0, new TapkitError("x")], 1],
+    [[0, new InputError("x")], 1],
+    [[new InputError("x"), new InputError("x")], 2],
+    [[new InputError("x"), new TapkitError("x")], 1],
+    [[0, 3, 0], 3],
+    [[3, new TapkitError("x")], 1],
+    [[], 0],
+  ];
+  for (const [outcomes, code] of cases) {
+    const done: (number | Error)[] = [];
+    const vms = outcomes.map((outcome) => ({ name: "web", outcome }));
+    const got = await forEachVm({ script: "unit-test", verb: "attach" }, vms, ({ outcome }) => {
+      done.push(outcome);
+      if (typeof outcome === "number") return outcome;
+      throw outcome;
+    });
+    assertEquals([got, done], [code, outcomes]);
+  }
+});
+
+Deno.test("forEachVm: a failure may bring its exit code, or be given another", async () => {
+  class NotFound extends TapkitError {
+    readonly exitCode = 127;
+  }
+  const cases = [[new TapkitError("x"), 125], [new NotFound("x"), 127], [new InputError("x"), 2]];
+  for (const [error, code] of cases) {
+    const doing = { script: "unit-test", verb: "run", failed: 125 };
+    const got = await forEachVm(doing, [{ name: "web" }], () => {
+      throw error;
+    });
+    assertEquals(got, code);
+  }
+});
+
+Deno.test("requireRoot: names the capability that is missing", () => {
+  requireRoot(undefined, "Name:\tx\nCapEff:\t000001ffffffffff\n");
+  requireRoot(["CAP_NET_ADMIN"], "CapEff:\t0000000000001000\n");
+  const none = () => requireRoot(undefined, "CapEff:\t0000000000000000\n");
+  assertThrows(none, TapkitError, "CAP_NET_ADMIN and CAP_SYS_ADMIN");
+  const partly = () => requireRoot(undefined, "CapEff:\t0000000000001000\n");
+  assertThrows(partly, TapkitError, "this process lacks CAP_SYS_ADMIN");
+});
+
+Deno.test("serveDhcpCommand: names a script when the program is not one of tapkit's", () => {
+  const command = serveDhcpCommand({ "state-dir": "/x" });
+  assertEquals(command.slice(0, 3), [Deno.execPath(), "run", "-A"]);
+  assertMatch(command[3] ?? "", /\/scripts\/serve-dhcp\.ts$/);
+  assertEquals(command.slice(4), ["--exit-when-idle", "--state-dir=/x"]);
+});
