@@ -10,13 +10,14 @@ import { Socket, SocketConst } from "../sys/socket.ts";
 import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
 import {
   AF,
-  decodeAcknowledgement,
+  collectReply,
   decodeMessages,
   encodeMessage,
   type Message,
   NETLINK,
   NLM_F,
   NLMSG,
+  type Reply,
   routeMessageName,
 } from "./message.ts";
 import { LITTLE_ENDIAN } from "./wire.ts";
@@ -40,12 +41,6 @@ const ANSWER_TIMEOUT_SECONDS = 30;
 const DUMP_ATTEMPTS = 16;
 
 const NOTHING = new Uint8Array(0);
-
-/** What one request brought; `interrupted` when a dump changed under the reader. */
-interface Reply {
-  readonly messages: Message[];
-  readonly interrupted: boolean;
-}
 
 /**
  * A netlink socket of the network namespace it was opened in, wherever it is used afterwards.
@@ -136,30 +131,14 @@ export class NetlinkConnection implements Disposable {
     const request: Message = { type, flags, seq, pid: this.#portId, payload };
     if (this.#debug) this.#trace(">", request);
     this.#socket.send(encodeMessage(request));
-    const messages: Message[] = [];
-    let interrupted = false;
-    while (true) {
-      for (const message of this.#receive(type, subject)) {
-        if (this.#debug) this.#trace("<", message);
-        // What an abandoned request left behind, and multicast, are not for this one.
-        if (message.seq !== seq || message.pid !== this.#portId) continue;
-        if ((message.flags & NLM_F.DUMP_INTR) !== 0) interrupted = true;
-        switch (message.type) {
-          case NLMSG.NOOP:
-            continue;
-          case NLMSG.OVERRUN:
-            throw this.#refusal(type, subject, { errno: Errno.ENOBUFS });
-          case NLMSG.ERROR:
-          case NLMSG.DONE: {
-            const acknowledgement = decodeAcknowledgement(message);
-            if (acknowledgement.errno !== 0) throw this.#refusal(type, subject, acknowledgement);
-            return { messages, interrupted };
-          }
-          default:
-            messages.push(message);
-        }
-      }
+    const reply: Reply = { messages: [], interrupted: false };
+    while (reply.verdict === undefined) {
+      const messages = this.#receive(type, subject);
+      if (this.#debug) { for (const message of messages) this.#trace("<", message); }
+      collectReply(reply, messages, request);
     }
+    if (reply.verdict.errno !== 0) throw this.#refusal(type, subject, reply.verdict);
+    return reply;
   }
 
   #receive(type: number, subject: Subject): Message[] {

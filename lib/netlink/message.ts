@@ -151,6 +151,38 @@ export function decodeAcknowledgement(message: Message): Acknowledgement {
   return ack;
 }
 
+/** What a request has brought so far. */
+export interface Reply {
+  readonly messages: Message[];
+  /** Whether the table changed while it was dumped, so that the messages do not fit together. */
+  interrupted: boolean;
+  /** Present when nothing more will come. */
+  verdict?: Acknowledgement;
+}
+
+/** Number for a verdict on messages that the kernel could not deliver (asm-generic/errno.h). */
+const ENOBUFS = 105;
+
+/**
+ * Adds the messages of one datagram to the reply of the request with that sequence number and
+ * port id. Others are left out: an abandoned request's rest, and multicast.
+ */
+export function collectReply(
+  reply: Reply,
+  messages: readonly Message[],
+  request: { readonly seq: number; readonly pid: number },
+): void {
+  for (const message of messages) {
+    if (message.seq !== request.seq || message.pid !== request.pid) continue;
+    if ((message.flags & NLM_F.DUMP_INTR) !== 0) reply.interrupted = true;
+    if (message.type === NLMSG.OVERRUN) reply.verdict = { errno: ENOBUFS };
+    else if (message.type === NLMSG.ERROR || message.type === NLMSG.DONE) {
+      reply.verdict = decodeAcknowledgement(message);
+    } else if (message.type !== NLMSG.NOOP) reply.messages.push(message);
+    if (reply.verdict !== undefined) return;
+  }
+}
+
 const ROUTE_NAMES: ReadonlyMap<number, string> = new Map(
   Object.entries(RTM).map(([name, type]) => [type, `RTM_${name}`]),
 );

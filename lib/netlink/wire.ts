@@ -59,37 +59,44 @@ export class Encoder {
   }
 
   u8(value: number): this {
-    this.#bytes[this.#reserve(1)] = value;
+    const at = this.#reserve(1);
+    this.#bytes[at] = value;
     return this;
   }
 
   u16(value: number): this {
-    this.#view.setUint16(this.#reserve(2), value, LITTLE_ENDIAN);
+    const at = this.#reserve(2);
+    this.#view.setUint16(at, value, LITTLE_ENDIAN);
     return this;
   }
 
   u16be(value: number): this {
-    this.#view.setUint16(this.#reserve(2), value);
+    const at = this.#reserve(2);
+    this.#view.setUint16(at, value);
     return this;
   }
 
   u32(value: number): this {
-    this.#view.setUint32(this.#reserve(4), value, LITTLE_ENDIAN);
+    const at = this.#reserve(4);
+    this.#view.setUint32(at, value, LITTLE_ENDIAN);
     return this;
   }
 
   u32be(value: number): this {
-    this.#view.setUint32(this.#reserve(4), value);
+    const at = this.#reserve(4);
+    this.#view.setUint32(at, value);
     return this;
   }
 
   i32(value: number): this {
-    this.#view.setInt32(this.#reserve(4), value, LITTLE_ENDIAN);
+    const at = this.#reserve(4);
+    this.#view.setInt32(at, value, LITTLE_ENDIAN);
     return this;
   }
 
   u64(value: bigint): this {
-    this.#view.setBigUint64(this.#reserve(8), value, LITTLE_ENDIAN);
+    const at = this.#reserve(8);
+    this.#view.setBigUint64(at, value, LITTLE_ENDIAN);
     return this;
   }
 
@@ -181,6 +188,7 @@ export class Encoder {
     return this.zero(align(this.#length) - this.#length);
   }
 
+  /** May replace the buffer: its result comes before any use of `#bytes` and `#view`. */
   #reserve(count: number): number {
     const at = this.#length;
     const end = at + count;
@@ -336,7 +344,7 @@ export class Decoder {
 
   #take(count: number): number {
     const at = this.#offset;
-    if (count > this.#end - at) {
+    if (count < 0 || count > this.#end - at) {
       throw new DecodeError(`${this.#end - at} bytes where ${count} are needed`, at);
     }
     this.#offset = at + count;
