@@ -5,9 +5,9 @@
  * @module
  */
 
-/** The datagrams of `tests/golden/netlink/NAME.hex`. */
-export function readGolden(name: string): Uint8Array<ArrayBuffer>[] {
-  const text = Deno.readTextFileSync(new URL(`./netlink/${name}.hex`, import.meta.url));
+/** The datagrams of `tests/golden/FOLDER/NAME.hex`. */
+export function readGolden(name: string, folder = "netlink"): Uint8Array<ArrayBuffer>[] {
+  const text = Deno.readTextFileSync(new URL(`./${folder}/${name}.hex`, import.meta.url));
   return text.replaceAll(/^#.*\n/gm, "").trim().split("\n\n").map((paragraph) => {
     const hex = paragraph.replaceAll(/\s/g, "");
     return Uint8Array.from(hex.match(/../g) ?? [], (pair) => parseInt(pair, 16));
