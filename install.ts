@@ -114,7 +114,7 @@ function plan(prefix: string, compile: boolean, unitDir: string | undefined): Wa
 Description=DHCP for the virtual machines that tapkit attached
 
 [Service]
-ExecStart=${bin}/serve-dhcp
+ExecStart="${bin}/serve-dhcp"
 Restart=on-failure
 
 [Install]
