@@ -124,11 +124,11 @@ export class Nftables implements Disposable {
    */
   static open(): Nftables {
     const library = libnftables();
-    const before = new Set(openDescriptors());
+    const before = new Set(inheritableDescriptors());
     const context = library.nft_ctx_new(Nft.NFT_CTX_DEFAULT);
     if (context === null) throw new TapkitError("libnftables gave no context");
     // The library opens its socket without SOCK_CLOEXEC.
-    for (const fd of openDescriptors()) if (!before.has(fd)) closeOnExec(fd);
+    for (const fd of inheritableDescriptors()) if (!before.has(fd)) closeOnExec(fd);
     library.nft_ctx_buffer_output(context);
     library.nft_ctx_buffer_error(context);
     return new Nftables(context);
@@ -166,13 +166,17 @@ function text(pointer: Deno.PointerValue): string {
   return pointer === null ? "" : new Deno.UnsafePointerView(pointer).getCString();
 }
 
-function openDescriptors(): number[] {
-  return Array.from(Deno.readDirSync("/proc/self/fd"), (entry) => Number(entry.name));
+/** The descriptors that a child would inherit. */
+function inheritableDescriptors(): number[] {
+  const descriptors: number[] = [];
+  for (const { name } of Deno.readDirSync("/proc/self/fd")) {
+    // The descriptor that the directory was read by is listed too, and closed by now.
+    const flags = libc().fcntl(Number(name), F_GETFD, 0);
+    if (flags !== -1 && (flags & FD_CLOEXEC) === 0) descriptors.push(Number(name));
+  }
+  return descriptors;
 }
 
 function closeOnExec(fd: number): void {
-  // The directory's own descriptor is listed too and closed by now.
-  const flags = libc().fcntl(fd, F_GETFD, 0);
-  if (flags === -1) return;
-  syscall("fcntl", `descriptor ${fd}`, () => libc().fcntl(fd, F_SETFD, flags | FD_CLOEXEC));
+  syscall("fcntl", `descriptor ${fd}`, () => libc().fcntl(fd, F_SETFD, FD_CLOEXEC));
 }

@@ -1,0 +1,109 @@
+/**
+ * The kernel settings that guests' rules need beside the rules, in the current network namespace.
+ *
+ * @module
+ */
+
+import { TapkitError } from "../errors.ts";
+import { isIp, isLoopback } from "../inet/ip.ts";
+import { isWildcard, type PortMapping } from "../inet/ports.ts";
+import type { GuestRules } from "./model.ts";
+
+/** A setting by its path below /proc/sys, and the value it needs. */
+interface Sysctl {
+  readonly path: string;
+  readonly value: string;
+}
+
+const SYSCTL_DIR = "/proc/sys";
+
+/** What the rules need, whatever the kernel has. */
+export function neededSysctls(rules: GuestRules): Sysctl[] {
+  const { addresses, link, ports } = rules;
+  const needed: Sysctl[] = [];
+  if (addresses.some((address) => isIp(address) === 4)) {
+    needed.push({ path: "net/ipv4/ip_forward", value: "1" });
+    // Packets from 127.0.0.1 leave by this link, and their answers come back by it.
+    if (link !== "" && ports.some(listensOnLoopback)) {
+      needed.push({ path: `net/ipv4/conf/${link}/route_localnet`, value: "1" });
+    }
+  }
+  if (addresses.some((address) => isIp(address) === 6)) {
+    needed.push({ path: "net/ipv6/conf/all/forwarding", value: "1" });
+  }
+  return needed;
+}
+
+function listensOnLoopback({ hostIP }: PortMapping): boolean {
+  return hostIP === "::" ? false : isWildcard(hostIP) || isLoopback(hostIP);
+}
+
+/**
+ * Sets what the rules need and the kernel has not. With IPv6 forwarding, interfaces that took
+ * router advertisements go on taking them, the guests' own link excepted.
+ *
+ * Equivalent to: `sysctl -w net.ipv4.ip_forward=1 net.ipv4.conf.LINK.route_localnet=1 …`
+ *
+ * @returns the settings changed: `"net.ipv4.ip_forward=1"`
+ * @throws {TapkitError} when one cannot be written
+ */
+export function ensureSysctls(rules: GuestRules): string[] {
+  const missing = neededSysctls(rules).filter(({ path, value }) => read(path) !== value);
+  const changes = missing.flatMap((sysctl) =>
+    sysctl.path === "net/ipv6/conf/all/forwarding"
+      ? [...keepRouterAdvertisements(rules.link), sysctl]
+      : [sysctl]
+  );
+  for (const change of changes) write(change);
+  return changes.map(describeSysctl);
+}
+
+/** A sentence for each setting that the rules need and the kernel has not. */
+export function checkSysctls(rules: GuestRules): string[] {
+  return neededSysctls(rules).filter(({ path, value }) => read(path) !== value)
+    .map((sysctl) => `the sysctl ${describeSysctl(sysctl)} is not set`);
+}
+
+/** accept_ra 1 means "unless forwarding", 2 "also then". */
+function keepRouterAdvertisements(guestLink: string): Sysctl[] {
+  const sysctls: Sysctl[] = [];
+  for (const { name } of Deno.readDirSync(`${SYSCTL_DIR}/net/ipv6/conf`)) {
+    if (["all", "default", "lo", guestLink].includes(name)) continue;
+    const path = `net/ipv6/conf/${name}`;
+    if (read(`${path}/accept_ra`) !== "1" || read(`${path}/forwarding`) !== "0") continue;
+    sysctls.push({ path: `${path}/accept_ra`, value: "2" });
+  }
+  return sysctls;
+}
+
+function describeSysctl({ path, value }: Sysctl): string {
+  // sysctl(8) writes a dot within a link's name as a slash.
+  const parts = path.split("/").map((part) => part.replaceAll(".", "/"));
+  return `${parts.join(".")}=${value}`;
+}
+
+function read(path: string): string | undefined {
+  try {
+    return Deno.readTextFileSync(`${SYSCTL_DIR}/${path}`).trim();
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
+}
+
+function write(sysctl: Sysctl): void {
+  try {
+    // Without create: a setting that is not there is the kernel's affair.
+    Deno.writeTextFileSync(`${SYSCTL_DIR}/${sysctl.path}`, sysctl.value, { create: false });
+  } catch (error) {
+    const missing = error instanceof Deno.errors.NotFound;
+    throw new TapkitError(`the sysctl ${describeSysctl(sysctl)} cannot be set`, {
+      mend: missing
+        ? sysctl.path.startsWith("net/ipv6")
+          ? "use a kernel with IPv6, or a network without IPv6 addresses"
+          : "check that the link is there"
+        : "run as root where /proc/sys is writable, or set it beforehand",
+      cause: error,
+    });
+  }
+}
