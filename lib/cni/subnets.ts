@@ -110,14 +110,17 @@ function collect(found: Cidr[], text: string): void {
 }
 
 /**
- * Refuses a network whose subnets the host uses elsewhere by now: for the first attach, before the
- * bridge is made. What is on the network's own bridge does not count, nor a network whose overlap was
- * accepted when it was installed.
+ * Refuses a network whose subnets the host uses elsewhere by now. That is for its first attach: where
+ * its bridge is there, nothing is looked at. A network whose overlap was accepted when it was
+ * installed passes.
  *
  * @throws {TapkitError} naming what overlaps
  */
 export function assertNoOverlap(list: NetworkConfigList, nl: NetlinkConnection): void {
-  const found = list.allowOverlap ? undefined : networkOverlap(list, nl);
+  const bridged = list.plugins.some(({ bridge }) =>
+    typeof bridge === "string" && getLink(nl, bridge) !== undefined
+  );
+  const found = bridged || list.allowOverlap ? undefined : networkOverlap(list, nl);
   if (found === undefined) return;
   throw new TapkitError(
     `subnet ${

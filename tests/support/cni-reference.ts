@@ -1,0 +1,135 @@
+/**
+ * The reference CNI plugins (Debian's containernetworking-plugins), run by the specification as an
+ * oracle, in throwaway namespaces.
+ *
+ * @module
+ */
+
+import { NetlinkConnection } from "../../lib/netlink/connection.ts";
+import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
+
+/** Where the package puts them. */
+export const REFERENCE_DIR = "/usr/lib/cni";
+
+/** Throws unless the reference plugins are installed: a comparison with nothing proves nothing. */
+export function requireReference(): void {
+  try {
+    Deno.statSync(`${REFERENCE_DIR}/bridge`);
+  } catch (cause) {
+    throw new Error("install the package containernetworking-plugins", { cause });
+  }
+}
+
+/** What a plugin run is about. */
+export interface ReferenceCall {
+  readonly command: "ADD" | "DEL" | "CHECK";
+  readonly containerId: string;
+  readonly ifName?: string;
+  /** Path of the namespace; host-local looks at none. */
+  readonly netns?: string;
+  readonly cniArgs?: string;
+}
+
+/** A plugin's environment and standard input. */
+function prepare(type: string, call: ReferenceCall): Deno.Command {
+  const { command, containerId, ifName = "eth0", netns = "/nowhere", cniArgs = "" } = call;
+  return new Deno.Command(`${REFERENCE_DIR}/${type}`, {
+    env: {
+      CNI_COMMAND: command,
+      CNI_CONTAINERID: containerId,
+      CNI_IFNAME: ifName,
+      CNI_NETNS: netns,
+      CNI_ARGS: cniArgs,
+      CNI_PATH: REFERENCE_DIR,
+    },
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "piped",
+  });
+}
+
+/** Runs a plugin and waits; what it prints on failure is thrown. */
+export async function runReference(
+  type: string,
+  call: ReferenceCall,
+  config: unknown,
+  netns?: Netns,
+  // deno-lint-ignore no-explicit-any -- a result of any version.
+): Promise<any> {
+  const command = prepare(type, call);
+  const child = netns === undefined ? command.spawn() : withNetns(netns, () => {
+    // A box: withNetns takes whatever has a method "then" for a promise, and a child has none.
+    return command.spawn();
+  });
+  const writer = child.stdin.getWriter();
+  await writer.write(new TextEncoder().encode(JSON.stringify(config)));
+  await writer.close();
+  const { success, stdout } = await child.output();
+  const text = new TextDecoder().decode(stdout);
+  if (!success) throw new Error(`${type} ${call.command}: ${text}`);
+  return text.trim() === "" ? undefined : JSON.parse(text);
+}
+
+/** A throwaway host: a namespace, its netlink connection, and a directory for pools. */
+export class CniHost implements Disposable {
+  readonly netns: Netns = newNetns();
+  readonly nl: NetlinkConnection = withNetns(this.netns, () => NetlinkConnection.open());
+  readonly dataDir: string = Deno.makeTempDirSync();
+
+  /** Runs `fn` with the host's namespace as the calling thread's. */
+  run<T>(fn: () => T extends PromiseLike<unknown> ? never : T): T {
+    return withNetns(this.netns, fn);
+  }
+
+  /** The JSON of an `ip` command. */
+  // deno-lint-ignore no-explicit-any -- iproute2's own shapes.
+  ip(...args: string[]): any {
+    return ipJson(this.netns, ...args);
+  }
+
+  /** Addresses that are reserved in a network's pool. */
+  reserved(network: string): string[] {
+    try {
+      return [...Deno.readDirSync(`${this.dataDir}/${network}`)]
+        .map(({ name }) => name)
+        .filter((name) => name !== "lock" && !name.startsWith("last_reserved_ip."))
+        .sort();
+    } catch (error) {
+      if (error instanceof Deno.errors.NotFound) return [];
+      throw error;
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.nl[Symbol.dispose]();
+    this.netns[Symbol.dispose]();
+    Deno.removeSync(this.dataDir, { recursive: true });
+  }
+}
+
+/** A throwaway guest namespace and its netlink connection. */
+export class CniGuest implements Disposable {
+  readonly netns: Netns = newNetns();
+  readonly nl: NetlinkConnection = withNetns(this.netns, () => NetlinkConnection.open());
+  /** A path by which another process opens the namespace. */
+  readonly path: string = `/proc/${Deno.pid}/fd/${this.netns.fd}`;
+
+  // deno-lint-ignore no-explicit-any -- iproute2's own shapes.
+  ip(...args: string[]): any {
+    return ipJson(this.netns, ...args);
+  }
+
+  [Symbol.dispose](): void {
+    this.nl[Symbol.dispose]();
+    this.netns[Symbol.dispose]();
+  }
+}
+
+// deno-lint-ignore no-explicit-any -- iproute2's own shapes.
+function ipJson(netns: Netns, ...args: string[]): any {
+  const command = new Deno.Command("ip", { args: ["-j", "-d", ...args] });
+  const { success, stdout, stderr } = withNetns(netns, () => command.outputSync());
+  const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+  if (!success) throw new Error(`ip ${args.join(" ")}: ${decode(stderr)}`);
+  return JSON.parse(decode(stdout) || "[]");
+}
