@@ -19,40 +19,37 @@ export const OVERLAYS = ["etc", "opt", "tmp", "var"] as const;
 const UPPER_FD = 9;
 
 /**
- * The upper halves live on a tmpfs that is covered by the machine's own /run; a descriptor keeps
- * the way to them. A fresh sysfs shows the machine's own links; the cgroup tree is carried over.
+ * Arguments: the machine's name, then its overlays. The upper halves live on a tmpfs that is
+ * covered by the machine's own /run; a descriptor keeps the way to them. A fresh sysfs shows the
+ * machine's own links; the cgroup tree is carried over.
  */
 const HOLDER = `
 set -e
+machine=$1
+shift
 mount -t tmpfs -o mode=755 tmpfs /run
-mkdir /run/upper /run/work /run/cgroup
-for name in ${OVERLAYS.join(" ")}; do
-  [ -d /$name ] || mkdir /$name
-  mkdir /run/upper/$name /run/work/$name
-  chmod --reference=/$name /run/upper/$name
-  mount -t overlay overlay /$name \\
+mkdir /run/{upper,work,cgroup} "\${@/#//run/upper/}" "\${@/#//run/work/}"
+[ ! -d /run/upper/tmp ] || chmod 1777 /run/upper/tmp
+for name; do
+  mount -t overlay overlay /$name \
     -o lowerdir=/$name,upperdir=/run/upper/$name,workdir=/run/work/$name
 done
 exec ${UPPER_FD}</run/upper
-if mount --rbind /sys/fs/cgroup /run/cgroup 2>/dev/null; then
-  mount -t sysfs sysfs /sys
-  mount --rbind /run/cgroup /sys/fs/cgroup
-  umount --lazy /run/cgroup
-else
-  mount -t sysfs sysfs /sys
-fi
+mount --rbind /sys/fs/cgroup /run/cgroup
+mount -t sysfs sysfs /sys
+mount --rbind /run/cgroup /sys/fs/cgroup
+umount --lazy /run/cgroup
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -m 755 /run/netns
 mkdir -m 1777 /run/lock
-rm -rf /etc/cni /var/lib/cni /var/lib/tapkit
-rm -f /etc/resolv.conf
-printf 'nameserver 192.0.2.53\\nsearch example.test\\n' >/etc/resolv.conf
-printf '%s\\n' "$1" >/etc/hostname
-printf '127.0.0.1 localhost\\n::1 localhost\\n127.0.1.1 %s\\n' "$1" >/etc/hosts
-hostname "$1"
-cd /proc/sys/net
-echo 0 >ipv4/ip_forward
-for name in all default; do echo 0 >ipv4/conf/$name/rp_filter; done
+rm -rf /etc/cni /var/lib/cni /var/lib/tapkit /etc/resolv.conf
+printf 'nameserver 192.0.2.53\nsearch example.test\n' >/etc/resolv.conf
+printf '%s\n' "$machine" >/etc/hostname
+printf '127.0.0.1 localhost\n::1 localhost\n127.0.1.1 %s\n' "$machine" >/etc/hosts
+echo "$machine" >/proc/sys/kernel/hostname
+cd /proc/sys/net/ipv4
+echo 0 >ip_forward
+for name in all default; do echo 0 >conf/$name/rp_filter; done
 ip link set lo up
 cd /
 echo ready
@@ -242,6 +239,7 @@ export class Machine implements AsyncDisposable {
       args: [
         ...["--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc"],
         ...["--kill-child", "--propagation", "private", "bash", "-c", HOLDER, "holder", name],
+        ...OVERLAYS,
       ],
       stdin: "piped",
       stdout: "piped",
