@@ -109,7 +109,8 @@ export const ATTACH_VM = {
     },
     {
       does: "QEMU for it",
-      command: "ip netns exec tapkit-web qemu-system-x86_64 $(attach-vm web --output qemu) …",
+      command:
+        "nsenter --net=/run/netns/tapkit-web qemu-system-x86_64 $(attach-vm web --output qemu) …",
     },
     {
       does: "attach, run, remove when the VMM ends",

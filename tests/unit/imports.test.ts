@@ -87,6 +87,8 @@ function local(source: Source): { path: string; edge: Import }[] {
 Deno.test("imports: every file belongs to a layer and was read", () => {
   assert(SOURCES.length > 30, `only ${SOURCES.length} files were found`);
   assert(SOURCES.filter(({ imports }) => imports.length > 0).length > 20);
+  const script = SOURCES.find(({ path }) => path === "scripts/attach-vm.ts");
+  assert(script?.imports.some(({ specifier, dynamic }) => specifier === "../mod.ts" && dynamic));
   assertEquals(SOURCES.map(({ path }) => path).filter((path) => group(path).layer < 0), []);
 });
 
@@ -161,31 +163,63 @@ Deno.test("Deno.Command: is used in lib/exec.ts only", () => {
   assertEquals(users, ["lib/exec.ts"]);
 });
 
+Deno.test("ARCHITECTURE.md: lists the files that are there", () => {
+  const text = Deno.readTextFileSync(join(ROOT, "ARCHITECTURE.md"));
+  const listing = text.slice(text.indexOf("## Files"));
+  const folders: { name: string; indent: number }[] = [];
+  const listed = [...listing.matchAll(/^( *)([\w./-]+(?:\.ts|\/))(?= |$)/gm)].flatMap(
+    ([, { length: indent } = "", name = ""]) => {
+      while ((folders.at(-1)?.indent ?? -1) >= indent) folders.pop();
+      const path = [...folders.map(({ name }) => name), name].join("");
+      if (name.endsWith("/")) folders.push({ name, indent });
+      return name.endsWith("/") ? [] : [path];
+    },
+  );
+  const there = SOURCES.map(({ path }) => path);
+  assertEquals(listed.filter((path) => path !== "types/std.d.ts").sort(), there.sort());
+});
+
 Deno.test("deno.lock: names no host", () => {
   assertEquals(/https?:/.exec(Deno.readTextFileSync(join(ROOT, "deno.lock"))), null);
 });
 
 Deno.test("@std: deno check rejects a misuse of each module", () => {
-  const cases = [
-    [`import { assertEquals } from "@std/assert"; assertEquals(1);`, "TS2554"],
-    [`import { parseArgs } from "@std/cli/parse-args"; parseArgs([], { strings: [] });`, "TS2561"],
-    [`import { join } from "@std/path"; const n: number = join("a", "b"); n;`, "TS2322"],
-    [`import { nothing } from "@std/path"; nothing;`, "TS2305"],
-    [`import { join } from "@std/path"; const s: string = join("a", "b"); s;`, undefined],
+  const imports = `import { assert, assertEquals } from "@std/assert";
+import { parseArgs } from "@std/cli/parse-args";
+import { join } from "@std/path";
+`;
+  const right = `${imports}
+const { salt, _: words } = parseArgs(["--salt=1"], { string: ["salt", "_"], boolean: ["dry"] });
+assert(salt !== undefined);
+const text: string = salt + join("a", ...words);
+assertEquals(text, "1a");
+`;
+  const misuses = [
+    ["assertEquals(1);", "TS2554"],
+    ["parseArgs([], { strings: [] });", "TS2561"],
+    ['parseArgs([], { boolean: ["dry"] }).wet;', "TS2339"],
+    ['export const wrong: number = join("a", "b");', "TS2322"],
+    ['import { nothing } from "@std/path"; nothing;', "TS2305"],
   ] as const;
   const directory = Deno.makeTempDirSync({ prefix: "tapkit-check-" });
+  const check = (code: string) => {
+    const path = join(directory, "snippet.ts");
+    Deno.writeTextFileSync(path, code);
+    const { success, stderr } = new Deno.Command(Deno.execPath(), {
+      args: ["check", "--config", join(ROOT, "deno.json"), path],
+      env: { NO_COLOR: "1" },
+    }).outputSync();
+    return { success, said: new TextDecoder().decode(stderr) };
+  };
   try {
-    for (const [code, expected] of cases) {
-      const path = join(directory, "snippet.ts");
-      Deno.writeTextFileSync(path, code);
-      const { success, stderr } = new Deno.Command(Deno.execPath(), {
-        args: ["check", "--config", join(ROOT, "deno.json"), path],
-        env: { NO_COLOR: "1" },
-      }).outputSync();
-      const said = new TextDecoder().decode(stderr);
-      assertEquals(success, expected === undefined, `${code}\n${said}`);
-      if (expected !== undefined) assert(said.includes(expected), `${code}\n${said}`);
+    const accepted = check(right);
+    assert(accepted.success, accepted.said);
+    const refused = check(`${imports}void assert;\n${misuses.map(([line]) => line).join("\n")}`);
+    assert(!refused.success);
+    for (const [line, code] of misuses) {
+      assert(refused.said.includes(`${code} [ERROR]`), `${line} is not refused:\n${refused.said}`);
     }
+    assert(refused.said.includes(`Found ${misuses.length} errors`), refused.said);
   } finally {
     Deno.removeSync(directory, { recursive: true });
   }
