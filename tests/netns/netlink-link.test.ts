@@ -34,11 +34,11 @@ Deno.test("NetlinkConnection: stays in the namespace it was opened in", () => {
 
 Deno.test("NetlinkConnection: reads dumps of many datagrams", () => {
   using sandbox = new Sandbox();
-  for (let number = 0; number < 300; number++) createBridge(sandbox.nl, { name: `b${number}` });
+  for (let number = 0; number < 100; number++) createBridge(sandbox.nl, { name: `b${number}` });
   const names = listLinks(sandbox.nl, { kind: "bridge" }).map(({ name }) => name);
-  assertEquals(new Set(names).size, 300);
+  assertEquals(new Set(names).size, 100);
   const replies = sandbox.nl.dump(RTM.GETLINK, new Uint8Array(16));
-  assertEquals(replies.filter(({ type }) => type === RTM.NEWLINK).length, 301);
+  assertEquals(replies.filter(({ type }) => type === RTM.NEWLINK).length, 101);
 });
 
 Deno.test("NetlinkConnection: is usable after a refusal, which names the offset", () => {
