@@ -10,6 +10,7 @@ import {
   EXIT,
   forEachVm,
   hostOptions,
+  once,
   printJson,
   printText,
   requireRoot,
@@ -31,7 +32,8 @@ export async function main(args: readonly string[]): Promise<number> {
     const tapkit = await import("../mod.ts");
     for (const request of requests) tapkit.validateAttach(request);
     const options = hostOptions(NAME, parsed.flags);
-    const ensureDhcp = () => tapkit.ensureDhcpServer(options, serveDhcpCommand(parsed.flags));
+    const serve = serveDhcpCommand(parsed.flags);
+    const ensureDhcp = once(() => tapkit.ensureDhcpServer(options, serve));
 
     const forEach = (act: (request: AttachRequest) => Promise<number | void>) =>
       forEachVm(
@@ -49,13 +51,12 @@ export async function main(args: readonly string[]): Promise<number> {
           printText(tapkit.formatRecord(record, output));
         }
         return EXIT.done;
-      case "attach": {
-        const code = await forEach(async (request) => {
-          printText(tapkit.formatRecord(await tapkit.attachVm(request, options), output));
+      case "attach":
+        return await forEach(async (request) => {
+          const record = await tapkit.attachVm(request, options);
+          ensureDhcp();
+          printText(tapkit.formatRecord(record, output));
         });
-        ensureDhcp();
-        return code;
-      }
       case "check":
         return await forEach(async ({ name }) => {
           const problems = await tapkit.checkVm(name, options);

@@ -114,8 +114,7 @@ export const ATTACH_VM = {
     },
     {
       does: "attach, run, remove when the VMM ends",
-      command: "attach-vm web --ports 8080:80 -- qemu-system-x86_64 -netdev " +
-        "tap,id=n0,ifname={tap},script=no,downscript=no -device virtio-net-pci,netdev=n0,mac={mac} …",
+      command: "attach-vm web --ports 8080:80 -- ./start-vm --tap {tap} --mac {mac}",
     },
     { does: "many at once", command: "attach-vm --from vms.jsonl" },
     { does: "take it away", command: "attach-vm web --remove" },

@@ -105,6 +105,16 @@ export async function forEachVm<T extends { readonly name: string }>(
     : EXIT.failed;
 }
 
+/** `act`, but only the first time it is called. */
+export function once(act: () => void): () => void {
+  let called = false;
+  return () => {
+    if (called) return;
+    called = true;
+    act();
+  };
+}
+
 /** A signal that is raised by Ctrl-C or a request to end. */
 export function stopSignal(): AbortSignal {
   const controller = new AbortController();
@@ -201,7 +211,8 @@ function explain(error: unknown): string {
     return `${describe(error)}: run it with deno run -A`;
   }
   if (error instanceof Error && "code" in error && error.code !== undefined) {
-    return `${describe(error)} (${error.code})`;
+    const denied = error.code === "EACCES" || error.code === "EPERM";
+    return `${describe(error)} (${error.code})${denied ? ": run it as root" : ""}`;
   }
   const kind = error instanceof Error ? `${error.name}: ` : "";
   return `this is a bug in tapkit: ${kind}${describe(error)}` +
