@@ -197,7 +197,9 @@ function createLink(
   link: LinkRequest & { readonly name: string },
   feature: string,
 ): number {
-  const subject = { action: "create", object: `link "${link.name}"`, feature };
+  // EEXIST does not tell which of a pair's names is taken.
+  const peer = link.peer === undefined ? "" : ` with peer "${link.peer.name}"`;
+  const subject = { action: "create", object: `link "${link.name}"${peer}`, feature };
   // Linux 6.2 and later echo the new link; older ones are asked for it.
   const flags = NLM_F.CREATE | NLM_F.EXCL | NLM_F.ECHO;
   for (const reply of nl.request(RTM.NEWLINK, flags, encodeLink(link), subject)) {

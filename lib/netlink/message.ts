@@ -4,6 +4,7 @@
  * @module
  */
 
+import { Errno } from "../sys/libc.ts";
 import { DecodeError } from "./errors.ts";
 import { align, Decoder, LITTLE_ENDIAN } from "./wire.ts";
 
@@ -160,9 +161,6 @@ export interface Reply {
   verdict?: Acknowledgement;
 }
 
-/** Number for a verdict on messages that the kernel could not deliver (asm-generic/errno.h). */
-const ENOBUFS = 105;
-
 /**
  * Adds the messages of one datagram to the reply of the request with that sequence number and
  * port id. Others are left out: an abandoned request's rest, and multicast.
@@ -175,7 +173,7 @@ export function collectReply(
   for (const message of messages) {
     if (message.seq !== request.seq || message.pid !== request.pid) continue;
     if ((message.flags & NLM_F.DUMP_INTR) !== 0) reply.interrupted = true;
-    if (message.type === NLMSG.OVERRUN) reply.verdict = { errno: ENOBUFS };
+    if (message.type === NLMSG.OVERRUN) reply.verdict = { errno: Errno.ENOBUFS };
     else if (message.type === NLMSG.ERROR || message.type === NLMSG.DONE) {
       reply.verdict = decodeAcknowledgement(message);
     } else if (message.type !== NLMSG.NOOP) reply.messages.push(message);

@@ -126,7 +126,7 @@ Deno.test("createVeth: makes the peer straight in the other namespace", () => {
   const taken = { ...request, name: "veth1" };
   assertEquals(
     assertRefused("EEXIST", () => createVeth(host.nl, taken)).object,
-    'link "veth1"',
+    'link "veth1" with peer "eth0"',
   );
   assertEquals(getLink(host.nl, "veth1"), undefined);
   assertRefused("EEXIST", () => createVeth(host.nl, { ...request, peer: { name: "other" } }));
