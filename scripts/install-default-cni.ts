@@ -18,7 +18,7 @@ import {
 
 const INSTALL_DEFAULT_CNI = {
   name: "install-default-cni",
-  summary: "write 10-ignite.conflist, unless the CNI directory holds a configuration already",
+  summary: "write the default network's CNI configuration, unless there is any",
   usage: ["[options]", "--print | --check | --remove"],
   options: [
     {

@@ -1,0 +1,145 @@
+/**
+ * The scripts as processes, as far as they go without touching anything: help, versions, and
+ * refusals. They are run without the permission to call foreign functions or start programs.
+ */
+
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
+import { fromFileUrl } from "@std/path";
+import { parseCommand } from "../../lib/cli/args.ts";
+import { ATTACH_VM, readAttachCommand } from "../../lib/cli/attach-command.ts";
+import { InputError, validateAttach } from "../../mod.ts";
+
+const SCRIPTS = fromFileUrl(new URL("../../scripts", import.meta.url));
+const NAMES = ["attach-vm", "install-default-cni", "serve-dhcp", "tapkit"] as const;
+
+interface Ran {
+  readonly code: number;
+  readonly out: string;
+  readonly err: string;
+}
+
+async function run(name: string, args: readonly string[]): Promise<Ran> {
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["run", "--no-prompt", "--no-check", "-R", "-E", `${SCRIPTS}/${name}.ts`, ...args],
+    env: { TAPKIT_STATE_DIR: "/nonexistent/state", NETCONFPATH: "/nonexistent/net.d" },
+    stdin: "null",
+  }).output();
+  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+  return { code, out: text(stdout), err: text(stderr) };
+}
+
+Deno.test("scripts: --help has usage, options, examples and exit codes", async () => {
+  for (const name of NAMES) {
+    const { code, out, err } = await run(name, ["--help"]);
+    assertEquals([code, err], [0, ""]);
+    assertMatch(out, new RegExp(`^${name}: `));
+    for (const part of ["\nusage: ", "\noptions:\n", "\nexamples:\n", "\nexit codes:\n"]) {
+      assertStringIncludes(out, part);
+    }
+    assertEquals(out.split("\n").filter((line) => line.length > 100), []);
+  }
+});
+
+Deno.test("scripts: --version is the one of deno.json", async () => {
+  const { default: { version } } = await import("../../deno.json", { with: { type: "json" } });
+  for (const name of NAMES) {
+    assertEquals(await run(name, ["--version"]), { code: 0, out: `${name} ${version}\n`, err: "" });
+  }
+});
+
+Deno.test("tapkit: runs the script it is told to", async () => {
+  assertEquals(await run("tapkit", ["serve-dhcp", "--help"]), await run("serve-dhcp", ["--help"]));
+  const refused = await run("tapkit", ["attach-vm", "--prots"]);
+  assertEquals([refused.code, refused.err], [
+    2,
+    "attach-vm: unknown flag --prots: did you mean --ports?\n",
+  ]);
+});
+
+Deno.test("scripts: what is wrong is refused with exit code 2, one line and its object", async () => {
+  const cases: readonly (readonly [name: string, args: string[], object: string])[] = [
+    ["tapkit", [], "tapkit --help"],
+    ["tapkit", ["attach"], '"attach"'],
+    ["tapkit", ["serve-dchp"], "did you mean serve-dhcp?"],
+    ["tapkit", ["toString"], '"toString"'],
+    ["serve-dhcp", ["web"], '"web"'],
+    ["serve-dhcp", ["--exit-when-idel"], "did you mean --exit-when-idle?"],
+    ["install-default-cni", ["--print", "--remove"], "--print and --remove"],
+    ["install-default-cni", ["--mtu", "fast"], '"fast"'],
+    ["install-default-cni", ["--subnet"], "--subnet"],
+    ["attach-vm", [], "no VM"],
+    ["attach-vm", ["web", "--restore"], "--restore"],
+    ["attach-vm", ["web", "--network-plugin", "docker-bridge"], "--network-plugin"],
+    ["attach-vm", ["web", "--mode", "dhcp-bridge"], '"dhcp-bridge"'],
+    ["attach-vm", ["web", "--plugins", "exec"], '"exec"'],
+    ["attach-vm", ["web", "--output", "firecracker"], '"firecracker"'],
+  ];
+  for (const [name, args, object] of cases) {
+    const { code, out, err } = await run(name, args);
+    const what = `${name} ${args.join(" ")}: ${err}`;
+    assertEquals([code, out], [2, ""], what);
+    assertMatch(err, new RegExp(`^${name}: [^\n]+\n$`), what);
+    assert(err.includes(object), what);
+  }
+});
+
+Deno.test("attach-vm: malformed values are refused before anything is touched", async () => {
+  const cases: readonly (readonly string[])[] = [
+    [""],
+    ["-web"],
+    [".web"],
+    ["we/b"],
+    ["wéb"],
+    ["w b"],
+    ["x".repeat(64)],
+    ["web", "--ports", "80"],
+    ["web", "--ports", "0:0"],
+    ["web", "--ports", "8080:65536"],
+    ["web", "--ports", "8080:80/icmp"],
+    ["web", "--ports", "8080:80/"],
+    ["web", "--ports", "08080:80"],
+    ["web", "--ports", "[::1]:8080:80"],
+    ["web", "--ports", "9000-9001:9000-9003"],
+    ["web", "--ports", "8080:80", "--ports", "8080:81"],
+    ["web", "--ip", "10.0.0"],
+    ["web", "--ip", "010.0.0.1"],
+    ["web", "--ip", "10.0.0.1/24"],
+    ["web", "--mac", "01:00:5e:00:00:01"],
+    ["web", "--mac", "02:00"],
+    ["web", "--mtu", "67"],
+    ["web", "--mtu", "65536"],
+    ["web", "--mtu", "0x5dc"],
+    ["web", "--tap-owner", "no-such-user-here"],
+    ["web", "--tap-owner", "0:no-such-group-here"],
+    ["web", "--network", "no/such"],
+    ["web", "--check", "--remove"],
+    ["web", "bad/name", "--remove"],
+    ["web", "bad/name", "--check"],
+  ];
+  for (const args of cases) {
+    const parsed = () => {
+      const parsed = parseCommand(ATTACH_VM, args);
+      assert(typeof parsed === "object");
+      return parsed;
+    };
+    const error = await assertRejects(
+      async () => (await readAttachCommand(parsed())).requests.forEach(validateAttach),
+      InputError,
+      "",
+      args.join(" "),
+    );
+    assert(error.mend !== undefined, `${args.join(" ")}: ${error.message}`);
+  }
+});
+
+Deno.test("attach-vm: validates every VM before it attaches the first", async () => {
+  const { code, out, err } = await run("attach-vm", ["web", "bad/name"]);
+  assertEquals([code, out], [2, ""]);
+  assertStringIncludes(err, '"bad/name"');
+});
