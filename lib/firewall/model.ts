@@ -6,7 +6,7 @@
 
 import { InputError } from "../errors.ts";
 import { canonicalIp, type Family, isIp } from "../inet/ip.ts";
-import { formatPort, portFamilies, type PortMapping, portsOverlap } from "../inet/ports.ts";
+import { findOverlap, formatPort, portFamilies, type PortMapping } from "../inet/ports.ts";
 
 /** The rules of one interface of one guest. */
 export interface GuestRules {
@@ -52,16 +52,15 @@ export function validateRules(rules: GuestRules): GuestRules {
   if (link !== "" && !LINK.test(link)) {
     throw new InputError(`the rules of ${owner}: "${link}" is no name of a link`);
   }
-  const families = addresses.map(isIp).filter((family): family is Family => family !== 0);
-  for (const [index, port] of ports.entries()) {
-    validatePort(owner, port, families);
-    const other = ports.slice(0, index).find((earlier) => portsOverlap(earlier, port));
-    if (other === undefined) continue;
-    throw new InputError(
-      `the rules of ${owner}: ports "${formatPort(other)}" and "${formatPort(port)}" overlap`,
-    );
+  const canonical = addresses.map(canonicalIp);
+  const families = canonical.map((address): Family => isIp(address) === 6 ? 6 : 4);
+  for (const port of ports) validatePort(owner, port, families);
+  const pair = findOverlap(ports);
+  if (pair !== undefined) {
+    const [first, second] = pair.map(formatPort);
+    throw new InputError(`the rules of ${owner}: ports "${first}" and "${second}" overlap`);
   }
-  return { ...rules, addresses: addresses.map(canonicalIp) };
+  return { ...rules, addresses: canonical };
 }
 
 function validatePort(owner: string, port: PortMapping, families: readonly Family[]): void {

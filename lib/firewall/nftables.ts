@@ -5,17 +5,19 @@
  */
 
 import { isIp, isLoopback } from "../inet/ip.ts";
-import { PortConflictError, type Protocol } from "../inet/ports.ts";
+import { PortConflictError } from "../inet/ports.ts";
 import { listAddresses } from "../netlink/address.ts";
-import { deleteConntrack, type Flow, type FlowMatch, openNetfilter } from "../netlink/conntrack.ts";
+import { deleteConntrack, openNetfilter } from "../netlink/conntrack.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
+import { type FlowChange, flowIsStale, flowMatches } from "./flows.ts";
 import { readElements, readRuleMarks, readSet, tableExists } from "./kernel.ts";
-import { Nftables } from "./libnftables.ts";
+import { Nftables, NftablesError } from "./libnftables.ts";
 import { type GuestRules, validateRules } from "./model.ts";
 import {
   type Element,
   elementId,
   elementsOf,
+  hostPortOf,
   planAdd,
   planDelete,
   planDropTable,
@@ -35,6 +37,10 @@ interface Change {
   /** Guests' addresses all flows of which end. */
   readonly leaving: readonly string[];
 }
+
+/** How a transaction fails when the table changed after it was looked at. */
+const RACE_CODES: ReadonlySet<string> = new Set(["EEXIST", "ENOENT"]);
+const ATTEMPTS = 3;
 
 /**
  * tapkit's nftables table in the network namespace this was opened in, wherever the thread
@@ -173,7 +179,22 @@ export class NftFirewall implements Disposable {
     this.#route[Symbol.dispose]();
   }
 
+  /**
+   * A process that changed the table between the look at it and the transaction makes the
+   * transaction fail whole: then the look is taken again.
+   */
   #apply(change: Change): boolean {
+    for (let attempt = 1;; attempt++) {
+      try {
+        return this.#tryToApply(change);
+      } catch (error) {
+        const raced = error instanceof NftablesError && RACE_CODES.has(error.code ?? "");
+        if (!raced || attempt === ATTEMPTS) throw error;
+      }
+    }
+  }
+
+  #tryToApply(change: Change): boolean {
     const { owner, unwanted, wanted, leaving } = change;
     const intact = this.#missingRules().length === 0;
     const all = intact ? undefined : this.#readAll();
@@ -196,7 +217,11 @@ export class NftFirewall implements Disposable {
       ? planDelete(stale) + planAdd(missing)
       : this.#planMend([...present.values()], stale, missing);
     if (commands !== "") this.#nft.run(commands, `change the rules of ${owner}`);
-    this.#forgetFlows([...stale, ...missing], wanted, this.#ownAddresses(owner, leaving));
+    this.#forgetFlows({
+      changed: [...stale, ...missing],
+      wanted: new Map(wanted.map((element) => [elementId(element), element])),
+      leaving: this.#ownAddresses(owner, leaving),
+    });
     return commands !== "";
   }
 
@@ -204,8 +229,9 @@ export class NftFirewall implements Disposable {
   #planMend(present: Element[], stale: readonly Element[], missing: readonly Element[]): string {
     const gone = new Set(stale.map(elementId));
     const kept = present.filter((element) => !gone.has(elementId(element)));
-    if (missing.length === 0 && !tableExists(this.#netfilter)) return "";
-    return planDropTable() + planTable() + planAdd([...kept, ...missing]);
+    const exists = tableExists(this.#netfilter);
+    if (missing.length === 0 && !exists) return "";
+    return (exists ? planDropTable() : "") + planTable() + planAdd([...kept, ...missing]);
   }
 
   #missingRules(): string[] {
@@ -230,34 +256,13 @@ export class NftFirewall implements Disposable {
     return addresses.filter((address) => !others.has(address));
   }
 
-  /**
-   * Forgets the tracked connections to changed host ports and of leaving guests. A connection
-   * that already leads where its port leads now is spared: it lived through a repair.
-   */
-  #forgetFlows(
-    changed: readonly Element[],
-    wanted: readonly Element[],
-    leaving: readonly string[],
-  ): void {
-    const ports = changed.filter(({ value }) => value !== undefined);
-    const matches = [
-      ...ports.map(flowMatch),
-      ...leaving.flatMap((address) => [{ originalSource: address }, { replySource: address }]),
-    ];
+  #forgetFlows(change: FlowChange): void {
+    const matches = flowMatches(change);
     if (matches.length === 0) return;
-    const targets = new Map(wanted.map((element) => [elementId(element), element.value]));
-    const changedIds = new Set(ports.map(elementId));
     let local: ReadonlySet<string> | undefined;
     const isLocal = (address: string) =>
       isLoopback(address) || (local ??= this.#localAddresses()).has(address);
-    deleteConntrack(this.#netfilter, unique(matches), ({ original, reply }: Flow) => {
-      if (leaving.includes(original.source) || leaving.includes(reply.source)) return true;
-      if (!isLocal(original.destination)) return false;
-      const id = flowIds(original).find((candidate) => changedIds.has(candidate));
-      const target = id === undefined ? undefined : targets.get(id);
-      return target === undefined || target[0] !== reply.source ||
-        target[1] !== `${reply.sourcePort}`;
-    });
+    deleteConntrack(this.#netfilter, matches, (flow) => flowIsStale(flow, change, isLocal));
   }
 
   #localAddresses(): Set<string> {
@@ -285,18 +290,6 @@ function refuseConflict(found: Element | undefined, wanted: Element): void {
   );
 }
 
-function hostPortOf({ set, key }: Element): {
-  protocol: Protocol;
-  hostIP: string;
-  hostPort: number;
-} {
-  return {
-    protocol: key.at(-2) as Protocol,
-    hostIP: key.length === 3 ? key[0]! : set.endsWith("4") ? "0.0.0.0" : "::",
-    hostPort: Number(key.at(-1)),
-  };
-}
-
 function describeElement(element: Element): string {
   const { set, key, value } = element;
   if (value === undefined) {
@@ -307,31 +300,4 @@ function describeElement(element: Element): string {
   const { protocol, hostIP, hostPort } = hostPortOf(element);
   const address = isIp(hostIP) === 6 ? `[${hostIP}]` : hostIP;
   return `the mapping of ${address}:${hostPort}/${protocol}`;
-}
-
-function flowMatch(element: Element): FlowMatch {
-  const { protocol, hostIP, hostPort } = hostPortOf(element);
-  return {
-    protocol,
-    originalDestinationPort: hostPort,
-    family: element.set.endsWith("4") ? 4 : 6,
-    ...(element.key.length === 3 ? { originalDestination: hostIP } : {}),
-  };
-}
-
-const PROTOCOL_NAMES: Readonly<Record<number, string>> = { 6: "tcp", 17: "udp", 132: "sctp" };
-
-/** The identities of the elements that a flow's first packet would have met. */
-function flowIds(original: Flow["original"]): string[] {
-  const { destination, protocol, destinationPort } = original;
-  const family = isIp(destination) === 6 ? 6 : 4;
-  const port = [PROTOCOL_NAMES[protocol] ?? "", `${destinationPort}`];
-  return [
-    elementId({ set: `ports_at${family}`, key: [destination, ...port] }),
-    elementId({ set: `ports${family}`, key: port }),
-  ];
-}
-
-function unique(matches: readonly FlowMatch[]): FlowMatch[] {
-  return [...new Map(matches.map((match) => [JSON.stringify(match), match])).values()];
 }

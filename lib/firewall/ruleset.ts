@@ -7,9 +7,8 @@
  * @module
  */
 
-import type { Family } from "../inet/ip.ts";
-import { isIp } from "../inet/ip.ts";
-import { expandPorts, isWildcard, portFamilies } from "../inet/ports.ts";
+import { type Family, isIp } from "../inet/ip.ts";
+import { expandPorts, isWildcard, portFamilies, type Protocol } from "../inet/ports.ts";
 import type { GuestRules } from "./model.ts";
 
 /** The table's name; its family is inet. */
@@ -166,9 +165,10 @@ function fingerprint(text: string): string {
   return hash.toString(16).padStart(8, "0");
 }
 
-/** The commands that make the table, without elements. */
+/** The commands that make the table, without elements. They fail when it is there already. */
 export function planTable(): string {
-  const lines = [`table inet ${TABLE} {`];
+  // `table … {` alone would add the rules once more.
+  const lines = [`create table inet ${TABLE}`, `table inet ${TABLE} {`];
   for (const name of SET_NAMES) {
     const { key, value } = setDefinition(name);
     const type = key.join(" . ") + (value === undefined ? "" : ` : ${value.join(" . ")}`);
@@ -228,6 +228,19 @@ export function elementId({ set, key }: Pick<Element, "set" | "key">): string {
   return `${set} ${key.join(" . ")}`;
 }
 
+/** The host port that an element maps. */
+export function hostPortOf({ set, key }: Pick<Element, "set" | "key">): {
+  readonly protocol: Protocol;
+  readonly hostIP: string;
+  readonly hostPort: number;
+} {
+  return {
+    protocol: key.at(-2) as Protocol,
+    hostIP: key.length === 3 ? key[0]! : set.endsWith("4") ? "0.0.0.0" : "::",
+    hostPort: Number(key.at(-1)),
+  };
+}
+
 /** The elements that checked rules consist of. */
 export function elementsOf(rules: GuestRules): Element[] {
   const { owner, link, addresses, masquerade, ports } = rules;
@@ -273,12 +286,7 @@ export function rulesOf(elements: readonly Element[]): GuestRules[] {
       addresses: [...new Set(addresses)],
       masquerade: own.some(({ set }) => set === "private4" || set === "private6"),
       forward: true,
-      ports: ports.map(({ set, key, value }) => ({
-        hostIP: key.length === 3 ? key[0]! : set === "ports4" ? "0.0.0.0" : "::",
-        hostPort: Number(key.at(-1)),
-        vmPort: Number(value![1]),
-        protocol: key.at(-2) as "tcp" | "udp" | "sctp",
-      })),
+      ports: ports.map((port) => ({ ...hostPortOf(port), vmPort: Number(port.value![1]) })),
     };
   });
 }

@@ -37,15 +37,12 @@ const MEND = "write it as [HOST_ADDRESS:]HOST_PORT:VM_PORT[/tcp|udp|sctp], as in
  */
 export function parsePorts(texts: readonly string[]): PortMapping[] {
   const mappings = texts.map(parsePort);
-  for (const [index, mapping] of mappings.entries()) {
-    const other = mappings.slice(0, index).find((earlier) => portsOverlap(earlier, mapping));
-    if (other === undefined) continue;
-    throw new InputError(
-      `the ports "${formatPort(other)}" and "${formatPort(mapping)}" overlap on the host`,
-      { mend: "give each host port once" },
-    );
-  }
-  return mappings;
+  const pair = findOverlap(mappings);
+  if (pair === undefined) return mappings;
+  const [first, second] = pair.map(formatPort);
+  throw new InputError(`the ports "${first}" and "${second}" overlap on the host`, {
+    mend: "give each host port once",
+  });
 }
 
 function parsePort(text: string): PortMapping {
@@ -107,7 +104,7 @@ function isLinkLocal(canonical: string): boolean {
 }
 
 function parseRange(text: string, side: string, range: string): { first: number; length: number } {
-  const dash = range.indexOf("-");
+  const dash = range.indexOf("-", 1);
   const first = parseNumber(text, side, dash < 0 ? range : range.slice(0, dash));
   if (dash < 0) return { first, length: 1 };
   const last = parseNumber(text, side, range.slice(dash + 1));
@@ -221,17 +218,46 @@ export interface TakenPorts {
   readonly mappings: readonly PortMapping[];
 }
 
-/** The first host port of `wanted` that somebody has; wildcards conflict with every address. */
+/** Two mappings of a list that want a host port in common, the earlier one first. */
+export function findOverlap(
+  mappings: readonly PortMapping[],
+): [PortMapping, PortMapping] | undefined {
+  const byPort = new Map<string, PortMapping[]>();
+  for (const mapping of mappings) {
+    for (const port of hostPortKeys(mapping)) {
+      const earlier = byPort.get(port);
+      const other = earlier?.find((candidate) => portsOverlap(candidate, mapping));
+      if (other !== undefined) return [other, mapping];
+      if (earlier === undefined) byPort.set(port, [mapping]);
+      else earlier.push(mapping);
+    }
+  }
+  return undefined;
+}
+
+/** A mapping's host ports without their address; a port that is still to be chosen is none. */
+function hostPortKeys({ protocol, hostPort, range = 1 }: PortMapping): string[] {
+  if (hostPort === 0) return [];
+  return Array.from({ length: range }, (_, index) => `${hostPort + index}/${protocol}`);
+}
+
+/** A host port of `wanted` that somebody has; wildcards conflict with every address. */
 export function findPortConflict(
   wanted: readonly PortMapping[],
   taken: readonly TakenPorts[],
 ): PortConflict | undefined {
-  for (const mapping of wanted) {
-    for (const { owner, mappings } of taken) {
-      const other = mappings.find((candidate) => portsOverlap(mapping, candidate));
-      if (other === undefined) continue;
-      const { protocol, hostIP } = mapping;
-      return { protocol, hostIP, hostPort: Math.max(mapping.hostPort, other.hostPort), owner };
+  const byPort = Map.groupBy(
+    wanted.flatMap((mapping) => hostPortKeys(mapping).map((port) => ({ port, mapping }))),
+    ({ port }) => port,
+  );
+  for (const { owner, mappings } of taken) {
+    for (const other of mappings) {
+      for (const port of hostPortKeys(other)) {
+        const met = byPort.get(port)?.find(({ mapping }) => portsOverlap(mapping, other));
+        if (met === undefined) continue;
+        const { protocol, hostIP } = met.mapping;
+        return { protocol, hostIP, hostPort: Number(port.split("/", 1)[0]), owner };
+      }
     }
   }
   return undefined;

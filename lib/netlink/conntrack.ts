@@ -115,7 +115,7 @@ export function deleteConntrack(
   const byPort = Map.groupBy(matches, ({ originalDestinationPort }) => originalDestinationPort);
   const isMeant = (flow: Flow) =>
     [undefined, flow.original.destinationPort].some((port) =>
-      byPort.get(port)?.some((match) => flowMatches(flow, match))
+      byPort.get(port)?.some((match) => flowAgrees(flow, match))
     );
   let deleted = 0;
   for (const filter of whole ? [{}] : matches) {
@@ -127,7 +127,7 @@ export function deleteConntrack(
 }
 
 /** Whether a flow agrees with a match in every field given. */
-export function flowMatches(flow: Flow, match: FlowMatch): boolean {
+export function flowAgrees(flow: Flow, match: FlowMatch): boolean {
   const { original, reply } = flow;
   return (match.protocol === undefined || original.protocol === IPPROTO[match.protocol]) &&
     agrees(match.originalSource, original.source) &&

@@ -1,0 +1,73 @@
+/**
+ * Which tracked connections a change of the rules ends, pure.
+ *
+ * A connection is translated as its first packet was: without this, a client of a port that
+ * changed hands would go on reaching the old guest, or nobody.
+ *
+ * @module
+ */
+
+import { isIp } from "../inet/ip.ts";
+import type { Flow, FlowMatch } from "../netlink/conntrack.ts";
+import { type Element, elementId, hostPortOf } from "./ruleset.ts";
+
+/** A change of the rules, as far as connections are concerned. */
+export interface FlowChange {
+  /** Elements added or removed. */
+  readonly changed: readonly Element[];
+  /** The owner's elements afterwards, by their identities. */
+  readonly wanted: ReadonlyMap<string, Element>;
+  /** Guests' addresses all flows of which end. */
+  readonly leaving: readonly string[];
+}
+
+/** The flows to look at: those to the changed ports, and all of the leaving guests. */
+export function flowMatches({ changed, leaving }: FlowChange): FlowMatch[] {
+  const matches = new Map<string, FlowMatch>();
+  for (const element of changed) {
+    if (element.value !== undefined) matches.set(elementId(element), portMatch(element));
+  }
+  return [
+    ...matches.values(),
+    ...leaving.flatMap((address) => [{ originalSource: address }, { replySource: address }]),
+  ];
+}
+
+function portMatch(element: Element): FlowMatch {
+  const { protocol, hostIP, hostPort } = hostPortOf(element);
+  return {
+    protocol,
+    originalDestinationPort: hostPort,
+    family: element.set.endsWith("4") ? 4 : 6,
+    ...(element.key.length === 3 ? { originalDestination: hostIP } : {}),
+  };
+}
+
+/**
+ * Whether a flow that matches has to end. One to the same port of another machine has not, nor
+ * one that already leads where its port leads now: it lived through a repair.
+ *
+ * @param isLocal whether an address is the host's
+ */
+export function flowIsStale(
+  { original, reply }: Flow,
+  { wanted, leaving }: FlowChange,
+  isLocal: (address: string) => boolean,
+): boolean {
+  if (leaving.includes(original.source) || leaving.includes(reply.source)) return true;
+  if (!isLocal(original.destination)) return false;
+  const target = elementIds(original).map((id) => wanted.get(id)).find(Boolean)?.value;
+  return target === undefined || target[0] !== reply.source || target[1] !== `${reply.sourcePort}`;
+}
+
+const PROTOCOL_NAMES: Readonly<Record<number, string>> = { 6: "tcp", 17: "udp", 132: "sctp" };
+
+/** The identities of the elements that a flow's first packet may have met, in their order. */
+function elementIds({ destination, protocol, destinationPort }: Flow["original"]): string[] {
+  const family = isIp(destination) === 6 ? 6 : 4;
+  const port = [PROTOCOL_NAMES[protocol] ?? "", `${destinationPort}`];
+  return [
+    elementId({ set: `ports_at${family}`, key: [destination, ...port] }),
+    elementId({ set: `ports${family}`, key: port }),
+  ];
+}

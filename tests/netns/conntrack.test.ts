@@ -1,0 +1,95 @@
+import { assertEquals } from "@std/assert";
+import { ipToBytes } from "../../lib/inet/ip.ts";
+import {
+  decodeFlow,
+  deleteConntrack,
+  encodeFilter,
+  type FlowMatch,
+  NFNL_SUBSYS,
+  nfnlType,
+  openNetfilter,
+} from "../../lib/netlink/conntrack.ts";
+import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
+import { Socket } from "../../lib/sys/socket.ts";
+import { runInside } from "../support/topology.ts";
+
+const IPCTNL_MSG_CT_GET = 1;
+const [AF_INET, AF_INET6, SOCK_DGRAM] = [2, 10, 2];
+
+/** A namespace that tracks what it sends to itself. */
+function trackingNetns(): Netns {
+  const netns = newNetns();
+  runInside(
+    netns,
+    `ip link set lo up
+     ip address add 192.0.2.1/32 dev lo
+     nft 'table inet track { chain output { type filter hook output priority 0; ct state new accept
+     }
+     }'`,
+  );
+  return netns;
+}
+
+/** Sends a datagram from each of `count` ports. */
+function sendFrom(netns: Netns, count: number, address: string, port: number): void {
+  const bytes = ipToBytes(address);
+  const ipv4 = bytes.length === 4;
+  const sockaddr = new Uint8Array(ipv4 ? 16 : 28);
+  const view = new DataView(sockaddr.buffer);
+  view.setUint16(0, ipv4 ? AF_INET : AF_INET6, true);
+  view.setUint16(2, port);
+  sockaddr.set(bytes, ipv4 ? 4 : 8);
+  withNetns(netns, () => {
+    // Open until the end: a port that is free again may be chosen again.
+    using sockets = new DisposableStack();
+    for (let index = 0; index < count; index++) {
+      const domain = ipv4 ? AF_INET : AF_INET6;
+      const socket = sockets.use(Socket.open(domain, SOCK_DGRAM, 0, "udp socket"));
+      socket.send(new Uint8Array(1), sockaddr);
+    }
+  });
+}
+
+Deno.test("deleteConntrack: deletes what matches, however many flows there are", () => {
+  for (const extra of [0, 600]) {
+    using netns = trackingNetns();
+    using nl = withNetns(netns, openNetfilter);
+    const count = (match: FlowMatch) => {
+      const type = nfnlType(NFNL_SUBSYS.CTNETLINK, IPCTNL_MSG_CT_GET);
+      return nl.dump(type, encodeFilter(match)).length;
+    };
+    assertEquals(deleteConntrack(nl, [{ protocol: "udp" }]), 0);
+    sendFrom(netns, 3, "127.0.0.1", 53);
+    sendFrom(netns, 4, "192.0.2.1", 53);
+    sendFrom(netns, 5, "::1", 53);
+    sendFrom(netns, 2 + extra, "127.0.0.1", 54);
+
+    // What the kernel filters by.
+    assertEquals(count({ protocol: "udp", originalDestinationPort: 53, family: 4 }), 7);
+    assertEquals(count({ protocol: "udp", originalDestinationPort: 53, family: 6 }), 5);
+    assertEquals(count({ protocol: "tcp", originalDestinationPort: 53, family: 4 }), 0);
+    assertEquals(count({ originalSource: "192.0.2.1" }), 4);
+    assertEquals(count({ replySource: "192.0.2.1" }), 4);
+    assertEquals(count({}), 14 + extra);
+
+    const dns = { protocol: "udp", originalDestinationPort: 53 } as const;
+    assertEquals(deleteConntrack(nl, [{ ...dns, family: 4 }], () => false), 0);
+    assertEquals(deleteConntrack(nl, [{ ...dns, originalDestination: "127.0.0.1", family: 4 }]), 3);
+    assertEquals(deleteConntrack(nl, [{ ...dns, family: 6 }]), 5);
+    assertEquals(deleteConntrack(nl, [{ replySource: "192.0.2.1" }, { replySource: "::1" }]), 4);
+    assertEquals(deleteConntrack(nl, [dns, { originalSource: "192.0.2.1" }]), 0);
+    assertEquals(count({}), 2 + extra);
+  }
+});
+
+Deno.test("decodeFlow: reads what the kernel sends", () => {
+  using netns = trackingNetns();
+  using nl = withNetns(netns, openNetfilter);
+  sendFrom(netns, 1, "::1", 53);
+  const [message] = nl.dump(nfnlType(NFNL_SUBSYS.CTNETLINK, IPCTNL_MSG_CT_GET), encodeFilter({}));
+  const flow = decodeFlow(message!.payload)!;
+  assertEquals(flow.family, 6);
+  assertEquals([flow.original.source, flow.original.destination], ["::1", "::1"]);
+  assertEquals([flow.original.protocol, flow.original.destinationPort], [17, 53]);
+  assertEquals(flow.reply.destinationPort, flow.original.sourcePort);
+});
