@@ -76,7 +76,7 @@ export interface RunOptions {
   readonly env?: Readonly<Record<string, string>>;
   /** Kills the command after that long; 60 seconds when absent. */
   readonly timeoutMs?: number;
-  /** Another network namespace of the machine: the name under /run/netns. */
+  /** Another network namespace of the machine: its path, or its name under /run/netns. */
   readonly netns?: string;
 }
 
@@ -89,7 +89,7 @@ export interface HttpReply {
   readonly body: string;
 }
 
-/** A process in a machine, killed when it is disposed. */
+/** A process in a machine, killed with its descendants when it is disposed. */
 export class Running implements AsyncDisposable {
   readonly #child: Deno.ChildProcess;
   readonly #lines: string[] = [];
@@ -172,7 +172,7 @@ export class Running implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    if (!this.#ended) this.kill("SIGKILL");
+    if (!this.#ended) for (const pid of familyOf(this.#child.pid)) tryKill(pid);
     await this.closeStdin();
     await this.#child.status;
     await this.#reading.catch(() => {});
@@ -302,7 +302,7 @@ export class Machine implements AsyncDisposable {
     let late = false;
     const timer = setTimeout(() => {
       late = true;
-      for (const pid of [...childrenOf(child.pid), child.pid]) tryKill(pid);
+      for (const pid of familyOf(child.pid)) tryKill(pid);
     }, timeoutMs);
     try {
       const [output] = await Promise.all([child.output(), feed(child, options.stdin)]);
@@ -420,7 +420,7 @@ export class Machine implements AsyncDisposable {
     const path = `${env.PATH ?? "/usr/bin:/bin"}:/usr/sbin:/sbin`;
     const where = options.netns === undefined
       ? ["--net"]
-      : [`--net=${this.path(`/run/netns/${options.netns}`)}`];
+      : [`--net=${this.path(options.netns.replace(/^(?!\/)/, "/run/netns/"))}`];
     return new Deno.Command("nsenter", {
       args: [
         ...["-t", String(this.pid), "--mount", "--uts", "--ipc", "--pid", ...where],
@@ -480,6 +480,11 @@ function childrenOf(pid: number): number[] {
   } catch {
     return [];
   }
+}
+
+/** A process and all that descend from it, the youngest first. */
+function familyOf(pid: number): number[] {
+  return [...childrenOf(pid).flatMap(familyOf), pid];
 }
 
 function tryKill(pid: number): void {
