@@ -45,13 +45,14 @@ export function isOurBridge({ kind, alias, mac }: Link): boolean {
  * it, promiscuous, and is left as it is otherwise.
  *
  * @param mtu of a bridge that is made
+ * @returns its index
  */
 export function ensureBridge(
   nl: NetlinkConnection,
   { bridge: name, promiscMode }: BridgeConfig,
   mtu: number,
   undo: UndoStack,
-): Link {
+): number {
   const found = getLink(nl, name);
   if (found === undefined) return makeBridge(nl, name, promiscMode, mtu, undo);
   if (found.kind !== "bridge") {
@@ -76,7 +77,7 @@ export function ensureBridge(
       ...(promiscuous ? { promiscuous } : {}),
     });
   }
-  return found;
+  return found.index;
 }
 
 function makeBridge(
@@ -85,7 +86,7 @@ function makeBridge(
   promiscuous: boolean,
   mtu: number,
   undo: UndoStack,
-): Link {
+): number {
   undo.push(`link "${name}"`, () => void removeBridgeIfUnused(nl, name));
   // Given explicitly, the MAC stays as ports come and go; the kernel would take the lowest port's.
   const mac = MAC_PREFIX + randomMac().slice(MAC_PREFIX.length);
@@ -93,12 +94,7 @@ function makeBridge(
   // A guest's router advertisements are no business of the host.
   writeSysctl(`net/ipv6/conf/${name}/accept_ra`, "0");
   setLink(nl, index, { alias: ALIAS, up: true, ...(promiscuous ? { promiscuous } : {}) });
-  const made = getLink(nl, index);
-  if (made !== undefined) return made;
-  throw new CniError(`link "${name}" went as it was made`, {
-    plugin: "bridge",
-    code: CniCode.TRY_AGAIN_LATER,
-  }, { mend: "run the command again" });
+  return index;
 }
 
 /**

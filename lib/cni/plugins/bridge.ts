@@ -23,7 +23,6 @@ import {
   createVeth,
   deleteLink,
   getLink,
-  type Link,
   requireLink,
   setBridgePort,
   setLink,
@@ -72,9 +71,11 @@ export const bridge: BuiltinPlugin = {
     refuseTaken(context);
     const mtu = context.mtu ?? config.mtu ?? defaultRouteMtu(hostNl);
     const addresses = requestAddresses(context, config);
-    const bridge = ensureBridge(hostNl, config, mtu, undo);
+    const bridgeIndex = ensureBridge(hostNl, config, mtu, undo);
     const mac = config.mac ?? randomMac();
-    const host = makeVeth(context, config, bridge, mac, mtu);
+    const host = makeVeth(context, config, bridgeIndex, mac, mtu);
+    // Read again: the MAC of a bridge that others made may follow its ports.
+    const bridge = requireLink(hostNl, bridgeIndex);
     configure(context, config, requireLink(vmNl, ifName).index, addresses);
     if (config.isGateway) {
       for (const { address, gateway } of addresses.ips) {
@@ -162,7 +163,7 @@ function requestAddresses(context: AddContext, config: BridgeConfig): Addresses 
 function makeVeth(
   context: AddContext,
   config: BridgeConfig,
-  bridge: Link,
+  bridgeIndex: number,
   mac: string,
   mtu: number,
 ): { name: string; mac: string } {
@@ -176,7 +177,7 @@ function makeVeth(
   const index = createVeth(hostNl, {
     ...host,
     mtu,
-    master: bridge.index,
+    master: bridgeIndex,
     peer: { name: ifName, mac, mtu, netnsFd: netns.fd },
   });
   // Before either end comes up.

@@ -1,0 +1,537 @@
+import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
+import { parseConfig } from "../../lib/cni/conflist.ts";
+import { hostVethName } from "../../lib/cni/plugins/bridge-veth.ts";
+import {
+  type Added,
+  addNetwork,
+  checkNetwork,
+  delNetwork,
+  type NetworkAttachment,
+  planNetwork,
+} from "../../lib/cni/runtime.ts";
+import { CniError, type NetworkConfigList, type RuntimeConfig } from "../../lib/cni/types.ts";
+import type { NetlinkConnection } from "../../lib/netlink/connection.ts";
+import { withNetns } from "../../lib/sys/netns.ts";
+import { UndoStack } from "../../lib/undo.ts";
+import { CniGuest, CniHost, requireReference, runReference } from "../support/cni-reference.ts";
+
+requireReference();
+
+type Conf = Record<string, unknown>;
+
+const GATEWAY = { isGateway: true, isDefaultGateway: true };
+
+function network(host: CniHost, conf: Conf, ipam: Conf | undefined): NetworkConfigList {
+  const bridge = {
+    type: "bridge",
+    bridge: "br0",
+    ...conf,
+    ...(ipam === undefined ? {} : { ipam: { type: "host-local", dataDir: host.dataDir, ...ipam } }),
+  };
+  return parseConfig(JSON.stringify({ cniVersion: "1.0.0", name: "net", plugins: [bridge] }), "f");
+}
+
+/** What the reference plugin is given for the same network. */
+function referenceConf({ plugins, name, cniVersion }: NetworkConfigList, extra: Conf = {}): Conf {
+  return { ...plugins[0], name, cniVersion, ...extra };
+}
+
+interface AddOptions {
+  readonly containerId?: string;
+  readonly ifName?: string;
+  readonly ownNetns?: boolean;
+  readonly mtu?: number;
+  readonly runtimeConfig?: RuntimeConfig;
+  readonly undo?: UndoStack;
+  readonly hostNl?: NetlinkConnection;
+  readonly vmNl?: NetlinkConnection;
+  readonly notes?: string[];
+}
+
+function environment(host: CniHost, guest: CniGuest, options: AddOptions = {}) {
+  const { hostNl = host.nl, vmNl = guest.nl, notes = [] } = options;
+  return { netnsPath: guest.path, hostNl, vmNl, note: (text: string) => void notes.push(text) };
+}
+
+function add(
+  host: CniHost,
+  guest: CniGuest,
+  list: NetworkConfigList,
+  options: AddOptions = {},
+): Added {
+  const { containerId = "ours", ifName = "eth0", runtimeConfig = {} } = options;
+  const { ownNetns = true, undo = new UndoStack(), mtu } = options;
+  const plan = planNetwork({ list, containerId, ifName, runtimeConfig });
+  return host.run(() =>
+    addNetwork(plan, {
+      ...environment(host, guest, options),
+      netns: guest.netns,
+      ownNetns,
+      undo,
+      owner: "web/eth0",
+      ...(mtu === undefined ? {} : { mtu }),
+    })
+  );
+}
+
+function del(host: CniHost, guest: CniGuest | undefined, attachment: NetworkAttachment): void {
+  const env = guest === undefined
+    ? { netnsPath: "/gone", hostNl: host.nl, note: () => {} }
+    : environment(host, guest);
+  assertEquals(host.run(() => delNetwork(attachment, env)), []);
+}
+
+function check(host: CniHost, guest: CniGuest, attachment: NetworkAttachment): string[] {
+  return host.run(() => checkNetwork(attachment, environment(host, guest)));
+}
+
+/** Everything of a namespace that an attachment might leave behind; counters, indexes and carrier apart. */
+function snapshot(place: CniHost | CniGuest): unknown {
+  const links = place.ip("link").map(({ ifname, flags, mtu }: Conf) => [
+    ifname,
+    (flags as string[]).filter((flag) => flag !== "LOWER_UP" && flag !== "NO-CARRIER"),
+    mtu,
+  ]);
+  const addresses = place.ip("addr").flatMap(({ addr_info }: { addr_info: Conf[] }) =>
+    addr_info.map((info) => [info.local, info.prefixlen, info.label])
+  );
+  const routes = place.ip("route", "show", "table", "all")
+    .map(({ dev, dst, gateway, table, type }: Conf) => [dev, dst, gateway, table, type]);
+  return { links, addresses, routes };
+}
+
+// deno-lint-ignore no-explicit-any -- iproute2's own shapes.
+function addressesOf(place: CniHost | CniGuest, link: string): any[] {
+  return place.ip("addr", "show", "dev", link)[0].addr_info
+    // deno-lint-ignore no-explicit-any -- iproute2's own shapes.
+    .filter(({ scope }: any) => scope === "global");
+}
+
+Deno.test("bridge: gives the reference plugin's result, and the kernel the same state", async () => {
+  const subnet = "10.7.0.0/24";
+  const cases: [conf: Conf, ipam?: Conf, extra?: Conf][] = [
+    [{ ...GATEWAY, promiscMode: true }, { subnet }],
+    [{ isGateway: true }, { subnet }],
+    [{ isGateway: true }, { subnet, routes: [{ dst: "0.0.0.0/0" }, { dst: "192.0.2.0/24" }] }],
+    [{ ...GATEWAY }, { subnet, routes: [{ dst: "0.0.0.0/0", gw: "10.7.0.9" }] }],
+    [{ ...GATEWAY, mtu: 1400 }, { subnet, gateway: "10.7.0.254" }],
+    [{ ...GATEWAY }, { ranges: [[{ subnet }], [{ subnet: "fd00:7::/64" }]] }],
+    [{}, { subnet }],
+    [{ dns: { nameservers: ["192.0.2.1"] } }, { subnet }],
+    [{}],
+    [GATEWAY, { subnet }, { args: { cni: { mac: "02:00:00:00:00:07" } } }],
+    [GATEWAY, { subnet }, { runtimeConfig: { mac: "02:00:00:00:00:08", ips: ["10.7.0.9"] } }],
+  ];
+  for (const [conf, ipam, extra = {}] of cases) {
+    const label = JSON.stringify([conf, ipam]);
+    using theirHost = new CniHost();
+    using theirGuest = new CniGuest();
+    using ourHost = new CniHost();
+    using ourGuest = new CniGuest();
+    const call = { command: "ADD", containerId: "ours", netns: theirGuest.path } as const;
+    const reference = referenceConf(network(theirHost, conf, ipam), extra);
+    const theirs = await runReference("bridge", call, reference, theirHost.netns);
+    const list = network(
+      ourHost,
+      { ...conf, ...extra, capabilities: { mac: true, ips: true } },
+      ipam,
+    );
+    const { runtimeConfig = {} } = extra as { runtimeConfig?: RuntimeConfig };
+    const { result, attachment } = add(ourHost, ourGuest, list, { runtimeConfig });
+    assertEquals(comparable(result), comparable(theirs), label);
+    // Global addresses and all routes, of the bridge and of the namespace.
+    for (
+      const [ours, reference, link] of [
+        [ourHost, theirHost, "br0"],
+        [ourGuest, theirGuest, "eth0"],
+      ] as const
+    ) {
+      assertEquals(kernelState(ours, link), kernelState(reference, link), `${label} ${link}`);
+    }
+    assertEquals(check(ourHost, ourGuest, attachment), [], label);
+    del(ourHost, ourGuest, attachment);
+    assertEquals(ourHost.ip("link").length, 1, label);
+  }
+});
+
+/** A result without what differs by chance: the host's link name, MACs that nobody asked for. */
+// deno-lint-ignore no-explicit-any -- a result as JSON.
+function comparable(result: any): unknown {
+  const { interfaces, ips = [], routes = [], dns = {}, cniVersion } = structuredClone(result);
+  for (const [index, link] of interfaces.entries()) {
+    assert(/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/.test(link.mac), JSON.stringify(link));
+    if (!link.mac.startsWith("02:00:00:00:00:")) delete link.mac;
+    if (index === 1) assert(/^veth[0-9a-f]+$/.test(link.name), link.name);
+    if (index === 1) delete link.name;
+    delete link.sandbox;
+  }
+  return { cniVersion, interfaces, ips, routes, dns };
+}
+
+function kernelState(place: CniHost | CniGuest, link: string): unknown {
+  const [details] = place.ip("link", "show", "dev", link);
+  return {
+    mtu: details.mtu,
+    // A link that just came up shows NO-CARRIER until the kernel's linkwatch has run.
+    flags: details.flags.filter((flag: string) => flag !== "NO-CARRIER").toSorted(),
+    addresses: addressesOf(place, link).map(({ local, prefixlen, broadcast, scope }) => ({
+      local,
+      prefixlen,
+      broadcast,
+      scope,
+    })),
+    routes: ["-4", "-6"].flatMap((family) =>
+      place.ip(family, "route", "show", "dev", link)
+        .filter(({ dst }: { dst: string }) => !dst.startsWith("fe80") && !dst.startsWith("ff00"))
+        .map(({ dst, gateway, prefsrc, scope }: Conf) => ({ dst, gateway, prefsrc, scope }))
+    ),
+  };
+}
+
+Deno.test("bridge: the guest reaches the gateway and another guest, by real packets", () => {
+  using host = new CniHost();
+  using one = new CniGuest();
+  using two = new CniGuest();
+  const list = network(host, { ...GATEWAY, promiscMode: true }, { subnet: "10.7.0.0/24" });
+  add(host, one, list, { containerId: "one" });
+  add(host, two, list, { containerId: "two" });
+  const connected = (from: CniGuest, to: string): boolean => {
+    // TCP refuses where nobody listens: an answer from the other end all the same.
+    const script = `exec 3<>/dev/tcp/${to}/9`;
+    const command = new Deno.Command("timeout", { args: ["2", "bash", "-c", script] });
+    const { code, stderr } = withNetns(from.netns, () => command.outputSync());
+    return code === 1 && new TextDecoder().decode(stderr).includes("refused");
+  };
+  assert(connected(one, "10.7.0.1"));
+  assert(connected(one, "10.7.0.3"));
+  assert(connected(two, "10.7.0.2"));
+});
+
+Deno.test("bridge: the port is tagged, and hairpin is on whatever the configuration says", () => {
+  using host = new CniHost();
+  using guest = new CniGuest();
+  const { result } = add(host, guest, network(host, { portIsolation: true }, undefined));
+  const name = hostVethName("ours", "eth0");
+  assertEquals(result.interfaces[1]!.name, name);
+  const [link] = host.ip("link", "show", "dev", name);
+  assertEquals([link.ifalias, link.master], ["tapkit:ours:eth0", "br0"]);
+  assertEquals([link.linkinfo.info_slave_data.hairpin, link.linkinfo.info_slave_data.isolated], [
+    true,
+    true,
+  ]);
+  assertEquals(host.ip("link", "show", "dev", "br0")[0].ifalias, "tapkit");
+});
+
+Deno.test("bridge: its MAC stays as ports come and go, and no two guests share one", () => {
+  using host = new CniHost();
+  const list = network(host, GATEWAY, { subnet: "10.7.0.0/24" });
+  using stack = new DisposableStack();
+  const macs = new Set<string>();
+  const bridgeMacs = new Set<string>();
+  const attachments = Array.from({ length: 6 }, (_, index) => {
+    const guest = stack.use(new CniGuest());
+    const { attachment, result } = add(host, guest, list, { containerId: `c${index}` });
+    macs.add(result.interfaces[2]!.mac!);
+    bridgeMacs.add(host.ip("link", "show", "dev", "br0")[0].address);
+    return { guest, attachment };
+  });
+  for (const { guest, attachment } of attachments.slice(1)) {
+    del(host, guest, attachment);
+    bridgeMacs.add(host.ip("link", "show", "dev", "br0")[0].address);
+  }
+  assertEquals([macs.size, bridgeMacs.size], [6, 1]);
+  del(host, attachments[0]!.guest, attachments[0]!.attachment);
+  assertEquals(host.ip("link").map(({ ifname }: Conf) => ifname), ["lo"]);
+});
+
+Deno.test("bridge: IPv6 is off without an IPv6 range, in the whole namespace only where it is ours", () => {
+  const setting = (place: CniHost | CniGuest, name: string): string =>
+    withNetns(
+      place.netns,
+      () => Deno.readTextFileSync(`/proc/sys/net/ipv6/conf/${name}/disable_ipv6`).trim(),
+    );
+  for (const ownNetns of [true, false]) {
+    using host = new CniHost();
+    using guest = new CniGuest();
+    add(host, guest, network(host, GATEWAY, { subnet: "10.7.0.0/24" }), { ownNetns });
+    assertEquals(setting(host, hostVethName("ours", "eth0")), "1");
+    assertEquals(setting(guest, "eth0"), "1");
+    assertEquals(
+      [setting(guest, "all"), setting(guest, "default")],
+      ownNetns ? ["1", "1"] : ["0", "0"],
+    );
+  }
+  using host = new CniHost();
+  using guest = new CniGuest();
+  add(host, guest, network(host, GATEWAY, { subnet: "10.7.0.0/24" }), { ifName: "eth0" });
+  add(host, guest, network(host, { ...GATEWAY, bridge: "br1" }, { subnet: "fd00:7::/64" }), {
+    ifName: "eth1",
+    containerId: "other",
+  });
+  assertEquals(addressesOf(guest, "eth1")[0].local, "fd00:7::2");
+  assertEquals(addressesOf(guest, "eth1")[0].tentative, undefined);
+});
+
+Deno.test("bridge: forwarding is turned on, and said so once", () => {
+  using host = new CniHost();
+  using guest = new CniGuest();
+  using other = new CniGuest();
+  const notes: string[] = [];
+  const forwarding = () => host.run(() => Deno.readTextFileSync("/proc/sys/net/ipv4/ip_forward"));
+  host.run(() => Deno.writeTextFileSync("/proc/sys/net/ipv4/ip_forward", "0"));
+  const list = network(host, GATEWAY, { subnet: "10.7.0.0/24" });
+  const { attachment } = add(host, guest, list, { notes });
+  add(host, other, list, { notes, containerId: "other" });
+  assertEquals([forwarding().trim(), notes.length], ["1", 1]);
+  host.run(() => Deno.writeTextFileSync("/proc/sys/net/ipv4/ip_forward", "0"));
+  assertEquals(check(host, guest, attachment), ["net.ipv4.ip_forward is not 1"]);
+});
+
+Deno.test("bridge: the MTU is the request's, the configuration's, the default route's, or 1500", () => {
+  const mtuOf = (conf: Conf, mtu: number | undefined, uplink: boolean): unknown[] => {
+    using host = new CniHost();
+    using guest = new CniGuest();
+    if (uplink) {
+      const script =
+        "ip link add up0 mtu 1420 type veth peer up1; ip addr add 192.0.2.2/24 dev up0;" +
+        "ip link set up0 up; ip route add default via 192.0.2.1; ip route add default via 192.0.2.9 metric 7";
+      const command = new Deno.Command("sh", { args: ["-ec", script] });
+      assert(host.run(() => command.outputSync()).success);
+    }
+    add(host, guest, network(host, conf, undefined), mtu === undefined ? {} : { mtu });
+    return [
+      guest.ip("link", "show", "dev", "eth0")[0].mtu,
+      host.ip("link", "show", "dev", hostVethName("ours", "eth0"))[0].mtu,
+      host.ip("link", "show", "dev", "br0")[0].mtu,
+    ];
+  };
+  assertEquals(mtuOf({}, undefined, false), [1500, 1500, 1500]);
+  assertEquals(mtuOf({}, undefined, true), [1420, 1420, 1420]);
+  assertEquals(mtuOf({ mtu: 9000 }, undefined, true), [9000, 9000, 9000]);
+  assertEquals(mtuOf({ mtu: 9000 }, 1300, true), [1300, 1300, 1300]);
+});
+
+Deno.test("bridge: another address on the bridge is an error, or replaced by forceAddress", () => {
+  using host = new CniHost();
+  const script = "ip link add br0 type bridge; ip link set br0 up; ip addr add 10.1.1.1/24 dev br0";
+  const command = new Deno.Command("sh", { args: ["-ec", script] });
+  assert(host.run(() => command.outputSync()).success);
+  const before = snapshot(host);
+  using guest = new CniGuest();
+  const undo = new UndoStack();
+  const ipam = { subnet: "10.7.0.0/24" };
+  const error = assertThrows(
+    () => add(host, guest, network(host, GATEWAY, ipam), { undo }),
+    CniError,
+  );
+  assertStringIncludes(error.message, "10.1.1.1/24");
+  host.run(() => assertEquals(undo.unwind(), []));
+  assertEquals(snapshot(host), before);
+  assertEquals(host.reserved("net"), []);
+
+  const forced = network(host, { ...GATEWAY, forceAddress: true }, ipam);
+  const { attachment } = add(host, guest, forced, { undo });
+  assertEquals(addressesOf(host, "br0").map(({ local }) => local), ["10.7.0.1"]);
+  del(host, guest, attachment);
+  assertEquals(host.ip("link").length, 2, "a bridge that tapkit did not make stays");
+});
+
+Deno.test("bridge: what is in the way is refused, and stays", () => {
+  using host = new CniHost();
+  using guest = new CniGuest();
+  const run = (place: CniHost | CniGuest, script: string) => {
+    const command = new Deno.Command("sh", { args: ["-ec", script] });
+    assert(withNetns(place.netns, () => command.outputSync()).success);
+  };
+  const list = network(host, GATEWAY, { subnet: "10.7.0.0/24" });
+  const refused = (words: string) => {
+    const undo = new UndoStack();
+    const before = [snapshot(host), snapshot(guest)];
+    assertThrows(() => add(host, guest, list, { undo }), CniError, words);
+    host.run(() => assertEquals(undo.unwind(), []));
+    assertEquals([snapshot(host), snapshot(guest)], before);
+    assertEquals(host.reserved("net"), []);
+  };
+  run(guest, "ip link add eth0 type veth peer other");
+  refused(`"eth0" in`);
+  run(guest, "ip link del eth0");
+  run(host, `ip link add ${hostVethName("ours", "eth0")} type veth peer other`);
+  refused(hostVethName("ours", "eth0"));
+  run(host, `ip link del other; ip link add br0 type veth peer other`);
+  refused(`"br0" is no bridge`);
+});
+
+Deno.test("bridge: any request that fails is undone with all before it", () => {
+  using host = new CniHost();
+  const list = network(host, { ...GATEWAY, promiscMode: true }, {
+    ranges: [[{ subnet: "10.7.0.0/24" }], [{ subnet: "fd00:7::/64" }]],
+  });
+  const before = snapshot(host);
+  let failures = 0;
+  for (let nth = 1;; nth++) {
+    using guest = new CniGuest();
+    const counter = { left: nth };
+    const undo = new UndoStack();
+    const nl = { hostNl: failing(host.nl, counter), vmNl: failing(guest.nl, counter) };
+    try {
+      const { attachment } = add(host, guest, list, { undo, ...nl });
+      del(host, guest, attachment);
+      break;
+    } catch (error) {
+      assertStringIncludes(String(error), "injected");
+      failures++;
+    }
+    host.run(() => assertEquals(undo.unwind(), []));
+    assertEquals(snapshot(host), before, `after request ${nth} failed`);
+    assertEquals([host.reserved("net"), guest.ip("link").length], [[], 1]);
+  }
+  assert(failures > 10, `${failures}`);
+});
+
+/** A connection whose request fails when the counter reaches nothing. */
+function failing(nl: NetlinkConnection, counter: { left: number }): NetlinkConnection {
+  const through = <A extends unknown[], R>(method: (...args: A) => R) => (...args: A): R => {
+    if (--counter.left === 0) throw new Error("injected");
+    return method.apply(nl, args);
+  };
+  return { request: through(nl.request), dump: through(nl.dump) } as unknown as NetlinkConnection;
+}
+
+Deno.test("bridge: DEL works twice, without the namespace, without a result, after a rename", () => {
+  using host = new CniHost();
+  const list = network(host, GATEWAY, { subnet: "10.7.0.0/24" });
+  const before = snapshot(host);
+  {
+    using guest = new CniGuest();
+    const { attachment } = add(host, guest, list);
+    del(host, guest, attachment);
+    assertEquals(guest.ip("link").length, 1);
+    del(host, guest, attachment);
+    assertEquals(snapshot(host), before);
+  }
+  {
+    // The namespace is gone for us, and lives on by a descriptor.
+    using guest = new CniGuest();
+    const { attachment } = add(host, guest, list);
+    del(host, undefined, attachment);
+    assertEquals([snapshot(host), host.reserved("net")], [before, []]);
+    assertEquals(guest.ip("link").length, 1);
+  }
+  {
+    using guest = new CniGuest();
+    add(host, guest, list);
+    del(host, guest, planNetwork({ list, containerId: "ours", ifName: "eth0" }));
+    assertEquals([snapshot(host), host.reserved("net")], [before, []]);
+  }
+  {
+    using guest = new CniGuest();
+    const { attachment } = add(host, guest, list);
+    const name = hostVethName("ours", "eth0");
+    const rename = `ip link set ${name} down; ip link set ${name} name mine`;
+    host.run(() => new Deno.Command("sh", { args: ["-ec", rename] }).outputSync());
+    del(host, guest, attachment);
+    assertEquals([snapshot(host), host.reserved("net")], [before, []]);
+  }
+});
+
+Deno.test("bridge: DEL takes what a process that was killed left without a name", () => {
+  using host = new CniHost();
+  using guest = new CniGuest();
+  const list = network(host, GATEWAY, { subnet: "10.7.0.0/24" });
+  const before = snapshot(host);
+  const name = hostVethName("ours", "eth0");
+  const script = "ip link add br0 address 02:74:6b:00:00:01 type bridge;" +
+    `ip link add ${name} type veth peer other`;
+  host.run(() => new Deno.Command("sh", { args: ["-ec", script] }).outputSync());
+  assertEquals(host.ip("link").length, 4);
+  del(host, guest, planNetwork({ list, containerId: "ours", ifName: "eth0" }));
+  assertEquals(snapshot(host), before);
+});
+
+Deno.test("bridge: CHECK says what is missing", () => {
+  const cases: [where: "host" | "guest", script: string, problem: string][] = [
+    ["guest", "ip addr del 10.7.0.2/24 dev eth0", `link "eth0" lacks the address 10.7.0.2/24`],
+    ["guest", "ip route del default", "the route to 0.0.0.0/0 by 10.7.0.1 is gone"],
+    ["guest", "ip link set eth0 address 02:00:00:00:00:99", `link "eth0" has the MAC`],
+    ["guest", "ip link set eth0 down", `link "eth0" is down`],
+    ["guest", "ip link del eth0", `link "eth0" in`],
+    ["host", "ip link set VETH nomaster", `link "VETH" is no port of bridge "br0"`],
+    ["host", "bridge link set dev VETH hairpin off", `bridge port "VETH" has its hairpin flag off`],
+    ["host", "ip link set VETH down", `link "VETH" is down`],
+    ["host", "ip link set br0 promisc off", `bridge "br0" is not promiscuous`],
+    ["host", "ip addr del 10.7.0.1/24 dev br0", `lacks the gateway's address 10.7.0.1/24`],
+    ["host", "ip link del br0", `bridge "br0" is gone`],
+    ["host", "rm DATA/net/10.7.0.2", "address 10.7.0.2 is not reserved"],
+  ];
+  const veth = hostVethName("ours", "eth0");
+  for (const [where, script, problem] of cases) {
+    using host = new CniHost();
+    using guest = new CniGuest();
+    const list = network(host, { ...GATEWAY, promiscMode: true }, { subnet: "10.7.0.0/24" });
+    const { attachment } = add(host, guest, list);
+    const text = script.replace("VETH", veth).replace("DATA", host.dataDir);
+    const command = new Deno.Command("sh", { args: ["-ec", text] });
+    const { success } = withNetns(
+      (where === "host" ? host : guest).netns,
+      () => command.outputSync(),
+    );
+    assert(success, text);
+    const problems = check(host, guest, attachment);
+    const wanted = problem.replace("VETH", veth);
+    assert(problems.some((found) => found.includes(wanted)), `${text}: ${problems.join("; ")}`);
+  }
+});
+
+Deno.test("bridge: shares bridge and pool with the reference plugin's containers, in any order", async () => {
+  for (const order of ["ours first", "theirs first"]) {
+    for (const last of ["ours", "theirs"]) {
+      using host = new CniHost();
+      using ourGuest = new CniGuest();
+      using theirGuest = new CniGuest();
+      const list = network(host, { ...GATEWAY, promiscMode: true }, { subnet: "10.7.0.0/24" });
+      const call = { containerId: "theirs", netns: theirGuest.path } as const;
+      const conf = referenceConf(list);
+      const theirAdd = () => runReference("bridge", { ...call, command: "ADD" }, conf, host.netns);
+      const before = order === "theirs first" ? await theirAdd() : undefined;
+      const ours = add(host, ourGuest, list);
+      const theirs = before ?? await theirAdd();
+      assertEquals(new Set([theirs.ips[0].address, ours.result.ips[0]!.address]).size, 2);
+      assertEquals(host.reserved("net"), ["10.7.0.2", "10.7.0.3"]);
+      const theirCheck = () =>
+        runReference(
+          "bridge",
+          { ...call, command: "CHECK" },
+          { ...conf, prevResult: theirs },
+          host.netns,
+        );
+      await theirCheck();
+      assertEquals(check(host, ourGuest, ours.attachment), []);
+      const theirDel = () => runReference("bridge", { ...call, command: "DEL" }, conf, host.netns);
+      if (last === "ours") {
+        await theirDel();
+        assertEquals(check(host, ourGuest, ours.attachment), []);
+        del(host, ourGuest, ours.attachment);
+      } else {
+        del(host, ourGuest, ours.attachment);
+        await theirCheck();
+        await theirDel();
+      }
+      assertEquals(host.reserved("net"), []);
+      const bridges = host.ip("link").filter(({ ifname }: Conf) => ifname === "br0").length;
+      // Ours goes with its last port, when it was we who took that away.
+      assertEquals(bridges, order === "ours first" && last === "ours" ? 0 : 1, `${order}, ${last}`);
+    }
+  }
+});
+
+Deno.test("bridge: the reference plugin's CHECK and DEL accept what the built-in made", async () => {
+  using host = new CniHost();
+  using guest = new CniGuest();
+  const list = network(host, { ...GATEWAY, promiscMode: true }, { subnet: "10.7.0.0/24" });
+  const { result } = add(host, guest, list);
+  const call = { containerId: "ours", netns: guest.path } as const;
+  const conf = { ...referenceConf(list), prevResult: result };
+  await runReference("bridge", { ...call, command: "CHECK" }, conf, host.netns);
+  await runReference("bridge", { ...call, command: "DEL" }, conf, host.netns);
+  assertEquals([host.reserved("net"), guest.ip("link").length], [[], 1]);
+});
