@@ -325,23 +325,40 @@ Deno.test("DhcpServer: tells of another descriptor, and ends soon when told to",
 const MARKER = 0x88b5; // local experimental Ethernet type
 const PEER_MAC = "02:00:00:00:00:0b";
 
-/** Which of some frames come through, when each is followed by a marker. */
-async function carried(
-  frames: readonly Uint8Array[],
-  send: (frame: Uint8Array<ArrayBuffer>) => void,
-  receive: () => Uint8Array | undefined,
-): Promise<boolean[]> {
+/** A path for frames: one end's way in and the other end's way out. */
+interface Path {
+  send(frame: Uint8Array<ArrayBuffer>): void;
+  receive(): Uint8Array | undefined;
+}
+
+function marker(number: number): Uint8Array<ArrayBuffer> {
+  return bytes(ethernet(MARKER), [number >> 8, number & 0xff], new Uint8Array(44));
+}
+
+function markerOf(frame: Uint8Array): number | undefined {
+  const isMarker = frame[12] === MARKER >> 8 && frame[13] === (MARKER & 0xff);
+  return isMarker ? (frame[14]! << 8) | frame[15]! : undefined;
+}
+
+/** Which of some frames come through, when each is followed by a marker of its own. */
+async function carried(frames: readonly Uint8Array[], path: Path): Promise<boolean[]> {
+  // A link drops frames for a moment after it came up.
+  await until(() => {
+    path.send(marker(frames.length));
+    return path.receive() !== undefined;
+  }, "the link");
   const results: boolean[] = [];
-  for (const frame of frames) {
-    send(bytes(frame));
-    send(bytes(ethernet(MARKER), new Uint8Array(46)));
+  for (const [index, frame] of frames.entries()) {
+    path.send(bytes(frame));
+    path.send(marker(index));
     let came = false;
     await until(() => {
-      const received = receive();
-      if (received === undefined) return false;
-      const marker = received[12] === MARKER >> 8 && received[13] === (MARKER & 0xff);
-      if (!marker) came = true;
-      return marker;
+      for (let received = path.receive(); received !== undefined; received = path.receive()) {
+        const number = markerOf(received);
+        if (number === index) return true;
+        if (number === undefined) came = true;
+      }
+      return false;
     }, "the marker");
     results.push(came);
   }
@@ -408,13 +425,13 @@ Deno.test("dhcpGuard, wireGuard: in the kernel, between a TAP and its network", 
     const expected = GUARD_CASES.map(([name, , verdict]) => [name, verdict === "pass"]);
     const named = (results: boolean[]) =>
       results.map((came, index) => [GUARD_CASES[index]![0], came]);
-    const toNetwork = await carried(
-      frames,
-      (frame) => writeFd(tap, frame),
-      () => receiveFrom(port, buffer),
-    );
+    const toNetwork = await carried(frames, {
+      send: (frame) => writeFd(tap, frame),
+      receive: () => receiveFrom(port, buffer),
+    });
     assertEquals(named(toNetwork), expected);
-    const toGuest = await carried(frames, (frame) => port.send(frame), () => readFrame(tap));
+    const inward: Path = { send: (frame) => port.send(frame), receive: () => readFrame(tap) };
+    const toGuest = await carried(frames, inward);
     assertEquals(named(toGuest), expected);
 
     const reflections: readonly [from: string, to: string, passes: boolean][] = [
@@ -427,7 +444,7 @@ Deno.test("dhcpGuard, wireGuard: in the kernel, between a TAP and its network", 
     const arp = reflections.map(([from, to]) => {
       return bytes(ethernet(0x0806, { from, to }), new Uint8Array(46));
     });
-    const heard = await carried(arp, (frame) => port.send(frame), () => readFrame(tap));
+    const heard = await carried(arp, inward);
     assertEquals(heard, reflections.map(([, , passes]) => passes));
   } finally {
     closeFd(tap);
