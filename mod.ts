@@ -38,7 +38,7 @@ export { listVms } from "./lib/vm/list.ts";
 export { validateAttach } from "./lib/vm/request.ts";
 export { formatRecord } from "./lib/vm/output.ts";
 export { installDefaultCni, type InstallOptions } from "./lib/vm/default-network.ts";
-export type { DefaultCniReport } from "./lib/cni/default-network.ts";
+export type { DefaultCniOptions, DefaultCniReport } from "./lib/cni/default-network.ts";
 export { ensureDhcpServer } from "./lib/vm/dhcp-start.ts";
 export { runVmm, VmmError, type VmmOptions } from "./lib/vm/vmm.ts";
 export type { ServeOptions };
