@@ -70,17 +70,19 @@ export function readRuleMarks(nl: NetlinkConnection): RuleMark[] {
       object: `rules of nftables table "inet ${TABLE}"`,
     })
   );
-  return (messages ?? []).flatMap((message) => {
-    let table = "";
-    let chain = "";
-    let comment = "";
-    for (const { type, value } of new Decoder(message.payload).skip(NFGENMSG_LEN).attributes()) {
-      if (type === NFTA_RULE.TABLE) table = value.asString();
-      else if (type === NFTA_RULE.CHAIN) chain = value.asString();
-      else if (type === NFTA_RULE.USERDATA) comment = decodeComment(value.asBytes());
-    }
-    return table === TABLE ? [{ chain, comment }] : [];
-  });
+  return (messages ?? []).map(({ payload }) => decodeRuleMark(payload))
+    .filter(({ table }) => table === TABLE);
+}
+
+/** Reads where a rule is, and its comment. */
+export function decodeRuleMark(payload: Uint8Array): RuleMark & { readonly table: string } {
+  const mark = { table: "", chain: "", comment: "" };
+  for (const { type, value } of new Decoder(payload).skip(NFGENMSG_LEN).attributes()) {
+    if (type === NFTA_RULE.TABLE) mark.table = value.asString();
+    else if (type === NFTA_RULE.CHAIN) mark.chain = value.asString();
+    else if (type === NFTA_RULE.USERDATA) mark.comment = decodeComment(value.asBytes());
+  }
+  return mark;
 }
 
 /** All elements of a set; none where the set or the table is not there. */

@@ -4,7 +4,8 @@
  * @module
  */
 
-import { bytesToIp, ipToBytes, isIp } from "../inet/ip.ts";
+import { ipToBytes, isIp } from "../inet/ip.ts";
+import { decodeIp } from "./address.ts";
 import { NetlinkConnection } from "./connection.ts";
 import { NetlinkError } from "./errors.ts";
 import { AF, NETLINK } from "./message.ts";
@@ -211,11 +212,10 @@ function decodeTuple(tuple: Decoder): FlowTuple {
   for (const { type, value } of tuple.attributes()) {
     if (type === CTA_TUPLE.IP) {
       for (const { type, value: address } of value.attributes()) {
-        if (type === CTA_IP.V4_SRC || type === CTA_IP.V6_SRC) {
-          fields.source = bytesToIp(address.asBytes());
-        } else if (type === CTA_IP.V4_DST || type === CTA_IP.V6_DST) {
-          fields.destination = bytesToIp(address.asBytes());
-        }
+        if (type === CTA_IP.V4_SRC) fields.source = decodeIp(address, 4);
+        else if (type === CTA_IP.V4_DST) fields.destination = decodeIp(address, 4);
+        else if (type === CTA_IP.V6_SRC) fields.source = decodeIp(address, 6);
+        else if (type === CTA_IP.V6_DST) fields.destination = decodeIp(address, 6);
       }
     } else if (type === CTA_TUPLE.PROTO) {
       for (const { type, value: field } of value.attributes()) {

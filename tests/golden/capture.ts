@@ -7,6 +7,7 @@
  */
 
 import { RTM } from "../../lib/netlink/message.ts";
+import { run, trace } from "./trace.ts";
 
 interface Case {
   readonly name: string;
@@ -169,49 +170,14 @@ function isLookup(type: number): boolean {
   return type % 4 === 2;
 }
 
-function run(command: string, args: readonly string[]): string {
-  const { success, stdout, stderr } = new Deno.Command(command, { args: [...args] }).outputSync();
-  const decoder = new TextDecoder();
-  if (!success) throw new Error(`${command} ${args.join(" ")}: ${decoder.decode(stderr)}`);
-  return decoder.decode(stdout).trim();
-}
-
-/** The datagrams in strace's hex dumps, each with its direction. */
-function datagrams(trace: string): { readonly sent: boolean; readonly hex: string }[] {
-  const found: { sent: boolean; hex: string }[] = [];
-  let sent = false;
-  for (const line of trace.split("\n")) {
-    if (/^(sendmsg|recvmsg)\(/.test(line)) sent = line.startsWith("sendmsg");
-    const dump = /^ \| ([0-9a-f]{5}) {2}((?:[0-9a-f]{2} {1,2}){1,16})/.exec(line);
-    if (dump === null) continue;
-    if (dump[1] === "00000") found.push({ sent, hex: "" });
-    found.at(-1)!.hex += dump[2]!.replaceAll(" ", "");
-  }
-  return found;
-}
-
 function capture(test: Case): string {
-  const trace = Deno.makeTempFileSync();
-  try {
-    const strace = `strace -o ${trace} -e trace=sendmsg,recvmsg -e read=all -e write=all`;
-    run("unshare", [
-      "--net",
-      "--mount",
-      "sh",
-      "-ec",
-      `mount -t tmpfs none /run; ip link set lo up; ${test.setup ?? ":"}; ` +
-      `${strace} ${test.command} > /dev/null`,
-    ]);
-    const type = (hex: string) => parseInt(hex.slice(10, 12) + hex.slice(8, 10), 16);
-    const all = datagrams(Deno.readTextFileSync(trace));
-    const wanted = test.answers !== undefined
-      ? all.filter(({ sent, hex }) => !sent && type(hex) === test.answers)
-      : all.filter(({ sent, hex }) => sent && !isLookup(type(hex)));
-    if (wanted.length === 0) throw new Error(`${test.name}: nothing was captured`);
-    return wanted.map(({ hex }) => hex.replaceAll(/.{64}(?=.)/g, "$&\n")).join("\n\n");
-  } finally {
-    Deno.removeSync(trace);
-  }
+  const type = (hex: string) => parseInt(hex.slice(10, 12) + hex.slice(8, 10), 16);
+  const all = trace(`ip link set lo up; ${test.setup ?? ":"}`, test.command);
+  const wanted = test.answers !== undefined
+    ? all.filter(({ sent, hex }) => !sent && type(hex) === test.answers)
+    : all.filter(({ sent, hex }) => sent && !isLookup(type(hex)));
+  if (wanted.length === 0) throw new Error(`${test.name}: nothing was captured`);
+  return wanted.map(({ hex }) => hex.replaceAll(/.{64}(?=.)/g, "$&\n")).join("\n\n");
 }
 
 const iproute = run("ip", ["-V"]).replace("ip utility, ", "");
