@@ -1,0 +1,99 @@
+/**
+ * What the tests and the demo need of the machine they run on, and getting it: on Debian and its
+ * kin packages are installed with apt, elsewhere they are named.
+ */
+
+import { installPackages } from "./apt.ts";
+
+/** A program or file, the Debian package it is in, and what needs it. */
+interface Requirement {
+  /** A command, or the absolute path of a file. */
+  readonly needs: string;
+  readonly debian: string;
+  /** Whether the demo needs it too. */
+  readonly demo?: boolean;
+}
+
+const REQUIREMENTS: readonly Requirement[] = [
+  { needs: "unshare", debian: "util-linux", demo: true },
+  { needs: "nsenter", debian: "util-linux", demo: true },
+  { needs: "mount", debian: "mount", demo: true },
+  { needs: "ip", debian: "iproute2", demo: true },
+  { needs: "tc", debian: "iproute2", demo: true },
+  // Brings libnftables1, which is all that tapkit itself needs.
+  { needs: "nft", debian: "nftables", demo: true },
+  { needs: "busybox", debian: "busybox-static", demo: true },
+  { needs: "qemu-system-x86_64", debian: "qemu-system-x86", demo: true },
+  { needs: "xz", debian: "xz-utils", demo: true },
+  { needs: "iptables", debian: "iptables" },
+  { needs: "conntrack", debian: "conntrack" },
+  { needs: "strace", debian: "strace" },
+  { needs: "tcpdump", debian: "tcpdump" },
+  { needs: "ps", debian: "procps" },
+  { needs: "/usr/lib/cni/bridge", debian: "containernetworking-plugins" },
+];
+
+/** The end of a program that cannot do its work here; said in one line. */
+export class NotHere extends Error {}
+
+/**
+ * Makes sure that the programs are there, installing their packages where it can.
+ *
+ * @param purpose what they are for
+ * @throws {NotHere} with what a person has to do
+ */
+export async function ensureRequirements(purpose: "tests" | "demo"): Promise<void> {
+  refuse(Deno.build.os !== "linux", "tapkit is for Linux");
+  const wanted = REQUIREMENTS.filter(({ demo }) => purpose === "tests" || demo === true);
+  const missing = await missingOf(wanted);
+  const packages = [...new Set(missing.map(({ debian }) => debian))];
+  const list = packages.join(" ");
+  const names = missing.map(({ needs }) => needs).join(", ");
+  const root = Deno.uid() === 0;
+  if (missing.length > 0) {
+    refuse(!isDebian(), `missing: ${names}; install what Debian packages as: ${list}`);
+    refuse(!root, `missing: ${names}; install them: sudo apt-get install ${list}`);
+    console.error(`missing: ${names}; installing their packages`);
+    await installPackages(packages);
+    const still = (await missingOf(wanted)).map(({ needs }) => needs).join(", ");
+    refuse(still !== "", `still missing after installing ${list}: ${still}`);
+  }
+  refuse(!root, `the ${purpose} need root, to make network namespaces: run them with sudo`);
+  refuse(
+    !exists("/dev/net/tun"),
+    "/dev/net/tun is missing: load the kernel's module (modprobe tun)",
+  );
+}
+
+function refuse(condition: boolean, message: string): void {
+  if (condition) throw new NotHere(message);
+}
+
+async function missingOf(wanted: readonly Requirement[]): Promise<Requirement[]> {
+  const present = await Promise.all(wanted.map(isPresent));
+  return wanted.filter((_, index) => !present[index]);
+}
+
+async function isPresent({ needs }: Requirement): Promise<boolean> {
+  if (needs.startsWith("/")) return exists(needs);
+  const directories = `${Deno.env.get("PATH") ?? ""}:/usr/sbin:/usr/bin:/sbin:/bin`.split(":");
+  const path = directories.map((directory) => `${directory}/${needs}`).find(exists);
+  if (path === undefined) return false;
+  // Debian's plain busybox is linked dynamically and has no DHCP client: no guest can use it.
+  if (needs !== "busybox") return true;
+  const { stdout } = await new Deno.Command(path, { args: ["--list"] }).output();
+  return /^udhcpc$/m.test(new TextDecoder().decode(stdout));
+}
+
+function isDebian(): boolean {
+  return exists("/etc/debian_version") && exists("/usr/bin/apt-get");
+}
+
+function exists(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
