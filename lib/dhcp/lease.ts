@@ -43,7 +43,7 @@ export interface DhcpGuest {
   readonly nameservers: readonly string[];
   /** Search domains; the first is the guest's domain. */
   readonly search: readonly string[];
-  /** Empty for none. */
+  /** Not passed on where it is no domain name. */
   readonly hostname: string;
   /** Bytes; below IPv4's minimum of 68 it is not passed on. */
   readonly mtu: number;
@@ -79,8 +79,8 @@ const UNSPECIFIED = "0.0.0.0";
 /**
  * Checks a guest's parameters and encodes them.
  *
- * @throws {InputError} when one of them is malformed; resolvers and search domains that a guest
- *   cannot use are left out instead, since they come from the host's own files
+ * @throws {InputError} when one of them is malformed; resolvers, search domains and a
+ *   host name that a guest cannot use are left out instead: without them it has its network still
  */
 export function prepareLease(guest: DhcpGuest): DhcpLease {
   const cidr = parseCidr(guest.address);
@@ -151,7 +151,9 @@ function nameOptions(guest: DhcpGuest): OptionEntry[] {
     const addresses = resolvers.flatMap((ip) => [...ipToBytes(ip)]);
     options.push([DhcpOption.DOMAIN_NAME_SERVER, Uint8Array.from(addresses)]);
   }
-  if (guest.hostname !== "") options.push([DhcpOption.HOST_NAME, hostName(guest.hostname)]);
+  if (isDomainName(guest.hostname)) {
+    options.push([DhcpOption.HOST_NAME, new TextEncoder().encode(guest.hostname)]);
+  }
   const search = guest.search.filter(isDomainName);
   if (search[0] !== undefined) {
     const domain = new TextEncoder().encode(search[0].replace(/\.$/, ""));
@@ -163,11 +165,6 @@ function nameOptions(guest: DhcpGuest): OptionEntry[] {
 
 function usableResolver(ip: string): boolean {
   return isIp(ip) === 4 && !isLoopback(ip) && !isUnspecified(ip);
-}
-
-function hostName(name: string): Uint8Array {
-  if (isDomainName(name)) return new TextEncoder().encode(name);
-  throw new InputError(`"${name}" is not a host name`, { mend: "use ASCII without spaces" });
 }
 
 function requireIpv4(ip: string): string {

@@ -130,6 +130,7 @@ Deno.test("respond: a guest told little is told little", () => {
   const options = offered({ ...bare, gateway: undefined, address: "10.0.0.1/31" });
   assertEquals([...options.keys()], [53, 54, 51, 1]);
   assertEquals(optionIp(options, DhcpOption.SERVER_IDENTIFIER), LINK_LOCAL_SERVER);
+  assertEquals(offered({ hostname: "a..b" }).has(DhcpOption.HOST_NAME), false);
 });
 
 Deno.test("respond: REQUEST in each of the client's states", () => {
@@ -331,7 +332,6 @@ Deno.test("prepareLease: refuses what cannot be told", () => {
     { gateway: "nobody" },
     { routes: [{ dst: "10.0.0.0" }] },
     { routes: [{ dst: "10.0.0.0/8", gw: "2001:db8::1" }] },
-    { hostname: "two words" },
     { leaseSeconds: 0 },
     { leaseSeconds: 1.5 },
     { leaseSeconds: 2 ** 32 },
