@@ -30,6 +30,8 @@ const REQUIREMENTS: readonly Requirement[] = [
   { needs: "strace", debian: "strace" },
   { needs: "tcpdump", debian: "tcpdump" },
   { needs: "ps", debian: "procps" },
+  { needs: "dhclient", debian: "isc-dhcp-client" },
+  { needs: "dhcpcd", debian: "dhcpcd-base" },
   { needs: "/usr/lib/cni/bridge", debian: "containernetworking-plugins" },
 ];
 
