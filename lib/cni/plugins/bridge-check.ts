@@ -7,14 +7,13 @@
 import { parseCidr } from "../../inet/ip.ts";
 import { getLink } from "../../netlink/link.ts";
 import { listRoutes } from "../../netlink/route.ts";
-import { readSysctl } from "../../sys/sysctl.ts";
 import type { CheckContext } from "../plugin.ts";
 import type { BridgeConfig } from "./bridge-config.ts";
-import { familiesOf, hasAddress } from "./bridge-device.ts";
+import { hasAddress } from "./bridge-device.ts";
 import { findHostVeth } from "./bridge-veth.ts";
 import { holdsAddress } from "./host-local.ts";
 
-/** Differences between what ADD made and what is there. */
+/** Differences between what ADD made and what is there; settings are the firewall's to check. */
 export function checkBridge(context: CheckContext, config: BridgeConfig): string[] {
   return [
     ...checkHost(context, config),
@@ -50,10 +49,6 @@ function checkHost(context: CheckContext, config: BridgeConfig): string[] {
     if (!hasAddress(hostNl, link.index, wanted)) {
       problems.push(`bridge "${link.name}" lacks the gateway's address ${wanted}`);
     }
-  }
-  for (const family of familiesOf(prevResult.ips)) {
-    const name = family === 4 ? "net/ipv4/ip_forward" : "net/ipv6/conf/all/forwarding";
-    if (readSysctl(name) !== "1") problems.push(`${name.replaceAll("/", ".")} is not 1`);
   }
   return problems;
 }

@@ -19,9 +19,9 @@ import {
   listLinks,
   setLink,
 } from "../../netlink/link.ts";
-import { readSysctl, writeSysctl } from "../../sys/sysctl.ts";
+import { writeSysctl } from "../../sys/sysctl.ts";
 import type { UndoStack } from "../../undo.ts";
-import { CniCode, CniError, type IpConfig } from "../types.ts";
+import { CniCode, CniError } from "../types.ts";
 import type { BridgeConfig } from "./bridge-config.ts";
 
 /** The alias of links that tapkit made. */
@@ -170,26 +170,4 @@ function isSame(a: Cidr, b: Cidr): boolean {
 function conflicts(present: Cidr, wanted: Cidr): boolean {
   return wanted.family === 4 || cidrContains(present, wanted.address) ||
     cidrContains(wanted, present.address);
-}
-
-/** Lets the host forward packets of the family. It is not taken back: others may rely on it by then. */
-export function enableForwarding(family: 4 | 6, note: (text: string) => void): void {
-  const name = family === 4 ? "net/ipv4/ip_forward" : "net/ipv6/conf/all/forwarding";
-  const present = readSysctl(name);
-  if (present === "1") return;
-  if (present === undefined || !writeSysctl(name, "1")) {
-    throw new CniError(`the kernel has no setting ${name}`, {
-      plugin: "bridge",
-      code: CniCode.INTERNAL,
-    }, { mend: `use a kernel with IPv${family}, or a network without it` });
-  }
-  note(
-    `${name.replaceAll("/", ".")} is 1 now: the host forwards IPv${family} packets` +
-      (family === 6 ? ", and takes router advertisements only where accept_ra is 2" : ""),
-  );
-}
-
-/** The address families of a result's addresses. */
-export function familiesOf(ips: readonly IpConfig[]): Set<4 | 6> {
-  return new Set(ips.map(({ address }) => parseCidr(address).family));
 }

@@ -15,6 +15,7 @@
  * @module
  */
 
+import { ensureSysctls } from "../../firewall/sysctls.ts";
 import { parseCidr } from "../../inet/ip.ts";
 import { randomMac } from "../../inet/mac.ts";
 import { addAddress, IFA_F, listAddresses } from "../../netlink/address.ts";
@@ -41,13 +42,7 @@ import {
 } from "../types.ts";
 import { type BridgeConfig, parseBridge, supportsBridge } from "./bridge-config.ts";
 import { checkBridge } from "./bridge-check.ts";
-import {
-  enableForwarding,
-  ensureBridge,
-  ensureGateway,
-  familiesOf,
-  removeBridgeIfUnused,
-} from "./bridge-device.ts";
+import { ensureBridge, ensureGateway, removeBridgeIfUnused } from "./bridge-device.ts";
 import { findHostVeth, findNamedVeth, hostVethAlias, hostVethName } from "./bridge-veth.ts";
 import { allocate, release } from "./host-local.ts";
 
@@ -83,8 +78,9 @@ export const bridge: BuiltinPlugin = {
         const wanted = `${gateway}/${prefixLength}`;
         ensureGateway(hostNl, bridge, wanted, config.forceAddress, undo);
       }
-      for (const family of familiesOf(addresses.ips)) enableForwarding(family, context.note);
     }
+    const guestAddresses = addresses.ips.map(({ address }) => parseCidr(address).address);
+    if (config.isGateway) enableForwarding(context, bridge.name, guestAddresses);
     const result: Result = {
       cniVersion: conf.cniVersion ?? "1.0.0",
       interfaces: [
@@ -99,7 +95,7 @@ export const bridge: BuiltinPlugin = {
       result,
       guest: {
         link: bridge.name,
-        addresses: addresses.ips.map(({ address }) => parseCidr(address).address),
+        addresses: guestAddresses,
         ...(config.ipMasq ? { masquerade: true } : {}),
       },
     };
@@ -242,6 +238,16 @@ function awaitDad(nl: NetlinkConnection, index: number): void {
     if (Date.now() > end) return;
     Atomics.wait(cell, 0, 0, 20);
   }
+}
+
+/** Lets the host forward the guest's packets. It is not taken back: others may rely on it by then. */
+function enableForwarding(
+  { note }: AddContext,
+  link: string,
+  addresses: readonly string[],
+): void {
+  const rules = { owner: "", link, addresses, masquerade: false, forward: false, ports: [] };
+  for (const change of ensureSysctls(rules)) note(`set ${change}`);
 }
 
 function hasIpv6({ ipam }: BridgeConfig): boolean {
