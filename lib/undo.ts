@@ -22,10 +22,10 @@
  * ```
  */
 export class UndoStack {
-  #steps: { what: string; undo: () => void }[] = [];
+  #steps: { what: string; undo: () => unknown }[] = [];
 
   /** Adds the undo of the step that is about to be taken. */
-  push(what: string, undo: () => void): void {
+  push(what: string, undo: () => unknown): void {
     this.#steps.push({ what, undo });
   }
 

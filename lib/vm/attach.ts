@@ -9,13 +9,14 @@
 
 import { addNetwork, type NetworkAttachment } from "../cni/runtime.ts";
 import type { Result } from "../cni/types.ts";
+import { TapkitError } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import { NftFirewall } from "../firewall/nftables.ts";
 import { ensureSysctls } from "../firewall/sysctls.ts";
 import { parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac, randomMac } from "../inet/mac.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
-import { requireLink, setLink } from "../netlink/link.ts";
+import { getLink, requireLink, setLink } from "../netlink/link.ts";
 import {
   createNamedNetns,
   deleteNamedNetns,
@@ -38,6 +39,7 @@ import {
   deleteRecord,
   type HostPaths,
   hostPaths,
+  isThere,
   lockHost,
   lockVm,
   netnsName,
@@ -170,13 +172,14 @@ function attachAnew(
     const mac = wanted.mac === undefined ? randomMac() : formatMac(parseMac(wanted.mac));
     const networks = planNetworks(host, hostNl, id, { ...wanted, mac }, ports);
     const planned = plannedRecord(id, request, networks);
+    refuseTaken(planned);
     undo.push(`record of "${name}"`, () => forget(host, id, name));
     claimId(host, id, name);
     writeRecord(host, planned);
 
     const netns = stack.use(enterableNetns(request, undo));
     const vmNl = stack.use(withNetns(netns, () => NetlinkConnection.open()));
-    bringLoopbackUp(vmNl);
+    if (request.netns === undefined) bringLoopbackUp(vmNl);
     const added = networks.map((network) =>
       addNetwork(network, {
         netns,
@@ -253,6 +256,29 @@ function plannedRecord(
       guests: [],
     },
   };
+}
+
+/**
+ * Refuses a namespace of the VM's name that tapkit did not make, and in one that was given,
+ * links of the names to be used.
+ */
+function refuseTaken({ vm, netns: path, made }: StoredRecord): void {
+  if (!made.netnsGiven) {
+    if (!isThere(path)) return;
+    throw new TapkitError(`the network namespace ${path} is there already, and is not tapkit's`, {
+      mend: `delete it (ip netns delete ${netnsName(vm)}), or use it with --netns ${path}`,
+    });
+  }
+  using netns = openNetns(path);
+  using nl = withNetns(netns, () => NetlinkConnection.open());
+  for (const { ifName } of made.networks) {
+    const { link, tap } = wireEnds(ifName);
+    const taken = [link, tap].find((name) => getLink(nl, name) !== undefined);
+    if (taken === undefined) continue;
+    throw new TapkitError(`the network namespace ${path} has a link "${taken}" already`, {
+      mend: "delete that link, or use another namespace",
+    });
+  }
 }
 
 function forget(host: HostPaths, id: string, name: string): void {

@@ -5,7 +5,7 @@
  */
 
 import { spawnDetached } from "../exec.ts";
-import { hostPaths, lockDhcpServer, recordNames } from "./state.ts";
+import { hostPaths, isThere, lockDhcpServer, recordNames } from "./state.ts";
 import type { HostOptions } from "./types.ts";
 
 const UNIT = "tapkit-dhcp.service";
@@ -26,7 +26,7 @@ export function ensureDhcpServer(options: HostOptions, command: readonly string[
   }
   const [program = "", ...args] = command;
   if (!underSystemd()) return spawnDetached(program, args);
-  if (UNIT_DIRS.some((directory) => exists(`${directory}/${UNIT}`))) {
+  if (UNIT_DIRS.some((directory) => isThere(`${directory}/${UNIT}`))) {
     return spawnDetached("systemctl", ["start", "--no-block", UNIT]);
   }
   spawnDetached("systemd-run", ["--quiet", "--collect", "--no-block", "--", program, ...args]);
@@ -34,18 +34,9 @@ export function ensureDhcpServer(options: HostOptions, command: readonly string[
 
 /** Whether systemd runs here, and would start the server among the mounts this process sees. */
 function underSystemd(): boolean {
-  if (!exists("/run/systemd/system")) return false;
+  if (!isThere("/run/systemd/system")) return false;
   try {
     return Deno.readLinkSync("/proc/1/ns/mnt") === Deno.readLinkSync("/proc/self/ns/mnt");
-  } catch {
-    return false;
-  }
-}
-
-function exists(path: string): boolean {
-  try {
-    Deno.lstatSync(path);
-    return true;
   } catch {
     return false;
   }

@@ -61,13 +61,15 @@ export function addRedirect(
   undo: UndoStack,
 ): void {
   const { tap: name, mtu, owner, group } = redirect;
-  undo.push(`TAP "${name}"`, () => deleteLink(nl, name));
+  let made = false;
+  undo.push(`TAP "${name}"`, () => made && deleteLink(nl, name));
   withNetns(netns, () => {
     createTap({
       name,
       ...owner === undefined ? {} : { owner },
       ...group === undefined ? {} : { group },
     });
+    made = true;
     silenceIpv6(name);
   });
   const link = requireLink(nl, redirect.link);

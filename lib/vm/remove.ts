@@ -17,6 +17,7 @@ import {
   deleteRecord,
   type HostPaths,
   hostPaths,
+  isThere,
   lockHost,
   lockVm,
   netnsName,
@@ -44,12 +45,23 @@ export async function removeVm(name: string, options: HostOptions = {}): Promise
   try {
     using _vm = lockVm(host, name);
     using _host = lockHost(host);
-    const record = readRecord(host, name);
+    const record = readUsableRecord(host, name);
     if (record === undefined) return removeLost(host, name, id);
     removeAttachment(host, record);
     return true;
   } finally {
     tidyState(host);
+  }
+}
+
+/** The record, unless it is lost: one that cannot be read is as good as none here. */
+function readUsableRecord(host: HostPaths, name: string): StoredRecord | undefined {
+  try {
+    return readRecord(host, name);
+  } catch (error) {
+    if (!(error instanceof TapkitError)) throw error;
+    host.note(`${error.message}: removing what bears the name of "${name}"`);
+    return undefined;
   }
 }
 
@@ -118,7 +130,7 @@ function leftBehind(failures: readonly unknown[]): TapkitError {
 /** Takes away what an attachment without a record would have made, on every network there is. */
 function removeLost(host: HostPaths, name: string, id: string): boolean {
   const netns = netnsPath(netnsName(name));
-  const found = isThere(netns);
+  const found = recordNames(host).includes(name) || isThere(netns);
   removeAttachment(host, {
     vm: name,
     id,
@@ -143,14 +155,4 @@ function knownNetworks(host: HostPaths, containerId: string): NetworkAttachment[
       throw error;
     }
   });
-}
-
-function isThere(path: string): boolean {
-  try {
-    Deno.lstatSync(path);
-    return true;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
-  }
 }

@@ -149,6 +149,17 @@ export function tidyState(host: HostPaths): void {
   }
 }
 
+/** Whether a path names anything at all. */
+export function isThere(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
 function removeIfThere(path: string): void {
   try {
     Deno.removeSync(path);

@@ -1,41 +1,211 @@
-/** The real guest, booted on a plain TAP with busybox' DHCP server: what the tests build on. */
-
-import { assert, assertEquals } from "@std/assert";
+import { assertEquals, assertNotEquals } from "@std/assert";
+import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
-import { QemuGuest } from "../support/qemu.ts";
-import { serveTap } from "../support/tap-server.ts";
+import type { Machine } from "../support/machine.ts";
 
-Deno.test("QemuGuest: boots, takes its lease, serves, and runs what it is asked", async () => {
+/** A host with a LAN, and a guest on it that has its lease and serves HTTP on port 80. */
+async function withGuest(
+  args: readonly string[],
+  test: (parts: { host: Host; peer: Machine; guest: NetnsGuest }) => Promise<void>,
+): Promise<void> {
   await using host = await Host.create();
-  const record = await serveTap(host, { vm: "web", mac: "02:00:00:00:00:ab" });
-  await using guest = await QemuGuest.boot(host, record);
-  const { lease } = guest;
-  assertEquals([lease.ip, lease.hostname, lease.mtu], ["10.99.0.2", "web", "1400"]);
-  assertEquals(await guest.sh("hostname; cat /sys/class/net/eth0/mtu"), "web\n1400\n");
-  assertEquals(
-    await guest.sh("cat /etc/resolv.conf"),
-    "search example.test\nnameserver 10.99.0.53\n",
-  );
-  assert((await guest.sh("ip route")).includes("10.98.0.0/16 via 10.99.0.7"));
+  const peer = await host.addLan();
+  const { json: [record] } = await host.mustTapkit("attach-vm", "web", ...args);
+  await using guest = await NetnsGuest.start(host, record);
+  await guest.dhcp();
+  await guest.serveHttp(80, "hello");
+  await test({ host, peer, guest });
+}
 
-  const page = await host.fetch("http://10.99.0.2/", { netns: "web" });
-  assertEquals([page.status, page.body], [200, "web at your service\n"]);
-  await guest.serveHttp(8081, "another\n");
-  assertEquals((await host.fetch("http://10.99.0.2:8081/", { netns: "web" })).body, "another\n");
-  const client = await host.fetch("http://10.99.0.2/cgi-bin/client", { netns: "web" });
-  assert(client.body.includes("10.99.0.1"), client.body);
-  assertEquals((await guest.fetch("http://10.99.0.1:8080/")).body, "from the host\n");
+async function setBridgeNetfilter(host: Host, value: 0 | 1): Promise<void> {
+  for (const table of ["iptables", "ip6tables"]) {
+    await host.must("sysctl", ["-qw", `net.bridge.bridge-nf-call-${table}=${value}`]);
+  }
+}
 
-  const failed = await guest.run("echo out; echo err >&2; exit 7");
-  assertEquals(failed, { code: 7, stdout: "out\n", stderr: "err\n" });
-  assertEquals(await guest.shutdown(), 0);
+/** The address that a server sees its client by; httpd listens on a socket of both families. */
+async function clientSeenBy(client: Machine, server: string): Promise<string> {
+  const { body } = await client.fetch(`http://${server}/cgi-bin/client`);
+  return body.replace(/^\[::ffff:(.*)\]$/, "$1");
+}
+
+Deno.test("attach-vm: the guest's lease is its record", async () => {
+  await using host = await Host.create();
+  const peer = await host.addLan({ mtu: 1450 });
+  const { json: [record] } = await host.mustTapkit("attach-vm", "web_1.example");
+  await using guest = await NetnsGuest.start(host, record);
+  const lease = await guest.dhcp();
+  const { options: _options, ...seen } = lease;
+  assertEquals(seen, {
+    ip: "172.18.0.2",
+    mask: "16",
+    router: ["172.18.0.1"],
+    routes: [],
+    dns: ["192.0.2.53"],
+    search: ["example.test"],
+    hostname: "web-1.example",
+    mtu: "1450",
+    lease: "4294967295",
+    serverid: "172.18.0.1",
+  });
+  // It reaches the LAN, and the LAN sees the host's address.
+  await peer.serveHttp(8000, "lan");
+  assertEquals(await clientSeenBy(guest, "192.0.2.2:8000"), "192.0.2.1");
 });
 
-Deno.test("QemuGuest: ip= on the kernel's command line configures it without DHCP", async () => {
+for (const value of [0, 1] as const) {
+  Deno.test(`attach-vm --ports: from everywhere, with bridge-nf-call-iptables ${value}`, async () => {
+    await withGuest(["--ports", "8080:80"], async ({ host, peer, guest }) => {
+      await setBridgeNetfilter(host, value);
+      assertEquals(await clientSeenBy(peer, "192.0.2.1:8080"), "192.0.2.2");
+      assertEquals((await host.fetch("http://127.0.0.1:8080/")).body, "hello");
+      assertEquals((await host.fetch("http://192.0.2.1:8080/")).body, "hello");
+      assertEquals((await host.fetch("http://172.18.0.1:8080/")).body, "hello");
+      assertEquals((await guest.fetch("http://192.0.2.1:8080/")).body, "hello");
+      assertEquals((await guest.fetch("http://172.18.0.1:8080/")).body, "hello");
+      // Another guest of the network, directly and by the port.
+      const { json: [record] } = await host.mustTapkit("attach-vm", "api");
+      await using other = await NetnsGuest.start(host, record);
+      await other.dhcp();
+      assertEquals(await clientSeenBy(other, "172.18.0.2"), "172.18.0.3");
+      assertEquals((await other.fetch("http://192.0.2.1:8080/")).body, "hello");
+
+      const before = await host.mustTapkit("attach-vm", "web", "--ports", "none");
+      assertEquals(before.json[0].ports, []);
+      for (const machine of [peer, host, guest, other]) {
+        assertNotEquals((await machine.fetch("http://192.0.2.1:8080/", QUICK)).status, 200);
+      }
+    });
+  });
+}
+
+const QUICK = { timeoutSeconds: 1 };
+
+Deno.test("attach-vm --ports: an address of the host listens there only", async () => {
+  await withGuest(
+    ["--ports", "192.0.2.1:8080:80", "--ports", "127.0.0.1:8081:80"],
+    async (parts) => {
+      const { host, peer, guest } = parts;
+      await host.must("ip", ["addr", "add", "192.0.2.7/24", "dev", "eth-lan"]);
+      assertEquals((await peer.fetch("http://192.0.2.1:8080/")).status, 200);
+      assertEquals((await host.fetch("http://192.0.2.1:8080/")).status, 200);
+      assertEquals((await host.fetch("http://127.0.0.1:8081/")).status, 200);
+      assertEquals((await guest.fetch("http://192.0.2.1:8080/")).status, 200);
+      for (
+        const [machine, url] of [
+          [peer, "http://192.0.2.7:8080/"],
+          [host, "http://127.0.0.1:8080/"],
+          [peer, "http://192.0.2.1:8081/"],
+          [guest, "http://172.18.0.1:8081/"],
+        ] as const
+      ) {
+        assertNotEquals((await machine.fetch(url, QUICK)).status, 200, url);
+      }
+    },
+  );
+});
+
+Deno.test("attach-vm: 127.0.0.0/8 and unpublished ports stay closed to LAN and guests", async () => {
+  await withGuest(["--ports", "127.0.0.1:8080:80"], async ({ host, peer, guest }) => {
+    await host.serveHttp(9000, "of the host");
+    // A server of the host's loopback alone, and attackers who route its address at the host.
+    for (const [machine, gateway] of [[peer, "192.0.2.1"], [guest, "172.18.0.1"]] as const) {
+      await machine.sh(`
+        ip route flush table local 127.0.0.0/8 || true
+        ip addr flush dev lo
+        ip route replace 127.0.0.0/8 via ${gateway}
+        sysctl -qw net.ipv4.conf.all.route_localnet=1
+      `);
+      for (const port of [8080, 9000]) {
+        const { status } = await machine.fetch(`http://127.0.0.1:${port}/`, QUICK);
+        assertNotEquals(status, 200, `${machine.name} ${port}`);
+      }
+    }
+    assertEquals((await host.fetch("http://127.0.0.1:8080/")).status, 200);
+    // The guest's network routed at the host.
+    await peer.must("ip", ["route", "add", "172.18.0.0/16", "via", "192.0.2.1"]);
+    assertNotEquals((await peer.fetch("http://172.18.0.2/", QUICK)).status, 200);
+  });
+});
+
+Deno.test("attach-vm --ports: a UDP client's next datagram reaches the port's new VM", async () => {
   await using host = await Host.create();
-  const record = await serveTap(host, { vm: "web", mac: "02:00:00:00:00:ab" });
-  const append = "ip=10.99.0.9::10.99.0.1:255.255.255.0:static:eth0:off:10.99.0.53";
-  await using guest = await QemuGuest.boot(host, record, { append });
-  assertEquals([guest.lease.ip, await guest.sh("hostname")], ["10.99.0.9", "static\n"]);
-  assertEquals((await host.fetch("http://10.99.0.9/", { netns: "web" })).status, 200);
+  const peer = await host.addLan();
+  const start = async (name: string) => {
+    const { json: [record] } = await host.mustTapkit("attach-vm", name, "--ports", "5353:53/udp");
+    const guest = await NetnsGuest.start(host, record);
+    await guest.dhcp();
+    await guest.serveUdp(53, name);
+    return guest;
+  };
+  const client = await peer.udpClient("192.0.2.1", 5353);
+  {
+    await using _old = await start("old");
+    assertEquals((await client.ask("?"))?.split(" ")[0], "old");
+    await host.mustTapkit("attach-vm", "old", "--remove");
+  }
+  assertEquals(await client.ask("?"), undefined);
+  await using _new = await start("new");
+  assertEquals((await client.ask("?"))?.split(" ")[0], "new");
+});
+
+Deno.test("serve-dhcp: no DHCP passes between a guest and its network", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  const { json } = await host.mustTapkit("attach-vm", "web", "rogue");
+  await using web = await NetnsGuest.start(host, json[0]);
+  await using rogue = await NetnsGuest.start(host, json[1]);
+  await rogue.dhcp();
+  // One server in another guest, one on the bridge itself.
+  const config = "start 172.18.9.1\nend 172.18.9.9\ninterface IF\noption subnet 255.255.0.0\n" +
+    "option router 172.18.9.254\nlease_file /run/leases\npidfile /run/udhcpd.pid\n";
+  for (const [machine, link] of [[rogue, "eth0"], [host, "ignite0"]] as const) {
+    await machine.writeFile("/run/udhcpd.conf", config.replace("IF", link));
+    await machine.writeFile("/run/leases", "");
+    machine.spawn("busybox", ["udhcpd", "-f", "/run/udhcpd.conf"]);
+  }
+  for (let round = 0; round < 3; round++) {
+    const lease = await web.dhcp();
+    assertEquals([lease.ip, lease.router], ["172.18.0.2", ["172.18.0.1"]]);
+  }
+  // Neither side hears a word of it.
+  const frames = await rogue.sniff(() => web.dhcp());
+  assertEquals(
+    frames.filter(({ direction, bytes }) => direction === "to-guest" && isDhcp(bytes)),
+    [],
+  );
+});
+
+function isDhcp(frame: Uint8Array): boolean {
+  const view = new DataView(frame.buffer, frame.byteOffset, frame.length);
+  if (frame.length < 42 || view.getUint16(12) !== 0x0800 || frame[23] !== 17) return false;
+  const ports = 14 + (frame[14]! & 0xf) * 4;
+  return [67, 68].includes(view.getUint16(ports + 2));
+}
+
+Deno.test("attach-vm: a guest does not hear its own broadcasts back", async () => {
+  await withGuest([], async ({ guest }) => {
+    const frames = await guest.sniff(async () => {
+      await guest.run("busybox", ["arping", "-c", "2", "-w", "2", "-I", "eth0", "172.18.0.99"]);
+    });
+    const requests = frames.filter(({ bytes }) => bytes[12] === 0x08 && bytes[13] === 0x06);
+    assertEquals(requests.filter(({ direction }) => direction === "to-guest").length, 0);
+    assertNotEquals(requests.filter(({ direction }) => direction === "from-guest").length, 0);
+  });
+});
+
+Deno.test("attach-vm: IPv6 of guests passes their network, though the namespace has none", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  const { json } = await host.mustTapkit("attach-vm", "a", "b");
+  await using a = await NetnsGuest.start(host, json[0]);
+  await using b = await NetnsGuest.start(host, json[1]);
+  await a.sh("ip addr add fd00:7::a/64 dev eth0 nodad");
+  await b.sh("ip addr add fd00:7::b/64 dev eth0 nodad");
+  await a.serveHttp(80, "six");
+  assertEquals((await b.fetch("http://[fd00:7::a]/")).body, "six");
+  // Duplicate address detection of the guests themselves found no duplicate.
+  const addresses = JSON.parse(await a.must("ip", ["-j", "-6", "addr", "show", "eth0"]));
+  // deno-lint-ignore no-explicit-any
+  assertEquals(addresses[0].addr_info.filter((info: any) => info.dadfailed), []);
 });

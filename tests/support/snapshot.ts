@@ -12,7 +12,7 @@ import { type Machine, OVERLAYS } from "./machine.ts";
 const KEPT: readonly RegExp[] = [
   /^file \/etc\/cni\/net\.d\/10-ignite\.conflist /,
   /^file \/var\/lib\/cni\/networks\/[^/]+\/(last_reserved_ip\.\d+|lock) /,
-  /^directory \/(etc\/cni|var\/lib\/cni|var\/lib\/tapkit|run\/tapkit)(\/|$)/,
+  /^directory \/(etc\/cni|var\/lib\/cni|var\/lib\/tapkit|run\/tapkit)(\/| )/,
   /^sysctl ipv4\/ip_forward /,
   /^sysctl ipv4\/conf\/[^/]+\/forwarding /,
   /^sysctl ipv4\/conf\/(all|default)\/accept_redirects /,
@@ -98,7 +98,7 @@ for directory in /proc/[0-9]*; do
   [ "$pid" = 1 ] || [ "$pid" = $$ ] || [ ! -r $directory/stat ] && continue
   read -r stat <$directory/stat 2>/dev/null || continue
   case "\${stat##*) }" in Z*) continue ;; esac
-  { tr '\\0' ' ' <$directory/cmdline; echo; } 2>/dev/null
+  { tr '\\0' ' ' <$directory/cmdline; echo; } 2>/dev/null || :
 done
 inspect
 for name in $(ls /run/netns); do
