@@ -172,7 +172,7 @@ export class Running implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    if (!this.#ended) for (const pid of familyOf(this.#child.pid)) tryKill(pid);
+    if (!this.#ended) killFamily(this.#child.pid);
     await this.closeStdin();
     await this.#child.status;
     await this.#reading.catch(() => {});
@@ -302,7 +302,7 @@ export class Machine implements AsyncDisposable {
     let late = false;
     const timer = setTimeout(() => {
       late = true;
-      for (const pid of familyOf(child.pid)) tryKill(pid);
+      killFamily(child.pid);
     }, timeoutMs);
     try {
       const [output] = await Promise.all([child.output(), feed(child, options.stdin)]);
@@ -480,6 +480,15 @@ function childrenOf(pid: number): number[] {
   } catch {
     return [];
   }
+}
+
+/**
+ * Kills what nsenter started, with its descendants. nsenter ends by itself then: killed before its
+ * child, it would leave a zombie to the real machine's init, which may take seconds to reap it.
+ */
+function killFamily(nsenter: number): void {
+  const family = childrenOf(nsenter).flatMap(familyOf);
+  for (const pid of family.length > 0 ? family : [nsenter]) tryKill(pid);
 }
 
 /** A process and all that descend from it, the youngest first. */
