@@ -11,7 +11,6 @@ import { openNetns, withNetns } from "../sys/netns.ts";
 import { attachVm } from "./attach.ts";
 import { formatRecord, placeholders } from "./output.ts";
 import { removeVm } from "./remove.ts";
-import { hostPaths } from "./state.ts";
 import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
 
 /** Exit codes as `docker run` has them. */
