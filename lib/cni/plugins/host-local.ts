@@ -210,8 +210,22 @@ function reserve(
   } finally {
     remove(temporary);
   }
-  Deno.writeTextFileSync(`${config.directory}/last_reserved_ip.${index}`, ip, { mode: 0o644 });
+  overwrite(`${config.directory}/last_reserved_ip.${index}`, ip);
   return true;
+}
+
+/**
+ * Writes over a file's content. Truncating it to nothing first would cost 4 ms on ext4, which flushes
+ * such a file when it is closed (auto_da_alloc). Cut off in between, it is a hint that is off.
+ */
+function overwrite(path: string, text: string): void {
+  try {
+    using file = Deno.openSync(path, { write: true, create: true, mode: 0o644 });
+    const bytes = new TextEncoder().encode(text);
+    file.truncateSync(file.writeSync(bytes));
+  } catch (error) {
+    throw ioFailure(path, error);
+  }
 }
 
 /** Not an address, so no plugin takes it for one; its content lets any plugin's DEL remove it. */
