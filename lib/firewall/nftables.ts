@@ -23,6 +23,7 @@ import {
   planDropTable,
   planTable,
   RULE_MARKS,
+  type RuleMark,
   rulesOf,
   SET_NAMES,
   TABLE,
@@ -36,6 +37,15 @@ interface Change {
   readonly wanted: readonly Element[];
   /** Guests' addresses all flows of which end. */
   readonly leaving: readonly string[];
+}
+
+/** What a look at the table found. */
+interface TableState {
+  readonly exists: boolean;
+  /** Whether it has all its rules. */
+  readonly intact: boolean;
+  /** Those it lacks. */
+  readonly lacking: readonly string[];
 }
 
 /** How a transaction fails when the table changed after it was looked at. */
@@ -140,7 +150,11 @@ export class NftFirewall implements Disposable {
   /** Compares a guest's rules with the kernel's; returns a sentence for each difference. */
   check(rules: GuestRules): string[] {
     const wanted = elementsOf(validateRules(rules));
-    const problems = this.#missingRules();
+    const { exists, lacking } = this.#look();
+    const table = `the nftables table "inet ${TABLE}"`;
+    const problems = exists
+      ? lacking.map((mark) => `${table} lacks the rule "${mark}"`)
+      : [`${table} is missing`];
     const present = readElements(this.#netfilter, wanted);
     for (const element of wanted) {
       const found = present.get(elementId(element));
@@ -196,11 +210,10 @@ export class NftFirewall implements Disposable {
 
   #tryToApply(change: Change): boolean {
     const { owner, unwanted, wanted, leaving } = change;
-    const intact = this.#missingRules().length === 0;
-    const all = intact ? undefined : this.#readAll();
-    const present = all === undefined
+    const table = this.#look();
+    const present = table.intact
       ? readElements(this.#netfilter, [...unwanted, ...wanted])
-      : new Map(all.map((element) => [elementId(element), element]));
+      : new Map(this.#readAll().map((element) => [elementId(element), element]));
     const stale: Element[] = [];
     const missing: Element[] = [];
     for (const element of unwanted) {
@@ -213,9 +226,9 @@ export class NftFirewall implements Disposable {
       if (found !== undefined) stale.push(found);
       missing.push(element);
     }
-    const commands = intact
+    const commands = table.intact
       ? planDelete(stale) + planAdd(missing)
-      : this.#planMend([...present.values()], stale, missing);
+      : planMend(table.exists, [...present.values()], stale, missing);
     if (commands !== "") this.#nft.run(commands, `change the rules of ${owner}`);
     this.#forgetFlows({
       changed: [...stale, ...missing],
@@ -225,21 +238,13 @@ export class NftFirewall implements Disposable {
     return commands !== "";
   }
 
-  /** The table anew, with the elements there were; nothing where none is there or wanted. */
-  #planMend(present: Element[], stale: readonly Element[], missing: readonly Element[]): string {
-    const gone = new Set(stale.map(elementId));
-    const kept = present.filter((element) => !gone.has(elementId(element)));
-    const exists = tableExists(this.#netfilter);
-    if (missing.length === 0 && !exists) return "";
-    return (exists ? planDropTable() : "") + planTable() + planAdd([...kept, ...missing]);
-  }
-
-  #missingRules(): string[] {
-    const present = new Set(readRuleMarks(this.#netfilter).map(markText));
-    const missing = RULE_MARKS.map(markText).filter((mark) => !present.has(mark));
-    if (missing.length === 0) return [];
-    if (!tableExists(this.#netfilter)) return [`the nftables table "inet ${TABLE}" is missing`];
-    return missing.map((mark) => `the nftables table "inet ${TABLE}" lacks the rule "${mark}"`);
+  #look(): TableState {
+    let lacking = lackingRules(readRuleMarks(this.#netfilter));
+    if (lacking.length === 0) return { exists: true, intact: true, lacking };
+    if (!tableExists(this.#netfilter)) return { exists: false, intact: false, lacking };
+    // Another process may have made it, rules and all, since they were looked for.
+    lacking = lackingRules(readRuleMarks(this.#netfilter));
+    return { exists: true, intact: lacking.length === 0, lacking };
   }
 
   #readAll(): Element[] {
@@ -270,7 +275,25 @@ export class NftFirewall implements Disposable {
   }
 }
 
-function markText({ chain, comment }: { chain: string; comment: string }): string {
+function lackingRules(marks: readonly RuleMark[]): string[] {
+  const present = new Set(marks.map(markText));
+  return RULE_MARKS.map(markText).filter((mark) => !present.has(mark));
+}
+
+/** The table anew, with the elements there were; nothing where none is there or wanted. */
+function planMend(
+  exists: boolean,
+  present: readonly Element[],
+  stale: readonly Element[],
+  missing: readonly Element[],
+): string {
+  if (!exists && missing.length === 0) return "";
+  const gone = new Set(stale.map(elementId));
+  const kept = present.filter((element) => !gone.has(elementId(element)));
+  return (exists ? planDropTable() : "") + planTable() + planAdd([...kept, ...missing]);
+}
+
+function markText({ chain, comment }: RuleMark): string {
   return `${chain}: ${comment}`;
 }
 

@@ -230,14 +230,14 @@ export function elementId({ set, key }: Pick<Element, "set" | "key">): string {
 
 /** The host port that an element maps. */
 export function hostPortOf({ set, key }: Pick<Element, "set" | "key">): {
-  readonly protocol: Protocol;
   readonly hostIP: string;
   readonly hostPort: number;
+  readonly protocol: Protocol;
 } {
   return {
-    protocol: key.at(-2) as Protocol,
     hostIP: key.length === 3 ? key[0]! : set.endsWith("4") ? "0.0.0.0" : "::",
     hostPort: Number(key.at(-1)),
+    protocol: key.at(-2) as Protocol,
   };
 }
 

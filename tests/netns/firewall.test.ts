@@ -9,9 +9,15 @@ import { Nftables, NftablesError } from "../../lib/firewall/libnftables.ts";
 import type { GuestRules } from "../../lib/firewall/model.ts";
 import { NftFirewall } from "../../lib/firewall/nftables.ts";
 import { checkSysctls, ensureSysctls } from "../../lib/firewall/sysctls.ts";
-import { parsePorts, PortConflictError } from "../../lib/inet/ports.ts";
+import { formatPort, parsePorts, PortConflictError } from "../../lib/inet/ports.ts";
 import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
 import { runInside, Topology } from "../support/topology.ts";
+
+// Libraries stay open: the first test to open one would be told that it leaks it.
+{
+  using netns = newNetns();
+  withNetns(netns, () => Nftables.open())[Symbol.dispose]();
+}
 
 function guest(number: 1 | 2, ports: string[], changes: Partial<GuestRules> = {}): GuestRules {
   return {
@@ -173,11 +179,40 @@ Deno.test("NftFirewall.listGuests: reads the rules back; removeOwner needs no mo
     found.map(({ ports: _, ...rest }) => rest),
     [one, two].map(({ ports: _, ...rest }) => rest),
   );
-  const sorted = (rules: GuestRules) => rules.ports.map((port) => JSON.stringify(port)).sort();
+  const sorted = (rules: GuestRules) => rules.ports.map(formatPort).sort();
   assertEquals(sorted(found[0]!), sorted(one));
   assertEquals(firewall.removeOwner("guest1/eth0"), true);
   assertEquals(firewall.removeOwner("guest1/eth0"), false);
   assertEquals(firewall.listGuests().map(({ owner }) => owner), ["guest2/eth0"]);
+});
+
+Deno.test("NftFirewall.add: many at once make one table, and a port has one winner", async () => {
+  using netns = newNetns();
+  const processes = Array.from({ length: 8 }, (_, index) => {
+    const changes = { owner: `vm${index}/eth0`, addresses: [`172.18.1.${index}`] };
+    const own = guest(1, [`${9000 + index}:80`], changes);
+    const contested = guest(1, ["8080:80"], changes);
+    const script = `
+      import { NftFirewall } from "${new URL("../../lib/firewall/nftables.ts", import.meta.url)}";
+      using firewall = NftFirewall.open();
+      firewall.add(${JSON.stringify(own)});
+      try {
+        firewall.add(${JSON.stringify(contested)});
+        console.log("won");
+      } catch (error) {
+        console.log(error.name);
+      }`;
+    const args = ["eval", script];
+    const options = { args, stdout: "piped", stderr: "inherit" } as const;
+    return withNetns(netns, () => new Deno.Command(Deno.execPath(), options).spawn());
+  });
+  const outputs = await Promise.all(processes.map((process) => process.output()));
+  const results = outputs.map(({ stdout }) => new TextDecoder().decode(stdout).trim()).sort();
+  assertEquals(results, [...Array(7).fill("PortConflictError"), "won"]);
+  using firewall = openFirewall(netns);
+  assertEquals(firewall.listGuests().length, 8);
+  assertEquals(nftElements(netns, "ports4").split(",").length, 9);
+  assertEquals(runInside(netns, "nft list chain inet tapkit prerouting").match(/jump/g)?.length, 1);
 });
 
 Deno.test("NftFirewall: ten thousand ports in one call are all there, and go again", () => {
