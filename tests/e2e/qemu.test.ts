@@ -61,7 +61,7 @@ Deno.test("two real guests started by attach-vm reach each other, and go with th
 Deno.test("a VMM without privileges opens the TAP that was made for its user", async () => {
   await using host = await Host.create();
   await host.addLan();
-  const { json: [record] } = await host.mustTapkit("attach-vm", "web", "--tap-owner", "nobody");
+  await host.mustTapkit("attach-vm", "web", "--tap-owner", "nobody");
   // udev lets everybody open the device; a machine without udev may not.
   await host.sh("mknod -m 666 /run/tun c 10 200 && busybox mount --bind /run/tun /dev/net/tun");
   const open = [
@@ -72,8 +72,7 @@ Deno.test("a VMM without privileges opens the TAP that was made for its user", a
   ];
   const netns = "tapkit-web";
   const { code, stderr } = await host.run(open[0]!, open.slice(1), { netns, stdin: "quit\n" });
-  assertEquals([code, stderr.trim()], [0, ""]);
-  assertEquals(record.interfaces[0].tap, "vm_eth0");
+  assertEquals(code, 0, stderr);
   const other = open.map((word) => word === "65534" ? "12345" : word);
   const refused = await host.run(other[0]!, other.slice(1), { netns, stdin: "quit\n" });
   assertEquals(refused.code, 1);
