@@ -16,9 +16,13 @@
  * @module
  */
 
+import type { DefaultCniReport } from "./lib/cni/default-network.ts";
+import type { InstallOptions } from "./lib/vm/default-network.ts";
 import type { ServeOptions } from "./lib/vm/dhcp.ts";
+import type { AttachRequest, HostOptions, VmRecord } from "./lib/vm/types.ts";
+import type { VmmOptions } from "./lib/vm/vmm.ts";
 
-export { InputError, SyscallError, TapkitError } from "./lib/errors.ts";
+export { InputError, SyscallError, TapkitError, VmmError } from "./lib/errors.ts";
 export type { PortMapping, Protocol } from "./lib/inet/ports.ts";
 export type {
   AttachMode,
@@ -31,17 +35,80 @@ export type {
   VmRecord,
   VmRoute,
 } from "./lib/vm/types.ts";
-export { attachVm } from "./lib/vm/attach.ts";
-export { checkVm } from "./lib/vm/check.ts";
-export { removeVm } from "./lib/vm/remove.ts";
-export { listVms } from "./lib/vm/list.ts";
-export { validateAttach } from "./lib/vm/request.ts";
-export { formatRecord } from "./lib/vm/output.ts";
-export { installDefaultCni, type InstallOptions } from "./lib/vm/default-network.ts";
 export type { DefaultCniOptions, DefaultCniReport } from "./lib/cni/default-network.ts";
+export type { InstallOptions, ServeOptions, VmmOptions };
 export { ensureDhcpServer } from "./lib/vm/dhcp-start.ts";
-export { runVmm, VmmError, type VmmOptions } from "./lib/vm/vmm.ts";
-export type { ServeOptions };
+export { listVms } from "./lib/vm/list.ts";
+export { formatRecord } from "./lib/vm/output.ts";
+export { validateAttach } from "./lib/vm/request.ts";
+
+// A module costs start-up time whether it is used or not, so each verb loads its own.
+
+/**
+ * Attaches a VM to its networks, or brings an attachment back to what is recorded and asked for.
+ *
+ * The end is the same however often it is called, and after a crash at any point.
+ *
+ * @returns the record
+ * @throws {InputError} when the request is malformed; nothing was touched
+ * @throws {TapkitError} when a step failed; everything before it is undone
+ */
+export async function attachVm(
+  request: AttachRequest,
+  options: HostOptions = {},
+): Promise<VmRecord> {
+  return await (await import("./lib/vm/attach.ts")).attachVm(request, options);
+}
+
+/**
+ * Takes a VM off its networks. Of a VM whose record is lost, all that bears its name or its
+ * container id goes.
+ *
+ * @returns whether there was anything to take away
+ * @throws {InputError} when the name is malformed
+ * @throws {TapkitError} naming everything that could not be taken away; the rest is gone
+ */
+export async function removeVm(name: string, options: HostOptions = {}): Promise<boolean> {
+  return await (await import("./lib/vm/remove.ts")).removeVm(name, options);
+}
+
+/**
+ * Compares a VM's record with the kernel and the address pool. Changes nothing.
+ *
+ * @returns a sentence for each difference; one for a VM that is not attached
+ * @throws {InputError} when the name is malformed
+ */
+export async function checkVm(name: string, options: HostOptions = {}): Promise<string[]> {
+  return (await import("./lib/vm/check.ts")).checkVm(name, options);
+}
+
+/**
+ * Attaches a VM, runs the VMM in its namespace on this process's stdio, passes signals on, and
+ * removes the attachment when the VMM ends.
+ *
+ * @param argv the program and its arguments, in which `{tap}`, `{mac}`, `{ip}`, … are replaced
+ * @returns the VMM's exit code, 128+n when signal n ended it
+ * @throws {VmmError} when it did not start
+ */
+export async function runVmm(
+  request: AttachRequest,
+  argv: readonly string[],
+  options: VmmOptions = {},
+): Promise<number> {
+  return await (await import("./lib/vm/vmm.ts")).runVmm(request, argv, options);
+}
+
+/**
+ * Writes `10-ignite.conflist` unless the directory holds a CNI configuration already; or prints,
+ * checks or removes it, as the options say.
+ *
+ * @throws {InputError} for a malformed or overlapping prefix, a bridge's name, an MTU
+ * @throws {TapkitError} when no subnet is free, the directory cannot be written, or the file to
+ * remove was edited or has VMs on its network
+ */
+export async function installDefaultCni(options: InstallOptions = {}): Promise<DefaultCniReport> {
+  return (await import("./lib/vm/default-network.ts")).installDefaultCni(options);
+}
 
 /**
  * Answers DHCP on the TAP of every attached VM until `options.signal` is raised, or with
@@ -50,7 +117,5 @@ export type { ServeOptions };
  * @throws {TapkitError} when another process serves already, unless `exitWhenIdle`
  */
 export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
-  // Attaching does not load the server.
-  const dhcp = await import("./lib/vm/dhcp.ts");
-  await dhcp.serveDhcp(options);
+  await (await import("./lib/vm/dhcp.ts")).serveDhcp(options);
 }

@@ -31,6 +31,18 @@ export class InputError extends TapkitError {
   override readonly name: string = "InputError";
 }
 
+/** The VMM did not start; its attachment is removed again. */
+export class VmmError extends TapkitError {
+  override readonly name: string = "VmmError";
+  /** 125, 126 (cannot be executed) or 127 (not found), as `docker run` has them. */
+  readonly exitCode: number;
+
+  constructor(message: string, exitCode: number, options: TapkitErrorOptions = {}) {
+    super(message, options);
+    this.exitCode = exitCode;
+  }
+}
+
 /** What a failed system call is described by. */
 export interface SyscallFailure {
   /** The call, by its C name: `"setns"`. */

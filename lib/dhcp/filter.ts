@@ -11,8 +11,7 @@
 
 import { parseMac } from "../inet/mac.ts";
 import { Bpf, type BpfInstruction } from "../sys/bpf.ts";
-import { ETH_HLEN, ETH_P_IP, IP_FRAGMENT_MASK, IPPROTO_UDP } from "./frame.ts";
-import { BOOTPC, BOOTPS } from "./responder.ts";
+import { BOOTPC, BOOTPS, ETH_HLEN, ETH_P_IP, IP_FRAGMENT_MASK, IPPROTO_UDP } from "./headers.ts";
 
 /** linux/if_ether.h. */
 const ETH_P_IPV6 = 0x86dd;

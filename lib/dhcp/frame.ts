@@ -6,20 +6,13 @@
 
 import { bytesToIp, ipToBytes } from "../inet/ip.ts";
 import { ETH_ALEN } from "../inet/mac.ts";
+import { ETH_HLEN, ETH_P_IP, IP_FRAGMENT_MASK, IPPROTO_UDP } from "./headers.ts";
 import { DhcpFormatError } from "./options.ts";
 
-/** linux/if_ether.h. */
-export const ETH_P_IP = 0x0800;
-export const ETH_HLEN = 14;
-/** linux/in.h. */
-export const IPPROTO_UDP = 17;
-
-export const IPV4_HEADER_SIZE = 20;
-export const UDP_HEADER_SIZE = 8;
+const IPV4_HEADER_SIZE = 20;
+const UDP_HEADER_SIZE = 8;
 const IPV4_VERSION = 4;
 const IP_DONT_FRAGMENT = 0x4000;
-/** More fragments, or an offset: part of a datagram. */
-export const IP_FRAGMENT_MASK = 0x3fff;
 const DEFAULT_TTL = 64;
 
 /** Offsets in the frame, and in the headers of IPv4 (RFC 791) and UDP (RFC 768). */

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { BOOTPC, BOOTPS } from "./headers.ts";
 import { ipToBytes } from "../inet/ip.ts";
 import { type DhcpLease, MINIMUM_MTU } from "./lease.ts";
 import {
@@ -35,10 +36,6 @@ export interface DhcpReply {
 
 /** What came of a request. */
 export type DhcpAnswer = DhcpReply | { readonly outcome: "declined" | "released" | "ignored" };
-
-/** Ports of BOOTP (RFC 951). */
-export const BOOTPS = 67;
-export const BOOTPC = 68;
 
 const UNSPECIFIED = "0.0.0.0";
 const BROADCAST = "255.255.255.255";

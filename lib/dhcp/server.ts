@@ -15,10 +15,11 @@ import { openPacketSocket } from "../sys/packet.ts";
 import { type Socket, SocketConst } from "../sys/socket.ts";
 import { dhcpSocketFilter } from "./filter.ts";
 import { buildUdpFrame, parseUdpFrame } from "./frame.ts";
+import { BOOTPS } from "./headers.ts";
 import { type DhcpGuest, type DhcpLease, prepareLease } from "./lease.ts";
 import { DhcpFormatError } from "./options.ts";
 import { decodeDhcp, encodeDhcp } from "./packet.ts";
-import { BOOTPS, type DhcpAnswer, type DhcpReply, respond } from "./responder.ts";
+import { type DhcpAnswer, type DhcpReply, respond } from "./responder.ts";
 
 /** A TAP whose guest is served. */
 export interface DhcpTap {

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { describe, TapkitError, type TapkitErrorOptions } from "../errors.ts";
+import { describe, VmmError } from "../errors.ts";
 import { spawnInherited } from "../exec.ts";
 import { closeFd, libc, O_RDONLY, openFd } from "../sys/libc.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
@@ -28,18 +28,6 @@ const SIGNALS = {
 type PassedSignal = keyof typeof SIGNALS;
 /** Those that a terminal sends to the VMM itself, as it is in the same process group. */
 const TERMINAL_SIGNALS: readonly string[] = ["SIGINT", "SIGQUIT"];
-
-/** The VMM did not start; the attachment is removed again. */
-export class VmmError extends TapkitError {
-  override readonly name: string = "VmmError";
-  /** 125, 126 (cannot be executed) or 127 (not found). */
-  readonly exitCode: number;
-
-  constructor(message: string, exitCode: number, options: TapkitErrorOptions = {}) {
-    super(message, options);
-    this.exitCode = exitCode;
-  }
-}
 
 /** How to run a VMM. */
 export interface VmmOptions extends HostOptions {

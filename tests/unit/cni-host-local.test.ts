@@ -6,11 +6,7 @@ import {
   supportsHostLocal,
 } from "../../lib/cni/plugins/host-local-config.ts";
 import { CniCode, CniError } from "../../lib/cni/types.ts";
-import { libc } from "../../lib/sys/libc.ts";
 import { InputError } from "../../lib/errors.ts";
-
-// Before the first test: Deno 2.5 takes a library that a test opens, and keeps, for a leak.
-libc();
 
 type Ipam = Record<string, unknown>;
 
