@@ -9,8 +9,17 @@ import { PortConflictError } from "../inet/ports.ts";
 import { listAddresses } from "../netlink/address.ts";
 import { deleteConntrack, openNetfilter } from "../netlink/conntrack.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
+import { NetlinkError } from "../netlink/errors.ts";
+import { currentNetns, type Netns, withNetns } from "../sys/netns.ts";
 import { type FlowChange, flowIsStale, flowMatches } from "./flows.ts";
-import { readElements, readRuleMarks, readSet, tableExists } from "./kernel.ts";
+import {
+  changeElements,
+  deleteTable,
+  readElements,
+  readRuleMarks,
+  readSet,
+  tableExists,
+} from "./kernel.ts";
 import { Nftables, NftablesError } from "./libnftables.ts";
 import { type GuestRules, validateRules } from "./model.ts";
 import {
@@ -19,7 +28,6 @@ import {
   elementsOf,
   hostPortOf,
   planAdd,
-  planDelete,
   planDropTable,
   planTable,
   RULE_MARKS,
@@ -64,28 +72,26 @@ const ATTEMPTS = 3;
  * kernel to have freed them.
  */
 export class NftFirewall implements Disposable {
-  readonly #nft: Nftables;
+  readonly #netns: Netns;
   readonly #netfilter: NetlinkConnection;
   readonly #route: NetlinkConnection;
 
-  private constructor(nft: Nftables, netfilter: NetlinkConnection, route: NetlinkConnection) {
-    this.#nft = nft;
+  private constructor(netns: Netns, netfilter: NetlinkConnection, route: NetlinkConnection) {
+    this.#netns = netns;
     this.#netfilter = netfilter;
     this.#route = route;
   }
 
   /**
    * Opens the firewall of the current network namespace. Nothing is changed.
-   *
-   * @throws {TapkitError} when libnftables is not installed
    */
   static open(): NftFirewall {
     using stack = new DisposableStack();
-    const nft = stack.use(Nftables.open());
+    const netns = stack.use(currentNetns());
     const netfilter = stack.use(openNetfilter());
     const route = stack.use(NetlinkConnection.open());
     stack.move();
-    return new NftFirewall(nft, netfilter, route);
+    return new NftFirewall(netns, netfilter, route);
   }
 
   /**
@@ -94,6 +100,7 @@ export class NftFirewall implements Disposable {
    * @returns whether anything was changed
    * @throws {InputError} when the rules are malformed
    * @throws {PortConflictError} when another owner has one of the host ports
+   * @throws {TapkitError} when the table is to be made and libnftables is not installed
    */
   add(rules: GuestRules): boolean {
     const wanted = validateRules(rules);
@@ -183,12 +190,12 @@ export class NftFirewall implements Disposable {
   removeTableIfUnused(): boolean {
     if (!tableExists(this.#netfilter)) return false;
     for (const set of SET_NAMES) if (readSet(this.#netfilter, set).length > 0) return false;
-    this.#nft.run(planDropTable(), `remove the table "inet ${TABLE}"`);
+    deleteTable(this.#netfilter);
     return true;
   }
 
   [Symbol.dispose](): void {
-    this.#nft[Symbol.dispose]();
+    this.#netns[Symbol.dispose]();
     this.#netfilter[Symbol.dispose]();
     this.#route[Symbol.dispose]();
   }
@@ -202,7 +209,8 @@ export class NftFirewall implements Disposable {
       try {
         return this.#tryToApply(change);
       } catch (error) {
-        const raced = error instanceof NftablesError && RACE_CODES.has(error.code ?? "");
+        const refused = error instanceof NftablesError || error instanceof NetlinkError;
+        const raced = refused && RACE_CODES.has(error.code ?? "");
         if (!raced || attempt === ATTEMPTS) throw error;
       }
     }
@@ -226,16 +234,28 @@ export class NftFirewall implements Disposable {
       if (found !== undefined) stale.push(found);
       missing.push(element);
     }
-    const commands = table.intact
-      ? planDelete(stale) + planAdd(missing)
-      : planMend(table.exists, [...present.values()], stale, missing);
-    if (commands !== "") this.#nft.run(commands, `change the rules of ${owner}`);
+    // What is only removed does not call for rules.
+    const changed = table.intact || wanted.length === 0
+      ? this.#changeElements(stale, missing, owner)
+      : this.#makeTable(planMend(table.exists, [...present.values()], stale, missing));
     this.#forgetFlows({
       changed: [...stale, ...missing],
       wanted: new Map(wanted.map((element) => [elementId(element), element])),
       leaving: this.#ownAddresses(owner, leaving),
     });
-    return commands !== "";
+    return changed;
+  }
+
+  #changeElements(remove: readonly Element[], add: readonly Element[], owner: string): boolean {
+    if (remove.length + add.length === 0) return false;
+    changeElements(this.#netfilter, { remove, add }, owner);
+    return true;
+  }
+
+  #makeTable(commands: string): boolean {
+    using nft = withNetns(this.#netns, () => Nftables.open());
+    nft.run(commands, `make the table "inet ${TABLE}"`);
+    return true;
   }
 
   #look(): TableState {
@@ -280,14 +300,13 @@ function lackingRules(marks: readonly RuleMark[]): string[] {
   return RULE_MARKS.map(markText).filter((mark) => !present.has(mark));
 }
 
-/** The table anew, with the elements there were; nothing where none is there or wanted. */
+/** The table anew, with the elements there were. */
 function planMend(
   exists: boolean,
   present: readonly Element[],
   stale: readonly Element[],
   missing: readonly Element[],
 ): string {
-  if (!exists && missing.length === 0) return "";
   const gone = new Set(stale.map(elementId));
   const kept = present.filter((element) => !gone.has(elementId(element)));
   return (exists ? planDropTable() : "") + planTable() + planAdd([...kept, ...missing]);

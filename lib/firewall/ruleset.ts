@@ -192,28 +192,13 @@ export function planDropTable(): string {
 
 /** The commands that add elements. */
 export function planAdd(elements: readonly Element[]): string {
-  return planElements("add", elements, (element) => {
-    const value = element.value === undefined ? "" : ` : ${element.value.join(" . ")}`;
-    return `${keyText(element)} comment "${element.owner}"${value}`;
-  });
-}
-
-/** The commands that delete elements, which must be there. */
-export function planDelete(elements: readonly Element[]): string {
-  return planElements("delete", elements, keyText);
-}
-
-function planElements(
-  verb: string,
-  elements: readonly Element[],
-  write: (element: Element) => string,
-): string {
   let commands = "";
   for (const set of SET_NAMES) {
-    const texts = elements.filter((element) => element.set === set).map(write);
-    if (texts.length > 0) {
-      commands += `${verb} element inet ${TABLE} ${set} { ${texts.join(", ")} }\n`;
-    }
+    const texts = elements.filter((element) => element.set === set).map((element) => {
+      const value = element.value === undefined ? "" : ` : ${element.value.join(" . ")}`;
+      return `${keyText(element)} comment "${element.owner}"${value}`;
+    });
+    if (texts.length > 0) commands += `add element inet ${TABLE} ${set} { ${texts.join(", ")} }\n`;
   }
   return commands;
 }

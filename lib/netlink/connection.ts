@@ -11,6 +11,7 @@ import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
 import {
   AF,
   collectReply,
+  decodeAcknowledgement,
   decodeMessages,
   encodeMessage,
   type Message,
@@ -31,6 +32,11 @@ const SO_RCVTIMEO = 20;
 /** `sizeof(struct sockaddr_nl)`, and where its nl_pid is (linux/netlink.h). */
 const SOCKADDR_NL = { SIZE: 12, PID_OFFSET: 4 } as const;
 
+const SO_SNDBUFFORCE = 32;
+
+/** What fits into every socket's send buffer. */
+const SMALL_DATAGRAM = 64 * 1024;
+
 /** More than a dump's chunk (32 KiB); a larger reply makes the buffer grow. */
 const RECEIVE_BUFFER_SIZE = 64 * 1024;
 
@@ -39,6 +45,14 @@ const ANSWER_TIMEOUT_SECONDS = 30;
 
 /** How often a dump that changes under the reader is begun again. */
 const DUMP_ATTEMPTS = 16;
+
+/** One request of several in a datagram. */
+export interface BatchedRequest {
+  readonly type: number;
+  readonly flags: number;
+  /** A multiple of four bytes. */
+  readonly payload: Uint8Array;
+}
 
 const NOTHING = new Uint8Array(0);
 
@@ -111,6 +125,52 @@ export class NetlinkConnection implements Disposable {
   /** Asks for a whole table: {@linkcode request} with `NLM_F.DUMP`. */
   dump(type: number, payload: Uint8Array, subject: Subject = {}): Message[] {
     return this.#run(type, NLM_F.REQUEST | NLM_F.DUMP, payload, subject);
+  }
+
+  /**
+   * Sends several requests in one datagram and waits for the acknowledgement of each that asks
+   * for it with `NLM_F.ACK`.
+   *
+   * @throws {NetlinkError} the first refusal
+   */
+  batch(requests: readonly BatchedRequest[], subject: Subject = {}): void {
+    const pending = new Map<number, number>();
+    const first = this.#seq + 1;
+    const parts = requests.map(({ type, flags, payload }) => {
+      const seq = ++this.#seq;
+      if ((flags & NLM_F.ACK) !== 0) pending.set(seq, type);
+      const message = { type, flags: flags | NLM_F.REQUEST, seq, pid: this.#portId, payload };
+      if (this.#debug) this.#trace(">", message);
+      return encodeMessage(message);
+    });
+    this.#sendAll(parts);
+    while (pending.size > 0) {
+      for (const message of this.#receive(requests[0]!.type, subject)) {
+        if (this.#debug) this.#trace("<", message);
+        const ours = message.pid === this.#portId && message.seq >= first;
+        if (!ours || message.type !== NLMSG.ERROR) continue;
+        const verdict = decodeAcknowledgement(message);
+        const type = requests[message.seq - first]?.type ?? requests[0]!.type;
+        if (verdict.errno !== 0) throw this.#refusal(type, subject, verdict);
+        pending.delete(message.seq);
+      }
+    }
+  }
+
+  /** The kernel takes no datagram beyond the socket's send buffer. */
+  #sendAll(parts: readonly Uint8Array<ArrayBuffer>[]): void {
+    const size = parts.reduce((sum, part) => sum + part.length, 0);
+    if (size > SMALL_DATAGRAM) {
+      // Its bookkeeping counts too.
+      this.#socket.setOption(SocketConst.SOL_SOCKET, SO_SNDBUFFORCE, 2 * size);
+    }
+    const datagram = new Uint8Array(size);
+    let offset = 0;
+    for (const part of parts) {
+      datagram.set(part, offset);
+      offset += part.length;
+    }
+    this.#socket.send(datagram);
   }
 
   [Symbol.dispose](): void {

@@ -14,11 +14,15 @@ interface Case {
   readonly command: string;
   /** Type of the messages wanted: subsystem, then message (linux/netfilter/nfnetlink.h). */
   readonly type: string;
+  /** Whether the program's requests are wanted, not the kernel's answers. */
+  readonly sent?: boolean;
   /** What else a wanted message holds. */
   readonly holds?: string;
 }
 
-const [NEWRULE, NEWSETELEM, CT_NEW] = ["060a", "0c0a", "0001"];
+const [NEWRULE, NEWSETELEM, CT_NEW, BATCH_BEGIN] = ["060a", "0c0a", "0001", "1000"];
+const PORTS_AT4 = "add map inet tapkit ports_at4 { type ipv4_addr . inet_proto . inet_service : " +
+  "ipv4_addr . inet_service; }";
 const hex = (text: string) => new TextEncoder().encode(text).toHex();
 
 const table = (commands: string) => `nft "add table inet tapkit; ${commands}"`;
@@ -27,8 +31,7 @@ const CASES: readonly Case[] = [
   {
     name: "elements-ports_at4",
     setup: table(
-      "add map inet tapkit ports_at4 { type ipv4_addr . inet_proto . inet_service : " +
-        "ipv4_addr . inet_service; }; add element inet tapkit ports_at4 " +
+      `${PORTS_AT4}; add element inet tapkit ports_at4 ` +
         '{ 192.0.2.1 . tcp . 8080 comment \\"web/eth0\\" : 172.18.0.2 . 80 }',
     ),
     command: "nft list map inet tapkit ports_at4",
@@ -56,6 +59,23 @@ const CASES: readonly Case[] = [
     holds: hex("web/eth0"),
   },
   {
+    name: "elements-add",
+    setup: table(PORTS_AT4),
+    command: "nft add element inet tapkit ports_at4 " +
+      `'{ 192.0.2.1 . tcp . 8080 comment "web/eth0" : 172.18.0.2 . 80 }'`,
+    type: BATCH_BEGIN,
+    sent: true,
+  },
+  {
+    name: "elements-delete",
+    setup: table(
+      `${PORTS_AT4}; add element inet tapkit ports_at4 { 192.0.2.1 . tcp . 8080 : 172.18.0.2 . 80 }`,
+    ),
+    command: "nft delete element inet tapkit ports_at4 '{ 192.0.2.1 . tcp . 8080 }'",
+    type: BATCH_BEGIN,
+    sent: true,
+  },
+  {
     name: "rules",
     setup: table(
       'add chain inet tapkit forward; add rule inet tapkit forward accept comment \\"one\\"; ' +
@@ -77,7 +97,8 @@ const CASES: readonly Case[] = [
 
 function capture(test: Case): string {
   const wanted = trace(test.setup, test.command).filter(({ sent, hex }) =>
-    !sent && hex.slice(8, 12) === test.type && hex.includes(test.holds ?? "")
+    sent === (test.sent ?? false) && hex.slice(8, 12) === test.type &&
+    hex.includes(test.holds ?? "")
   );
   if (wanted.length === 0) throw new Error(`${test.name}: nothing was captured`);
   return wanted.map(({ hex }) => hex.replaceAll(/.{64}(?=.)/g, "$&\n")).join("\n\n");
@@ -92,7 +113,7 @@ for (const test of CASES) {
   const program = test.command.startsWith("nft") ? nft : conntrack;
   const head = [
     `# ${test.command}`,
-    `# answers; ${program}; Linux ${kernel} ${Deno.build.arch}`,
+    `# ${test.sent ? "request" : "answers"}; ${program}; Linux ${kernel} ${Deno.build.arch}`,
     `# after: ${test.setup}`,
   ];
   const text = `${head.join("\n")}\n\n${capture(test)}\n`;

@@ -9,15 +9,20 @@ import {
   decodeElements,
   decodeFields,
   decodeRuleMark,
+  encodeElements,
   encodeFields,
-} from "../../lib/firewall/kernel.ts";
+} from "../../lib/firewall/elements.ts";
 import { type Element, setDefinition, type SetName } from "../../lib/firewall/ruleset.ts";
 import { decodeFlow, encodeFilter } from "../../lib/netlink/conntrack.ts";
 import { AF, decodeMessages } from "../../lib/netlink/message.ts";
 import { readGolden } from "./read.ts";
 
+/** The marks of a transaction (linux/netfilter/nfnetlink.h). */
+const NFNL_MSG_BATCH: readonly number[] = [0x10, 0x11];
+
 function payloads(name: string): Uint8Array[] {
-  return readGolden(name, "netfilter").flatMap(decodeMessages).map(({ payload }) => payload);
+  return readGolden(name, "netfilter").flatMap(decodeMessages)
+    .filter(({ type }) => !NFNL_MSG_BATCH.includes(type)).map(({ payload }) => payload);
 }
 
 const ELEMENTS: Readonly<Record<string, Element>> = {
@@ -66,6 +71,22 @@ Deno.test("encodeFields: writes the bytes that the kernel has, decodeFields read
       assertEquals(decodeFields(fields, bytes), [...texts]);
     }
   }
+});
+
+Deno.test("encodeElements: writes what nft writes", () => {
+  // nft also numbers the set within its transaction, NFTA_SET_ELEM_LIST_SET_ID.
+  const setId = "0800040000000001";
+  const element = ELEMENTS["elements-ports_at4"]!;
+  const [added] = payloads("elements-add");
+  assertEquals(
+    encodeElements(element.set, [element], "elements").toHex(),
+    added!.toHex().replace(setId, ""),
+  );
+  const [deleted] = payloads("elements-delete");
+  assertEquals(
+    encodeElements(element.set, [element], "keys").toHex(),
+    deleted!.toHex().replace(setId, ""),
+  );
 });
 
 Deno.test("decodeRuleMark: reads where a rule is and its comment", () => {

@@ -248,6 +248,40 @@ Deno.test("Nftables.run: a refusal has its code, its first line and the place", 
   assertMatch(nonsense.message, /syntax error/);
 });
 
+Deno.test("NftFirewall: libnftables is needed to make the table, and for nothing else", () => {
+  using netns = newNetns();
+  using firewall = openFirewall(netns);
+  const module = new URL("../../lib/firewall/nftables.ts", import.meta.url);
+  const [one, two] = [guest(1, ["8080:80"]), guest(2, ["8081:80"])].map((rules) =>
+    JSON.stringify(rules)
+  );
+  const script = `
+    import { NftFirewall } from "${module}";
+    using firewall = NftFirewall.open();
+    try {
+      firewall.add(${two});
+      console.log(firewall.check(${two}).length, firewall.remove(${two}), firewall.remove(${one}));
+      console.log(firewall.removeTableIfUnused());
+    } catch (error) {
+      console.log(error.message, "/", error.mend);
+    }`;
+  const withoutLibrary = () =>
+    runInside(
+      netns,
+      `library=$(ldconfig -p | sed -n 's/.*libnftables.so.1 .*=> //p' | head -n 1)
+       exec unshare --mount sh -ec 'mount --bind /dev/null '$library'; exec "$@"' sh \
+         ${Deno.execPath()} eval '${script}'`,
+    );
+  assertEquals(
+    withoutLibrary(),
+    "the library libnftables.so.1 cannot be opened / " +
+      "install libnftables1 (Debian, Ubuntu) or nftables (Fedora, Arch, Alpine)\n",
+  );
+  firewall.add(guest(1, ["8080:80"]));
+  assertEquals(withoutLibrary(), "0 true true\ntrue\n");
+  assertEquals(listRuleset(netns), []);
+});
+
 Deno.test("ensureSysctls: sets what the rules need, once", () => {
   using netns = newNetns();
   runInside(netns, "ip link add ignite0 type bridge; ip link add uplink type veth peer name far");

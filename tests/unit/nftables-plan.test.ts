@@ -6,7 +6,6 @@ import {
   elementId,
   elementsOf,
   planAdd,
-  planDelete,
   planTable,
   RULE_MARKS,
   rulesOf,
@@ -42,17 +41,6 @@ add element inet tapkit private4 { 172.18.0.2 comment "web/eth0" }
 add element inet tapkit private6 { fd00:18::2 comment "web/eth0" }
 `,
   );
-});
-
-Deno.test("planDelete: names elements by their keys", () => {
-  assertEquals(
-    planDelete(elementsOf({ ...RULES, ports: parsePorts(["0.0.0.0:8080:80"]), masquerade: false })),
-    `delete element inet tapkit ports4 { tcp . 8080 }
-delete element inet tapkit guests4 { 172.18.0.2 . "ignite0" }
-delete element inet tapkit guests6 { fd00:18::2 . "ignite0" }
-`,
-  );
-  assertEquals(planDelete([]), "");
 });
 
 Deno.test("elementsOf: a guest behind no known link has ports alone", () => {

@@ -1,0 +1,199 @@
+/**
+ * Elements and rules of tapkit's table as netlink has them, pure.
+ *
+ * @module
+ */
+
+import { bytesToIp, ipToBytes } from "../inet/ip.ts";
+import { nfgenmsg, NFGENMSG_LEN } from "../netlink/conntrack.ts";
+import { align, Decoder, Encoder, NLA } from "../netlink/wire.ts";
+import {
+  type Element,
+  type Field,
+  type RuleMark,
+  setDefinition,
+  type SetName,
+  TABLE,
+} from "./ruleset.ts";
+
+/** linux/netfilter.h. */
+export const NFPROTO_INET = 1;
+/** linux/netfilter/nf_tables.h. */
+const NFTA_RULE = { TABLE: 1, CHAIN: 2, USERDATA: 7 } as const;
+const NFTA_SET_ELEM_LIST = { TABLE: 1, SET: 2, ELEMENTS: 3 } as const;
+const NFTA_LIST_ELEM = 1;
+const NFTA_SET_ELEM = { KEY: 1, DATA: 2, USERDATA: 6 } as const;
+const NFTA_DATA_VALUE = 1;
+/** libnftnl/udata.h: the same number for rules and for elements. */
+const NFTNL_UDATA_COMMENT = 0;
+
+/** Bytes of a field, without padding. */
+const FIELD_SIZES: Readonly<Record<Field, number>> = {
+  ipv4_addr: 4,
+  ipv6_addr: 16,
+  inet_proto: 1,
+  inet_service: 2,
+  ifname: 16,
+};
+
+const PROTOCOLS: readonly (readonly [number, string])[] = [[6, "tcp"], [17, "udp"], [132, "sctp"]];
+
+/** The payload of a request for the table's rules. */
+export function encodeRuleFilter(): Uint8Array<ArrayBuffer> {
+  return nfgenmsg(NFPROTO_INET).attrString(NFTA_RULE.TABLE, TABLE).finish();
+}
+
+/** Reads where a rule is, and its comment. */
+export function decodeRuleMark(payload: Uint8Array): RuleMark & { readonly table: string } {
+  const mark = { table: "", chain: "", comment: "" };
+  for (const { type, value } of new Decoder(payload).skip(NFGENMSG_LEN).attributes()) {
+    if (type === NFTA_RULE.TABLE) mark.table = value.asString();
+    else if (type === NFTA_RULE.CHAIN) mark.chain = value.asString();
+    else if (type === NFTA_RULE.USERDATA) mark.comment = decodeComment(value.asBytes());
+  }
+  return mark;
+}
+
+/** A message's payload of whole elements, or of their keys. */
+export function encodeElements(
+  set: SetName,
+  elements: readonly Element[],
+  content: "elements" | "keys",
+): Uint8Array<ArrayBuffer> {
+  const { key: keyFields, value: valueFields } = setDefinition(set);
+  const nested = (type: number) => type | NLA.F_NESTED;
+  const payload = encodeSet(set);
+  payload.attrNested(nested(NFTA_SET_ELEM_LIST.ELEMENTS), (list) => {
+    for (const { key, value, owner } of elements) {
+      list.attrNested(nested(NFTA_LIST_ELEM), (entry) => {
+        entry.attrNested(
+          nested(NFTA_SET_ELEM.KEY),
+          (data) => data.attrBytes(NFTA_DATA_VALUE, encodeFields(keyFields, key)),
+        );
+        if (content === "keys") return;
+        if (value !== undefined && valueFields !== undefined) {
+          entry.attrNested(
+            nested(NFTA_SET_ELEM.DATA),
+            (data) => data.attrBytes(NFTA_DATA_VALUE, encodeFields(valueFields, value)),
+          );
+        }
+        entry.attrBytes(NFTA_SET_ELEM.USERDATA, encodeComment(owner));
+      });
+    }
+  });
+  return payload.finish();
+}
+
+/** The beginning of a payload about a set. */
+export function encodeSet(set: SetName): Encoder {
+  return nfgenmsg(NFPROTO_INET)
+    .attrString(NFTA_SET_ELEM_LIST.TABLE, TABLE)
+    .attrString(NFTA_SET_ELEM_LIST.SET, set);
+}
+
+/** Reads a message of elements. Those of another layout than the set's are left out. */
+export function decodeElements(set: SetName, payload: Uint8Array): Element[] {
+  const elements: Element[] = [];
+  for (const { type, value } of new Decoder(payload).skip(NFGENMSG_LEN).attributes()) {
+    if (type !== NFTA_SET_ELEM_LIST.ELEMENTS) continue;
+    for (const entry of value.attributes()) {
+      const element = decodeElement(set, entry.value);
+      if (element !== undefined) elements.push(element);
+    }
+  }
+  return elements;
+}
+
+function decodeElement(set: SetName, entry: Decoder): Element | undefined {
+  const definition = setDefinition(set);
+  let key: string[] | undefined;
+  let value: string[] | undefined;
+  let owner = "";
+  for (const { type, value: content } of entry.attributes()) {
+    if (type === NFTA_SET_ELEM.KEY) key = decodeData(definition.key, content);
+    else if (type === NFTA_SET_ELEM.USERDATA) owner = decodeComment(content.asBytes());
+    else if (type === NFTA_SET_ELEM.DATA && definition.value !== undefined) {
+      value = decodeData(definition.value, content);
+    }
+  }
+  if (key === undefined || (value === undefined) !== (definition.value === undefined)) {
+    return undefined;
+  }
+  return value === undefined ? { set, key, owner } : { set, key, value, owner };
+}
+
+function decodeData(fields: readonly Field[], data: Decoder): string[] | undefined {
+  const value = data.attributes().find(({ type }) => type === NFTA_DATA_VALUE)?.value;
+  return value === undefined ? undefined : decodeFields(fields, value.asBytes());
+}
+
+/** Fields one after another, each padded to four bytes. */
+export function encodeFields(fields: readonly Field[], texts: readonly string[]): Uint8Array {
+  const encoder = new Encoder(64);
+  fields.forEach((field, index) => {
+    const text = texts[index]!;
+    switch (field) {
+      case "ipv4_addr":
+      case "ipv6_addr":
+        encoder.bytes(ipToBytes(text));
+        break;
+      case "inet_proto":
+        encoder.u8(PROTOCOLS.find(([, name]) => name === text)?.[0] ?? 0).zero(3);
+        break;
+      case "inet_service":
+        encoder.u16be(Number(text)).zero(2);
+        break;
+      case "ifname": {
+        const name = new TextEncoder().encode(text);
+        encoder.bytes(name).zero(FIELD_SIZES.ifname - name.length);
+        break;
+      }
+    }
+  });
+  return encoder.finish();
+}
+
+/** Reads fields; undefined when the bytes are not of their sizes. */
+export function decodeFields(fields: readonly Field[], bytes: Uint8Array): string[] | undefined {
+  const sizes = fields.map((field) => FIELD_SIZES[field]);
+  // Alone or last, a number may come without its padding.
+  const unpadded = sizes.reduce(
+    (sum, size, index) => sum + (index === sizes.length - 1 ? size : align(size)),
+    0,
+  );
+  if (bytes.length !== unpadded && bytes.length !== align(unpadded)) return undefined;
+  const decoder = new Decoder(bytes);
+  return fields.map((field) => {
+    const size = FIELD_SIZES[field];
+    const content = decoder.bytes(size);
+    decoder.skip(Math.min(align(size) - size, decoder.remaining));
+    switch (field) {
+      case "ipv4_addr":
+      case "ipv6_addr":
+        return bytesToIp(content);
+      case "inet_proto":
+        return PROTOCOLS.find(([number]) => number === content[0])?.[1] ?? `${content[0]}`;
+      case "inet_service":
+        return `${new Decoder(content).u16be()}`;
+      case "ifname":
+        return new Decoder(content).asString();
+    }
+  });
+}
+
+function encodeComment(comment: string): Uint8Array {
+  const text = new TextEncoder().encode(comment);
+  return new Encoder().u8(NFTNL_UDATA_COMMENT).u8(text.length + 1).bytes(text).zero(1).finish();
+}
+
+/** The comment among user data: a row of type, length and value, a byte each for the first two. */
+function decodeComment(userdata: Uint8Array): string {
+  const decoder = new Decoder(userdata);
+  while (decoder.remaining >= 2) {
+    const type = decoder.u8();
+    const length = decoder.u8();
+    const value = decoder.bytes(Math.min(length, decoder.remaining));
+    if (type === NFTNL_UDATA_COMMENT) return new Decoder(value).asString();
+  }
+  return "";
+}
