@@ -70,8 +70,10 @@ export const ATTACH_VM = {
     {
       name: "mode",
       metavar: "MODE",
-      choices: ["auto", "tc-redirect"],
-      help: "how frames get between the TAP and eth0: auto or tc-redirect",
+      choices: ["auto", "tc-redirect", "dhcp-bridge"],
+      help:
+        "how frames get between the TAP and eth0: tc-redirect, which leaves eth0 its address; " +
+        "dhcp-bridge, by a bridge; or auto, the first that the kernel has the means for",
       default: "auto",
     },
     {

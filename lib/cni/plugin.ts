@@ -62,6 +62,8 @@ export interface DelContext extends Attachment {
 /** What CHECK works with. */
 export interface CheckContext extends DelContext {
   readonly prevResult: Result;
+  /** Whether address, MAC and routes of the interface are the guest's alone by now. */
+  readonly identityMoved?: boolean;
 }
 
 /** What a chain's plugin wants of the firewall, the owner apart. */

@@ -201,10 +201,19 @@ export function delNetwork(
   return failures;
 }
 
+/** What CHECK works with. */
+export interface CheckEnvironment extends AttachmentEnvironment {
+  /**
+   * Whether address, MAC and routes of the interface were moved to the guest since: then they are
+   * not looked for there.
+   */
+  readonly identityMoved?: boolean;
+}
+
 /** Compares what ADD made with what is there; returns the differences as sentences. */
 export function checkNetwork(
   attachment: NetworkAttachment,
-  environment: AttachmentEnvironment,
+  environment: CheckEnvironment,
 ): string[] {
   const { result, network, ifName, plugins } = attachment;
   if (result === undefined) return [`"${ifName}" was never completely attached to "${network}"`];

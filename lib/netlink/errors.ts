@@ -72,17 +72,20 @@ export class NetlinkError extends SyscallError {
   readonly extAck?: string;
   /** Offset into the request, its 16-byte header included, of what the kernel objects to. */
   readonly offset?: number;
+  /** The kernel option that is likely missing: `"CONFIG_BRIDGE"`. */
+  readonly missingFeature?: string;
 
   constructor(failure: NetlinkFailure) {
     const { op, errno, extAck, offset, feature } = failure;
     const code = errnoName(errno);
     const object = failure.object ?? "netlink request";
     const reason = extAck ?? REASONS[code];
+    const missing = MISSING_FEATURE.has(code) ? feature : undefined;
     super({ op, object, errno, code }, {
       message: `cannot ${failure.action ?? op} ${object}: ` +
         (reason === undefined ? code : `${reason} (${code})`),
-      mend: feature !== undefined && MISSING_FEATURE.has(code)
-        ? `use a kernel with ${feature}`
+      mend: missing !== undefined
+        ? `use a kernel with ${missing}`
         : code === "EPERM"
         ? "run as root, or with the capability CAP_NET_ADMIN"
         : code === "EEXIST"
@@ -91,5 +94,6 @@ export class NetlinkError extends SyscallError {
     });
     if (extAck !== undefined) this.extAck = extAck;
     if (offset !== undefined) this.offset = offset;
+    if (missing !== undefined) this.missingFeature = missing;
   }
 }

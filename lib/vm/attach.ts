@@ -29,7 +29,6 @@ import { UndoStack } from "../undo.ts";
 import { checkAttachment } from "./check.ts";
 import { planNetworks } from "./networks.ts";
 import { bindToFamilies, hasPorts, reservePorts } from "./ports.ts";
-import { addRedirect, removeRedirect, wireEnds } from "./redirect.ts";
 import { removeAttachment } from "./remove.ts";
 import { mergeRequest, resolveOwner, validateAttach } from "./request.ts";
 import { hostResolvers, isReachable } from "./resolvers.ts";
@@ -51,6 +50,13 @@ import {
   writeRecord,
 } from "./state.ts";
 import type { AttachRequest, HostOptions, VmDns, VmInterface, VmRecord } from "./types.ts";
+import {
+  addWire,
+  madeLinks,
+  removeWire,
+  type UnwiredInterface,
+  type WireRequest,
+} from "./wires.ts";
 
 /**
  * Attaches a VM to its networks, or brings an attachment back to what is recorded and asked for.
@@ -93,9 +99,9 @@ function attachAgain(host: HostPaths, old: StoredRecord, request: AttachRequest)
   const differences = checkAttachment(old, host);
   for (const problem of Object.values(differences).flat()) host.note(`mending: ${problem}`);
   if (differences.network.length > 0) return attachOver(host, old, wanted);
-  if (differences.wire.length > 0) rewire(old);
-  if (differences.firewall.length === 0 && hasPorts(old, wanted)) return old;
-  return changeRules(host, old, wanted);
+  const record = differences.wire.length > 0 ? rewire(host, old) : old;
+  if (differences.firewall.length === 0 && hasPorts(record, wanted)) return record;
+  return changeRules(host, record, wanted);
 }
 
 /** DEL, then ADD that asks for the address and the MAC that are recorded. */
@@ -116,15 +122,20 @@ function attachOver(host: HostPaths, old: StoredRecord, wanted: AttachRequest): 
   }
 }
 
-/** The TAP and its filters anew, on the interface that is there. */
-function rewire(record: StoredRecord): void {
+/** The TAP and what joins it anew, on the interface that is there. */
+function rewire(host: HostPaths, record: StoredRecord): StoredRecord {
   const undo = new UndoStack();
   using netns = openNetns(record.netns);
-  using vmNl = withNetns(netns, () => NetlinkConnection.open());
-  for (const link of record.interfaces) {
-    removeRedirect(vmNl, wireEnds(link.name));
-    wire(vmNl, netns, link, record.made.request, undo);
-  }
+  using nl = withNetns(netns, () => NetlinkConnection.open());
+  const interfaces = record.interfaces.map((link) => {
+    removeWire(nl, link.name, link.mode);
+    const { dhcpGuard: _, ...unwired } = link;
+    const request = wireRequest(record.made.request, { netns, nl, undo, note: host.note });
+    return addWire({ ...request, mode: link.mode }, unwired);
+  });
+  const rewired = { ...record, interfaces };
+  writeRecord(host, rewired);
+  return rewired;
 }
 
 /** Puts the firewall's rules back, with the ports that are wanted now. */
@@ -194,10 +205,10 @@ function attachAnew(
         ...wanted.mtu === undefined ? {} : { mtu: wanted.mtu },
       })
     );
+    const wiring = wireRequest(request, { netns, nl: vmNl, undo, note: host.note });
     const interfaces = added.map(({ attachment, result }) =>
-      describeInterface(vmNl, attachment, result)
+      addWire(wiring, describeInterface(vmNl, attachment, result))
     );
-    for (const link of interfaces) wire(vmNl, netns, link, request, undo);
 
     const bound = bindToFamilies(ports, addressesOf(interfaces[0]));
     const guests = added.map(({ guest }, index): GuestRules => ({
@@ -272,8 +283,8 @@ function refuseTaken({ vm, netns: path, made }: StoredRecord): void {
   using netns = openNetns(path);
   using nl = withNetns(netns, () => NetlinkConnection.open());
   for (const { ifName } of made.networks) {
-    const { link, tap } = wireEnds(ifName);
-    const taken = [link, tap].find((name) => getLink(nl, name) !== undefined);
+    const taken = [ifName, ...madeLinks(ifName, made.request.mode ?? "auto")]
+      .find((name) => getLink(nl, name) !== undefined);
     if (taken === undefined) continue;
     throw new TapkitError(`the network namespace ${path} has a link "${taken}" already`, {
       mend: "delete that link, or use another namespace",
@@ -307,13 +318,11 @@ function describeInterface(
   vmNl: NetlinkConnection,
   { network, ifName }: NetworkAttachment,
   result: Result,
-): VmInterface {
+): UnwiredInterface {
   const { mac = "", mtu } = requireLink(vmNl, ifName);
   return {
     name: ifName,
     network,
-    mode: "tc-redirect",
-    tap: wireEnds(ifName).tap,
     mac,
     mtu,
     addresses: result.ips.map(({ address, gateway }) => ({
@@ -324,15 +333,11 @@ function describeInterface(
   };
 }
 
-function wire(
-  vmNl: NetlinkConnection,
-  netns: Netns,
-  link: VmInterface,
-  { tapOwner }: AttachRequest,
-  undo: UndoStack,
-): void {
-  const owner = tapOwner === undefined ? {} : resolveOwner(tapOwner);
-  addRedirect(vmNl, netns, { ...link, link: link.name, ...owner }, undo);
+function wireRequest(
+  { mode = "auto", tapOwner }: AttachRequest,
+  environment: Omit<WireRequest, "mode" | "owner" | "group">,
+): WireRequest {
+  return { ...environment, mode, ...tapOwner === undefined ? {} : resolveOwner(tapOwner) };
 }
 
 function addressesOf(link: VmInterface | undefined): string[] {

@@ -9,9 +9,9 @@ import { NftFirewall } from "../firewall/nftables.ts";
 import { checkSysctls } from "../firewall/sysctls.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
-import { checkRedirect } from "./redirect.ts";
 import { type HostPaths, hostPaths, readRecord, type StoredRecord, validateName } from "./state.ts";
 import type { HostOptions } from "./types.ts";
+import { checkWire, movesIdentity } from "./wires.ts";
 
 /** Sentences on what differs, by what mends it. */
 export interface Differences {
@@ -50,8 +50,12 @@ export function checkAttachment(record: StoredRecord, host: HostPaths): Differen
   }
   const environment = { netnsPath, hostNl, vmNl, note: host.note };
   return {
-    network: made.networks.flatMap((network) => checkNetwork(network, environment)),
-    wire: interfaces.flatMap((link) => checkRedirect(vmNl, { ...link, link: link.name })),
+    network: made.networks.flatMap((network) => {
+      const link = interfaces.find(({ name }) => name === network.ifName);
+      const identityMoved = link !== undefined && movesIdentity(link.mode);
+      return checkNetwork(network, { ...environment, identityMoved });
+    }),
+    wire: interfaces.flatMap((link) => checkWire(vmNl, link)),
     firewall: made.guests.flatMap((rules) => [...firewall.check(rules), ...checkSysctls(rules)]),
   };
 }

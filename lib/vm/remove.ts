@@ -11,7 +11,6 @@ import { NftFirewall } from "../firewall/nftables.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { deleteNamedNetns, netnsPath } from "../sys/netns.ts";
 import { openVm } from "./check.ts";
-import { removeRedirect, wireEnds } from "./redirect.ts";
 import {
   containerId,
   deleteRecord,
@@ -29,6 +28,7 @@ import {
   validateName,
 } from "./state.ts";
 import type { HostOptions } from "./types.ts";
+import { removeWire, type WantedMode } from "./wires.ts";
 
 /**
  * Takes a VM off its networks. Of a VM whose record is lost, all that bears its name or its
@@ -68,7 +68,12 @@ function readUsableRecord(host: HostPaths, name: string): StoredRecord | undefin
 /** What has to be known of an attachment to take it away. */
 type Removable =
   & Pick<StoredRecord, "vm" | "id" | "netns">
-  & { readonly made: Pick<StoredRecord["made"], "phase" | "netnsGiven" | "networks" | "guests"> };
+  & {
+    readonly interfaces?: StoredRecord["interfaces"];
+    readonly made:
+      & Pick<StoredRecord["made"], "phase" | "netnsGiven" | "networks" | "guests">
+      & { readonly request?: Pick<StoredRecord["made"]["request"], "mode"> };
+  };
 
 /**
  * Takes an attachment away, past failures; the record goes last.
@@ -91,7 +96,9 @@ export function removeAttachment(host: HostPaths, record: Removable): void {
 
   step(() => removeRules(stack.use(NftFirewall.open()), host, record));
   if (vmNl !== undefined) {
-    for (const { ifName } of made.networks) step(() => removeRedirect(vmNl, wireEnds(ifName)));
+    for (const { ifName } of made.networks) {
+      step(() => removeWire(vmNl, ifName, modeOf(record, ifName)));
+    }
   }
   const environment = {
     netnsPath: netns,
@@ -106,6 +113,11 @@ export function removeAttachment(host: HostPaths, record: Removable): void {
   if (failures.length > 0) throw leftBehind(failures);
   releaseId(host, record.id, record.vm);
   deleteRecord(host, record.vm);
+}
+
+/** The mode an interface has, or was to have when it was left half made. */
+function modeOf({ interfaces = [], made }: Removable, ifName: string): WantedMode {
+  return interfaces.find(({ name }) => name === ifName)?.mode ?? made.request?.mode ?? "auto";
 }
 
 /** The rules of the record, or what is tagged with the VM where they were not recorded yet. */

@@ -89,7 +89,10 @@ function resolveId(kind: "user" | "group", name: string, file: string): number {
 export function mergeRequest(record: StoredRecord, request: AttachRequest): AttachRequest {
   const recorded = record.made.request;
   const changed = changedIdentity(record, request);
-  if (changed === undefined) return { ...recorded, ...request };
+  const { mode, ...rest } = request;
+  // What auto came to is kept; it is tried again only when everything is made anew.
+  const chosen = mode === undefined || mode === "auto" ? {} : { mode };
+  if (changed === undefined) return { ...recorded, ...rest, ...chosen };
   throw new TapkitError(`its ${changed} cannot be changed while it is attached`, {
     mend: `run attach-vm ${request.name} --remove first`,
   });

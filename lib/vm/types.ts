@@ -8,7 +8,7 @@
 import type { PortMapping } from "../inet/ports.ts";
 
 /** How frames get between the VM's TAP and its interface. */
-export type AttachMode = "tc-redirect";
+export type AttachMode = "tc-redirect" | "dhcp-bridge";
 
 /** One address of an interface. */
 export interface VmAddress {
@@ -34,7 +34,11 @@ export interface VmInterface {
   readonly mode: AttachMode;
   /** The TAP device the VMM opens: `"vm_eth0"`. */
   readonly tap: string;
-  /** Lower case, colons: the guest's MAC and the interface's own. */
+  /** With mode `dhcp-bridge`, the bridge of the TAP and the interface: `"br_eth0"`. */
+  readonly bridge?: string;
+  /** False where the kernel could not keep DHCP from passing between guest and network. */
+  readonly dhcpGuard?: false;
+  /** Lower case, colons: what CNI gave the interface, and the guest must use. */
   readonly mac: string;
   /** Bytes. */
   readonly mtu: number;

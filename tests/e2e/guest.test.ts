@@ -3,6 +3,13 @@ import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import type { Machine } from "../support/machine.ts";
 
+const MODES = ["tc-redirect", "dhcp-bridge"] as const;
+
+/** The same test of either mode; `args` choose it. */
+function testModes(name: string, test: (args: readonly string[]) => Promise<void>): void {
+  for (const mode of MODES) Deno.test(`${name}, mode ${mode}`, () => test(["--mode", mode]));
+}
+
 /** A host with a LAN, and a guest on it that has its lease and serves HTTP on port 80. */
 async function withGuest(
   args: readonly string[],
@@ -17,9 +24,12 @@ async function withGuest(
   await test({ host, peer, guest });
 }
 
-async function setBridgeNetfilter(host: Host, value: 0 | 1): Promise<void> {
+/** For the host's bridge and the one that may be in the VM's namespace. */
+async function setBridgeNetfilter(host: Host, vm: string, value: 0 | 1): Promise<void> {
   for (const table of ["iptables", "ip6tables"]) {
-    await host.must("sysctl", ["-qw", `net.bridge.bridge-nf-call-${table}=${value}`]);
+    const command = ["sysctl", "-qw", `net.bridge.bridge-nf-call-${table}=${value}`];
+    await host.must(command[0]!, command.slice(1));
+    await host.must("ip", ["netns", "exec", `tapkit-${vm}`, ...command]);
   }
 }
 
@@ -29,10 +39,10 @@ async function clientSeenBy(client: Machine, server: string): Promise<string> {
   return body.replace(/^\[::ffff:(.*)\]$/, "$1");
 }
 
-Deno.test("attach-vm: the guest's lease is its record", async () => {
+testModes("attach-vm: the guest's lease is its record", async (args) => {
   await using host = await Host.create();
   const peer = await host.addLan({ mtu: 1450 });
-  const { json: [record] } = await host.mustTapkit("attach-vm", "web_1.example");
+  const { json: [record] } = await host.mustTapkit("attach-vm", "web_1.example", ...args);
   await using guest = await NetnsGuest.start(host, record);
   const lease = await guest.dhcp();
   const { options: _options, ...seen } = lease;
@@ -54,9 +64,9 @@ Deno.test("attach-vm: the guest's lease is its record", async () => {
 });
 
 for (const value of [0, 1] as const) {
-  Deno.test(`attach-vm --ports: from everywhere, with bridge-nf-call-iptables ${value}`, async () => {
-    await withGuest(["--ports", "8080:80"], async ({ host, peer, guest }) => {
-      await setBridgeNetfilter(host, value);
+  testModes(`attach-vm --ports: everywhere, bridge-nf-call-iptables ${value}`, async (args) => {
+    await withGuest(["--ports", "8080:80", ...args], async ({ host, peer, guest }) => {
+      await setBridgeNetfilter(host, "web", value);
       assertEquals(await clientSeenBy(peer, "192.0.2.1:8080"), "192.0.2.2");
       assertEquals((await host.fetch("http://127.0.0.1:8080/")).body, "hello");
       assertEquals((await host.fetch("http://192.0.2.1:8080/")).body, "hello");
@@ -64,8 +74,9 @@ for (const value of [0, 1] as const) {
       assertEquals((await guest.fetch("http://192.0.2.1:8080/")).body, "hello");
       assertEquals((await guest.fetch("http://172.18.0.1:8080/")).body, "hello");
       // Another guest of the network, directly and by the port.
-      const { json: [record] } = await host.mustTapkit("attach-vm", "api");
+      const { json: [record] } = await host.mustTapkit("attach-vm", "api", ...args);
       await using other = await NetnsGuest.start(host, record);
+      await setBridgeNetfilter(host, "api", value);
       await other.dhcp();
       assertEquals(await clientSeenBy(other, "172.18.0.2"), "172.18.0.3");
       assertEquals((await other.fetch("http://192.0.2.1:8080/")).body, "hello");
@@ -81,9 +92,9 @@ for (const value of [0, 1] as const) {
 
 const QUICK = { timeoutSeconds: 1 };
 
-Deno.test("attach-vm --ports: an address of the host listens there only", async () => {
+testModes("attach-vm --ports: an address of the host listens there only", async (args) => {
   await withGuest(
-    ["--ports", "192.0.2.1:8080:80", "--ports", "127.0.0.1:8081:80"],
+    ["--ports", "192.0.2.1:8080:80", "--ports", "127.0.0.1:8081:80", ...args],
     async (parts) => {
       const { host, peer, guest } = parts;
       await host.must("ip", ["addr", "add", "192.0.2.7/24", "dev", "eth-lan"]);
@@ -105,8 +116,8 @@ Deno.test("attach-vm --ports: an address of the host listens there only", async 
   );
 });
 
-Deno.test("attach-vm: 127.0.0.0/8 and unpublished ports stay closed to LAN and guests", async () => {
-  await withGuest(["--ports", "127.0.0.1:8080:80"], async ({ host, peer, guest }) => {
+testModes("attach-vm: 127.0.0.0/8 and unpublished ports stay closed", async (args) => {
+  await withGuest(["--ports", "127.0.0.1:8080:80", ...args], async ({ host, peer, guest }) => {
     await host.serveHttp(9000, "of the host");
     // A server of the host's loopback alone, and attackers who route its address at the host.
     for (const [machine, gateway] of [[peer, "192.0.2.1"], [guest, "172.18.0.1"]] as const) {
@@ -128,11 +139,12 @@ Deno.test("attach-vm: 127.0.0.0/8 and unpublished ports stay closed to LAN and g
   });
 });
 
-Deno.test("attach-vm --ports: a UDP client's next datagram reaches the port's new VM", async () => {
+testModes("attach-vm --ports: a UDP client's next datagram reaches the new VM", async (args) => {
   await using host = await Host.create();
   const peer = await host.addLan();
   const start = async (name: string) => {
-    const { json: [record] } = await host.mustTapkit("attach-vm", name, "--ports", "5353:53/udp");
+    const ports = ["--ports", "5353:53/udp"];
+    const { json: [record] } = await host.mustTapkit("attach-vm", name, ...ports, ...args);
     const guest = await NetnsGuest.start(host, record);
     await guest.dhcp();
     await guest.serveUdp(53, name);
@@ -149,10 +161,10 @@ Deno.test("attach-vm --ports: a UDP client's next datagram reaches the port's ne
   assertEquals((await client.ask("?"))?.split(" ")[0], "new");
 });
 
-Deno.test("serve-dhcp: no DHCP passes between a guest and its network", async () => {
+testModes("serve-dhcp: no DHCP passes between a guest and its network", async (args) => {
   await using host = await Host.create();
   await host.addLan();
-  const { json } = await host.mustTapkit("attach-vm", "web", "rogue");
+  const { json } = await host.mustTapkit("attach-vm", "web", "rogue", ...args);
   await using web = await NetnsGuest.start(host, json[0]);
   await using rogue = await NetnsGuest.start(host, json[1]);
   await rogue.dhcp();
@@ -183,8 +195,8 @@ function isDhcp(frame: Uint8Array): boolean {
   return [67, 68].includes(view.getUint16(ports + 2));
 }
 
-Deno.test("attach-vm: a guest does not hear its own broadcasts back", async () => {
-  await withGuest([], async ({ guest }) => {
+testModes("attach-vm: a guest does not hear its own broadcasts back", async (args) => {
+  await withGuest(args, async ({ guest }) => {
     const frames = await guest.sniff(async () => {
       await guest.run("busybox", ["arping", "-c", "2", "-w", "2", "-I", "eth0", "172.18.0.99"]);
     });
@@ -194,18 +206,30 @@ Deno.test("attach-vm: a guest does not hear its own broadcasts back", async () =
   });
 });
 
-Deno.test("attach-vm: IPv6 of guests passes their network, though the namespace has none", async () => {
+testModes("attach-vm: IPv6 of guests passes, though their namespaces have none", async (args) => {
   await using host = await Host.create();
   await host.addLan();
-  const { json } = await host.mustTapkit("attach-vm", "a", "b");
+  const { json } = await host.mustTapkit("attach-vm", "a", "b", ...args);
   await using a = await NetnsGuest.start(host, json[0]);
   await using b = await NetnsGuest.start(host, json[1]);
-  await a.sh("ip addr add fd00:7::a/64 dev eth0 nodad");
-  await b.sh("ip addr add fd00:7::b/64 dev eth0 nodad");
+  // With duplicate address detection, which would hear its own probes from a hairpin port.
+  await a.sh("ip addr add fd00:7::a/64 dev eth0");
+  await b.sh("ip addr add fd00:7::b/64 dev eth0");
+  for (const guest of [a, b]) await settled(guest);
   await a.serveHttp(80, "six");
   assertEquals((await b.fetch("http://[fd00:7::a]/")).body, "six");
-  // Duplicate address detection of the guests themselves found no duplicate.
-  const addresses = JSON.parse(await a.must("ip", ["-j", "-6", "addr", "show", "eth0"]));
-  // deno-lint-ignore no-explicit-any
-  assertEquals(addresses[0].addr_info.filter((info: any) => info.dadfailed), []);
 });
+
+/** Waits until no address is tentative, and asserts that none was found to be a duplicate. */
+async function settled(guest: Machine): Promise<void> {
+  for (let round = 0; round < 50; round++) {
+    const show = ["-j", "-6", "addr", "show", "eth0"];
+    const [{ addr_info: addresses }] = JSON.parse(await guest.must("ip", show));
+    // deno-lint-ignore no-explicit-any
+    assertEquals(addresses.filter((info: any) => info.dadfailed), []);
+    // deno-lint-ignore no-explicit-any
+    if (!addresses.some((info: any) => info.tentative)) return;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  throw new Error(`an address of "${guest.name}" stays tentative`);
+}

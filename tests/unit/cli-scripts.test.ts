@@ -76,7 +76,7 @@ Deno.test("scripts: what is wrong is refused with exit code 2, one line and its 
     ["attach-vm", [], "no VM"],
     ["attach-vm", ["web", "--restore"], "--restore"],
     ["attach-vm", ["web", "--network-plugin", "docker-bridge"], "--network-plugin"],
-    ["attach-vm", ["web", "--mode", "dhcp-bridge"], '"dhcp-bridge"'],
+    ["attach-vm", ["web", "--mode", "macvtap"], '"macvtap"'],
     ["attach-vm", ["web", "--plugins", "exec"], '"exec"'],
     ["attach-vm", ["web", "--output", "firecracker"], '"firecracker"'],
   ];

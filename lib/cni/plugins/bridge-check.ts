@@ -53,16 +53,18 @@ function checkHost(context: CheckContext, config: BridgeConfig): string[] {
   return problems;
 }
 
-function checkGuest({ vmNl, prevResult, ifName, netnsPath }: CheckContext): string[] {
+function checkGuest(context: CheckContext): string[] {
+  const { vmNl, prevResult, ifName, netnsPath, identityMoved = false } = context;
   if (vmNl === undefined) return [`network namespace ${netnsPath} is gone`];
   const link = getLink(vmNl, ifName);
   if (link === undefined) return [`link "${ifName}" in ${netnsPath} is gone`];
   const problems: string[] = [];
+  if (!link.up) problems.push(`link "${ifName}" is down`);
+  if (identityMoved) return problems;
   const mac = prevResult.interfaces.find((one) => one.name === ifName && one.sandbox)?.mac;
   if (mac !== undefined && link.mac !== mac) {
     problems.push(`link "${ifName}" has the MAC ${link.mac}, not ${mac}`);
   }
-  if (!link.up) problems.push(`link "${ifName}" is down`);
   for (const { address } of prevResult.ips) {
     if (!hasAddress(vmNl, link.index, address)) {
       problems.push(`link "${ifName}" lacks the address ${address}`);

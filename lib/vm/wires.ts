@@ -1,0 +1,195 @@
+/**
+ * TAPs and what joins them to their interfaces, whatever the mode.
+ *
+ * A classic BPF filter at the ingress of either end comes before the mode's own means: it keeps DHCP,
+ * which belongs to the host, from passing, and at the interface drops what a hairpin bridge port
+ * reflects.
+ *
+ * @module
+ */
+
+import { dhcpGuard, wireGuard } from "../dhcp/filter.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import { NetlinkError } from "../netlink/errors.ts";
+import { addBpfFilter, listFilters } from "../netlink/filter.ts";
+import { deleteLink, getLink, type Link, requireLink, setLink } from "../netlink/link.ts";
+import { addIngressQdisc } from "../netlink/qdisc.ts";
+import { type Netns, withNetns } from "../sys/netns.ts";
+import { writeSysctl } from "../sys/sysctl.ts";
+import { createTap } from "../sys/tap.ts";
+import type { UndoStack } from "../undo.ts";
+import { innerBridge } from "./inner-bridge.ts";
+import { redirect } from "./redirect.ts";
+import type { AttachMode, VmInterface } from "./types.ts";
+import type { Wire, WireNames } from "./wire.ts";
+
+const WIRES: Readonly<Record<AttachMode, Wire>> = {
+  "tc-redirect": redirect,
+  "dhcp-bridge": innerBridge,
+};
+
+/** Modes in the order `auto` tries them. */
+const MODES = Object.keys(WIRES) as AttachMode[];
+
+const GUARD_PRIORITY = 1;
+
+/** A mode, or the first that the kernel has the means for. */
+export type WantedMode = "auto" | AttachMode;
+
+/** An interface as its network made it, before a mode took hold of it. */
+export type UnwiredInterface = Omit<VmInterface, "mode" | "bridge" | "tap" | "dhcpGuard">;
+
+/** How to make a wire. */
+export interface WireRequest {
+  readonly netns: Netns;
+  /** A connection of that namespace. */
+  readonly nl: NetlinkConnection;
+  readonly mode: WantedMode;
+  /** The uid, and the gid, who may open the TAP beside root. */
+  readonly owner?: number;
+  readonly group?: number;
+  readonly undo: UndoStack;
+  note(text: string): void;
+}
+
+/** The names of the links of an interface's wire. */
+export function wireNames(ifName: string): WireNames {
+  return { link: ifName, tap: `vm_${ifName}`, bridge: `br_${ifName}` };
+}
+
+/** The names of the links that wanting a mode may make. */
+export function madeLinks(ifName: string, mode: WantedMode): string[] {
+  const { tap, bridge } = wireNames(ifName);
+  return mode === "tc-redirect" ? [tap] : [tap, bridge];
+}
+
+/** Whether a mode leaves the interface without the address, MAC and routes that its network gave. */
+export function movesIdentity(mode: AttachMode): boolean {
+  return WIRES[mode].movesIdentity;
+}
+
+/**
+ * Makes an interface's TAP and joins the two, by the first mode the kernel has the means for where
+ * that is left open.
+ *
+ * Equivalent to: `ip tuntap add vm_eth0 mode tap`, `ip link set vm_eth0 mtu N up`, `tc qdisc add dev
+ * … ingress`, `tc filter add dev … parent ffff: bpf …` on either side, and what the mode does
+ *
+ * @returns the interface as it is recorded
+ */
+export function addWire(request: WireRequest, made: UnwiredInterface): VmInterface {
+  const { nl, netns, undo } = request;
+  const names = wireNames(made.name);
+  makeTap(request, names.tap);
+  const ends = {
+    nl,
+    netns,
+    names,
+    mac: made.mac,
+    link: requireLink(nl, names.link),
+    tap: requireLink(nl, names.tap),
+  };
+  setLink(nl, ends.tap.index, { mtu: made.mtu });
+  const modes = request.mode === "auto" ? MODES : [request.mode];
+  for (const [index, mode] of modes.entries()) {
+    const wire = WIRES[mode];
+    undo.push(`the wire of "${names.link}"`, () => wire.part(nl, names));
+    let guarded: boolean;
+    try {
+      guarded = addGuards(ends);
+      wire.join({ ...ends, guarded });
+    } catch (error) {
+      const next = modes[index + 1];
+      if (next === undefined || !lacksFeature(error)) throw error;
+      wire.part(nl, names);
+      request.note(`"${made.name}" gets mode ${next}: this kernel lacks ${error.missingFeature}`);
+      continue;
+    }
+    if (!guarded) {
+      request.note(
+        `warning: this kernel lacks CONFIG_NET_CLS_BPF: DHCP passes between "${made.name}" and ` +
+          "its network, and another server may answer the guest",
+      );
+    }
+    setLink(nl, ends.tap.index, { up: true });
+    const { name, network, ...rest } = made;
+    return {
+      name,
+      network,
+      mode,
+      tap: names.tap,
+      ...wire.movesIdentity ? { bridge: names.bridge } : {},
+      ...rest,
+      ...guarded ? {} : { dhcpGuard: false },
+    };
+  }
+  throw new RangeError("no mode is wanted");
+}
+
+function makeTap({ nl, netns, owner, group, undo }: WireRequest, name: string): void {
+  let made = false;
+  undo.push(`TAP "${name}"`, () => made && deleteLink(nl, name));
+  withNetns(netns, () => {
+    createTap({
+      name,
+      ...owner === undefined ? {} : { owner },
+      ...group === undefined ? {} : { group },
+    });
+    made = true;
+    // The namespace's own stack has no business on the wire; the guest's IPv6 passes all the same.
+    writeSysctl(`net/ipv6/conf/${name}/disable_ipv6`, "1");
+  });
+}
+
+/** Puts the guards on both ends, before anything can pass; false where the kernel has no means for it. */
+function addGuards(
+  { nl, link, tap, mac }: { nl: NetlinkConnection; link: Link; tap: Link; mac: string },
+): boolean {
+  const guard = (index: number, name: string, program: ReturnType<typeof dhcpGuard>) => {
+    addIngressQdisc(nl, index);
+    addBpfFilter(nl, { index, priority: GUARD_PRIORITY, name, program });
+  };
+  try {
+    guard(tap.index, "tapkit-dhcp", dhcpGuard());
+    guard(link.index, "tapkit-wire", wireGuard(mac));
+    return true;
+  } catch (error) {
+    if (lacksFeature(error)) return false;
+    throw error;
+  }
+}
+
+function lacksFeature(error: unknown): error is NetlinkError {
+  return error instanceof NetlinkError && error.missingFeature !== undefined;
+}
+
+/**
+ * Takes an interface's TAP away, and what joined the two; what is gone already is no error.
+ *
+ * @param mode `auto` where it is not known which one it came to
+ */
+export function removeWire(nl: NetlinkConnection, ifName: string, mode: WantedMode): void {
+  const names = wireNames(ifName);
+  deleteLink(nl, names.tap);
+  for (const one of mode === "auto" ? MODES : [mode]) WIRES[one].part(nl, names);
+}
+
+/** What differs from what {@linkcode addWire} made, as sentences; empty when nothing does. */
+export function checkWire(nl: NetlinkConnection, recorded: VmInterface): string[] {
+  const names = wireNames(recorded.name);
+  const link = getLink(nl, names.link);
+  const tap = getLink(nl, names.tap);
+  if (link === undefined) return [`interface "${names.link}" is missing`];
+  if (tap === undefined) return [`TAP "${names.tap}" is missing`];
+  const problems: string[] = [];
+  if (!tap.up) problems.push(`TAP "${tap.name}" is down`);
+  if (tap.mtu !== recorded.mtu) {
+    problems.push(`TAP "${tap.name}" has MTU ${tap.mtu}, not ${recorded.mtu}`);
+  }
+  for (const { index, name } of recorded.dhcpGuard === false ? [] : [tap, link]) {
+    if (listFilters(nl, index).some(({ kind }) => kind === "bpf")) continue;
+    problems.push(`the DHCP guard of "${name}" is missing`);
+  }
+  const { mac, mode } = recorded;
+  return [...problems, ...WIRES[mode].check({ nl, names, link, tap, mac })];
+}
