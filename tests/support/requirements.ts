@@ -1,5 +1,5 @@
 /**
- * What the tests and the demo need of the machine they run on, and getting it: on Debian and its
+ * What the tests, the demo and the benchmark need of the machine they run on, and getting it: on Debian and its
  * kin packages are installed with apt, elsewhere they are named.
  */
 
@@ -35,6 +35,17 @@ const REQUIREMENTS: readonly Requirement[] = [
   { needs: "/usr/lib/cni/bridge", debian: "containernetworking-plugins" },
 ];
 
+/** What the benchmark compares with; the C program is left out where there is no compiler. */
+const BENCH_REQUIREMENTS: readonly Requirement[] = [
+  ...["unshare", "nsenter", "mount", "ip", "tc", "nft"].map((name) =>
+    REQUIREMENTS.find(({ needs }) => needs === name)!
+  ),
+  { needs: "xtables-nft-multi", debian: "iptables" },
+  { needs: "xtables-legacy-multi", debian: "iptables" },
+  { needs: "/usr/lib/cni/bridge", debian: "containernetworking-plugins" },
+  { needs: "/usr/lib/podman/netavark", debian: "netavark" },
+];
+
 /** The end of a program that cannot do its work here; said in one line. */
 export class NotHere extends Error {}
 
@@ -44,9 +55,11 @@ export class NotHere extends Error {}
  * @param purpose what they are for
  * @throws {NotHere} with what a person has to do
  */
-export async function ensureRequirements(purpose: "tests" | "demo"): Promise<void> {
+export async function ensureRequirements(purpose: "tests" | "demo" | "bench"): Promise<void> {
   refuse(Deno.build.os !== "linux", "tapkit is for Linux");
-  const wanted = REQUIREMENTS.filter(({ demo }) => purpose === "tests" || demo === true);
+  const wanted = purpose === "bench"
+    ? BENCH_REQUIREMENTS
+    : REQUIREMENTS.filter(({ demo }) => purpose === "tests" || demo === true);
   const missing = await missingOf(wanted);
   const packages = [...new Set(missing.map(({ debian }) => debian))];
   const list = packages.join(" ");

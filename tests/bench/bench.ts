@@ -1,0 +1,276 @@
+/**
+ * Compares tapkit with the CNI reference plugins, netavark and a C program: `deno task bench`.
+ *
+ * Everything happens in throwaway hosts, in one run, and what is compared takes turns, so that
+ * the load of the machine meets all alike. What counts is ratios. The table goes to
+ * tests/bench/results.md.
+ *
+ * Flags: `--rounds N` (12), `--many N` (300), `--full` (the CNI plugins with that many too, which
+ * takes minutes), `--dry` (print, do not write results.md).
+ */
+
+import { parseArgs } from "@std/cli/parse-args";
+import { Host } from "../support/host.ts";
+import { ROOT, type Running } from "../support/machine.ts";
+import { ensureRequirements, NotHere } from "../support/requirements.ts";
+import type { Answer, Contestant, Job } from "./contestant.ts";
+import { moduleCounts } from "./modules.ts";
+import {
+  type BatchFigures,
+  type Lap,
+  median,
+  type Results,
+  type SingleFigures,
+  writeReport,
+} from "./report.ts";
+
+const SCRIPT = `${ROOT}/scripts/attach-vm.ts`;
+const RESULTS = `${ROOT}/tests/bench/results.md`;
+/** A contestant's search path: a directory with the iptables of one kind comes first. */
+const BIN_DIR = "/run/bench-bin";
+const IPTABLES_NAMES = ["iptables", "ip6tables"].flatMap((name) =>
+  ["", "-save", "-restore"].map((suffix) => name + suffix)
+);
+/** How long what a command left in the background is given to settle before the next. */
+const SETTLE_MS = { alone: 150, many: 40 } as const;
+const JOB_TIMEOUT_MS = 600_000;
+const DHCP_EXCHANGES = 300;
+
+/** A host with one contestant in it. */
+class Booth implements AsyncDisposable {
+  readonly name: string;
+  readonly host: Host;
+  readonly #process: Running;
+
+  private constructor(name: string, host: Host, process: Running) {
+    this.name = name;
+    this.host = host;
+    this.#process = process;
+  }
+
+  static async open(
+    name: string,
+    contestant: Contestant,
+    iptables: "nft" | "legacy" = "nft",
+  ): Promise<Booth> {
+    const host = await Host.create({ name: "bench" });
+    await host.addLan();
+    await Deno.mkdir(host.path(BIN_DIR));
+    for (const tool of IPTABLES_NAMES) {
+      await Deno.symlink(`/usr/sbin/xtables-${iptables}-multi`, host.path(`${BIN_DIR}/${tool}`));
+    }
+    const script = `${ROOT}/tests/bench/contestant.ts`;
+    const path = `${BIN_DIR}:${Deno.env.get("PATH") ?? "/usr/bin:/bin"}:/usr/sbin:/sbin`;
+    const process = host.spawn(
+      Deno.execPath(),
+      ["run", "-A", script, JSON.stringify(contestant)],
+      { env: { PATH: path } },
+    );
+    await process.line((line) => line === "ready");
+    return new Booth(name, host, process);
+  }
+
+  async do(job: Job): Promise<Answer & { ms: number; cpuMs: number }> {
+    const from = this.#process.lines.length;
+    await this.#process.write(`${JSON.stringify(job)}\n`);
+    const line = await this.#process.line(() => true, { from, timeoutMs: JOB_TIMEOUT_MS });
+    const answer: Answer = JSON.parse(line);
+    if (answer.error !== undefined) throw new Error(`${this.name}: ${answer.error}`);
+    return { ...answer, ms: answer.ms!, cpuMs: answer.cpuMs! };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.host[Symbol.asyncDispose]();
+  }
+}
+
+interface Laps {
+  readonly attach: Lap[];
+  readonly remove: Lap[];
+}
+
+const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Attaches and removes one VM, booth after booth, round after round. */
+async function takeTurns(
+  booths: readonly Booth[],
+  rounds: number,
+  settleMs: number,
+): Promise<Map<string, SingleFigures>> {
+  const laps = new Map(booths.map(({ name }) => [name, { attach: [], remove: [] } as Laps]));
+  for (let round = 0; round < rounds; round++) {
+    for (let turn = 0; turn < booths.length; turn++) {
+      const booth = booths[(round + turn) % booths.length]!;
+      for (const what of ["attach", "remove"] as const) {
+        const { ms, cpuMs } = await booth.do({ do: what, vm: 9000 });
+        laps.get(booth.name)![what].push({ ms, cpuMs });
+        await pause(settleMs);
+      }
+    }
+  }
+  return laps;
+}
+
+function batchFigures(laps: readonly number[], totalMs: number): BatchFigures {
+  const each = laps.map((lap, index) => lap - (laps[index - 1] ?? 0));
+  // The first lap holds the start of the program.
+  const own = each.slice(1);
+  return {
+    perVm: totalMs / laps.length,
+    median: median(own),
+    first: median(own.slice(0, 20)),
+    last: median(own.slice(-20)),
+  };
+}
+
+/** The C program in a host of its own. */
+async function runBaseline(program: string, count: number): Promise<BatchFigures> {
+  await using host = await Host.create({ name: "bench" });
+  await host.addLan();
+  await host.must("mkdir", ["-p", "/var/lib/bench"]);
+  const start = performance.now();
+  const output = await host.must(program, [String(count), "/var/lib/bench"], {
+    timeoutMs: JOB_TIMEOUT_MS,
+  });
+  const totalMs = performance.now() - start;
+  let lap = 0;
+  return batchFigures(output.trim().split("\n").map((ms) => lap += Number(ms)), totalMs);
+}
+
+async function measureDhcp(host: Host): Promise<number[]> {
+  const { json: [record] } = await host.mustTapkit("attach-vm", "dhcp");
+  await pause(500);
+  const { mac, tap } = record.interfaces[0];
+  const script = `${ROOT}/tests/bench/dhcp-latency.ts`;
+  const output = await host.must(
+    Deno.execPath(),
+    ["run", "-A", script, record.netns, tap, mac, String(DHCP_EXCHANGES)],
+  );
+  await host.mustTapkit("attach-vm", "dhcp", "--remove");
+  return output.trim().split("\n").map(Number);
+}
+
+async function outputOf(command: string, ...args: string[]): Promise<string> {
+  const { success, stdout, stderr } = await new Deno.Command(command, { args, cwd: ROOT }).output();
+  if (success) return new TextDecoder().decode(stdout).trim();
+  throw new Error(`${command} ${args.join(" ")}: ${new TextDecoder().decode(stderr)}`);
+}
+
+/** Whether the machine has a C compiler, and the program it made. */
+async function compileBaseline(directory: string): Promise<string | undefined> {
+  const program = `${directory}/baseline`;
+  const source = `${ROOT}/tests/bench/baseline.c`;
+  try {
+    await outputOf("cc", "-O2", "-o", program, source, "-ldl");
+    return program;
+  } catch (error) {
+    console.error(`the C program is left out: ${error instanceof Error ? error.message : error}`);
+    return undefined;
+  }
+}
+
+async function main(args: readonly string[]): Promise<void> {
+  const flags = parseArgs([...args], { string: ["rounds", "many"], boolean: ["full", "dry"] });
+  const rounds = Number(flags.rounds ?? 12);
+  const many = Number(flags.many ?? 300);
+  await ensureRequirements("bench");
+  const directory = await Deno.makeTempDir({ prefix: "tapkit-bench-" });
+  try {
+    const results = await measure(directory, { rounds, many, full: flags.full === true });
+    const text = writeReport(results);
+    console.log(text);
+    if (flags.dry !== true) await Deno.writeTextFile(RESULTS, text);
+  } finally {
+    await Deno.remove(directory, { recursive: true });
+  }
+}
+
+async function measure(
+  directory: string,
+  { rounds, many, full }: { rounds: number; many: number; full: boolean },
+): Promise<Results> {
+  const began = performance.now();
+  const say = (text: string) =>
+    console.error(`${((performance.now() - began) / 1000).toFixed(0)} s: ${text}`);
+  const bundle = `${directory}/attach-vm.js`;
+  await outputOf(Deno.execPath(), "bundle", "--quiet", "-o", bundle, SCRIPT);
+  const baseline = await compileBaseline(directory);
+
+  await using stack = new AsyncDisposableStack();
+  const open = async (...how: Parameters<typeof Booth.open>) => stack.use(await Booth.open(...how));
+  const source = await open("tapkit, from source", { kind: "tapkit", program: SCRIPT });
+  const bundled = await open("tapkit, one file", { kind: "tapkit", program: bundle });
+  const netavark = [
+    await open("netavark, iptables-nft", { kind: "netavark" }, "nft"),
+    await open("netavark, iptables-legacy", { kind: "netavark" }, "legacy"),
+  ];
+  const cni = [
+    await open("CNI plugins, iptables-nft", { kind: "cni" }, "nft"),
+    await open("CNI plugins, iptables-legacy", { kind: "cni" }, "legacy"),
+  ];
+  const booths = [source, ...netavark, bundled, ...cni];
+
+  say("warming up");
+  await takeTurns(booths, 1, SETTLE_MS.alone);
+  say(`one VM, ${rounds} rounds`);
+  const alone = await takeTurns(booths, rounds, SETTLE_MS.alone);
+
+  const batch = new Map<string, BatchFigures[]>();
+  const record = (name: string, figures: BatchFigures) =>
+    batch.set(name, [...batch.get(name) ?? [], figures]);
+  const runC = async () => {
+    if (baseline !== undefined) record("C", await runBaseline(baseline, many));
+  };
+  for (const booth of [source, bundled]) {
+    say(`${many} VMs in one call: ${booth.name}`);
+    await runC();
+    const { laps, ms } = await booth.do({ do: "batch", from: 0, count: many });
+    record(booth.name, batchFigures(laps!, ms));
+  }
+  await runC();
+
+  const filled = [...netavark, ...full ? cni : []];
+  say(`${many} attachments with ${filled.map(({ name }) => name).join(", ")}`);
+  await Promise.all(filled.map((booth) => booth.do({ do: "batch", from: 0, count: many })));
+  say(`one VM with ${many} there, ${rounds} rounds`);
+  const crowded = await takeTurns([source, bundled, ...filled], rounds, SETTLE_MS.many);
+
+  say("DHCP");
+  const dhcp = await measureDhcp(source.host);
+  say("done");
+  return {
+    many,
+    rounds,
+    alone,
+    crowded,
+    batch,
+    dhcp,
+    modules: await moduleCounts(),
+    bundleBytes: (await Deno.stat(bundle)).size,
+    machine: await describeMachine(),
+    seconds: (performance.now() - began) / 1000,
+  };
+}
+
+async function describeMachine(): Promise<string[]> {
+  const packages = ["containernetworking-plugins", "netavark", "iptables"];
+  const versions = await outputOf("dpkg-query", "-W", "-f", "${Package} ${Version}, ", ...packages)
+    .catch(() => "");
+  const load = Deno.loadavg().map((value) => value.toFixed(1)).join(" ");
+  const cpu = /model name\s*: (.*)/.exec(await Deno.readTextFile("/proc/cpuinfo"))?.[1] ?? "?";
+  return [
+    `${navigator.hardwareConcurrency} × ${cpu}, Linux ${Deno.osRelease()}, load ${load}`,
+    `Deno ${Deno.version.deno}; ${versions.replace(/, $/, "")}`,
+  ];
+}
+
+if (import.meta.main) {
+  try {
+    await main(Deno.args);
+    Deno.exit(0);
+  } catch (error) {
+    if (!(error instanceof NotHere)) throw error;
+    console.error(`bench: ${error.message}`);
+    Deno.exit(1);
+  }
+}

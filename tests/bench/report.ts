@@ -1,0 +1,219 @@
+/**
+ * The benchmark's figures as text.
+ *
+ * @module
+ */
+
+import type { ModuleCount } from "./modules.ts";
+
+/** One command: from process start to exit, and what of that its processes computed. */
+export interface Lap {
+  readonly ms: number;
+  readonly cpuMs: number;
+}
+
+/** Single commands, one for each round. */
+export interface SingleFigures {
+  readonly attach: readonly Lap[];
+  readonly remove: readonly Lap[];
+}
+
+type What = keyof SingleFigures;
+type Unit = keyof Lap;
+
+/** Milliseconds per VM of one batch. */
+export interface BatchFigures {
+  /** From process start to exit, by the number of VMs. */
+  readonly perVm: number;
+  /** From one VM's record to the next one's. */
+  readonly median: number;
+  /** The median of the first 20. */
+  readonly first: number;
+  readonly last: number;
+}
+
+/** Everything that was measured. */
+export interface Results {
+  readonly many: number;
+  readonly rounds: number;
+  readonly alone: ReadonlyMap<string, SingleFigures>;
+  readonly crowded: ReadonlyMap<string, SingleFigures>;
+  readonly batch: ReadonlyMap<string, readonly BatchFigures[]>;
+  /** Microseconds. */
+  readonly dhcp: readonly number[];
+  readonly modules: readonly ModuleCount[];
+  readonly bundleBytes: number;
+  readonly machine: readonly string[];
+  readonly seconds: number;
+}
+
+/** What tapkit must reach of the faster netavark. */
+const BOUNDS = {
+  alone: { "tapkit, from source": 0.8, "tapkit, one file": 0.6 },
+  crowded: { "tapkit, from source": 0.35, "tapkit, one file": 0.35 },
+  batchMs: 5,
+  batchOfC: 1.5,
+  lastOfFirst: 2,
+} as const;
+
+/** The middle one of the values. */
+export function median(values: readonly number[]): number {
+  return quantile(values, 0.5);
+}
+
+function quantile(values: readonly number[], q: number): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * q))] ?? Number.NaN;
+}
+
+const ms = (value: number) => value < 10 ? value.toFixed(1) : value.toFixed(0);
+const row = (cells: readonly string[]) => `| ${cells.join(" | ")} |`;
+
+function table(head: readonly string[], rows: readonly (readonly string[])[]): string[] {
+  const widths = head.map((cell, column) =>
+    Math.max(3, ...[head, ...rows].map((cells) => (cells[column] ?? cell).length))
+  );
+  const pad = (cells: readonly string[]) =>
+    row(cells.map((cell, column) => cell.padEnd(widths[column] ?? 0)));
+  return [pad(head), row(widths.map((width) => "-".repeat(width))), ...rows.map(pad)];
+}
+
+function medianOf(laps: readonly Lap[], unit: Unit): number {
+  return median(laps.map((lap) => lap[unit]));
+}
+
+/** The median of the faster netavark: the least of its variants' medians. */
+function fasterNetavark(
+  figures: ReadonlyMap<string, SingleFigures>,
+  what: What,
+  unit: Unit,
+): number {
+  const medians = [...figures].filter(([name]) => name.startsWith("netavark"))
+    .map(([, single]) => medianOf(single[what], unit));
+  return Math.min(...medians);
+}
+
+function singleCell(
+  figures: ReadonlyMap<string, SingleFigures>,
+  name: string,
+  what: What,
+  unit: Unit,
+): string {
+  const own = figures.get(name);
+  if (own === undefined) return "";
+  const value = medianOf(own[what], unit);
+  return `${ms(value)} ms (${(value / fasterNetavark(figures, what, unit)).toFixed(2)})`;
+}
+
+function singleTable({ alone, crowded, many }: Results, unit: Unit): string[] {
+  const rows = [...alone.keys()].map((name) => [
+    name,
+    ...[alone, crowded].flatMap((figures) =>
+      (["attach", "remove"] as const).map((what) => singleCell(figures, name, what, unit))
+    ),
+  ]);
+  return table(["", "attach", "remove", `attach, ${many} there`, `remove, ${many} there`], rows);
+}
+
+/** A bound, what was reached, and whether that is enough. */
+type Verdict = readonly [what: string, bound: number, reached: number];
+
+function verdicts({ alone, crowded, batch, many }: Results): Verdict[] {
+  const list: Verdict[] = [];
+  for (
+    const [figures, bounds, where] of [
+      [alone, BOUNDS.alone, "alone"],
+      [crowded, BOUNDS.crowded, `with ${many} there`],
+    ] as const
+  ) {
+    for (const [name, bound] of Object.entries(bounds)) {
+      for (const what of ["attach", "remove"] as const) {
+        const own = medianOf(figures.get(name)![what], "ms");
+        const ratio = own / fasterNetavark(figures, what, "ms");
+        list.push([`${name}: ${what} ${where}, of netavark`, bound, ratio]);
+      }
+    }
+  }
+  const c = batch.get("C") ?? [];
+  for (const [name, runs] of batch) {
+    if (name === "C") continue;
+    const of = (pick: (figures: BatchFigures) => number) => median(runs.map(pick));
+    list.push([`${name}: ${many} in one call, ms each`, BOUNDS.batchMs, of((run) => run.perVm)]);
+    if (c.length > 0) {
+      const ratio = of((run) => run.perVm) / median(c.map((run) => run.perVm));
+      list.push([`${name}: ${many} in one call, of the C program`, BOUNDS.batchOfC, ratio]);
+    }
+    const growth = of((run) => run.last / run.first);
+    list.push([`${name}: the last 20, of the first 20`, BOUNDS.lastOfFirst, growth]);
+  }
+  return list;
+}
+
+/** The text of results.md. */
+export function writeReport(results: Results): string {
+  const { batch, dhcp, modules, many, rounds } = results;
+  const batches = [...batch].map(([name, runs]) => {
+    const of = (pick: (figures: BatchFigures) => number) => ms(median(runs.map(pick)));
+    return [
+      name === "C" ? "a C program, the same calls" : name,
+      ...[of((run) => run.perVm), of((run) => run.median)],
+      ...[of((run) => run.first), of((run) => run.last)],
+    ];
+  });
+  return [
+    "# Benchmark",
+    "",
+    "Written by `deno task bench`: everything in one run, in throwaway hosts, taking turns. Milliseconds",
+    "depend on the machine and on what else it does; ratios are what counts.",
+    "",
+    ...results.machine.map((line) => `- ${line}`),
+    `- ${rounds} rounds, ${results.seconds.toFixed(0)} s`,
+    "",
+    "## One VM with one published port",
+    "",
+    "From process start to exit, medians; in brackets the ratio to the faster netavark. The peers'",
+    "figures include `ip netns add` and `ip netns del`.",
+    "",
+    ...singleTable(results, "ms"),
+    "",
+    "The processor time of the same commands, which other load on the machine changes less:",
+    "",
+    ...singleTable(results, "cpuMs"),
+    "",
+    `## ${many} VMs in one call`,
+    "",
+    "Milliseconds for each, of the whole process and from record to record.",
+    "",
+    ...table(["", "whole", "each", "first 20", "last 20"], batches),
+    "",
+    "## Bounds",
+    "",
+    ...table(
+      ["", "at most", "reached", ""],
+      verdicts(results).map(([what, bound, reached]) => [
+        what,
+        String(bound),
+        reached.toFixed(2),
+        reached <= bound ? "met" : "**missed**",
+      ]),
+    ),
+    "",
+    "## Start-up and DHCP",
+    "",
+    "Modules a script evaluates at once, and with those it loads when they are needed:",
+    "",
+    ...table(
+      ["script", "at once", "in all"],
+      modules.map(({ script, eager, graph }) => [script, String(eager), String(graph)]),
+    ),
+    "",
+    `One file (\`deno bundle scripts/attach-vm.ts\`): ${
+      (results.bundleBytes / 1024).toFixed(0)
+    } KiB.`,
+    "",
+    `DISCOVER to OFFER through the TAP, ${dhcp.length} exchanges: median ${
+      ms(median(dhcp) / 1000)
+    } ms, 99th percentile ${ms(quantile(dhcp, 0.99) / 1000)} ms.`,
+    "",
+  ].join("\n");
+}
