@@ -27,6 +27,8 @@ const NFTA_DATA_VALUE = 1;
 /** libnftnl/udata.h: the same number for rules and for elements. */
 const NFTNL_UDATA_COMMENT = 0;
 
+const textEncoder = new TextEncoder();
+
 /** Bytes of a field, without padding. */
 const FIELD_SIZES: Readonly<Record<Field, number>> = {
   ipv4_addr: 4,
@@ -68,16 +70,18 @@ export function encodeElements(
       list.attrNested(nested(NFTA_LIST_ELEM), (entry) => {
         entry.attrNested(
           nested(NFTA_SET_ELEM.KEY),
-          (data) => data.attrBytes(NFTA_DATA_VALUE, encodeFields(keyFields, key)),
+          (data) =>
+            data.attrNested(NFTA_DATA_VALUE, (fields) => writeFields(fields, keyFields, key)),
         );
         if (content === "keys") return;
         if (value !== undefined && valueFields !== undefined) {
           entry.attrNested(
             nested(NFTA_SET_ELEM.DATA),
-            (data) => data.attrBytes(NFTA_DATA_VALUE, encodeFields(valueFields, value)),
+            (data) =>
+              data.attrNested(NFTA_DATA_VALUE, (fields) => writeFields(fields, valueFields, value)),
           );
         }
-        entry.attrBytes(NFTA_SET_ELEM.USERDATA, encodeComment(owner));
+        entry.attrNested(NFTA_SET_ELEM.USERDATA, (userdata) => writeComment(userdata, owner));
       });
     }
   });
@@ -130,6 +134,11 @@ function decodeData(fields: readonly Field[], data: Decoder): string[] | undefin
 /** Fields one after another, each padded to four bytes. */
 export function encodeFields(fields: readonly Field[], texts: readonly string[]): Uint8Array {
   const encoder = new Encoder(64);
+  writeFields(encoder, fields, texts);
+  return encoder.finish();
+}
+
+function writeFields(encoder: Encoder, fields: readonly Field[], texts: readonly string[]): void {
   fields.forEach((field, index) => {
     const text = texts[index]!;
     switch (field) {
@@ -144,13 +153,12 @@ export function encodeFields(fields: readonly Field[], texts: readonly string[])
         encoder.u16be(Number(text)).zero(2);
         break;
       case "ifname": {
-        const name = new TextEncoder().encode(text);
+        const name = textEncoder.encode(text);
         encoder.bytes(name).zero(FIELD_SIZES.ifname - name.length);
         break;
       }
     }
   });
-  return encoder.finish();
 }
 
 /** Reads fields; undefined when the bytes are not of their sizes. */
@@ -181,9 +189,9 @@ export function decodeFields(fields: readonly Field[], bytes: Uint8Array): strin
   });
 }
 
-function encodeComment(comment: string): Uint8Array {
-  const text = new TextEncoder().encode(comment);
-  return new Encoder().u8(NFTNL_UDATA_COMMENT).u8(text.length + 1).bytes(text).zero(1).finish();
+function writeComment(encoder: Encoder, comment: string): void {
+  const text = textEncoder.encode(comment);
+  encoder.u8(NFTNL_UDATA_COMMENT).u8(text.length + 1).bytes(text).zero(1);
 }
 
 /** The comment among user data: a row of type, length and value, a byte each for the first two. */

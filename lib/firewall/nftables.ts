@@ -5,7 +5,7 @@
  */
 
 import { isIp, isLoopback } from "../inet/ip.ts";
-import { PortConflictError } from "../inet/ports.ts";
+import { PortConflictError, type PortMapping, type TakenPorts } from "../inet/ports.ts";
 import { listAddresses } from "../netlink/address.ts";
 import { deleteConntrack, openNetfilter } from "../netlink/conntrack.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
@@ -30,6 +30,7 @@ import {
   planAdd,
   planDropTable,
   planTable,
+  portQuery,
   RULE_MARKS,
   type RuleMark,
   rulesOf,
@@ -179,6 +180,25 @@ export class NftFirewall implements Disposable {
   /** The guests whose rules the kernel has. Ranges come as single ports, `forward` as true. */
   listGuests(): GuestRules[] {
     return rulesOf(this.#readAll().filter(({ owner }) => owner !== ""));
+  }
+
+  /**
+   * The mappings in the table that `wanted` could meet, by their owners' tags; all there are
+   * where a host port is to be chosen. The cost does not grow with the number of mappings.
+   *
+   * @returns undefined where there is no table to ask
+   */
+  portsInTheWay(wanted: readonly PortMapping[]): TakenPorts[] | undefined {
+    if (!tableExists(this.#netfilter)) return undefined;
+    const { keys, whole } = portQuery(wanted);
+    const found = [
+      ...whole.flatMap((set) => readSet(this.#netfilter, set)),
+      ...readElements(this.#netfilter, keys).values(),
+    ];
+    return found.map((element) => ({
+      owner: element.owner,
+      mappings: [{ ...hostPortOf(element), vmPort: Number(element.value?.[1]) }],
+    }));
   }
 
   /**

@@ -8,7 +8,13 @@
  */
 
 import { type Family, isIp } from "../inet/ip.ts";
-import { expandPorts, isWildcard, portFamilies, type Protocol } from "../inet/ports.ts";
+import {
+  expandPorts,
+  isWildcard,
+  portFamilies,
+  type PortMapping,
+  type Protocol,
+} from "../inet/ports.ts";
 import type { GuestRules } from "./model.ts";
 
 /** The table's name; its family is inet. */
@@ -251,6 +257,36 @@ export function elementsOf(rules: GuestRules): Element[] {
     }
   }
   return elements;
+}
+
+/** What has to be read to know whether host ports are mapped. */
+export interface PortQuery {
+  /** Elements by their keys. */
+  readonly keys: readonly Element[];
+  readonly whole: readonly SetName[];
+}
+
+/**
+ * Where mappings that `wanted` could meet stand: under its own keys, and, as a wildcard meets
+ * every address's mapping, of which there are few, among all of those. Choosing a port takes all.
+ */
+export function portQuery(wanted: readonly PortMapping[]): PortQuery {
+  if (wanted.some(({ hostPort }) => hostPort === 0)) {
+    return { keys: [], whole: ["ports4", "ports6", "ports_at4", "ports_at6"] };
+  }
+  const keys: Element[] = [];
+  const whole = new Set<SetName>();
+  for (const mapping of wanted) {
+    for (const family of portFamilies(mapping, [4, 6])) {
+      for (const { hostIP, hostPort, protocol } of expandPorts(mapping)) {
+        const port = [protocol, `${hostPort}`];
+        keys.push({ set: `ports${family}`, key: port, owner: "" });
+        if (isWildcard(hostIP)) whole.add(`ports_at${family}`);
+        else keys.push({ set: `ports_at${family}`, key: [hostIP, ...port], owner: "" });
+      }
+    }
+  }
+  return { keys: keys.filter(({ set }) => !whole.has(set)), whole: [...whole] };
 }
 
 /** The rules that elements were made of, by owner. `forward` is not kept in the kernel: true. */
