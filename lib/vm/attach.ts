@@ -141,12 +141,12 @@ function rewire(host: HostPaths, record: StoredRecord): StoredRecord {
 /** Puts the firewall's rules back, with the ports that are wanted now. */
 function changeRules(host: HostPaths, old: StoredRecord, wanted: AttachRequest): StoredRecord {
   const [rules] = old.made.guests;
+  using firewall = NftFirewall.open();
   const ports = hasPorts(old, wanted)
     ? old.ports
-    : bindToFamilies(reservePorts(host, wanted), rules?.addresses ?? []);
+    : bindToFamilies(reservePorts(host, firewall, wanted), rules?.addresses ?? []);
   const guests = old.made.guests.map((guest, index) => index === 0 ? { ...guest, ports } : guest);
   const record = { ...old, ports, made: { ...old.made, request: wanted, guests } };
-  using firewall = NftFirewall.open();
   const undo = new UndoStack();
   try {
     guests.forEach((guest, index) => {
@@ -179,7 +179,8 @@ function attachAnew(
   using stack = new DisposableStack();
   try {
     const hostNl = stack.use(NetlinkConnection.open());
-    const ports = reservePorts(host, wanted);
+    const firewall = stack.use(NftFirewall.open());
+    const ports = reservePorts(host, firewall, wanted);
     const mac = wanted.mac === undefined ? randomMac() : formatMac(parseMac(wanted.mac));
     const networks = planNetworks(host, hostNl, id, { ...wanted, mac }, ports);
     const planned = plannedRecord(id, request, networks);
@@ -215,7 +216,6 @@ function attachAnew(
       ...guest ?? plainRules(`${name}/${interfaces[index]!.name}`, interfaces[index]!),
       ports: index === 0 ? bound : [],
     }));
-    const firewall = stack.use(NftFirewall.open());
     for (const guest of guests) {
       undo.push(`the rules of ${guest.owner}`, () => {
         firewall.remove(guest);

@@ -5,13 +5,14 @@
  */
 
 import { chooseHostPorts, refuseListeners } from "../firewall/host-ports.ts";
+import type { NftFirewall } from "../firewall/nftables.ts";
 import {
   bindPorts,
   findPortConflict,
-  formatPort,
   parsePorts,
   PortConflictError,
   type PortMapping,
+  type TakenPorts,
 } from "../inet/ports.ts";
 import { type Family, isIp } from "../inet/ip.ts";
 import { type HostPaths, readRecords, type StoredRecord } from "./state.ts";
@@ -19,30 +20,48 @@ import type { AttachRequest } from "./types.ts";
 
 /**
  * The ports of a request, with a host port chosen wherever 0 asks for one. The caller holds the
- * host's lock until they are recorded.
+ * host's lock until they are in the firewall.
  *
  * @throws {PortConflictError} when another VM or a process has one of them
  */
-export function reservePorts(host: HostPaths, request: AttachRequest): PortMapping[] {
+export function reservePorts(
+  host: HostPaths,
+  firewall: NftFirewall,
+  request: AttachRequest,
+): PortMapping[] {
   const { name, ports = [] } = request;
   if (ports === "none" || ports.length === 0) return [];
-  const taken = readRecords(host)
-    .filter(({ vm }) => vm !== name)
-    .map(({ vm, ports }) => ({ owner: vm, mappings: ports }));
-  const wanted = chooseHostPorts(parsePorts(ports), taken);
+  const asked = parsePorts(ports);
+  const taken = takenPorts(host, firewall, asked).filter(({ owner }) => owner !== name);
+  const wanted = chooseHostPorts(asked, taken);
   const conflict = findPortConflict(wanted, taken);
   if (conflict !== undefined) {
-    const { owner, hostPort } = conflict;
-    const holder = taken.find((one) => one.owner === owner)!.mappings
-      .find(({ hostPort: first, range = 1 }) => hostPort >= first && hostPort < first + range)!;
+    const { owner } = conflict;
     throw new PortConflictError(
       conflict,
       `already mapped to VM "${owner}"`,
-      `choose another port or run map-port ${owner} --remove ${formatPort(holder)}`,
+      `choose another host port, or give "${owner}" others (attach-vm ${owner} --ports …)`,
     );
   }
   refuseListeners(wanted);
   return wanted;
+}
+
+/**
+ * What VMs have, by their names: as the kernel has it, which knows in the same time however many
+ * there are; as the records have it when somebody took the kernel's table away.
+ */
+function takenPorts(
+  host: HostPaths,
+  firewall: NftFirewall,
+  asked: readonly PortMapping[],
+): TakenPorts[] {
+  const inTheWay = firewall.portsInTheWay(asked);
+  if (inTheWay === undefined) {
+    return readRecords(host).map(({ vm, ports }) => ({ owner: vm, mappings: ports }));
+  }
+  // An owner's tag is NAME/INTERFACE.
+  return inTheWay.map(({ owner, mappings }) => ({ owner: owner.split("/", 1)[0]!, mappings }));
 }
 
 /**

@@ -209,6 +209,31 @@ Deno.test("attach-vm: several VMs in one call, each a transaction of its own", a
   await host.assertRestored(before);
 });
 
+Deno.test("attach-vm --ports: a wildcard meets every address, another protocol or address none", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await host.mustTapkit("attach-vm", "a", "--ports", "127.0.0.1:9000:80", "--ports", "9001:80");
+  const cases: [ports: string, taken: boolean][] = [
+    ["9000:80", true],
+    ["0.0.0.0:9000:80", true],
+    ["127.0.0.1:9000:81", true],
+    ["192.0.2.1:9001:80", true],
+    ["8999-9000:80-81", true],
+    ["192.0.2.1:9000:80", false],
+    ["9000:80/udp", false],
+    ["9002:80", false],
+  ];
+  for (const [ports, taken] of cases) {
+    const { code, stderr } = await host.tapkit("attach-vm", "b", "--ports", ports);
+    assertEquals(code, taken ? 1 : 0, `${ports}: ${stderr}`);
+    if (taken) assertMatch(stderr, /is already mapped to VM "a": choose another host port/);
+  }
+  // With the kernel's table gone, the records still know.
+  await host.sh("nft delete table inet tapkit");
+  const { stderr } = await host.tapkit("attach-vm", "c", "--ports", "9001:80");
+  assertMatch(stderr, /host port 9001\/tcp is already mapped to VM "a"/);
+});
+
 Deno.test("attach-vm: the bridge and its MAC stay as VMs come and go, and go with the last", async () => {
   await using host = await Host.create();
   await host.addLan();
