@@ -10,7 +10,7 @@ import { listAddresses } from "../netlink/address.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink } from "../netlink/link.ts";
 import { listConfigFiles, parseConfig, validateInterfaceName } from "./conflist.ts";
-import { writeFileOnce } from "./file.ts";
+import { sweepTemporaries, writeFileOnce } from "./file.ts";
 import {
   chooseIpv6,
   chooseSubnet,
@@ -113,6 +113,11 @@ export function installDefaultCni(options: DefaultCniOptions): DefaultCniReport 
   if (options.print) return { path, installed: false, ...describeNetwork(network), text };
   if (!writeFileOnce(path, text)) return alreadyThere(path, [path]);
   return { path, installed: true, ...describeNetwork(network) };
+}
+
+/** Removes what a process that was killed while it installed the network left behind. */
+export function tidyDefaultCni(confDir: string): void {
+  sweepTemporaries(confDir, FILE);
 }
 
 /** The file's text. */

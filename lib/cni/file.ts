@@ -17,7 +17,7 @@ export function writeFileOnce(path: string, text: string): boolean {
   const name = path.slice(cut + 1);
   try {
     makeDirectory(directory);
-    sweep(directory, name);
+    sweepTemporaries(directory, name);
     const temporary = `${directory}/.${name}.${Deno.pid}`;
     try {
       using file = Deno.openSync(temporary, { write: true, create: true, truncate: true });
@@ -33,7 +33,7 @@ export function writeFileOnce(path: string, text: string): boolean {
     opened.syncSync();
     return true;
   } catch (error) {
-    if (error instanceof Deno.errors.AlreadyExists && isFile(path)) return false;
+    if (error instanceof Deno.errors.AlreadyExists && isThere(path)) return false;
     const reason = error instanceof Error ? error.message : String(error);
     throw new TapkitError(`cannot write ${path}: ${reason}`, {
       mend: "run as root, and check the directory and its free space",
@@ -51,12 +51,13 @@ function makeDirectory(directory: string): void {
   Deno.mkdirSync(directory, { recursive: true, mode: 0o755 });
 }
 
-/** Removes what processes that were killed while writing left behind. */
-function sweep(directory: string, name: string): void {
+/** Removes what processes that were killed while writing a file left beside it. */
+export function sweepTemporaries(directory: string, name: string): void {
+  if (!isThere(directory)) return;
   for (const { name: found } of Deno.readDirSync(directory)) {
     if (!found.startsWith(`.${name}.`)) continue;
     const pid = found.slice(name.length + 2);
-    if (/^\d+$/.test(pid) && !isFile(`/proc/${pid}/stat`)) removeIfThere(`${directory}/${found}`);
+    if (/^\d+$/.test(pid) && !isThere(`/proc/${pid}/stat`)) removeIfThere(`${directory}/${found}`);
   }
 }
 
@@ -72,7 +73,7 @@ function removeIfThere(path: string): void {
   }
 }
 
-function isFile(path: string): boolean {
+function isThere(path: string): boolean {
   try {
     Deno.lstatSync(path);
     return true;

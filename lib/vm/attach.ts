@@ -29,7 +29,7 @@ import { UndoStack } from "../undo.ts";
 import { checkAttachment } from "./check.ts";
 import { planNetworks } from "./networks.ts";
 import { bindToFamilies, hasPorts, reservePorts } from "./ports.ts";
-import { removeAttachment } from "./remove.ts";
+import { removeAttachment, removeMade } from "./remove.ts";
 import { mergeRequest, resolveOwner, validateAttach } from "./request.ts";
 import { hostResolvers, isReachable } from "./resolvers.ts";
 import {
@@ -89,6 +89,8 @@ function attachLocked(host: HostPaths, id: string, request: AttachRequest): Stor
   if (old === undefined) return attachAnew(host, id, request);
   if (old.made.phase === "attached") return attachAgain(host, old, request);
   host.note(`"${request.name}" was left half attached: beginning again`);
+  // With interfaces it was attached before, and is to get its address and MAC again.
+  if (old.interfaces.length > 0) return attachOver(host, old, mergeRequest(old, request));
   removeAttachment(host, old);
   return attachAnew(host, id, request);
 }
@@ -96,6 +98,7 @@ function attachLocked(host: HostPaths, id: string, request: AttachRequest): Stor
 /** Mends what differs from the record, and changes what may change. */
 function attachAgain(host: HostPaths, old: StoredRecord, request: AttachRequest): StoredRecord {
   const wanted = mergeRequest(old, request);
+  if (old.made.rulesInDoubt) dropRules(old);
   const differences = checkAttachment(old, host);
   for (const problem of Object.values(differences).flat()) host.note(`mending: ${problem}`);
   if (differences.network.length > 0) return attachOver(host, old, wanted);
@@ -108,18 +111,18 @@ function attachAgain(host: HostPaths, old: StoredRecord, request: AttachRequest)
 function attachOver(host: HostPaths, old: StoredRecord, wanted: AttachRequest): StoredRecord {
   const [first] = old.interfaces;
   const [address] = first?.addresses ?? [];
-  removeAttachment(host, old);
-  try {
-    return attachAnew(host, old.id, wanted, {
-      ...wanted,
-      ...address === undefined ? {} : { ip: parseCidr(address.address).address },
-      ...first === undefined ? {} : { mac: first.mac, mtu: first.mtu },
-    });
-  } catch (error) {
-    // The address and the MAC are still to be asked for the next time.
-    writeRecord(host, old);
-    throw error;
-  }
+  removeMade(host, old);
+  return attachAnew(host, old.id, wanted, {
+    ...wanted,
+    ...address === undefined ? {} : { ip: parseCidr(address.address).address },
+    ...first === undefined ? {} : { mac: first.mac, mtu: first.mtu },
+  }, old);
+}
+
+/** What is tagged with the VM: a change of its rules was cut off. */
+function dropRules({ made }: StoredRecord): void {
+  using firewall = NftFirewall.open();
+  for (const { owner } of made.guests) firewall.removeOwner(owner);
 }
 
 /** The TAP and what joins it anew, on the interface that is there. */
@@ -146,9 +149,12 @@ function changeRules(host: HostPaths, old: StoredRecord, wanted: AttachRequest):
     ? old.ports
     : bindToFamilies(reservePorts(host, firewall, wanted), rules?.addresses ?? []);
   const guests = old.made.guests.map((guest, index) => index === 0 ? { ...guest, ports } : guest);
-  const record = { ...old, ports, made: { ...old.made, request: wanted, guests } };
+  const { rulesInDoubt: _, ...made } = old.made;
+  const record: StoredRecord = { ...old, ports, made: { ...made, request: wanted, guests } };
   const undo = new UndoStack();
   try {
+    undo.push(`record of "${old.vm}"`, () => writeRecord(host, old));
+    writeRecord(host, { ...old, made: { ...made, rulesInDoubt: true } });
     guests.forEach((guest, index) => {
       const before = old.made.guests[index]!;
       undo.push(`the rules of ${guest.owner}`, () => firewall.replace(guest, before));
@@ -167,12 +173,14 @@ function changeRules(host: HostPaths, old: StoredRecord, wanted: AttachRequest):
  *
  * @param request what is recorded as asked for
  * @param wanted what is asked of the networks now
+ * @param old what is recorded of it, where it is to get its address and MAC again
  */
 function attachAnew(
   host: HostPaths,
   id: string,
   request: AttachRequest,
   wanted: AttachRequest = request,
+  old?: StoredRecord,
 ): StoredRecord {
   const { name } = request;
   const undo = new UndoStack();
@@ -183,9 +191,12 @@ function attachAnew(
     const ports = reservePorts(host, firewall, wanted);
     const mac = wanted.mac === undefined ? randomMac() : formatMac(parseMac(wanted.mac));
     const networks = planNetworks(host, hostNl, id, { ...wanted, mac }, ports);
-    const planned = plannedRecord(id, request, networks);
+    const planned = plannedRecord(id, request, networks, old);
     refuseTaken(planned);
-    undo.push(`record of "${name}"`, () => forget(host, id, name));
+    undo.push(
+      `record of "${name}"`,
+      () => old === undefined ? forget(host, id, name) : writeRecord(host, old),
+    );
     claimId(host, id, name);
     writeRecord(host, planned);
 
@@ -249,6 +260,7 @@ function plannedRecord(
   id: string,
   request: AttachRequest,
   networks: readonly NetworkAttachment[],
+  old?: StoredRecord,
 ): StoredRecord {
   return {
     version: 1,
@@ -256,7 +268,7 @@ function plannedRecord(
     id,
     networkPlugin: "cni",
     netns: request.netns ?? netnsPath(netnsName(request.name)),
-    interfaces: [],
+    interfaces: old?.interfaces ?? [],
     dns: { nameservers: [], search: [] },
     ports: [],
     made: {

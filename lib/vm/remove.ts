@@ -5,6 +5,7 @@
  */
 
 import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
+import { tidyDefaultCni } from "../cni/default-network.ts";
 import { delNetwork, type NetworkAttachment, planNetwork } from "../cni/runtime.ts";
 import { TapkitError } from "../errors.ts";
 import { NftFirewall } from "../firewall/nftables.ts";
@@ -51,6 +52,7 @@ export async function removeVm(name: string, options: HostOptions = {}): Promise
     return true;
   } finally {
     tidyState(host);
+    tidyDefaultCni(host.confDir);
   }
 }
 
@@ -71,7 +73,7 @@ type Removable =
   & {
     readonly interfaces?: StoredRecord["interfaces"];
     readonly made:
-      & Pick<StoredRecord["made"], "phase" | "netnsGiven" | "networks" | "guests">
+      & Pick<StoredRecord["made"], "phase" | "netnsGiven" | "rulesInDoubt" | "networks" | "guests">
       & { readonly request?: Pick<StoredRecord["made"]["request"], "mode"> };
   };
 
@@ -81,6 +83,13 @@ type Removable =
  * @throws {TapkitError} naming everything that failed; the record stays then
  */
 export function removeAttachment(host: HostPaths, record: Removable): void {
+  removeMade(host, record);
+  releaseId(host, record.id, record.vm);
+  deleteRecord(host, record.vm);
+}
+
+/** Takes away everything of an attachment but its record, as {@linkcode removeAttachment} does. */
+export function removeMade(host: HostPaths, record: Removable): void {
   const failures: unknown[] = [];
   const step = (action: () => void) => {
     try {
@@ -111,8 +120,6 @@ export function removeAttachment(host: HostPaths, record: Removable): void {
   }
   if (!made.netnsGiven) step(() => deleteNamedNetns(netnsName(record.vm)));
   if (failures.length > 0) throw leftBehind(failures);
-  releaseId(host, record.id, record.vm);
-  deleteRecord(host, record.vm);
 }
 
 /** The mode an interface has, or was to have when it was left half made. */
@@ -120,10 +127,10 @@ function modeOf({ interfaces = [], made }: Removable, ifName: string): WantedMod
   return interfaces.find(({ name }) => name === ifName)?.mode ?? made.request?.mode ?? "auto";
 }
 
-/** The rules of the record, or what is tagged with the VM where they were not recorded yet. */
+/** The rules of the record, or what is tagged with the VM where they may be others. */
 function removeRules(firewall: NftFirewall, host: HostPaths, record: Removable): void {
   const { made, vm } = record;
-  if (made.phase === "attached") {
+  if (made.phase === "attached" && !made.rulesInDoubt) {
     for (const guest of made.guests) firewall.remove(guest);
   } else {
     for (const { ifName } of made.networks) firewall.removeOwner(`${vm}/${ifName}`);

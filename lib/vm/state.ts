@@ -35,6 +35,8 @@ export interface Made {
   readonly phase: "attaching" | "attached";
   /** Whether `--netns` named the namespace: then it is not deleted. */
   readonly netnsGiven: boolean;
+  /** While rules change: those in the kernel may be others than {@linkcode guests} says. */
+  readonly rulesInDoubt?: true;
   /** What was asked for, for the next attach to keep. */
   readonly request: AttachRequest;
   /** Each interface's network and the plugins that ran, for DEL and CHECK. */
@@ -82,6 +84,7 @@ export function netnsName(name: string): string {
   return `tapkit-${name}`;
 }
 
+const DHCP_LOCK = "serve-dhcp.lock";
 const vmsDir = (host: HostPaths) => `${host.stateDir}/vms`;
 const locksDir = (host: HostPaths) => `${host.stateDir}/locks`;
 const idsDir = (host: HostPaths) => `${host.stateDir}/ids`;
@@ -105,7 +108,7 @@ export function lockHost(host: HostPaths): Lock {
 
 /** The DHCP server's lock, or `undefined` when one is running. */
 export function lockDhcpServer(host: HostPaths): Lock | undefined {
-  return lockIn(host.stateDir, "serve-dhcp.lock", { remove: true, wait: false });
+  return lockIn(host.stateDir, DHCP_LOCK, { remove: true, wait: false });
 }
 
 /** Takes a lock in a directory that another process may be removing at this moment. */
@@ -138,7 +141,11 @@ export function tidyState(host: HostPaths): void {
   if (recordNames(host).length > 0) return;
   {
     using _lock = lockHost(host);
-    if (recordNames(host).length === 0) removeIfThere(`${host.stateDir}/lock`);
+    if (recordNames(host).length === 0) {
+      // Left by a process that was killed, unless a server holds it.
+      if (isThere(`${host.stateDir}/${DHCP_LOCK}`)) lockDhcpServer(host)?.[Symbol.dispose]();
+      removeIfThere(`${host.stateDir}/lock`);
+    }
   }
   for (const directory of [idsDir(host), locksDir(host), vmsDir(host), host.stateDir]) {
     try {
