@@ -158,7 +158,9 @@ export async function readAttachCommand(parsed: Parsed<typeof ATTACH_VM>): Promi
   if (twice !== undefined) {
     throw new InputError(`VM ${JSON.stringify(twice)} is named twice`, { mend: "name it once" });
   }
-  if (words.length > 1 || flags.from !== undefined) await refuseForSeveral(flags, rest);
+  if (words.length > 1 || flags.from !== undefined) {
+    await refuseForSeveral(flags, rest, requests);
+  }
   if (output === "env" && requests.length > 1) {
     throw new InputError("--output env is for one VM: the variables of several would mix", {
       mend: "attach them one by one",
@@ -212,7 +214,11 @@ function refuseUnlessPlain(verb: AttachVerb, flags: AttachFlags, words: readonly
   }
 }
 
-async function refuseForSeveral(flags: AttachFlags, rest: readonly string[] | undefined) {
+async function refuseForSeveral(
+  flags: AttachFlags,
+  rest: readonly string[] | undefined,
+  requests: readonly AttachRequest[],
+) {
   const single = (["ip", "mac", "netns"] as const).find((name) => flags[name] !== undefined);
   const refused = single === undefined ? rest && "-- VMM" : `--${single}`;
   if (refused !== undefined) {
@@ -220,6 +226,9 @@ async function refuseForSeveral(flags: AttachFlags, rest: readonly string[] | un
       mend: flags.from === undefined ? "attach them one by one, or use --from" : "put it in a line",
     });
   }
+  // Of `--ports 80:80 81:81` the second is taken for a name: say so, not what follows from it.
+  const { validateName } = await import("../vm/state.ts");
+  for (const { name } of requests) validateName(name);
   const { parsePorts } = await import("../inet/ports.ts");
   const ports = flags.ports.length === 1 && flags.ports[0] === "none" ? [] : [...flags.ports];
   const fixed = ports.find((text) => parsePorts([text]).some(({ hostPort }) => hostPort !== 0));

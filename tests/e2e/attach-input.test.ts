@@ -42,6 +42,7 @@ Deno.test("attach-vm: bad input is refused before anything is touched", async ()
     [["web", "--remove", "--ip", "172.18.0.9"], /--ip does not go with --remove/],
     [["a", "b", "--ip", "172.18.0.9"], /--ip is for one VM/],
     [["a", "b", "--ports", "80:80"], /cannot be shared by several VMs/],
+    [["web", "--ports", "80:80", "81:81"], /VM name "81:81" is malformed/],
     [["--from", "/nowhere"], /\/nowhere/],
     [[], /no VM is named/],
   ];
