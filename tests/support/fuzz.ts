@@ -36,7 +36,6 @@ import { Random } from "./random.ts";
 
 /** One reader of foreign input. */
 export interface FuzzTarget extends Disposable {
-  readonly name: string;
   /**
    * Makes the next input and feeds it.
    *
@@ -57,7 +56,7 @@ export function fuzz(target: FuzzTarget, count: number, seed: number): number {
     try {
       if (target.once(random)) taken++;
     } catch (cause) {
-      const what = `${target.name}: input ${index} of seed ${seed}`;
+      const what = `input ${index} of seed ${seed}`;
       throw new FuzzFailure(`${what}: ${cause instanceof Error ? cause.message : cause}`, {
         cause,
       });
@@ -66,28 +65,24 @@ export function fuzz(target: FuzzTarget, count: number, seed: number): number {
   return taken;
 }
 
-/** All targets; dispose them. */
-export function fuzzTargets(): FuzzTarget[] {
-  return [
-    netlinkTarget(),
-    dhcpTarget(),
-    conflistTarget(),
-    recordTarget(),
-    portTarget(),
-    cidrTarget(),
-  ];
-}
+/** How each target is made, by name. A target is disposed after use. */
+export const FUZZ_TARGETS: Readonly<Record<string, () => FuzzTarget>> = {
+  "netlink messages": netlinkTarget,
+  "DHCP frames": dhcpTarget,
+  "conflists": conflistTarget,
+  "records": recordTarget,
+  "ports": portTarget,
+  "addresses and prefixes": cidrTarget,
+};
 
 /** A target whose reader returns on what it takes, and throws `refusal` on the rest. */
 function target<T>(
-  name: string,
   refusal: abstract new (...args: never[]) => Error,
   make: (random: Random) => T,
   read: (input: T) => void,
   dispose: () => void = () => {},
 ): FuzzTarget {
   return {
-    name,
     once(random) {
       const input = make(random);
       try {
@@ -103,7 +98,8 @@ function target<T>(
 }
 
 function show(input: unknown): string {
-  return input instanceof Uint8Array ? input.toHex() : JSON.stringify(input);
+  if (!(input instanceof Uint8Array)) return JSON.stringify(input);
+  return Array.from(input, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 function claim(condition: boolean, promise: string): void {
@@ -149,7 +145,7 @@ function netlinkTarget(): FuzzTarget {
     ...[decodeLink, decodeAddress, decodeRoute, decodeNeighbour, decodeQdisc, decodeFilter],
   ] as const;
   const samples = NETLINK_SAMPLES.flatMap((name) => readGolden(`${name}-show`));
-  return target("netlink messages", DecodeError, bytesFrom(samples), (bytes) => {
+  return target(DecodeError, bytesFrom(samples), (bytes) => {
     for (const message of decodeMessages(bytes)) {
       decodeAcknowledgement(message);
       for (const decode of decoders) {
@@ -165,7 +161,7 @@ function netlinkTarget(): FuzzTarget {
 
 function dhcpTarget(): FuzzTarget {
   const samples = readGolden("udhcpc", "dhcp");
-  return target("DHCP frames", DhcpFormatError, bytesFrom(samples), (frame) => {
+  return target(DhcpFormatError, bytesFrom(samples), (frame) => {
     const datagram = parseUdpFrame(frame);
     // Most damage breaks a checksum: what is behind it is read all the same.
     const message = decodeDhcp(datagram?.payload ?? frame.subarray(14 + 20 + 8));
@@ -197,7 +193,7 @@ const JSON_PIECES = [
 function conflistTarget(): FuzzTarget {
   const path = "/etc/cni/net.d/fuzz.conflist";
   const make = textFrom([CONFLIST, SINGLE], JSON_PIECES);
-  return target("conflists", TapkitError, make, (text) => {
+  return target(TapkitError, make, (text) => {
     const list = parseConfig(text, path);
     claim(typeof list.name === "string" && list.name !== "", "a network has a name");
     claim(list.plugins.every(({ type }) => typeof type === "string"), "a plugin has a type");
@@ -223,7 +219,7 @@ function recordTarget(): FuzzTarget {
   Deno.mkdirSync(`${stateDir}/vms`);
   Deno.writeTextFileSync(path, "");
   const pieces = [...JSON_PIECES, '"made"', '"vm"', '"version":2,', "\0"];
-  return target("records", TapkitError, textFrom([RECORD], pieces), (text) => {
+  return target(TapkitError, textFrom([RECORD], pieces), (text) => {
     // Some file systems write out at once what replaces the text of a file.
     Deno.removeSync(path);
     Deno.writeTextFileSync(path, text);
@@ -242,7 +238,7 @@ const PORT_PIECES = [
 ];
 
 function portTarget(): FuzzTarget {
-  return target("ports", InputError, textFrom(PORTS, PORT_PIECES), (text) => {
+  return target(InputError, textFrom(PORTS, PORT_PIECES), (text) => {
     const [mapping, ...more] = parsePorts([text]);
     claim(mapping !== undefined && more.length === 0, "one text is one mapping");
     const { range = 1, hostPort, vmPort } = mapping!;
@@ -262,7 +258,7 @@ const PREFIX_PIECES = [
 ];
 
 function cidrTarget(): FuzzTarget {
-  return target("addresses and prefixes", InputError, textFrom(PREFIXES, PREFIX_PIECES), (text) => {
+  return target(InputError, textFrom(PREFIXES, PREFIX_PIECES), (text) => {
     const address = text.split("/", 1)[0]!;
     // The other implementation takes zones.
     if (!address.includes("%")) {
