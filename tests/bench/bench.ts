@@ -260,7 +260,7 @@ async function describeMachine(): Promise<string[]> {
   const cpu = /model name\s*: (.*)/.exec(await Deno.readTextFile("/proc/cpuinfo"))?.[1] ?? "?";
   return [
     `${navigator.hardwareConcurrency} × ${cpu}, Linux ${Deno.osRelease()}, load ${load}`,
-    `Deno ${Deno.version.deno}; ${versions.replace(/, $/, "")}`,
+    `Deno ${Deno.version.deno}; ${versions.replace(/,\s*$/, "")}`,
   ];
 }
 
