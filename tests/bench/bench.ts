@@ -248,6 +248,7 @@ async function measure(
     modules: await moduleCounts(),
     bundleBytes: (await Deno.stat(bundle)).size,
     machine: await describeMachine(),
+    command: ["deno task bench", ...Deno.args].join(" "),
     seconds: (performance.now() - began) / 1000,
   };
 }

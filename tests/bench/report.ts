@@ -44,6 +44,8 @@ export interface Results {
   readonly modules: readonly ModuleCount[];
   readonly bundleBytes: number;
   readonly machine: readonly string[];
+  /** The command that all this comes from. */
+  readonly command: string;
   readonly seconds: number;
 }
 
@@ -163,8 +165,9 @@ export function writeReport(results: Results): string {
   return [
     "# Benchmark",
     "",
-    "Written by `deno task bench`: everything in one run, in throwaway hosts, taking turns. Milliseconds",
-    "depend on the machine and on what else it does; ratios are what counts.",
+    `Written by \`${results.command}\`.`,
+    "Everything happens in one run, in throwaway hosts, taking turns. Milliseconds depend on the",
+    "machine and on what else it does; ratios are what counts.",
     "",
     ...results.machine.map((line) => `- ${line}`),
     `- ${rounds} rounds, ${results.seconds.toFixed(0)} s`,
