@@ -19,7 +19,7 @@
 import type { DefaultCniReport } from "./lib/cni/default-network.ts";
 import type { InstallOptions } from "./lib/vm/default-network.ts";
 import type { ServeOptions } from "./lib/vm/dhcp.ts";
-import type { AttachRequest, HostOptions, VmRecord } from "./lib/vm/types.ts";
+import type { AttachRequest, HostOptions, Restored, VmRecord } from "./lib/vm/types.ts";
 import type { VmmOptions } from "./lib/vm/vmm.ts";
 
 export { InputError, SyscallError, TapkitError, VmmError } from "./lib/errors.ts";
@@ -29,6 +29,7 @@ export type {
   AttachRequest,
   HostOptions,
   OutputFormat,
+  Restored,
   VmAddress,
   VmDns,
   VmInterface,
@@ -80,6 +81,18 @@ export async function removeVm(name: string, options: HostOptions = {}): Promise
  */
 export async function checkVm(name: string, options: HostOptions = {}): Promise<string[]> {
   return (await import("./lib/vm/check.ts")).checkVm(name, options);
+}
+
+/**
+ * Brings every recorded VM back to its record, after a reboot say: with its addresses, MACs and
+ * ports. Each is a transaction of its own; a failure does not keep the others from being restored.
+ *
+ * ```ts
+ * for await (const { name, record, error } of restoreVms()) console.log(name, record ?? error);
+ * ```
+ */
+export async function* restoreVms(options: HostOptions = {}): AsyncGenerator<Restored> {
+  yield* (await import("./lib/vm/restore.ts")).restoreVms(options);
 }
 
 /**

@@ -18,9 +18,7 @@ import {
   serveDhcpCommand,
   withoutUndefined,
 } from "../lib/cli/main.ts";
-import type { AttachRequest } from "../mod.ts";
-
-const NAME = ATTACH_VM.name;
+import type { AttachRequest, VmRecord } from "../mod.ts";
 
 /** Runs attach-vm with `args`; returns its exit code. */
 export async function main(args: readonly string[]): Promise<number> {
@@ -31,31 +29,33 @@ export async function main(args: readonly string[]): Promise<number> {
     const { verb, requests, output, vmm } = await readAttachCommand(parsed);
     const tapkit = await import("../mod.ts");
     for (const request of requests) tapkit.validateAttach(request);
-    const options = hostOptions(NAME, parsed.flags);
-    const serve = serveDhcpCommand(parsed.flags);
-    const ensureDhcp = once(() => tapkit.ensureDhcpServer(options, serve));
+    const options = hostOptions(ATTACH_VM.name, parsed.flags);
+    const ensureDhcp = once(() => tapkit.ensureDhcpServer(options, serveDhcpCommand(parsed.flags)));
 
+    const print = (record: VmRecord) => printText(tapkit.formatRecord(record, output));
+    const report = (record: VmRecord) => {
+      ensureDhcp();
+      print(record);
+    };
+    const failed = verb === "run" ? EXIT.notStarted : EXIT.failed;
+    const doing = { script: ATTACH_VM.name, verb, failed };
     const forEach = (act: (request: AttachRequest) => Promise<number | void>) =>
-      forEachVm(
-        { script: NAME, verb, failed: verb === "run" ? EXIT.notStarted : EXIT.failed },
-        requests,
-        (request) => {
-          requireRoot();
-          return act(request);
-        },
-      );
+      forEachVm(doing, requests, (request) => {
+        requireRoot();
+        return act(request);
+      });
 
     switch (verb) {
       case "list":
-        for (const record of tapkit.listVms(options)) {
-          printText(tapkit.formatRecord(record, output));
-        }
+        for (const record of tapkit.listVms(options)) print(record);
         return EXIT.done;
       case "attach":
-        return await forEach(async (request) => {
-          const record = await tapkit.attachVm(request, options);
-          ensureDhcp();
-          printText(tapkit.formatRecord(record, output));
+        return await forEach(async (request) => report(await tapkit.attachVm(request, options)));
+      case "restore":
+        requireRoot();
+        return await forEachVm(doing, tapkit.restoreVms(options), ({ record, error }) => {
+          if (record === undefined) throw error;
+          report(record);
         });
       case "check":
         return await forEach(async ({ name }) => {

@@ -10,7 +10,7 @@ import { apart, type Command, type Parsed, wholeNumber } from "./args.ts";
 import { HOST_OPTIONS, withoutUndefined } from "./main.ts";
 
 /** What attach-vm does with the VMs it names. */
-export type AttachVerb = "attach" | "check" | "remove" | "list" | "run";
+export type AttachVerb = "attach" | "check" | "remove" | "list" | "restore" | "run";
 
 /** A command line of attach-vm that makes sense. */
 export interface AttachCommand {
@@ -30,7 +30,7 @@ export const ATTACH_VM = {
     "NAME… [options] [-- VMM ARG…]",
     "--from FILE|-",
     "NAME… --check | --remove",
-    "--list",
+    "--list | --restore",
   ],
   words: { metavar: "NAME", help: "1–63 of a-z A-Z 0-9 . _ -, beginning with a letter or digit" },
   rest: {
@@ -99,11 +99,15 @@ export const ATTACH_VM = {
     },
     { name: "record-file", metavar: "FILE", help: "with -- VMM, write the record there" },
     { name: "list", help: "print the records of all attached VMs" },
+    {
+      name: "restore",
+      help: "after a reboot: bring every recorded VM back with its addresses, MACs and ports",
+    },
     { name: "check", help: "compare records and kernel, change nothing" },
     { name: "remove", help: "take the VMs off their networks" },
     ...HOST_OPTIONS,
   ],
-  notOffered: ["network-plugin", "restore", "gc", "exclusive"],
+  notOffered: ["network-plugin", "gc", "exclusive"],
   examples: [
     {
       does: "a VM on the default network, its port 80 published as the host's 8080",
@@ -171,7 +175,7 @@ export async function readAttachCommand(parsed: Parsed<typeof ATTACH_VM>): Promi
 
 function verbOf({ flags, rest }: Parsed<typeof ATTACH_VM>): AttachVerb {
   const verbs = [
-    ...(["list", "check", "remove"] as const).filter((verb) => flags[verb]),
+    ...(["list", "restore", "check", "remove"] as const).filter((verb) => flags[verb]),
     ...rest === undefined ? [] : ["run" as const],
   ];
   if (verbs.length > 1) {
@@ -185,10 +189,12 @@ function verbOf({ flags, rest }: Parsed<typeof ATTACH_VM>): AttachVerb {
 
 function refuseUnlessPlain(verb: AttachVerb, flags: AttachFlags, words: readonly string[]): void {
   const named = flags.from !== undefined || words.length > 0;
-  if (verb === "list" ? words.length > 0 : !named) {
-    throw verb === "list"
-      ? new InputError("--list takes no names", { mend: "it lists every attached VM" })
-      : new InputError("no VM is named", { mend: "see attach-vm --help" });
+  const ofAll = verb === "list" || verb === "restore";
+  if (ofAll && words.length > 0) {
+    throw new InputError(`--${verb} takes no names`, { mend: "it is for every attached VM" });
+  }
+  if (!ofAll && !named) {
+    throw new InputError("no VM is named", { mend: "see attach-vm --help" });
   }
   if (flags.from !== undefined && words.length > 0) {
     throw new InputError("names and --from do not go together", {
@@ -203,7 +209,7 @@ function refuseUnlessPlain(verb: AttachVerb, flags: AttachFlags, words: readonly
       throw new InputError(`--${shaping} does not go with --${verb}`, { mend: "leave it out" });
     }
   }
-  if (flags.output !== undefined && verb !== "attach" && verb !== "list") {
+  if (flags.output !== undefined && verb !== "attach" && !ofAll) {
     const other = verb === "run" ? "-- VMM, whose stdout is the VMM's" : `--${verb}`;
     throw new InputError(`--output does not go with ${other}`, {
       mend: verb === "run" ? "use --record-file" : "leave it out",

@@ -86,11 +86,11 @@ export interface Doing {
 /** Does `act` for each VM, one after the other, past failures; returns the exit code. */
 export async function forEachVm<T extends { readonly name: string }>(
   { script, verb, failed }: Doing,
-  vms: readonly T[],
+  vms: Iterable<T> | AsyncIterable<T>,
   act: (vm: T) => Promise<number | void> | number | void,
 ): Promise<number> {
   const codes: number[] = [];
-  for (const vm of vms) {
+  for await (const vm of vms) {
     try {
       codes.push(await act(vm) ?? EXIT.done);
     } catch (error) {

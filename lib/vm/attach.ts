@@ -72,12 +72,38 @@ export async function attachVm(
   options: HostOptions = {},
 ): Promise<VmRecord> {
   validateAttach(request);
+  return (await withLocks(request.name, options, (host, id) => attachLocked(host, id, request)))!;
+}
+
+/**
+ * Brings a recorded VM back to its record: what a reboot took is made again, with the recorded
+ * addresses, MACs and ports; one that was left half attached is attached as was asked for.
+ *
+ * @returns the record, or `undefined` when there is none of that name any more
+ * @throws {TapkitError} when a step failed, or the record is torn; the record stays
+ */
+export async function restoreVm(
+  name: string,
+  options: HostOptions = {},
+): Promise<VmRecord | undefined> {
+  return await withLocks(name, options, (host, id) => {
+    const record = readRecord(host, name);
+    return record && attachLocked(host, id, record.made.request);
+  });
+}
+
+async function withLocks(
+  name: string,
+  options: HostOptions,
+  act: (host: HostPaths, id: string) => StoredRecord | undefined,
+): Promise<VmRecord | undefined> {
   const host = hostPaths(options);
-  const id = await containerId(request.name);
+  const id = await containerId(name);
   try {
-    using _vm = lockVm(host, request.name);
+    using _vm = lockVm(host, name);
     using _host = lockHost(host);
-    return publicRecord(attachLocked(host, id, request));
+    const record = act(host, id);
+    return record && publicRecord(record);
   } catch (error) {
     tidyState(host);
     throw error;
@@ -107,16 +133,12 @@ function attachAgain(host: HostPaths, old: StoredRecord, request: AttachRequest)
   return changeRules(host, record, wanted);
 }
 
-/** DEL, then ADD that asks for the address and the MAC that are recorded. */
+/** DEL, then ADD that asks for the addresses and the MACs that are recorded. */
 function attachOver(host: HostPaths, old: StoredRecord, wanted: AttachRequest): StoredRecord {
-  const [first] = old.interfaces;
-  const [address] = first?.addresses ?? [];
+  // One that was given and is gone is not made here: then all else stays as it is.
+  if (old.made.netnsGiven) openNetns(old.netns)[Symbol.dispose]();
   removeMade(host, old);
-  return attachAnew(host, old.id, wanted, {
-    ...wanted,
-    ...address === undefined ? {} : { ip: parseCidr(address.address).address },
-    ...first === undefined ? {} : { mac: first.mac, mtu: first.mtu },
-  }, old);
+  return attachAnew(host, old.id, wanted, old);
 }
 
 /** What is tagged with the VM: a change of its rules was cut off. */
@@ -171,15 +193,12 @@ function changeRules(host: HostPaths, old: StoredRecord, wanted: AttachRequest):
 /**
  * Attaches a VM of which nothing is there.
  *
- * @param request what is recorded as asked for
- * @param wanted what is asked of the networks now
- * @param old what is recorded of it, where it is to get its address and MAC again
+ * @param old what is recorded of it, where it is to be the same again
  */
 function attachAnew(
   host: HostPaths,
   id: string,
   request: AttachRequest,
-  wanted: AttachRequest = request,
   old?: StoredRecord,
 ): StoredRecord {
   const { name } = request;
@@ -188,9 +207,10 @@ function attachAnew(
   try {
     const hostNl = stack.use(NetlinkConnection.open());
     const firewall = stack.use(NftFirewall.open());
-    const ports = reservePorts(host, firewall, wanted);
-    const mac = wanted.mac === undefined ? randomMac() : formatMac(parseMac(wanted.mac));
-    const networks = planNetworks(host, hostNl, id, { ...wanted, mac }, ports);
+    const ports = reservePorts(host, firewall, request, old);
+    const mac = request.mac === undefined ? randomMac() : formatMac(parseMac(request.mac));
+    const before = old?.interfaces ?? [];
+    const networks = planNetworks(host, hostNl, id, { ...request, mac }, ports, before);
     const planned = plannedRecord(id, request, networks, old);
     refuseTaken(planned);
     undo.push(
@@ -203,6 +223,7 @@ function attachAnew(
     const netns = stack.use(enterableNetns(request, undo));
     const vmNl = stack.use(withNetns(netns, () => NetlinkConnection.open()));
     if (request.netns === undefined) bringLoopbackUp(vmNl);
+    const mtu = before[0]?.mtu ?? request.mtu;
     const added = networks.map((network) =>
       addNetwork(network, {
         netns,
@@ -212,9 +233,9 @@ function attachAnew(
         vmNl,
         undo,
         owner: `${name}/${network.ifName}`,
-        fresh: request === wanted,
+        fresh: old === undefined,
         note: host.note,
-        ...wanted.mtu === undefined ? {} : { mtu: wanted.mtu },
+        ...mtu === undefined ? {} : { mtu },
       })
     );
     const wiring = wireRequest(request, { netns, nl: vmNl, undo, note: host.note });
@@ -268,9 +289,10 @@ function plannedRecord(
     id,
     networkPlugin: "cni",
     netns: request.netns ?? netnsPath(netnsName(request.name)),
+    // After a crash they are asked for again.
     interfaces: old?.interfaces ?? [],
-    dns: { nameservers: [], search: [] },
-    ports: [],
+    dns: old?.dns ?? { nameservers: [], search: [] },
+    ports: old?.ports ?? [],
     made: {
       phase: "attaching",
       netnsGiven: request.netns !== undefined,

@@ -10,10 +10,11 @@ import { type NetworkAttachment, planNetwork } from "../cni/runtime.ts";
 import { assertNoOverlap } from "../cni/subnets.ts";
 import type { NetworkConfigList } from "../cni/types.ts";
 import { TapkitError } from "../errors.ts";
+import { parseCidr } from "../inet/ip.ts";
 import { expandPorts, type PortMapping } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import type { HostPaths } from "./state.ts";
-import type { AttachRequest } from "./types.ts";
+import type { AttachRequest, VmInterface } from "./types.ts";
 
 /**
  * Plans a VM's networks: eth0 on the first, eth1 on the second, …
@@ -21,6 +22,7 @@ import type { AttachRequest } from "./types.ts";
  * Where the directory holds no configuration and none is named, the default one is installed.
  *
  * @param ports of eth0, their host ports chosen
+ * @param before the interfaces the VM had: their networks, addresses and MACs are asked for again
  * @throws {TapkitError} for a network that is not there, is broken, or overlaps the host's routes
  */
 export function planNetworks(
@@ -29,10 +31,11 @@ export function planNetworks(
   containerId: string,
   request: AttachRequest,
   ports: readonly PortMapping[],
+  before: readonly VmInterface[] = [],
 ): NetworkAttachment[] {
   const { networks = [], ip, mac } = request;
   const lists = networks.length === 0
-    ? [firstNetwork(host)]
+    ? [firstNetwork(host, before[0]?.network)]
     : networks.map((name) => requireNetwork(host, name));
   return lists.map((list, index) => {
     assertNoOverlap(list, hostNl);
@@ -41,18 +44,28 @@ export function planNetworks(
       containerId,
       ifName: `eth${index}`,
       // An address, a MAC and ports are asked for the VM's first interface.
-      runtimeConfig: index > 0 ? {} : {
-        ...ip === undefined ? {} : { ips: [ip] },
-        ...mac === undefined ? {} : { mac },
-        ...declares(list, "portMappings") ? { portMappings: portMappings(ports) } : {},
+      runtimeConfig: {
+        ...index > 0 || ip === undefined ? {} : { ips: [ip] },
+        ...index > 0 || mac === undefined ? {} : { mac },
+        ...identity(before[index]),
+        ...index > 0 || !declares(list, "portMappings")
+          ? {}
+          : { portMappings: portMappings(ports) },
       },
     });
   });
 }
 
-function firstNetwork(host: HostPaths): NetworkConfigList {
+/** What asks for the addresses and the MAC that an interface had. */
+function identity(link: VmInterface | undefined): { ips?: string[]; mac?: string } {
+  if (link === undefined) return {};
+  return { ips: link.addresses.map(({ address }) => parseCidr(address).address), mac: link.mac };
+}
+
+/** @param name of the network that was the first when the VM was attached before */
+function firstNetwork(host: HostPaths, name?: string): NetworkConfigList {
   const found = findNetwork(host.confDir);
-  if (found !== undefined) return found;
+  if (found !== undefined) return name === undefined ? found : requireNetwork(host, name);
   const installed = installDefaultCni({ confDir: host.confDir });
   host.note(`installed ${installed.path}: network ${installed.network}, ${installed.subnet}`);
   return requireNetwork(host, installed.network);

@@ -22,16 +22,19 @@ import type { AttachRequest } from "./types.ts";
  * The ports of a request, with a host port chosen wherever 0 asks for one. The caller holds the
  * host's lock until they are in the firewall.
  *
+ * @param old what the VM had before: host ports that were chosen then stay
  * @throws {PortConflictError} when another VM or a process has one of them
  */
 export function reservePorts(
   host: HostPaths,
   firewall: NftFirewall,
   request: AttachRequest,
+  old?: StoredRecord,
 ): PortMapping[] {
   const { name, ports = [] } = request;
   if (ports === "none" || ports.length === 0) return [];
-  const asked = parsePorts(ports);
+  const kept = old !== undefined && hasPorts(old, request);
+  const asked = kept ? old.ports : parsePorts(ports);
   const taken = takenPorts(host, firewall, asked).filter(({ owner }) => owner !== name);
   const wanted = chooseHostPorts(asked, taken);
   const conflict = findPortConflict(wanted, taken);

@@ -124,7 +124,8 @@ export function removeMade(host: HostPaths, record: Removable): void {
 
 /** The mode an interface has, or was to have when it was left half made. */
 function modeOf({ interfaces = [], made }: Removable, ifName: string): WantedMode {
-  return interfaces.find(({ name }) => name === ifName)?.mode ?? made.request?.mode ?? "auto";
+  const recorded = made.phase === "attached" ? interfaces : [];
+  return recorded.find(({ name }) => name === ifName)?.mode ?? made.request?.mode ?? "auto";
 }
 
 /** The rules of the record, or what is tagged with the VM where they may be others. */

@@ -67,6 +67,11 @@ export interface VmRecord {
   readonly ports: readonly PortMapping[];
 }
 
+/** What became of one VM that was to be restored: its record, or why it is not back. */
+export type Restored =
+  | { readonly name: string; readonly record: VmRecord; readonly error?: undefined }
+  | { readonly name: string; readonly record?: undefined; readonly error: unknown };
+
 /** Where things are on this host; each falls back to the environment, then to its default. */
 export interface HostOptions {
   /** Records and locks: `TAPKIT_STATE_DIR`, then `/var/lib/tapkit`. */

@@ -48,6 +48,7 @@ Deno.test("readAttachCommand: turns flags into a request", async () => {
 
 Deno.test("readAttachCommand: knows the verb by its flag", async () => {
   assertEquals((await read("--list")).verb, "list");
+  assertEquals((await read("--restore")).verb, "restore");
   assertEquals((await read("a", "b", "--check")).verb, "check");
   assertEquals((await read("a", "b", "--remove")).verb, "remove");
   const run = await read("a", "--record-file", "/tmp/r", "--", "qemu", "--list");

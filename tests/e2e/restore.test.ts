@@ -1,0 +1,111 @@
+import { assertEquals, assertMatch } from "@std/assert";
+import { NetnsGuest } from "../support/guest-netns.ts";
+import { Host } from "../support/host.ts";
+
+const SECOND = JSON.stringify({
+  cniVersion: "0.4.0",
+  name: "second",
+  plugins: [{
+    type: "bridge",
+    bridge: "br-second",
+    isGateway: true,
+    ipam: { type: "host-local", subnet: "10.9.9.0/24" },
+  }],
+});
+
+/** What a reboot takes: namespaces, links, rules, settings, processes, what is below /run. */
+async function reboot(host: Host): Promise<void> {
+  await host.sh(`
+    for pid in $(pgrep -f "[s]erve-dhcp"); do
+      [ "$(readlink /proc/$pid/ns/net)" = "$(readlink /proc/self/ns/net)" ] && kill $pid
+    done
+    for name in $(ip netns list | cut -d' ' -f1); do ip netns delete $name; done
+    for link in ignite0 br-second; do ip link delete $link 2>/dev/null || true; done
+    for link in $(ip -o link show type veth | sed -n 's/^[0-9]*: \\(veth[^@:]*\\).*/\\1/p'); do
+      ip link delete $link
+    done
+    nft flush ruleset
+    sysctl -qw net.ipv4.ip_forward=0
+    rm -rf /run/tapkit
+  `);
+}
+
+Deno.test("attach-vm --restore: after a reboot every VM is what it was", async () => {
+  await using host = await Host.create();
+  const peer = await host.addLan();
+  await host.mustTapkit("install-default-cni");
+  await host.writeFile("/etc/cni/net.d/20-second.conflist", SECOND);
+  const before = await host.snapshot();
+  const attached = [
+    ["web", "--ports", "8080:80", "--ports", "0:22", "--ip", "172.18.0.9"],
+    ["old", "--mode", "dhcp-bridge", "--mtu", "1400"],
+    ["two", "--network", "second", "--network", "ignite-cni-bridge", "--mac", "02:00:00:00:00:07"],
+    ["given", "--netns", "/run/netns/mine"],
+  ];
+  await host.must("ip", ["netns", "add", "mine"]);
+  const records = [];
+  for (const args of attached) {
+    records.push((await host.mustTapkit("attach-vm", ...args)).json[0]);
+  }
+  records.sort((a, b) => a.vm < b.vm ? -1 : 1);
+
+  await reboot(host);
+  // The one whose namespace is not tapkit's to make stays recorded; the others come back.
+  const partly = await host.tapkit("attach-vm", "--restore");
+  assertEquals(partly.code, 1, partly.stderr);
+  assertEquals(partly.json, records.filter(({ vm }) => vm !== "given"));
+  assertMatch(partly.stderr, /attach-vm: cannot restore "given": .*\/run\/netns\/mine/);
+
+  await host.must("ip", ["netns", "add", "mine"]);
+  const whole = await host.mustTapkit("attach-vm", "--restore");
+  assertEquals(whole.json, records);
+  const names = records.map(({ vm }) => vm);
+  const check = await host.tapkit("attach-vm", ...names, "--check");
+  assertEquals(check.json, names.map((vm) => ({ vm, problems: [] })));
+
+  const web = records.find(({ vm }) => vm === "web");
+  {
+    await using guest = await NetnsGuest.start(host, web);
+    const lease = await guest.dhcp();
+    assertEquals([lease.ip, lease.router], ["172.18.0.9", ["172.18.0.1"]]);
+    await guest.serveHttp(80, "back");
+    assertEquals((await peer.fetch("http://192.0.2.1:8080/")).body, "back");
+    const old = records.find(({ vm }) => vm === "old");
+    await using other = await NetnsGuest.start(host, old);
+    assertEquals((await other.dhcp()).ip, old.interfaces[0].addresses[0].address.split("/")[0]);
+    assertEquals((await other.fetch("http://172.18.0.9/")).body, "back");
+  }
+
+  // With nothing to mend, nothing is said.
+  const again = await host.mustTapkit("attach-vm", "--restore");
+  assertEquals([again.json, again.stderr], [records, ""]);
+  await host.mustTapkit("attach-vm", ...names, "--remove");
+  await host.must("ip", ["netns", "delete", "mine"]);
+  await host.assertRestored(before);
+  assertEquals((await host.mustTapkit("attach-vm", "--restore")).json, []);
+});
+
+Deno.test("attach-vm --restore: a half attached VM is attached, a torn record reported", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  const { json: [record] } = await host.mustTapkit("attach-vm", "web", "--ip", "172.18.0.7");
+  await host.mustTapkit("attach-vm", "torn");
+  const path = "/var/lib/tapkit/vms/web.json";
+  const stored = JSON.parse(await host.readFile(path));
+  // As a crash leaves it: before its first attachment was complete, and while it was being mended.
+  for (const interfaces of [[], stored.interfaces]) {
+    const made = { ...stored.made, phase: "attaching" };
+    await host.writeFile(path, JSON.stringify({ ...stored, interfaces, made }));
+    await host.writeFile("/var/lib/tapkit/vms/torn.json", '{"version":');
+    await reboot(host);
+    const { code, json: [restored], stderr } = await host.tapkit("attach-vm", "--restore");
+    assertEquals(code, 1, stderr);
+    assertMatch(stderr, /cannot restore "torn": the record .*torn\.json is no JSON/);
+    assertEquals(restored.interfaces[0].addresses, record.interfaces[0].addresses);
+    assertEquals((await host.tapkit("attach-vm", "web", "--check")).json[0].problems, []);
+  }
+  assertEquals(
+    (await host.mustTapkit("attach-vm", "--list")).json[0].interfaces[0].mac,
+    record.interfaces[0].mac,
+  );
+});

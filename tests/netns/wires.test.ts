@@ -1,0 +1,142 @@
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { addAddress } from "../../lib/netlink/address.ts";
+import { NetlinkError } from "../../lib/netlink/errors.ts";
+import { createVeth, requireLink, setLink } from "../../lib/netlink/link.ts";
+import { UndoStack } from "../../lib/undo.ts";
+import { addWire, checkWire, removeWire, type UnwiredInterface } from "../../lib/vm/wires.ts";
+import { Sandbox } from "../support/oracle.ts";
+
+/** An interface as CNI makes it. */
+function makeInterface({ nl }: Sandbox): UnwiredInterface {
+  createVeth(nl, { name: "eth0", mac: "02:00:00:00:00:01", peer: { name: "far" }, up: true });
+  setLink(nl, requireLink(nl, "far").index, { up: true });
+  addAddress(nl, { index: requireLink(nl, "eth0").index, address: "10.0.0.2/24" });
+  return {
+    name: "eth0",
+    network: "net",
+    mac: "02:00:00:00:00:01",
+    mtu: 1500,
+    addresses: [{ address: "10.0.0.2/24" }],
+    routes: [],
+  };
+}
+
+/** Makes the kernel refuse filters of a kind, or with an action, as one without it does. */
+function takeAway({ nl }: Sandbox, word: string): void {
+  const request = nl.request.bind(nl);
+  nl.request = (type, flags, payload, subject) => {
+    const text = new TextDecoder("latin1").decode(payload);
+    if (!text.includes(`${word}\0`)) return request(type, flags, payload, subject);
+    throw new NetlinkError({ ...subject, op: "RTM_NEWTFILTER", object: word, errno: 2 });
+  };
+}
+
+/** The links, filters and addresses that the modes differ in. */
+function inspect(sandbox: Sandbox) {
+  const links = sandbox.json("ip -j link").map(({ ifname }) => `${ifname}`).sort();
+  const shown = sandbox.json("ip -j -4 addr show eth0") as { addr_info: { local: string }[] }[];
+  const filters = sandbox.json("tc -j filter show dev eth0 ingress").map(({ kind }) => kind);
+  return {
+    links: links.filter((name) => name !== "lo" && name !== "far"),
+    addresses: shown.flatMap(({ addr_info }) => addr_info).map(({ local }) => local),
+    kinds: [...new Set(filters)],
+  };
+}
+
+const BARE = { links: ["eth0"], addresses: ["10.0.0.2"], kinds: [] };
+
+Deno.test("addWire: auto takes tc-redirect, and dhcp-bridge where u32 or mirred is missing", async (t) => {
+  const cases = [
+    [undefined, "tc-redirect"],
+    ["u32", "dhcp-bridge"],
+    ["mirred", "dhcp-bridge"],
+  ] as const;
+  for (const [missing, mode] of cases) {
+    await t.step(`${missing ?? "nothing"} is missing`, () => {
+      using sandbox = new Sandbox();
+      const { nl, netns } = sandbox;
+      const made = makeInterface(sandbox);
+      if (missing !== undefined) takeAway(sandbox, missing);
+      const [undo, notes] = [new UndoStack(), [] as string[]];
+      const note = (text: string) => notes.push(text);
+      const wired = addWire({ nl, netns, mode: "auto", undo, note }, made);
+      assertEquals([wired.mode, wired.mac, wired.tap], [mode, made.mac, "vm_eth0"]);
+      assertEquals(checkWire(nl, wired), []);
+      if (mode === "tc-redirect") {
+        assertEquals(notes, []);
+        assertEquals(inspect(sandbox), {
+          ...BARE,
+          links: ["eth0", "vm_eth0"],
+          kinds: ["bpf", "u32"],
+        });
+      } else {
+        assertMatch(notes.join(), /^"eth0" gets mode dhcp-bridge: this kernel lacks CONFIG_.*U32/);
+        assertEquals(wired.bridge, "br_eth0");
+        // Nothing is left of the mode that was tried first.
+        const links = ["br_eth0", "eth0", "vm_eth0"];
+        assertEquals(inspect(sandbox), { links, addresses: [], kinds: ["bpf"] });
+      }
+      removeWire(nl, "eth0", wired.mode);
+      removeWire(nl, "eth0", "auto");
+      assertEquals(inspect(sandbox), { ...inspect(sandbox), links: ["eth0"], kinds: [] });
+    });
+  }
+});
+
+Deno.test("addWire: tc-redirect by name does not fall back, and leaves nothing", () => {
+  using sandbox = new Sandbox();
+  const { nl, netns } = sandbox;
+  const made = makeInterface(sandbox);
+  takeAway(sandbox, "mirred");
+  const undo = new UndoStack();
+  const error = assertThrows(
+    () => addWire({ nl, netns, mode: "tc-redirect", undo, note() {} }, made),
+    NetlinkError,
+  );
+  assertMatch(error.mend ?? "", /use a kernel with .*CONFIG_NET_ACT_MIRRED/);
+  assertEquals(undo.unwind(), []);
+  assertEquals(inspect(sandbox), BARE);
+});
+
+Deno.test("addWire: without cls_bpf there is no guard, which is said and recorded", () => {
+  for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
+    using sandbox = new Sandbox();
+    const { nl, netns } = sandbox;
+    const made = makeInterface(sandbox);
+    takeAway(sandbox, "bpf");
+    const notes: string[] = [];
+    const note = (text: string) => notes.push(text);
+    const wired = addWire({ nl, netns, mode, undo: new UndoStack(), note }, made);
+    assertMatch(notes.join(), /lacks CONFIG_NET_CLS_BPF: DHCP passes/);
+    assertEquals([wired.mode, wired.dhcpGuard], [mode, false]);
+    assertEquals(checkWire(nl, wired), []);
+  }
+});
+
+Deno.test("checkWire: names what differs in mode dhcp-bridge", () => {
+  const damages = [
+    ["ip link delete br_eth0", /inner bridge "br_eth0" is missing/],
+    ["ip link set br_eth0 down", /"br_eth0" is down/],
+    ["ip link set vm_eth0 nomaster", /"vm_eth0" is no port of inner bridge/],
+    ["bridge link set dev eth0 learning on", /learns addresses behind "eth0"/],
+    ["ip link set br_eth0 type bridge mcast_snooping 1", /snoops multicast/],
+    ["ip link set eth0 address 02:00:00:00:00:01", /"eth0" has the guest's MAC/],
+    ["ip addr add 10.0.0.2/24 dev eth0", /"eth0" has the address 10\.0\.0\.2\/24/],
+    ["tc qdisc delete dev vm_eth0 ingress", /the DHCP guard of "vm_eth0" is missing/],
+    ["ip link delete vm_eth0", /TAP "vm_eth0" is missing/],
+  ] as const;
+  for (const [damage, problem] of damages) {
+    using sandbox = new Sandbox();
+    const { nl, netns } = sandbox;
+    const request = { nl, netns, undo: new UndoStack(), note() {} };
+    const wired = addWire({ ...request, mode: "dhcp-bridge" }, makeInterface(sandbox));
+    const [program, ...args] = damage.split(" ");
+    sandbox.run(program!, ...args);
+    const problems = checkWire(nl, wired);
+    assert(problems.some((text) => problem.test(text)), `${damage}: ${problems.join("; ")}`);
+    // Made anew on the interface as it is.
+    removeWire(nl, "eth0", wired.mode);
+    addWire({ ...request, mode: wired.mode }, wired);
+    assertEquals(checkWire(nl, wired), [], damage);
+  }
+});
