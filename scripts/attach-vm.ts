@@ -34,8 +34,8 @@ export async function main(args: readonly string[]): Promise<number> {
 
     const print = (record: VmRecord) => printText(tapkit.formatRecord(record, output));
     const report = (record: VmRecord) => {
-      ensureDhcp();
       print(record);
+      ensureDhcp();
     };
     const failed = verb === "run" ? EXIT.notStarted : EXIT.failed;
     const doing = { script: ATTACH_VM.name, verb, failed };
