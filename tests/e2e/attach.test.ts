@@ -150,6 +150,33 @@ Deno.test("attach-vm: mends what differs, and says what it was", async () => {
   }
 });
 
+Deno.test("attach-vm --mode dhcp-bridge: mended, kept and removed, in a given namespace too", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await host.must("ip", ["netns", "add", "mine"]);
+  const before = await host.snapshot();
+  const flags = ["--mode", "dhcp-bridge", "--netns", "/run/netns/mine"];
+  const { json: [record] } = await host.mustTapkit("attach-vm", "web", ...flags);
+  const [link] = record.interfaces;
+  assertEquals([link.mode, link.bridge], ["dhcp-bridge", "br_eth0"]);
+  const refused = await host.tapkit("attach-vm", "web", "--mode", "tc-redirect");
+  assertMatch(refused.stderr, /its mode cannot be changed while it is attached/);
+  const damages = [
+    ["ip -n mine link delete br_eth0", /inner bridge "br_eth0" is missing/],
+    [`ip -n mine link set eth0 address ${link.mac}`, /"eth0" has the guest's MAC/],
+    ["ip -n mine link delete eth0", /"eth0" .*is gone/],
+  ] as const;
+  for (const [damage, problem] of damages) {
+    await host.sh(damage);
+    const mended = await host.mustTapkit("attach-vm", "web");
+    assertMatch(mended.stderr, problem);
+    assertEquals(mended.json, [record], damage);
+  }
+  assertEquals((await host.tapkit("attach-vm", "web", "--check")).json[0].problems, []);
+  await host.mustTapkit("attach-vm", "web", "--remove");
+  await host.assertRestored(before);
+});
+
 Deno.test("attach-vm: the requested address and MAC are honoured, or refused naming the holder", async () => {
   await using host = await Host.create();
   await host.addLan();
