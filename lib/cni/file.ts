@@ -51,13 +51,14 @@ function makeDirectory(directory: string): void {
   Deno.mkdirSync(directory, { recursive: true, mode: 0o755 });
 }
 
-/** Removes what processes that were killed while writing a file left beside it. */
+/** Removes what this process, or one that was killed, could not remove beside a file it wrote. */
 export function sweepTemporaries(directory: string, name: string): void {
   if (!isThere(directory)) return;
   for (const { name: found } of Deno.readDirSync(directory)) {
     if (!found.startsWith(`.${name}.`)) continue;
     const pid = found.slice(name.length + 2);
-    if (/^\d+$/.test(pid) && !isThere(`/proc/${pid}/stat`)) removeIfThere(`${directory}/${found}`);
+    const ended = pid === String(Deno.pid) || !isThere(`/proc/${pid}/stat`);
+    if (/^\d+$/.test(pid) && ended) removeIfThere(`${directory}/${found}`);
   }
 }
 

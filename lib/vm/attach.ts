@@ -7,6 +7,7 @@
  * @module
  */
 
+import { tidyDefaultCni } from "../cni/default-network.ts";
 import { addNetwork, type NetworkAttachment } from "../cni/runtime.ts";
 import type { Result } from "../cni/types.ts";
 import { TapkitError } from "../errors.ts";
@@ -106,6 +107,7 @@ async function withLocks(
     return record && publicRecord(record);
   } catch (error) {
     tidyState(host);
+    tidyDefaultCni(host.confDir);
     throw error;
   }
 }
