@@ -244,8 +244,12 @@ export class NftFirewall implements Disposable {
       : new Map(this.#readAll().map((element) => [elementId(element), element]));
     const stale: Element[] = [];
     const missing: Element[] = [];
+    // Addresses and ports that have become another owner's since.
+    const foreign = new Set<string>();
     for (const element of unwanted) {
-      if (present.get(elementId(element))?.owner === owner) stale.push(element);
+      const holder = present.get(elementId(element))?.owner;
+      if (holder === owner) stale.push(element);
+      else if (holder !== undefined) foreign.add(element.key[0]!);
     }
     for (const element of wanted) {
       const found = present.get(elementId(element));
@@ -261,7 +265,7 @@ export class NftFirewall implements Disposable {
     this.#forgetFlows({
       changed: [...stale, ...missing],
       wanted: new Map(wanted.map((element) => [elementId(element), element])),
-      leaving: this.#ownAddresses(owner, leaving),
+      leaving: leaving.filter((address) => !foreign.has(address)),
     });
     return changed;
   }
@@ -289,16 +293,6 @@ export class NftFirewall implements Disposable {
 
   #readAll(): Element[] {
     return SET_NAMES.flatMap((set) => readSet(this.#netfilter, set));
-  }
-
-  /** Of the addresses, those that have not become another owner's. */
-  #ownAddresses(owner: string, addresses: readonly string[]): string[] {
-    if (addresses.length === 0) return [];
-    const others = new Set(
-      (["guests4", "guests6"] as const).flatMap((set) => readSet(this.#netfilter, set))
-        .filter((element) => element.owner !== owner).map(({ key }) => key[0]!),
-    );
-    return addresses.filter((address) => !others.has(address));
   }
 
   #forgetFlows(change: FlowChange): void {
