@@ -4,6 +4,8 @@
  * @module
  */
 
+import { TapkitError } from "./errors.ts";
+
 /**
  * A stack of undo actions.
  *
@@ -50,13 +52,27 @@ export class UndoStack {
 
   /**
    * Unwinds because of `error` and returns what to throw: the error itself, or, where an undo
-   * failed too, an `AggregateError` whose message names everything that is left behind.
+   * failed too, an {@linkcode UndoError} that names everything left behind.
    */
   fail(error: unknown): unknown {
     const failures = this.unwind();
-    if (failures.length === 0) return error;
+    return failures.length === 0 ? error : new UndoError(error, failures);
+  }
+}
+
+/** A step failed, and so did undoing some of those before it. */
+export class UndoError extends TapkitError {
+  override readonly name: string = "UndoError";
+  /** The failure that was undone, then what failed of undoing it. */
+  readonly errors: readonly unknown[];
+
+  constructor(error: unknown, failures: readonly Error[]) {
     const reason = error instanceof Error ? error.message : String(error);
     const left = failures.map((failure) => failure.message).join("; ");
-    return new AggregateError([error, ...failures], `${reason} (and then: ${left})`);
+    super(`${reason} (and then: ${left})`, {
+      mend: error instanceof TapkitError ? error.mend : undefined,
+      cause: error,
+    });
+    this.errors = [error, ...failures];
   }
 }

@@ -191,7 +191,7 @@ export function claimId(host: HostPaths, id: string, name: string): void {
   } catch (error) {
     if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
   }
-  const holder = Deno.readLinkSync(path);
+  const holder = claimant(path);
   if (holder === name) return;
   if (recordNames(host).includes(holder)) {
     throw new TapkitError(
@@ -203,13 +203,21 @@ export function claimId(host: HostPaths, id: string, name: string): void {
   Deno.symlinkSync(name, path);
 }
 
+/** The VM that a reserved beginning is linked to. */
+function claimant(path: string): string {
+  try {
+    return Deno.readLinkSync(path);
+  } catch (cause) {
+    throw new TapkitError(`${path} is not a link of tapkit's`, { mend: "move it away", cause });
+  }
+}
+
 /** Gives back what {@linkcode claimId} reserved. */
 export function releaseId(host: HostPaths, id: string, name: string): void {
   const path = `${idsDir(host)}/${id.slice(0, ID_PREFIX)}`;
-  try {
-    if (Deno.readLinkSync(path) === name) removeIfThere(path);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  // What is no link of ours stays.
+  if (isThere(path) && Deno.lstatSync(path).isSymlink && claimant(path) === name) {
+    removeIfThere(path);
   }
 }
 

@@ -1,6 +1,6 @@
 import { assertEquals, assertStrictEquals } from "@std/assert";
 import { describe, InputError, TapkitError } from "../../lib/errors.ts";
-import { UndoStack } from "../../lib/undo.ts";
+import { type UndoError, UndoStack } from "../../lib/undo.ts";
 
 Deno.test("UndoStack.unwind: last first, past failures, each naming its step", () => {
   const undo = new UndoStack();
@@ -23,7 +23,7 @@ Deno.test("UndoStack.fail: the error itself, or everything that is left behind",
   undo.push("link", () => {
     throw new Error("busy");
   });
-  const thrown = undo.fail(error) as AggregateError;
+  const thrown = undo.fail(error) as UndoError;
   assertEquals(thrown.message, "full (and then: undoing link: busy)");
   assertStrictEquals(thrown.errors[0], error);
 });
