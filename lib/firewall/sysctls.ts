@@ -7,6 +7,7 @@
 import { TapkitError } from "../errors.ts";
 import { isIp, isLoopback } from "../inet/ip.ts";
 import { isWildcard, type PortMapping } from "../inet/ports.ts";
+import { writeSysctl } from "../sys/sysctl.ts";
 import type { GuestRules } from "./model.ts";
 
 /** A setting by its path below /proc/sys, and the value it needs. */
@@ -92,18 +93,10 @@ function read(path: string): string | undefined {
 }
 
 function write(sysctl: Sysctl): void {
-  try {
-    // Without create: a setting that is not there is the kernel's affair.
-    Deno.writeTextFileSync(`${SYSCTL_DIR}/${sysctl.path}`, sysctl.value, { create: false });
-  } catch (error) {
-    const missing = error instanceof Deno.errors.NotFound;
-    throw new TapkitError(`the sysctl ${describeSysctl(sysctl)} cannot be set`, {
-      mend: missing
-        ? sysctl.path.startsWith("net/ipv6")
-          ? "use a kernel with IPv6, or a network without IPv6 addresses"
-          : "check that the link is there"
-        : "run as root where /proc/sys is writable, or set it beforehand",
-      cause: error,
-    });
-  }
+  if (writeSysctl(sysctl.path, sysctl.value)) return;
+  throw new TapkitError(`the sysctl ${describeSysctl(sysctl)} cannot be set`, {
+    mend: sysctl.path.startsWith("net/ipv6")
+      ? "use a kernel with IPv6, or a network without IPv6 addresses"
+      : "check that the link is there",
+  });
 }
