@@ -11,10 +11,10 @@ import { Inotify, InotifyEvent } from "../sys/inotify.ts";
 import {
   type HostPaths,
   hostPaths,
+  inRecordsDir,
   lockDhcpServer,
   readRecords,
   recordNames,
-  recordsDir,
   type StoredRecord,
   tidyState,
 } from "./state.ts";
@@ -67,7 +67,10 @@ async function serveUntilDone(
     inotify.drain();
     if (exitWhenIdle && recordNames(host).length === 0) return idle.abort();
     // The directory goes with the last VM, and its watch with it.
-    inotify.watch(recordsDir(host), InotifyEvent.MOVED_TO | InotifyEvent.DELETE);
+    inRecordsDir(
+      host,
+      (directory) => inotify.watch(directory, InotifyEvent.MOVED_TO | InotifyEvent.DELETE),
+    );
     server.sync(readRecords(host).flatMap(dhcpTaps));
   };
   server.watch(inotify.fd, follow);

@@ -90,10 +90,9 @@ const locksDir = (host: HostPaths) => `${host.stateDir}/locks`;
 const idsDir = (host: HostPaths) => `${host.stateDir}/ids`;
 const recordPath = (host: HostPaths, name: string) => `${vmsDir(host)}/${name}.json`;
 
-/** The directory whose changes tell that attachments came or went. */
-export function recordsDir(host: HostPaths): string {
-  Deno.mkdirSync(vmsDir(host), { recursive: true, mode: 0o700 });
-  return vmsDir(host);
+/** Does something in the directory whose changes tell that attachments came or went. */
+export function inRecordsDir<T>(host: HostPaths, act: (directory: string) => T): T {
+  return inDirectory(vmsDir(host), () => act(vmsDir(host)));
 }
 
 /** Waits for the sole right to change one VM. Taken before the host's lock, never after. */
@@ -123,12 +122,22 @@ function lockIn(
   name: string,
   options: { remove?: boolean; wait?: false },
 ): Lock | undefined {
-  while (true) {
-    Deno.mkdirSync(directory, { recursive: true, mode: 0o700 });
+  return inDirectory(directory, () => lockFile(`${directory}/${name}`, options));
+}
+
+/** How often a directory that goes at this moment is made anew. */
+const ATTEMPTS = 100;
+
+/** Does something in a directory that another process may be removing at this moment. */
+function inDirectory<T>(directory: string, act: () => T): T {
+  for (let attempt = 1;; attempt++) {
     try {
-      return lockFile(`${directory}/${name}`, options);
+      Deno.mkdirSync(directory, { recursive: true, mode: 0o700 });
+      return act();
     } catch (error) {
-      if ((error as { code?: string }).code !== "ENOENT") throw error;
+      // Deno's mkdir says EEXIST of a directory that went while it was looked at.
+      const { code = "" } = error as { code?: string };
+      if (!["ENOENT", "EEXIST"].includes(code) || attempt === ATTEMPTS) throw error;
     }
   }
 }
@@ -145,14 +154,20 @@ export function tidyState(host: HostPaths): void {
       // Left by a process that was killed, unless a server holds it.
       if (isThere(`${host.stateDir}/${DHCP_LOCK}`)) lockDhcpServer(host)?.[Symbol.dispose]();
       removeIfThere(`${host.stateDir}/lock`);
+      // Files are made in these with the lock held.
+      removeEmpty(idsDir(host));
+      removeEmpty(vmsDir(host));
     }
   }
-  for (const directory of [idsDir(host), locksDir(host), vmsDir(host), host.stateDir]) {
-    try {
-      Deno.removeSync(directory);
-    } catch {
-      // Not empty, or gone already.
-    }
+  removeEmpty(locksDir(host));
+  removeEmpty(host.stateDir);
+}
+
+function removeEmpty(directory: string): void {
+  try {
+    Deno.removeSync(directory);
+  } catch {
+    // Not empty, or gone already.
   }
 }
 
@@ -277,7 +292,8 @@ export function readRecords(host: HostPaths): StoredRecord[] {
 
 /** Puts a record in place of the one before: whole or not at all, also after a power failure. */
 export function writeRecord(host: HostPaths, record: StoredRecord): void {
-  const path = `${recordsDir(host)}/${record.vm}.json`;
+  Deno.mkdirSync(vmsDir(host), { recursive: true, mode: 0o700 });
+  const path = recordPath(host, record.vm);
   const temporary = `${path}.tmp`;
   {
     using file = Deno.openSync(temporary, {

@@ -1,0 +1,53 @@
+/**
+ * The state directory under processes that come and go at the same time. No kernel object is made.
+ *
+ * @module
+ */
+
+import { assertEquals } from "@std/assert";
+import { isThere } from "../../lib/vm/state.ts";
+
+const PROCESSES = 4;
+const ROUNDS = 150;
+
+/** One VM that comes and goes again and again; the last to go takes the directory away. */
+const COMES_AND_GOES = `
+import {
+  claimId, containerId, deleteRecord, hostPaths, lockHost, lockVm, releaseId, tidyState, writeRecord,
+} from ${JSON.stringify(new URL("../../lib/vm/state.ts", import.meta.url).href)};
+const [stateDir, name] = Deno.args;
+const host = hostPaths({ stateDir });
+const id = await containerId(name);
+for (let round = 0; round < ${ROUNDS}; round++) {
+  {
+    using _vm = lockVm(host, name);
+    using _host = lockHost(host);
+    claimId(host, id, name);
+    writeRecord(host, { version: 1, vm: name, made: {} });
+    releaseId(host, id, name);
+    deleteRecord(host, name);
+  }
+  tidyState(host);
+}
+`;
+
+Deno.test("state: processes that come and go find the directory, and the last takes it away", async () => {
+  const parent = await Deno.makeTempDir();
+  const program = `${parent}/comes-and-goes.ts`;
+  await Deno.writeTextFile(program, COMES_AND_GOES);
+  const stateDir = `${parent}/tapkit`;
+  try {
+    const outputs = await Promise.all(
+      Array.from({ length: PROCESSES }, (_, index) =>
+        new Deno.Command(Deno.execPath(), {
+          args: ["run", "-A", "--no-check", program, stateDir, `vm${index}`],
+          stderr: "piped",
+        }).output()),
+    );
+    const errors = outputs.map(({ stderr }) => new TextDecoder().decode(stderr));
+    assertEquals(errors, outputs.map(() => ""));
+    assertEquals(isThere(stateDir), false);
+  } finally {
+    await Deno.remove(parent, { recursive: true });
+  }
+});
