@@ -9,14 +9,16 @@ import { assert, assertEquals } from "@std/assert";
 import { type Effect, type Fault, runWithFault, traceEffects } from "../support/effects.ts";
 import { Host } from "../support/host.ts";
 import { ROOT } from "../support/machine.ts";
+import { reboot } from "../support/reboot.ts";
 
 const ATTACH = ["web", "--ports", "8080:80"];
+const BY_BRIDGE = [...ATTACH, "--mode", "dhcp-bridge"];
 
 /** A command that is cut off. */
 interface Scenario {
   readonly name: string;
   readonly args: readonly string[];
-  /** What is there before: nothing at all, unless given. */
+  /** Commands before it; nothing at all is there, unless given. */
   readonly prepare?: string;
   /** What ends attached, run after the command was cut off; else {@linkcode ATTACH}. */
   readonly again?: readonly string[];
@@ -48,6 +50,22 @@ const SCENARIOS: readonly Scenario[] = [
     stride: 32,
   },
   { name: "run a VMM", args: [...ATTACH, "--", "true"], stride: 50 },
+  { name: "attach by a bridge", args: BY_BRIDGE, again: BY_BRIDGE, stride: 40 },
+  {
+    name: "remove by a bridge",
+    args: ["web", "--remove"],
+    prepare: `attach-vm ${BY_BRIDGE.join(" ")}`,
+    again: BY_BRIDGE,
+    stride: 24,
+  },
+  {
+    name: "restore",
+    args: ["--restore"],
+    prepare: `${PREPARED}; reboot`,
+    again: ["--restore"],
+    keeps: true,
+    stride: 50,
+  },
 ];
 
 /** Which errors a system call fails with, for the ordinary run in turn. */
@@ -172,7 +190,8 @@ class Bench implements AsyncDisposable {
       const [program = "", ...args] = command.split(" ");
       if (program === "attach-vm") {
         this.#prepared = (await this.#host.mustTapkit(program, ...args)).json[0];
-      } else await this.#host.must(program, args);
+      } else if (program === "reboot") await reboot(this.#host);
+      else await this.#host.must(program, args);
     }
   }
 

@@ -1,6 +1,7 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
+import { reboot } from "../support/reboot.ts";
 
 const SECOND = JSON.stringify({
   cniVersion: "0.4.0",
@@ -12,23 +13,6 @@ const SECOND = JSON.stringify({
     ipam: { type: "host-local", subnet: "10.9.9.0/24" },
   }],
 });
-
-/** What a reboot takes: namespaces, links, rules, settings, processes, what is below /run. */
-async function reboot(host: Host): Promise<void> {
-  await host.sh(`
-    for pid in $(pgrep -f "[s]erve-dhcp"); do
-      [ "$(readlink /proc/$pid/ns/net)" = "$(readlink /proc/self/ns/net)" ] && kill $pid
-    done
-    for name in $(ip netns list | cut -d' ' -f1); do ip netns delete $name; done
-    for link in ignite0 br-second; do ip link delete $link 2>/dev/null || true; done
-    for link in $(ip -o link show type veth | sed -n 's/^[0-9]*: \\(veth[^@:]*\\).*/\\1/p'); do
-      ip link delete $link
-    done
-    nft flush ruleset
-    sysctl -qw net.ipv4.ip_forward=0
-    rm -rf /run/tapkit
-  `);
-}
 
 Deno.test("attach-vm --restore: after a reboot every VM is what it was", async () => {
   await using host = await Host.create();

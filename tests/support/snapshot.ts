@@ -12,7 +12,7 @@ import { type Machine, OVERLAYS } from "./machine.ts";
 const KEPT: readonly RegExp[] = [
   /^file \/etc\/cni\/net\.d\/10-ignite\.conflist /,
   /^file \/var\/lib\/cni\/networks\/[^/]+\/(last_reserved_ip\.\d+|lock) /,
-  /^directory \/(etc\/cni|var\/lib\/cni|var\/lib\/tapkit|run\/tapkit)(\/| )/,
+  /^(directory|deleted) \/(etc\/cni|var\/lib\/cni|var\/lib\/tapkit|run\/tapkit)(\/| |$)/,
   /^sysctl ipv4\/ip_forward /,
   /^sysctl ipv4\/conf\/[^/]+\/forwarding /,
   /^sysctl ipv4\/conf\/(all|default)\/accept_redirects /,

@@ -1,0 +1,24 @@
+/**
+ * A reboot of a throwaway host, which keeps its disk.
+ *
+ * @module
+ */
+
+import type { Host } from "./host.ts";
+
+/** What a reboot takes: namespaces, links, rules, settings, processes, what is below /run. */
+export async function reboot(host: Host): Promise<void> {
+  await host.sh(`
+    for pid in $(pgrep -f "[s]erve-dhcp"); do
+      [ "$(readlink /proc/$pid/ns/net)" = "$(readlink /proc/self/ns/net)" ] && kill $pid
+    done
+    for name in $(ip netns list | cut -d' ' -f1); do ip netns delete $name; done
+    for link in ignite0 br-second; do ip link delete $link 2>/dev/null || true; done
+    for link in $(ip -o link show type veth | sed -n 's/^[0-9]*: \\(veth[^@:]*\\).*/\\1/p'); do
+      ip link delete $link
+    done
+    nft flush ruleset
+    sysctl -qw net.ipv4.ip_forward=0
+    rm -rf /run/tapkit
+  `);
+}
