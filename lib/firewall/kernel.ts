@@ -12,6 +12,7 @@ import type { BatchedRequest, NetlinkConnection } from "../netlink/connection.ts
 import { NetlinkError, type Subject } from "../netlink/errors.ts";
 import { AF, NLM_F } from "../netlink/message.ts";
 import { Encoder } from "../netlink/wire.ts";
+import { type Netns, withNetns } from "../sys/netns.ts";
 import {
   decodeElements,
   decodeRuleMark,
@@ -20,7 +21,19 @@ import {
   encodeSet,
   NFPROTO_INET,
 } from "./elements.ts";
-import { type Element, elementId, type RuleMark, type SetName, TABLE } from "./ruleset.ts";
+import { Nftables } from "./libnftables.ts";
+import {
+  type Element,
+  elementId,
+  planAdd,
+  planDropTable,
+  planTable,
+  RULE_MARKS,
+  type RuleMark,
+  type SetName,
+  TABLE,
+} from "./ruleset.ts";
+import type { ElementStore, StoreState } from "./store.ts";
 
 /** linux/netfilter/nf_tables.h. */
 const NFT_MSG = {
@@ -41,8 +54,82 @@ const SINGLE_READS = 32;
 /** Elements to a message, whose list takes 64 KiB at most. */
 const ELEMENTS_PER_MESSAGE = 256;
 
+/** tapkit's table in one network namespace. */
+export class NftStore implements ElementStore {
+  readonly kind = "nftables";
+  readonly #netns: Netns;
+  readonly #nl: NetlinkConnection;
+
+  /**
+   * @param netns where the table is; closed with this
+   * @param nl of that namespace; its caller closes it
+   */
+  constructor(netns: Netns, nl: NetlinkConnection) {
+    this.#netns = netns;
+    this.#nl = nl;
+  }
+
+  exists(): boolean {
+    return tableExists(this.#nl);
+  }
+
+  look(): StoreState {
+    let lacking = lackingRules(readRuleMarks(this.#nl));
+    if (lacking.length === 0) return { exists: true, intact: true, problems: [] };
+    const table = `the nftables table "inet ${TABLE}"`;
+    if (!this.exists()) {
+      return { exists: false, intact: false, problems: [`${table} is missing`] };
+    }
+    // Another process may have made it, rules and all, since they were looked for.
+    lacking = lackingRules(readRuleMarks(this.#nl));
+    return {
+      exists: true,
+      intact: lacking.length === 0,
+      problems: lacking.map((mark) => `${table} lacks the rule "${mark}"`),
+    };
+  }
+
+  read(elements: readonly Element[]): Map<string, Element> {
+    return readElements(this.#nl, elements);
+  }
+
+  readSets(sets: readonly SetName[]): Element[] {
+    return sets.flatMap((set) => readSet(this.#nl, set));
+  }
+
+  change(
+    change: { readonly remove: readonly Element[]; readonly add: readonly Element[] },
+    owner: string,
+  ): void {
+    changeElements(this.#nl, change, owner);
+  }
+
+  remake(elements: readonly Element[], { exists }: StoreState): void {
+    const drop = exists ? planDropTable() : "";
+    using nft = withNetns(this.#netns, () => Nftables.open());
+    nft.run(drop + planTable() + planAdd(elements), `make the table "inet ${TABLE}"`);
+  }
+
+  delete(): void {
+    deleteTable(this.#nl);
+  }
+
+  [Symbol.dispose](): void {
+    this.#netns[Symbol.dispose]();
+  }
+}
+
+function lackingRules(marks: readonly RuleMark[]): string[] {
+  const present = new Set(marks.map(markText));
+  return RULE_MARKS.map(markText).filter((mark) => !present.has(mark));
+}
+
+function markText({ chain, comment }: RuleMark): string {
+  return `${chain}: ${comment}`;
+}
+
 /** Whether the table is there at all. */
-export function tableExists(nl: NetlinkConnection): boolean {
+function tableExists(nl: NetlinkConnection): boolean {
   const payload = nfgenmsg(NFPROTO_INET).attrString(NFTA_TABLE_NAME, TABLE).finish();
   const found = tolerateAbsence(() =>
     nl.request(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETTABLE), 0, payload, {
@@ -55,7 +142,7 @@ export function tableExists(nl: NetlinkConnection): boolean {
 }
 
 /** The table's rules, by their comments; none where there is no table. */
-export function readRuleMarks(nl: NetlinkConnection): RuleMark[] {
+function readRuleMarks(nl: NetlinkConnection): RuleMark[] {
   const messages = tolerateAbsence(() =>
     nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETRULE), encodeRuleFilter(), {
       op: "NFT_MSG_GETRULE",
@@ -68,7 +155,7 @@ export function readRuleMarks(nl: NetlinkConnection): RuleMark[] {
 }
 
 /** All elements of a set; none where the set or the table is not there. */
-export function readSet(nl: NetlinkConnection, set: SetName): Element[] {
+function readSet(nl: NetlinkConnection, set: SetName): Element[] {
   const messages = tolerateAbsence(() =>
     nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETSETELEM), encodeSet(set).finish(), {
       op: "NFT_MSG_GETSETELEM",
@@ -80,7 +167,7 @@ export function readSet(nl: NetlinkConnection, set: SetName): Element[] {
 }
 
 /** Those of the elements whose keys the kernel has, as it has them, by {@linkcode elementId}. */
-export function readElements(
+function readElements(
   nl: NetlinkConnection,
   elements: readonly Element[],
 ): Map<string, Element> {
@@ -115,7 +202,7 @@ function readElement(nl: NetlinkConnection, element: Element): Element | undefin
  * @param owner whose rules change, for the error
  * @throws {NetlinkError} ENOENT or EEXIST when the table is not as it was looked at
  */
-export function changeElements(
+function changeElements(
   nl: NetlinkConnection,
   change: { readonly remove: readonly Element[]; readonly add: readonly Element[] },
   owner: string,
@@ -128,7 +215,7 @@ export function changeElements(
 }
 
 /** Deletes the table with all that is in it. */
-export function deleteTable(nl: NetlinkConnection): void {
+function deleteTable(nl: NetlinkConnection): void {
   const type = nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELTABLE);
   const payload = nfgenmsg(NFPROTO_INET).attrString(NFTA_TABLE_NAME, TABLE).finish();
   commit(nl, [{ type, flags: NLM_F.ACK, payload }], {

@@ -312,6 +312,11 @@ export function rulesOf(elements: readonly Element[]): GuestRules[] {
   });
 }
 
+/** The families that elements are of. */
+export function familiesOf(elements: readonly Element[]): Set<Family> {
+  return new Set(elements.map(({ set }): Family => set.endsWith("6") ? 6 : 4));
+}
+
 function familyOf(address: string): Family {
   return isIp(address) === 6 ? 6 : 4;
 }

@@ -12,7 +12,7 @@ import { addNetwork, type NetworkAttachment } from "../cni/runtime.ts";
 import type { Result } from "../cni/types.ts";
 import { TapkitError } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";
-import { NftFirewall } from "../firewall/nftables.ts";
+import { Firewall } from "../firewall/firewall.ts";
 import { ensureSysctls } from "../firewall/sysctls.ts";
 import { parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac, randomMac } from "../inet/mac.ts";
@@ -145,7 +145,7 @@ function attachOver(host: HostPaths, old: StoredRecord, wanted: AttachRequest): 
 
 /** What is tagged with the VM: a change of its rules was cut off. */
 function dropRules({ made }: StoredRecord): void {
-  using firewall = NftFirewall.open();
+  using firewall = Firewall.open();
   for (const { owner } of made.guests) firewall.removeOwner(owner);
 }
 
@@ -168,7 +168,7 @@ function rewire(host: HostPaths, record: StoredRecord): StoredRecord {
 /** Puts the firewall's rules back, with the ports that are wanted now. */
 function changeRules(host: HostPaths, old: StoredRecord, wanted: AttachRequest): StoredRecord {
   const [rules] = old.made.guests;
-  using firewall = NftFirewall.open();
+  using firewall = Firewall.open();
   const ports = hasPorts(old, wanted)
     ? old.ports
     : bindToFamilies(reservePorts(host, firewall, wanted), rules?.addresses ?? []);
@@ -208,7 +208,7 @@ function attachAnew(
   using stack = new DisposableStack();
   try {
     const hostNl = stack.use(NetlinkConnection.open());
-    const firewall = stack.use(NftFirewall.open());
+    const firewall = stack.use(Firewall.open());
     const ports = reservePorts(host, firewall, request, old);
     const mac = request.mac === undefined ? randomMac() : formatMac(parseMac(request.mac));
     const before = old?.interfaces ?? [];
@@ -253,7 +253,7 @@ function attachAnew(
     for (const guest of guests) {
       undo.push(`the rules of ${guest.owner}`, () => {
         firewall.remove(guest);
-        firewall.removeTableIfUnused();
+        firewall.removeIfUnused();
       });
       firewall.add(guest);
     }

@@ -5,7 +5,7 @@
  */
 
 import { checkNetwork } from "../cni/runtime.ts";
-import { NftFirewall } from "../firewall/nftables.ts";
+import { Firewall } from "../firewall/firewall.ts";
 import { checkSysctls } from "../firewall/sysctls.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
@@ -43,7 +43,7 @@ export function checkAttachment(record: StoredRecord, host: HostPaths): Differen
   const { netns: netnsPath, interfaces, made } = record;
   using stack = new DisposableStack();
   const hostNl = stack.use(NetlinkConnection.open());
-  const firewall = stack.use(NftFirewall.open());
+  const firewall = stack.use(Firewall.open());
   const vmNl = openVm(stack, netnsPath);
   if (vmNl === undefined) {
     return { network: [`network namespace ${netnsPath} is missing`], wire: [], firewall: [] };

@@ -5,7 +5,7 @@
  */
 
 import { chooseHostPorts, refuseListeners } from "../firewall/host-ports.ts";
-import type { NftFirewall } from "../firewall/nftables.ts";
+import type { Firewall } from "../firewall/firewall.ts";
 import {
   bindPorts,
   findPortConflict,
@@ -27,7 +27,7 @@ import type { AttachRequest } from "./types.ts";
  */
 export function reservePorts(
   host: HostPaths,
-  firewall: NftFirewall,
+  firewall: Firewall,
   request: AttachRequest,
   old?: StoredRecord,
 ): PortMapping[] {
@@ -56,7 +56,7 @@ export function reservePorts(
  */
 function takenPorts(
   host: HostPaths,
-  firewall: NftFirewall,
+  firewall: Firewall,
   asked: readonly PortMapping[],
 ): TakenPorts[] {
   const inTheWay = firewall.portsInTheWay(asked);

@@ -8,7 +8,7 @@ import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
 import { tidyDefaultCni } from "../cni/default-network.ts";
 import { delNetwork, type NetworkAttachment, planNetwork } from "../cni/runtime.ts";
 import { TapkitError } from "../errors.ts";
-import { NftFirewall } from "../firewall/nftables.ts";
+import { Firewall } from "../firewall/firewall.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { deleteNamedNetns, netnsPath } from "../sys/netns.ts";
 import { openVm } from "./check.ts";
@@ -103,7 +103,7 @@ export function removeMade(host: HostPaths, record: Removable): void {
   const vmNl = openVm(stack, record.netns);
   const { made, netns } = record;
 
-  step(() => removeRules(stack.use(NftFirewall.open()), host, record));
+  step(() => removeRules(stack.use(Firewall.open()), host, record));
   if (vmNl !== undefined) {
     for (const { ifName } of made.networks) {
       step(() => removeWire(vmNl, ifName, modeOf(record, ifName)));
@@ -129,14 +129,14 @@ function modeOf({ interfaces = [], made }: Removable, ifName: string): WantedMod
 }
 
 /** The rules of the record, or what is tagged with the VM where they may be others. */
-function removeRules(firewall: NftFirewall, host: HostPaths, record: Removable): void {
+function removeRules(firewall: Firewall, host: HostPaths, record: Removable): void {
   const { made, vm } = record;
   if (made.phase === "attached" && !made.rulesInDoubt) {
     for (const guest of made.guests) firewall.remove(guest);
   } else {
     for (const { ifName } of made.networks) firewall.removeOwner(`${vm}/${ifName}`);
   }
-  if (recordNames(host).every((name) => name === vm)) firewall.removeTableIfUnused();
+  if (recordNames(host).every((name) => name === vm)) firewall.removeIfUnused();
 }
 
 function leftBehind(failures: readonly unknown[]): TapkitError {

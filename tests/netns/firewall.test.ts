@@ -7,7 +7,7 @@ import { assertEquals, assertInstanceOf, assertMatch, assertThrows } from "@std/
 import { chooseHostPorts, findListener, refuseListeners } from "../../lib/firewall/host-ports.ts";
 import { Nftables, NftablesError } from "../../lib/firewall/libnftables.ts";
 import type { GuestRules } from "../../lib/firewall/model.ts";
-import { NftFirewall } from "../../lib/firewall/nftables.ts";
+import { Firewall } from "../../lib/firewall/firewall.ts";
 import { checkSysctls, ensureSysctls } from "../../lib/firewall/sysctls.ts";
 import { formatPort, parsePorts, PortConflictError } from "../../lib/inet/ports.ts";
 import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
@@ -31,11 +31,11 @@ function guest(number: 1 | 2, ports: string[], changes: Partial<GuestRules> = {}
   };
 }
 
-function openFirewall(host: Netns): NftFirewall {
-  return withNetns(host, () => NftFirewall.open());
+function openFirewall(host: Netns): Firewall {
+  return withNetns(host, () => Firewall.open());
 }
 
-function addAll(host: Netns, firewall: NftFirewall, ...guests: GuestRules[]): void {
+function addAll(host: Netns, firewall: Firewall, ...guests: GuestRules[]): void {
   for (const rules of guests) {
     withNetns(host, () => ensureSysctls(rules));
     firewall.add(rules);
@@ -54,7 +54,7 @@ const nftElements = (netns: Netns, set: string): string =>
   runInside(netns, `nft list set inet tapkit ${set} 2>&1 || nft list map inet tapkit ${set}`)
     .match(/elements = \{([^}]*)\}/)?.[1]?.replaceAll(/\s+/g, " ").trim() ?? "";
 
-Deno.test("NftFirewall: add, check, remove, remove again, and nothing is left", () => {
+Deno.test("Firewall: add, check, remove, remove again, and nothing is left", () => {
   using netns = newNetns();
   const before = listRuleset(netns);
   using firewall = openFirewall(netns);
@@ -77,16 +77,16 @@ Deno.test("NftFirewall: add, check, remove, remove again, and nothing is left", 
   assertEquals(nftElements(netns, "guests4"), '172.18.0.2 . "ignite0" comment "guest1/eth0"');
   assertEquals(nftElements(netns, "private6"), 'fd00:18::2 comment "guest1/eth0"');
 
-  assertEquals(firewall.removeTableIfUnused(), false);
+  assertEquals(firewall.removeIfUnused(), false);
   assertEquals(firewall.remove(rules), true);
   assertEquals(firewall.remove(rules), false, "a second remove finds nothing");
-  assertEquals(firewall.removeTableIfUnused(), true);
-  assertEquals(firewall.removeTableIfUnused(), false);
+  assertEquals(firewall.removeIfUnused(), true);
+  assertEquals(firewall.removeIfUnused(), false);
   assertEquals(firewall.remove(rules), false);
   assertEquals(listRuleset(netns), before);
 });
 
-Deno.test("NftFirewall.check: names what was taken away, add brings it back", () => {
+Deno.test("Firewall.check: names what was taken away, add brings it back", () => {
   using netns = newNetns();
   using firewall = openFirewall(netns);
   const [one, two] = [guest(1, ["8080:80"]), guest(2, ["8081:80", "53:53/udp"])];
@@ -119,7 +119,7 @@ Deno.test("NftFirewall.check: names what was taken away, add brings it back", ()
   assertEquals(withoutHandles(listRuleset(netns)), withoutHandles(whole));
 });
 
-Deno.test("NftFirewall: a table of another layout is rebuilt, its guests kept", () => {
+Deno.test("Firewall: a table of another layout is rebuilt, its guests kept", () => {
   using netns = newNetns();
   using firewall = openFirewall(netns);
   firewall.add(guest(1, ["8080:80"]));
@@ -131,7 +131,7 @@ Deno.test("NftFirewall: a table of another layout is rebuilt, its guests kept", 
   assertEquals(firewall.check(guest(2, ["8081:80"])), []);
 });
 
-Deno.test("NftFirewall.add: a port of another owner is refused by name, and nothing is added", () => {
+Deno.test("Firewall.add: a port of another owner is refused by name, and nothing is added", () => {
   using netns = newNetns();
   using firewall = openFirewall(netns);
   firewall.add(guest(1, ["8085:80"]));
@@ -144,7 +144,7 @@ Deno.test("NftFirewall.add: a port of another owner is refused by name, and noth
   assertEquals(listRuleset(netns), before);
 });
 
-Deno.test("NftFirewall.remove: passes over what has become another's", () => {
+Deno.test("Firewall.remove: passes over what has become another's", () => {
   using netns = newNetns();
   using firewall = openFirewall(netns);
   const gone = guest(1, ["8080:80"]);
@@ -154,7 +154,7 @@ Deno.test("NftFirewall.remove: passes over what has become another's", () => {
   assertEquals(firewall.check(heir), []);
 });
 
-Deno.test("NftFirewall.replace: touches what differs and nothing else", () => {
+Deno.test("Firewall.replace: touches what differs and nothing else", () => {
   using netns = newNetns();
   using firewall = openFirewall(netns);
   const [old, wanted] = [guest(1, ["8080:80", "81:81"]), guest(1, ["8080:8000", "82:82", "81:81"])];
@@ -167,7 +167,7 @@ Deno.test("NftFirewall.replace: touches what differs and nothing else", () => {
   assertEquals(firewall.check(guest(1, [])), []);
 });
 
-Deno.test("NftFirewall.listGuests: reads the rules back; removeOwner needs no more", () => {
+Deno.test("Firewall.listGuests: reads the rules back; removeOwner needs no more", () => {
   using netns = newNetns();
   using firewall = openFirewall(netns);
   const one = guest(1, ["0.0.0.0:8080:80", "192.0.2.1:53:53/udp", "[::]:81:81/sctp"]);
@@ -186,15 +186,15 @@ Deno.test("NftFirewall.listGuests: reads the rules back; removeOwner needs no mo
   assertEquals(firewall.listGuests().map(({ owner }) => owner), ["guest2/eth0"]);
 });
 
-Deno.test("NftFirewall.add: many at once make one table, and a port has one winner", async () => {
+Deno.test("Firewall.add: many at once make one table, and a port has one winner", async () => {
   using netns = newNetns();
   const processes = Array.from({ length: 8 }, (_, index) => {
     const changes = { owner: `vm${index}/eth0`, addresses: [`172.18.1.${index}`] };
     const own = guest(1, [`${9000 + index}:80`], changes);
     const contested = guest(1, ["8080:80"], changes);
     const script = `
-      import { NftFirewall } from "${new URL("../../lib/firewall/nftables.ts", import.meta.url)}";
-      using firewall = NftFirewall.open();
+      import { Firewall } from "${new URL("../../lib/firewall/firewall.ts", import.meta.url)}";
+      using firewall = Firewall.open();
       firewall.add(${JSON.stringify(own)});
       try {
         firewall.add(${JSON.stringify(contested)});
@@ -215,7 +215,7 @@ Deno.test("NftFirewall.add: many at once make one table, and a port has one winn
   assertEquals(runInside(netns, "nft list chain inet tapkit prerouting").match(/jump/g)?.length, 1);
 });
 
-Deno.test("NftFirewall: ten thousand ports in one call are all there, and go again", () => {
+Deno.test("Firewall: ten thousand ports in one call are all there, and go again", () => {
   using netns = newNetns();
   using firewall = openFirewall(netns);
   const rules = guest(1, ["20000-29999:20000-29999"], { addresses: ["172.18.0.2"] });
@@ -223,7 +223,7 @@ Deno.test("NftFirewall: ten thousand ports in one call are all there, and go aga
   assertEquals(firewall.check(rules), []);
   assertEquals(nftElements(netns, "ports4").split(",").length, 10_000);
   firewall.remove(rules);
-  assertEquals(firewall.removeTableIfUnused(), true);
+  assertEquals(firewall.removeIfUnused(), true);
 });
 
 Deno.test("Nftables: its socket is closed on exec", () => {
@@ -248,20 +248,20 @@ Deno.test("Nftables.run: a refusal has its code, its first line and the place", 
   assertMatch(nonsense.message, /syntax error/);
 });
 
-Deno.test("NftFirewall: libnftables is needed to make the table, and for nothing else", () => {
+Deno.test("Firewall: libnftables is needed to make the table, and for nothing else", () => {
   using netns = newNetns();
   using firewall = openFirewall(netns);
-  const module = new URL("../../lib/firewall/nftables.ts", import.meta.url);
+  const module = new URL("../../lib/firewall/firewall.ts", import.meta.url);
   const [one, two] = [guest(1, ["8080:80"]), guest(2, ["8081:80"])].map((rules) =>
     JSON.stringify(rules)
   );
   const script = `
-    import { NftFirewall } from "${module}";
-    using firewall = NftFirewall.open();
+    import { Firewall } from "${module}";
+    using firewall = Firewall.open();
     try {
       firewall.add(${two});
       console.log(firewall.check(${two}).length, firewall.remove(${two}), firewall.remove(${one}));
-      console.log(firewall.removeTableIfUnused());
+      console.log(firewall.removeIfUnused());
     } catch (error) {
       console.log(error.message, "/", error.mend);
     }`;
@@ -386,7 +386,7 @@ for (const bridgeNetfilter of [false, true]) {
       for (const rules of firewall.listGuests()) firewall.remove(rules);
       assertEquals(await machine.failToAsk("tcp", "192.0.2.1", 8080), "ECONNREFUSED");
       assertEquals(await host.failToAsk("tcp", "127.0.0.1", 8080), "ECONNREFUSED");
-      assertEquals(firewall.removeTableIfUnused(), true);
+      assertEquals(firewall.removeIfUnused(), true);
       assertEquals(listRuleset(lan.host), []);
     });
   });

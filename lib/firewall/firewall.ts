@@ -1,5 +1,5 @@
 /**
- * The host's firewall in nftables: guests' rules added, replaced, removed and checked.
+ * The host's firewall: guests' rules added, replaced, removed and checked, wherever they are kept.
  *
  * @module
  */
@@ -10,32 +10,21 @@ import { listAddresses } from "../netlink/address.ts";
 import { deleteConntrack, openNetfilter } from "../netlink/conntrack.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { NetlinkError } from "../netlink/errors.ts";
-import { currentNetns, type Netns, withNetns } from "../sys/netns.ts";
+import { currentNetns } from "../sys/netns.ts";
 import { type FlowChange, flowIsStale, flowMatches } from "./flows.ts";
-import {
-  changeElements,
-  deleteTable,
-  readElements,
-  readRuleMarks,
-  readSet,
-  tableExists,
-} from "./kernel.ts";
-import { Nftables, NftablesError } from "./libnftables.ts";
+import { NftStore } from "./kernel.ts";
+import { NftablesError } from "./libnftables.ts";
 import { type GuestRules, validateRules } from "./model.ts";
+import type { ElementStore } from "./store.ts";
 import {
   type Element,
   elementId,
   elementsOf,
+  familiesOf,
   hostPortOf,
-  planAdd,
-  planDropTable,
-  planTable,
   portQuery,
-  RULE_MARKS,
-  type RuleMark,
   rulesOf,
   SET_NAMES,
-  TABLE,
 } from "./ruleset.ts";
 
 /** What a change comes to. */
@@ -48,37 +37,32 @@ interface Change {
   readonly leaving: readonly string[];
 }
 
-/** What a look at the table found. */
-interface TableState {
-  readonly exists: boolean;
-  /** Whether it has all its rules. */
-  readonly intact: boolean;
-  /** Those it lacks. */
-  readonly lacking: readonly string[];
-}
-
 /** How a transaction fails when the table changed after it was looked at. */
 const RACE_CODES: ReadonlySet<string> = new Set(["EEXIST", "ENOENT"]);
 const ATTEMPTS = 3;
 
 /**
- * tapkit's nftables table in the network namespace this was opened in, wherever the thread
- * goes later.
+ * tapkit's rules in the network namespace this was opened in, wherever the thread goes later.
  *
- * Every change is one transaction, which makes the table where it is missing and mends it where
- * somebody took rules away; then the tracked connections that the change concerns are forgotten.
- * Two processes that change ports at the same time need a lock of their caller's.
+ * Every change is one transaction, which makes the rules that all guests share where they are
+ * missing and mends them where somebody took some away; then the tracked connections that the
+ * change concerns are forgotten. Two processes that change ports at the same time need a lock of
+ * their caller's.
  *
  * Dispose it late: closing the socket after elements were deleted waits some 15 ms for the
  * kernel to have freed them.
  */
-export class NftFirewall implements Disposable {
-  readonly #netns: Netns;
+export class Firewall implements Disposable {
+  readonly #store: ElementStore;
   readonly #netfilter: NetlinkConnection;
   readonly #route: NetlinkConnection;
 
-  private constructor(netns: Netns, netfilter: NetlinkConnection, route: NetlinkConnection) {
-    this.#netns = netns;
+  private constructor(
+    store: ElementStore,
+    netfilter: NetlinkConnection,
+    route: NetlinkConnection,
+  ) {
+    this.#store = store;
     this.#netfilter = netfilter;
     this.#route = route;
   }
@@ -86,13 +70,13 @@ export class NftFirewall implements Disposable {
   /**
    * Opens the firewall of the current network namespace. Nothing is changed.
    */
-  static open(): NftFirewall {
+  static open(): Firewall {
     using stack = new DisposableStack();
     const netns = stack.use(currentNetns());
     const netfilter = stack.use(openNetfilter());
     const route = stack.use(NetlinkConnection.open());
     stack.move();
-    return new NftFirewall(netns, netfilter, route);
+    return new Firewall(new NftStore(netns, netfilter), netfilter, route);
   }
 
   /**
@@ -158,20 +142,17 @@ export class NftFirewall implements Disposable {
   /** Compares a guest's rules with the kernel's; returns a sentence for each difference. */
   check(rules: GuestRules): string[] {
     const wanted = elementsOf(validateRules(rules));
-    const { exists, lacking } = this.#look();
-    const table = `the nftables table "inet ${TABLE}"`;
-    const problems = exists
-      ? lacking.map((mark) => `${table} lacks the rule "${mark}"`)
-      : [`${table} is missing`];
-    const present = readElements(this.#netfilter, wanted);
+    const problems = [...this.#store.look(familiesOf(wanted)).problems];
+    const present = this.#store.read(wanted);
+    const kind = this.#store.kind;
     for (const element of wanted) {
       const found = present.get(elementId(element));
       const what = describeElement(element);
-      if (found === undefined) problems.push(`${what} is missing from nftables`);
+      if (found === undefined) problems.push(`${what} is missing from ${kind}`);
       else if (!sameValue(found, element)) {
-        problems.push(`${what} leads to ${found.value?.join(":")} in nftables (${found.owner})`);
+        problems.push(`${what} leads to ${found.value?.join(":")} in ${kind} (${found.owner})`);
       } else if (found.owner !== element.owner) {
-        problems.push(`${what} is tagged ${found.owner || "by nobody"} in nftables`);
+        problems.push(`${what} is tagged ${found.owner || "by nobody"} in ${kind}`);
       }
     }
     return problems;
@@ -179,22 +160,19 @@ export class NftFirewall implements Disposable {
 
   /** The guests whose rules the kernel has. Ranges come as single ports, `forward` as true. */
   listGuests(): GuestRules[] {
-    return rulesOf(this.#readAll().filter(({ owner }) => owner !== ""));
+    return rulesOf(this.#store.readSets(SET_NAMES).filter(({ owner }) => owner !== ""));
   }
 
   /**
    * The mappings in the table that `wanted` could meet, by their owners' tags; all there are
    * where a host port is to be chosen. The cost does not grow with the number of mappings.
    *
-   * @returns undefined where there is no table to ask
+   * @returns undefined where there are no rules of tapkit's to ask
    */
   portsInTheWay(wanted: readonly PortMapping[]): TakenPorts[] | undefined {
-    if (!tableExists(this.#netfilter)) return undefined;
+    if (!this.#store.exists()) return undefined;
     const { keys, whole } = portQuery(wanted);
-    const found = [
-      ...whole.flatMap((set) => readSet(this.#netfilter, set)),
-      ...readElements(this.#netfilter, keys).values(),
-    ];
+    const found = [...this.#store.readSets(whole), ...this.#store.read(keys).values()];
     return found.map((element) => ({
       owner: element.owner,
       mappings: [{ ...hostPortOf(element), vmPort: Number(element.value?.[1]) }],
@@ -202,26 +180,26 @@ export class NftFirewall implements Disposable {
   }
 
   /**
-   * Takes the table away when no guest has rules in it. The caller holds the lock under which
-   * rules are added.
+   * Takes away what guests share when there are no more of them. The caller holds the lock under
+   * which rules are added.
    *
-   * @returns whether it was taken away
+   * @returns whether there was anything to take away
    */
-  removeTableIfUnused(): boolean {
-    if (!tableExists(this.#netfilter)) return false;
-    for (const set of SET_NAMES) if (readSet(this.#netfilter, set).length > 0) return false;
-    deleteTable(this.#netfilter);
+  removeIfUnused(): boolean {
+    if (!this.#store.exists()) return false;
+    for (const set of SET_NAMES) if (this.#store.readSets([set]).length > 0) return false;
+    this.#store.delete();
     return true;
   }
 
   [Symbol.dispose](): void {
-    this.#netns[Symbol.dispose]();
+    this.#store[Symbol.dispose]();
     this.#netfilter[Symbol.dispose]();
     this.#route[Symbol.dispose]();
   }
 
   /**
-   * A process that changed the table between the look at it and the transaction makes the
+   * A process that changed the rules between the look at them and the transaction makes the
    * transaction fail whole: then the look is taken again.
    */
   #apply(change: Change): boolean {
@@ -238,10 +216,11 @@ export class NftFirewall implements Disposable {
 
   #tryToApply(change: Change): boolean {
     const { owner, unwanted, wanted, leaving } = change;
-    const table = this.#look();
-    const present = table.intact
-      ? readElements(this.#netfilter, [...unwanted, ...wanted])
-      : new Map(this.#readAll().map((element) => [elementId(element), element]));
+    const store = this.#store;
+    const state = store.look(familiesOf(wanted));
+    const present = state.intact
+      ? store.read([...unwanted, ...wanted])
+      : new Map(store.readSets(SET_NAMES).map((element) => [elementId(element), element]));
     const stale: Element[] = [];
     const missing: Element[] = [];
     // Addresses and ports that have become another owner's since.
@@ -259,40 +238,20 @@ export class NftFirewall implements Disposable {
       missing.push(element);
     }
     // What is only removed does not call for rules.
-    const changed = table.intact || wanted.length === 0
-      ? this.#changeElements(stale, missing, owner)
-      : this.#makeTable(planMend(table.exists, [...present.values()], stale, missing));
+    const changed = !(state.intact || wanted.length === 0) || stale.length + missing.length > 0;
+    if (state.intact || wanted.length === 0) {
+      if (changed) store.change({ remove: stale, add: missing }, owner);
+    } else {
+      const gone = new Set(stale.map(elementId));
+      const kept = [...present.values()].filter((element) => !gone.has(elementId(element)));
+      store.remake([...kept, ...missing], state);
+    }
     this.#forgetFlows({
       changed: [...stale, ...missing],
       wanted: new Map(wanted.map((element) => [elementId(element), element])),
       leaving: leaving.filter((address) => !foreign.has(address)),
     });
     return changed;
-  }
-
-  #changeElements(remove: readonly Element[], add: readonly Element[], owner: string): boolean {
-    if (remove.length + add.length === 0) return false;
-    changeElements(this.#netfilter, { remove, add }, owner);
-    return true;
-  }
-
-  #makeTable(commands: string): boolean {
-    using nft = withNetns(this.#netns, () => Nftables.open());
-    nft.run(commands, `make the table "inet ${TABLE}"`);
-    return true;
-  }
-
-  #look(): TableState {
-    let lacking = lackingRules(readRuleMarks(this.#netfilter));
-    if (lacking.length === 0) return { exists: true, intact: true, lacking };
-    if (!tableExists(this.#netfilter)) return { exists: false, intact: false, lacking };
-    // Another process may have made it, rules and all, since they were looked for.
-    lacking = lackingRules(readRuleMarks(this.#netfilter));
-    return { exists: true, intact: lacking.length === 0, lacking };
-  }
-
-  #readAll(): Element[] {
-    return SET_NAMES.flatMap((set) => readSet(this.#netfilter, set));
   }
 
   #forgetFlows(change: FlowChange): void {
@@ -307,27 +266,6 @@ export class NftFirewall implements Disposable {
   #localAddresses(): Set<string> {
     return new Set(listAddresses(this.#route).map(({ address }) => address.split("/", 1)[0]!));
   }
-}
-
-function lackingRules(marks: readonly RuleMark[]): string[] {
-  const present = new Set(marks.map(markText));
-  return RULE_MARKS.map(markText).filter((mark) => !present.has(mark));
-}
-
-/** The table anew, with the elements there were. */
-function planMend(
-  exists: boolean,
-  present: readonly Element[],
-  stale: readonly Element[],
-  missing: readonly Element[],
-): string {
-  const gone = new Set(stale.map(elementId));
-  const kept = present.filter((element) => !gone.has(elementId(element)));
-  return (exists ? planDropTable() : "") + planTable() + planAdd([...kept, ...missing]);
-}
-
-function markText({ chain, comment }: RuleMark): string {
-  return `${chain}: ${comment}`;
 }
 
 function sameValue(a: Element, b: Element): boolean {

@@ -1,0 +1,48 @@
+/**
+ * Where elements are kept: what nftables and iptables have in common (no code).
+ *
+ * @module
+ */
+
+import type { Family } from "../inet/ip.ts";
+import type { Element, SetName } from "./ruleset.ts";
+
+/** The means that rules are made by. */
+export type FirewallKind = "nftables" | "iptables";
+
+/** What a look at the rules that all guests share found. */
+export interface StoreState {
+  /** Whether there is anything of tapkit's at all. */
+  readonly exists: boolean;
+  /** Whether all of them are there, of the families asked for. */
+  readonly intact: boolean;
+  /** A sentence for each one that is missing. */
+  readonly problems: readonly string[];
+}
+
+/**
+ * Elements in the kernel, and the rules that look them up. Each verb is one transaction; reading
+ * after {@linkcode look} may answer as of then.
+ */
+export interface ElementStore extends Disposable {
+  readonly kind: FirewallKind;
+  /** Whether there is anything of tapkit's at all. */
+  exists(): boolean;
+  look(families: ReadonlySet<Family>): StoreState;
+  /** Those of the elements whose keys are there, as they are there, by `elementId`. */
+  read(elements: readonly Element[]): Map<string, Element>;
+  readSets(sets: readonly SetName[]): Element[];
+  /**
+   * Deletes elements, which must be there, and adds others.
+   *
+   * @param owner whose rules change, for the error
+   */
+  change(
+    change: { readonly remove: readonly Element[]; readonly add: readonly Element[] },
+    owner: string,
+  ): void;
+  /** Makes the shared rules anew, with these elements and no others, from what a look found. */
+  remake(elements: readonly Element[], found: StoreState): void;
+  /** Takes everything of tapkit's away. */
+  delete(): void;
+}
