@@ -5,7 +5,8 @@
  */
 
 import { InputError } from "../errors.ts";
-import { canonicalIp, type Family, isIp } from "../inet/ip.ts";
+import { canonicalIp, type Family, isIp, parseCidr } from "../inet/ip.ts";
+import { formatMac, parseMac } from "../inet/mac.ts";
 import { findOverlap, formatPort, portFamilies, type PortMapping } from "../inet/ports.ts";
 
 /** The rules of one interface of one guest. */
@@ -31,6 +32,22 @@ export interface GuestRules {
    */
   readonly forward: boolean;
   readonly ports: readonly PortMapping[];
+  /** The guest's MAC address, by which the host knows what an isolated or restricted guest sends. */
+  readonly mac?: string;
+  /**
+   * Where nothing is to pass between the guest and the others of its network: the host's end of
+   * its veth pair, a port of the bridge `link`.
+   */
+  readonly isolatedPort?: string;
+  /** Where the guest's new connections may not go; the rule of the longest prefix decides. */
+  readonly egress?: readonly EgressRule[];
+}
+
+/** Whether new connections to a prefix are dropped. Of two rules for one prefix `allow` wins. */
+export interface EgressRule {
+  /** Its network's address and length: `"169.254.169.254/32"`. */
+  readonly prefix: string;
+  readonly action: "allow" | "deny";
 }
 
 // An owner tag and a link's name stand between quotes in nft's language.
@@ -43,7 +60,7 @@ const LINK = /^[A-Za-z0-9_.@+=-]{1,15}$/;
  * @throws {InputError} when a value cannot stand in a firewall rule
  */
 export function validateRules(rules: GuestRules): GuestRules {
-  const { owner, link, addresses, ports } = rules;
+  const { owner, link, addresses, ports, mac, isolatedPort, egress = [] } = rules;
   if (!OWNER.test(owner)) {
     throw new InputError(`"${owner}" cannot tag firewall rules`, {
       mend: "use letters, digits and ._:@/- , 120 at most",
@@ -51,6 +68,12 @@ export function validateRules(rules: GuestRules): GuestRules {
   }
   if (link !== "" && !LINK.test(link)) {
     throw new InputError(`the rules of ${owner}: "${link}" is no name of a link`);
+  }
+  if (isolatedPort !== undefined && !LINK.test(isolatedPort)) {
+    throw new InputError(`the rules of ${owner}: "${isolatedPort}" is no name of a link`);
+  }
+  if (mac === undefined && (isolatedPort !== undefined || egress.length > 0)) {
+    throw new InputError(`the rules of ${owner} need the guest's MAC address`);
   }
   const canonical = addresses.map(canonicalIp);
   const families = canonical.map((address): Family => isIp(address) === 6 ? 6 : 4);
@@ -60,7 +83,23 @@ export function validateRules(rules: GuestRules): GuestRules {
     const [first, second] = pair.map(formatPort);
     throw new InputError(`the rules of ${owner}: ports "${first}" and "${second}" overlap`);
   }
-  return { ...rules, addresses: canonical };
+  return {
+    ...rules,
+    addresses: canonical,
+    ...(mac === undefined ? {} : { mac: formatMac(parseMac(mac)) }),
+    ...(rules.egress === undefined ? {} : { egress: canonicalEgress(egress) }),
+  };
+}
+
+/** One rule a prefix, each of its network's address. */
+function canonicalEgress(rules: readonly EgressRule[]): EgressRule[] {
+  const actions = new Map<string, EgressRule["action"]>();
+  for (const { prefix, action } of rules) {
+    const { network, prefixLength } = parseCidr(prefix);
+    const key = `${network}/${prefixLength}`;
+    if (actions.get(key) !== "allow") actions.set(key, action);
+  }
+  return [...actions].map(([prefix, action]) => ({ prefix, action }));
 }
 
 function validatePort(owner: string, port: PortMapping, families: readonly Family[]): void {
