@@ -271,10 +271,57 @@ export function readRecord(host: HostPaths, name: string): StoredRecord | undefi
   } catch (cause) {
     throw new TapkitError(`the record ${path} is no JSON`, { mend, cause });
   }
-  if (value?.version !== 1 || value.vm !== name || value.made === undefined) {
+  if (value?.version !== 1 || value.vm !== name || !hasShape(value, RECORD_SHAPE)) {
     throw new TapkitError(`the record ${path} is not one of this version of tapkit`, { mend });
   }
   return value as StoredRecord;
+}
+
+/** A type's name, a list of one shape, or what an object has at least. */
+type Shape = "boolean" | "number" | "string" | readonly [Shape] | { readonly [key: string]: Shape };
+
+/** What is relied upon of a record, which anybody may have written. */
+const RECORD_SHAPE: Shape = {
+  id: "string",
+  netns: "string",
+  interfaces: [{
+    name: "string",
+    network: "string",
+    mode: "string",
+    tap: "string",
+    mac: "string",
+    mtu: "number",
+    addresses: [{ address: "string" }],
+    routes: [{ dst: "string" }],
+  }],
+  dns: { nameservers: ["string"], search: ["string"] },
+  ports: [{ hostIP: "string", hostPort: "number", vmPort: "number", protocol: "string" }],
+  made: {
+    phase: "string",
+    netnsGiven: "boolean",
+    request: { name: "string" },
+    networks: [{
+      network: "string",
+      containerId: "string",
+      ifName: "string",
+      plugins: [{ type: "string", config: {} }],
+    }],
+    guests: [{ owner: "string", link: "string", addresses: ["string"], ports: [{}] }],
+  },
+};
+
+function hasShape(value: unknown, shape: Shape): boolean {
+  if (typeof shape === "string") return typeof value === shape;
+  if (isListShape(shape)) {
+    return Array.isArray(value) && value.every((item) => hasShape(item, shape[0]));
+  }
+  if (typeof value !== "object" || value === null) return false;
+  const fields: Readonly<Record<string, unknown>> = { ...value };
+  return Object.entries(shape).every(([key, inner]) => hasShape(fields[key], inner));
+}
+
+function isListShape(shape: Exclude<Shape, string>): shape is readonly [Shape] {
+  return Array.isArray(shape);
 }
 
 /** All readable records; one that is not is passed to `host.note`. */

@@ -30,7 +30,10 @@ import { decodeAcknowledgement, decodeMessages } from "../../lib/netlink/message
 import { decodeNeighbour } from "../../lib/netlink/neighbour.ts";
 import { decodeQdisc } from "../../lib/netlink/qdisc.ts";
 import { decodeRoute } from "../../lib/netlink/route.ts";
+import { dhcpTaps } from "../../lib/vm/dhcp.ts";
+import { formatRecord } from "../../lib/vm/output.ts";
 import { hostPaths, readRecord } from "../../lib/vm/state.ts";
+import type { OutputFormat } from "../../lib/vm/types.ts";
 import { readGolden } from "../golden/read.ts";
 import { Random } from "./random.ts";
 
@@ -206,11 +209,28 @@ const RECORD = JSON.stringify({
   id: "4b5e57f6eb2f42b9039b3d1e13929295f231749c510cbe341cd68036d9af97e2",
   networkPlugin: "cni",
   netns: "/run/netns/tapkit-web",
-  interfaces: [{ name: "eth0", network: "net", mode: "tc-redirect", tap: "vm_eth0" }],
+  interfaces: [{
+    name: "eth0",
+    network: "net",
+    mode: "tc-redirect",
+    tap: "vm_eth0",
+    mac: "02:00:00:00:00:07",
+    mtu: 1500,
+    addresses: [{ address: "10.0.0.2/24", gateway: "10.0.0.1" }],
+    routes: [{ dst: "0.0.0.0/0" }],
+  }],
   dns: { nameservers: ["192.0.2.53"], search: [] },
   ports: [{ hostIP: "0.0.0.0", hostPort: 8080, vmPort: 80, protocol: "tcp" }],
-  made: { phase: "attached", netnsGiven: false, request: {}, networks: [], guests: [] },
+  made: {
+    phase: "attached",
+    netnsGiven: false,
+    request: { name: "web" },
+    networks: [{ network: "net", containerId: "4b5e", ifName: "eth0", plugins: [] }],
+    guests: [{ owner: "web/eth0", link: "ignite0", addresses: ["10.0.0.2"], ports: [] }],
+  },
 });
+
+const OUTPUT_FORMATS: readonly OutputFormat[] = ["json", "env", "cmdline", "qemu"];
 
 function recordTarget(): FuzzTarget {
   const stateDir = Deno.makeTempDirSync({ prefix: "tapkit-fuzz-" });
@@ -225,6 +245,8 @@ function recordTarget(): FuzzTarget {
     Deno.writeTextFileSync(path, text);
     const record = readRecord(host, "web");
     claim(record?.vm === "web" && record.version === 1, "a record is the one asked for");
+    dhcpTaps(record!);
+    for (const format of OUTPUT_FORMATS) formatRecord(record!, format);
   }, () => Deno.removeSync(stateDir, { recursive: true }));
 }
 
