@@ -311,7 +311,10 @@ const RECORD_SHAPE: Shape = {
 };
 
 function hasShape(value: unknown, shape: Shape): boolean {
-  if (typeof shape === "string") return typeof value === shape;
+  if (typeof shape === "string") {
+    const type: string = typeof value;
+    return type === shape;
+  }
   if (isListShape(shape)) {
     return Array.isArray(value) && value.every((item) => hasShape(item, shape[0]));
   }
