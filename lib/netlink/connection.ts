@@ -37,8 +37,14 @@ const SO_SNDBUFFORCE = 32;
 /** What fits into every socket's send buffer. */
 const SMALL_DATAGRAM = 64 * 1024;
 
-/** More than a dump's chunk (32 KiB); a larger reply makes the buffer grow. */
+/**
+ * The kernel makes a dump's datagrams as large as the largest buffer it was offered, up to 32 KiB,
+ * and no other answer is as long as that: one link with all its attributes takes 2 KiB.
+ */
 const RECEIVE_BUFFER_SIZE = 64 * 1024;
+
+/** One for all sockets: each answer is copied out of it at once. */
+const receiveBuffer = new Uint8Array(RECEIVE_BUFFER_SIZE);
 
 /** The kernel answers within the send call; this ends the wait for a lost answer. */
 const ANSWER_TIMEOUT_SECONDS = 30;
@@ -53,8 +59,6 @@ export interface BatchedRequest {
   /** A multiple of four bytes. */
   readonly payload: Uint8Array;
 }
-
-const NOTHING = new Uint8Array(0);
 
 /**
  * A netlink socket of the network namespace it was opened in, wherever it is used afterwards.
@@ -72,7 +76,6 @@ export class NetlinkConnection implements Disposable {
   readonly #protocol: number;
   readonly #portId: number;
   readonly #debug: boolean;
-  #buffer = new Uint8Array(RECEIVE_BUFFER_SIZE);
   #seq = 0;
 
   private constructor(socket: Socket, protocol: number, portId: number) {
@@ -202,15 +205,15 @@ export class NetlinkConnection implements Disposable {
   }
 
   #receive(type: number, subject: Subject): Message[] {
-    const { MSG_PEEK, MSG_TRUNC } = SocketConst;
+    const { MSG_TRUNC } = SocketConst;
+    const buffer = receiveBuffer;
     try {
-      const expected = this.#socket.receive(NOTHING, MSG_PEEK | MSG_TRUNC);
-      if (expected > this.#buffer.length) this.#buffer = new Uint8Array(expected);
-      const length = this.#socket.receive(this.#buffer, MSG_TRUNC);
-      if (length > this.#buffer.length) {
-        throw new DecodeError(`datagram of ${length} bytes was cut`, this.#buffer.length);
+      const length = this.#socket.receive(buffer, MSG_TRUNC);
+      if (length > buffer.length) {
+        throw new DecodeError(`datagram of ${length} bytes was cut`, buffer.length);
       }
-      return decodeMessages(this.#buffer.slice(0, length));
+      // A copy: what is read of it outlives the next answer.
+      return decodeMessages(buffer.slice(0, length));
     } catch (error) {
       if (!(error instanceof SyscallError)) throw error;
       if (error.errno === Errno.EAGAIN) {

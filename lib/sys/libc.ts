@@ -69,23 +69,36 @@ const SYMBOLS = {
   getpgrp: { parameters: [], result: "i32" },
 } as const satisfies Deno.ForeignLibraryInterface;
 
+type Name = keyof typeof SYMBOLS;
 type Symbols = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
 
 let symbols: Symbols | undefined;
 let errnoView: Deno.UnsafePointerView | undefined;
 
-/** libc's symbols; the library is opened by the first call. */
+/** libc's symbols. Each is opened when it is first used: Deno makes machine code for every one. */
 export function libc(): Symbols {
-  if (symbols !== undefined) return symbols;
+  return symbols ??= Object.defineProperties(
+    {} as Symbols,
+    Object.fromEntries((Object.keys(SYMBOLS) as Name[]).map((name) => [name, {
+      configurable: true,
+      get(this: Symbols): unknown {
+        const value = openSymbol(name);
+        Object.defineProperty(this, name, { value });
+        return value;
+      },
+    }])),
+  );
+}
+
+function openSymbol(name: Name): unknown {
   try {
-    symbols = Deno.dlopen("libc.so.6", SYMBOLS).symbols;
+    return Deno.dlopen("libc.so.6", { [name]: SYMBOLS[name] }).symbols[name];
   } catch (error) {
     throw new TapkitError("the C library libc.so.6 cannot be opened", {
       mend: "tapkit needs Linux with glibc, and Deno's --allow-ffi",
       cause: error,
     });
   }
-  return symbols;
 }
 
 /** The calling thread's errno: to be read at once after a failed call. */

@@ -18,7 +18,6 @@ export const SocketConst = {
   SO_RCVBUF: 8,
   SO_ATTACH_FILTER: 26,
   SO_RCVBUFFORCE: 33,
-  MSG_PEEK: 0x2,
   MSG_TRUNC: 0x20,
   MSG_DONTWAIT: 0x40,
 } as const;

@@ -5,6 +5,8 @@ import { type GuestRules, validateRules } from "../../lib/firewall/model.ts";
 import {
   elementId,
   elementsOf,
+  LAYOUT,
+  layoutText,
   planAdd,
   planTable,
   RULE_MARKS,
@@ -75,6 +77,15 @@ Deno.test("rulesOf: reads back what elementsOf made", () => {
   });
   assertEquals(sort(web), sort(bound));
   assertEquals(sort(api), sort(other));
+});
+
+Deno.test("LAYOUT: is the fingerprint of the layout, so that a change of it replaces old tables", () => {
+  // FNV-1a over UTF-16 units.
+  let hash = 0x811c9dc5;
+  for (const character of layoutText()) {
+    hash = Math.imul(hash ^ character.charCodeAt(0), 0x01000193) >>> 0;
+  }
+  assertEquals(LAYOUT, hash.toString(16).padStart(8, "0"));
 });
 
 Deno.test("planTable: every set is used by a rule, every rule has its mark", () => {
