@@ -80,7 +80,7 @@ export async function removeVm(name: string, options: HostOptions = {}): Promise
  * @throws {InputError} when the name is malformed
  */
 export async function checkVm(name: string, options: HostOptions = {}): Promise<string[]> {
-  return (await import("./lib/vm/check.ts")).checkVm(name, options);
+  return await (await import("./lib/vm/check.ts")).checkVm(name, options);
 }
 
 /**
@@ -120,7 +120,7 @@ export async function runVmm(
  * remove was edited or has VMs on its network
  */
 export async function installDefaultCni(options: InstallOptions = {}): Promise<DefaultCniReport> {
-  return (await import("./lib/vm/default-network.ts")).installDefaultCni(options);
+  return await (await import("./lib/vm/default-network.ts")).installDefaultCni(options);
 }
 
 /**

@@ -19,14 +19,14 @@ import { TapkitError } from "./errors.ts";
  *   createBridge(nl, { name: "ignite0" });
  *   undo.commit();
  * } catch (error) {
- *   throw undo.fail(error);
+ *   throw await undo.fail(error);
  * }
  * ```
  */
 export class UndoStack {
   #steps: { what: string; undo: () => unknown }[] = [];
 
-  /** Adds the undo of the step that is about to be taken. */
+  /** Adds the undo of the step that is about to be taken; it may be asynchronous. */
   push(what: string, undo: () => unknown): void {
     this.#steps.push({ what, undo });
   }
@@ -36,12 +36,17 @@ export class UndoStack {
     this.#steps = [];
   }
 
-  /** Runs the undo actions, last first, past failures; returns what failed, each naming its step. */
-  unwind(): Error[] {
+  /**
+   * Runs the undo actions, last first, past failures; returns what failed, each naming its step.
+   *
+   * Actions that are synchronous, up to the first that is not, have run when this returns.
+   */
+  async unwind(): Promise<Error[]> {
     const failures: Error[] = [];
     for (let step = this.#steps.pop(); step !== undefined; step = this.#steps.pop()) {
       try {
-        step.undo();
+        const pending = step.undo();
+        if (pending instanceof Promise) await pending;
       } catch (error) {
         const reason = error instanceof Error ? error.message : String(error);
         failures.push(new Error(`undoing ${step.what}: ${reason}`, { cause: error }));
@@ -54,8 +59,8 @@ export class UndoStack {
    * Unwinds because of `error` and returns what to throw: the error itself, or, where an undo
    * failed too, an {@linkcode UndoError} that names everything left behind.
    */
-  fail(error: unknown): unknown {
-    const failures = this.unwind();
+  async fail(error: unknown): Promise<unknown> {
+    const failures = await this.unwind();
     return failures.length === 0 ? error : new UndoError(error, failures);
   }
 }

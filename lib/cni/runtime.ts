@@ -151,9 +151,14 @@ export function planNetwork(request: NetworkRequest): NetworkAttachment {
 /**
  * Attaches: runs the chain's ADD. On a failure the caller unwinds the undo stack.
  *
- * The caller holds the host's lock, and applies the firewall rules that are returned.
+ * The caller holds the host's lock, and applies the firewall rules that are returned. A chain that
+ * is built in altogether has run when this returns; so it is with DEL and CHECK.
  */
-export function addNetwork(attachment: NetworkAttachment, environment: AddEnvironment): Added {
+// deno-lint-ignore require-await -- executed plugins need it.
+export async function addNetwork(
+  attachment: NetworkAttachment,
+  environment: AddEnvironment,
+): Promise<Added> {
   const { owner, fresh = false, ...rest } = environment;
   const { containerId, ifName, cniArgs, network } = attachment;
   let result: Result | undefined;
@@ -186,10 +191,11 @@ export function addNetwork(attachment: NetworkAttachment, environment: AddEnviro
  *
  * @returns what failed
  */
-export function delNetwork(
+// deno-lint-ignore require-await -- executed plugins need it.
+export async function delNetwork(
   attachment: NetworkAttachment,
   environment: AttachmentEnvironment,
-): Error[] {
+): Promise<Error[]> {
   const failures: Error[] = [];
   for (const { type, config } of attachment.plugins.toReversed()) {
     try {
@@ -211,10 +217,11 @@ export interface CheckEnvironment extends AttachmentEnvironment {
 }
 
 /** Compares what ADD made with what is there; returns the differences as sentences. */
-export function checkNetwork(
+// deno-lint-ignore require-await -- executed plugins need it.
+export async function checkNetwork(
   attachment: NetworkAttachment,
   environment: CheckEnvironment,
-): string[] {
+): Promise<string[]> {
   const { result, network, ifName, plugins } = attachment;
   if (result === undefined) return [`"${ifName}" was never completely attached to "${network}"`];
   return plugins.flatMap(({ type, config }) =>

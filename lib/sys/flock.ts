@@ -62,6 +62,25 @@ export function lockFile(path: string, options: LockOptions = {}): Lock | undefi
   }
 }
 
+/**
+ * Like {@linkcode lockFile}, but lets the rest of this process go on while another holds the lock:
+ * that other may be a part of this process too.
+ */
+export async function lockFileAsync(
+  path: string,
+  options: Omit<LockOptions, "wait"> = {},
+): Promise<Lock> {
+  while (true) {
+    const lock = lockFile(path, { ...options, wait: false });
+    if (lock !== undefined) return lock;
+    const fd = openFd(path, O_RDONLY | O_CREAT, 0o600);
+    // Fails for a signal at most, and then is tried again.
+    const taken = await libc().flock_wait(fd, LOCK_EX) === 0;
+    if (taken && isStillAt(fd, path)) return new Lock(fd, path, options.remove ?? false);
+    closeFd(fd);
+  }
+}
+
 /** Whether the path still names the locked file, not one made after its holder removed it. */
 function isStillAt(fd: number, path: string): boolean {
   try {

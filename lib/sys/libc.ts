@@ -2,7 +2,8 @@
  * libc through FFI: its symbols, opened at first use, and the one way to call them.
  *
  * Every call here is synchronous: errno and network namespaces belong to a thread, and a
- * nonblocking FFI call runs on another one. `epoll_wait` is the single exception.
+ * nonblocking FFI call runs on another one. Two that wait are the exceptions: `epoll_wait` and
+ * `flock_wait`.
  *
  * @module
  */
@@ -24,6 +25,8 @@ const SYMBOLS = {
   fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // int fd, int operation
   flock: { parameters: ["i32", "i32"], result: "i32" },
+  // int fd, int operation
+  flock_wait: { name: "flock", parameters: ["i32", "i32"], result: "i32", nonblocking: true },
   // int fd, unsigned long request, void *arg
   ioctl: { parameters: ["i32", "u64", "buffer"], result: "i32" },
   // int fd, unsigned long request, unsigned long arg

@@ -8,7 +8,7 @@
  */
 
 import { tidyDefaultCni } from "../cni/default-network.ts";
-import { addNetwork, type NetworkAttachment } from "../cni/runtime.ts";
+import { type Added, addNetwork, type NetworkAttachment } from "../cni/runtime.ts";
 import type { Result } from "../cni/types.ts";
 import { TapkitError } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";
@@ -87,60 +87,72 @@ export async function restoreVm(
   name: string,
   options: HostOptions = {},
 ): Promise<VmRecord | undefined> {
-  return await withLocks(name, options, (host, id) => {
+  return await withLocks(name, options, async (host, id) => {
     const record = readRecord(host, name);
-    return record && attachLocked(host, id, record.made.request);
+    return record && await attachLocked(host, id, record.made.request);
   });
 }
 
 async function withLocks(
   name: string,
   options: HostOptions,
-  act: (host: HostPaths, id: string) => StoredRecord | undefined,
+  act: (host: HostPaths, id: string) => Promise<StoredRecord | undefined>,
 ): Promise<VmRecord | undefined> {
   const host = hostPaths(options);
   const id = await containerId(name);
   try {
-    using _vm = lockVm(host, name);
-    using _host = lockHost(host);
-    const record = act(host, id);
+    using _vm = await lockVm(host, name);
+    using _host = await lockHost(host);
+    const record = await act(host, id);
     return record && publicRecord(record);
   } catch (error) {
-    tidyState(host);
+    await tidyState(host);
     tidyDefaultCni(host.confDir);
     throw error;
   }
 }
 
-function attachLocked(host: HostPaths, id: string, request: AttachRequest): StoredRecord {
+async function attachLocked(
+  host: HostPaths,
+  id: string,
+  request: AttachRequest,
+): Promise<StoredRecord> {
   const old = readRecord(host, request.name);
-  if (old === undefined) return attachAnew(host, id, request);
-  if (old.made.phase === "attached") return attachAgain(host, old, request);
+  if (old === undefined) return await attachAnew(host, id, request);
+  if (old.made.phase === "attached") return await attachAgain(host, old, request);
   host.note(`"${request.name}" was left half attached: beginning again`);
   // With interfaces it was attached before, and is to get its address and MAC again.
-  if (old.interfaces.length > 0) return attachOver(host, old, mergeRequest(old, request));
-  removeAttachment(host, old);
-  return attachAnew(host, id, request);
+  if (old.interfaces.length > 0) return await attachOver(host, old, mergeRequest(old, request));
+  await removeAttachment(host, old);
+  return await attachAnew(host, id, request);
 }
 
 /** Mends what differs from the record, and changes what may change. */
-function attachAgain(host: HostPaths, old: StoredRecord, request: AttachRequest): StoredRecord {
+async function attachAgain(
+  host: HostPaths,
+  old: StoredRecord,
+  request: AttachRequest,
+): Promise<StoredRecord> {
   const wanted = mergeRequest(old, request);
   if (old.made.rulesInDoubt) dropRules(old);
-  const differences = checkAttachment(old, host);
+  const differences = await checkAttachment(old, host);
   for (const problem of Object.values(differences).flat()) host.note(`mending: ${problem}`);
-  if (differences.network.length > 0) return attachOver(host, old, wanted);
+  if (differences.network.length > 0) return await attachOver(host, old, wanted);
   const record = differences.wire.length > 0 ? rewire(host, old) : old;
   if (differences.firewall.length === 0 && hasPorts(record, wanted)) return record;
-  return changeRules(host, record, wanted);
+  return await changeRules(host, record, wanted);
 }
 
 /** DEL, then ADD that asks for the addresses and the MACs that are recorded. */
-function attachOver(host: HostPaths, old: StoredRecord, wanted: AttachRequest): StoredRecord {
+async function attachOver(
+  host: HostPaths,
+  old: StoredRecord,
+  wanted: AttachRequest,
+): Promise<StoredRecord> {
   // One that was given and is gone is not made here: then all else stays as it is.
   if (old.made.netnsGiven) openNetns(old.netns)[Symbol.dispose]();
-  removeMade(host, old);
-  return attachAnew(host, old.id, wanted, old);
+  await removeMade(host, old);
+  return await attachAnew(host, old.id, wanted, old);
 }
 
 /** What is tagged with the VM: a change of its rules was cut off. */
@@ -166,7 +178,11 @@ function rewire(host: HostPaths, record: StoredRecord): StoredRecord {
 }
 
 /** Puts the firewall's rules back, with the ports that are wanted now. */
-function changeRules(host: HostPaths, old: StoredRecord, wanted: AttachRequest): StoredRecord {
+async function changeRules(
+  host: HostPaths,
+  old: StoredRecord,
+  wanted: AttachRequest,
+): Promise<StoredRecord> {
   const [rules] = old.made.guests;
   using firewall = Firewall.open();
   const ports = hasPorts(old, wanted)
@@ -188,7 +204,7 @@ function changeRules(host: HostPaths, old: StoredRecord, wanted: AttachRequest):
     writeRecord(host, record);
     return record;
   } catch (error) {
-    throw undo.fail(error);
+    throw await undo.fail(error);
   }
 }
 
@@ -197,12 +213,12 @@ function changeRules(host: HostPaths, old: StoredRecord, wanted: AttachRequest):
  *
  * @param old what is recorded of it, where it is to be the same again
  */
-function attachAnew(
+async function attachAnew(
   host: HostPaths,
   id: string,
   request: AttachRequest,
   old?: StoredRecord,
-): StoredRecord {
+): Promise<StoredRecord> {
   const { name } = request;
   const undo = new UndoStack();
   using stack = new DisposableStack();
@@ -226,8 +242,9 @@ function attachAnew(
     const vmNl = stack.use(withNetns(netns, () => NetlinkConnection.open()));
     if (request.netns === undefined) bringLoopbackUp(vmNl);
     const mtu = before[0]?.mtu ?? request.mtu;
-    const added = networks.map((network) =>
-      addNetwork(network, {
+    const added: Added[] = [];
+    for (const network of networks) {
+      const environment = {
         netns,
         netnsPath: planned.netns,
         ownNetns: request.netns === undefined,
@@ -238,8 +255,9 @@ function attachAnew(
         fresh: old === undefined,
         note: host.note,
         ...mtu === undefined ? {} : { mtu },
-      })
-    );
+      };
+      added.push(await addNetwork(network, environment));
+    }
     const wiring = wireRequest(request, { netns, nl: vmNl, undo, note: host.note });
     const interfaces = added.map(({ attachment, result }) =>
       addWire(wiring, describeInterface(vmNl, attachment, result))
@@ -274,7 +292,7 @@ function attachAnew(
     writeRecord(host, record);
     return record;
   } catch (error) {
-    throw undo.fail(error);
+    throw await undo.fail(error);
   }
 }
 

@@ -29,17 +29,20 @@ export interface Differences {
  * @returns a sentence for each difference; one for a VM that is not attached
  * @throws {InputError} when the name is malformed
  */
-export function checkVm(name: string, options: HostOptions = {}): string[] {
+export async function checkVm(name: string, options: HostOptions = {}): Promise<string[]> {
   validateName(name);
   const host = hostPaths(options);
   const record = readRecord(host, name);
   if (record === undefined) return [`VM "${name}" is not attached`];
   if (record.made.phase !== "attached") return [`VM "${name}" was left half attached`];
-  return Object.values(checkAttachment(record, host)).flat();
+  return Object.values(await checkAttachment(record, host)).flat();
 }
 
 /** Compares a completed attachment with what is there. */
-export function checkAttachment(record: StoredRecord, host: HostPaths): Differences {
+export async function checkAttachment(
+  record: StoredRecord,
+  host: HostPaths,
+): Promise<Differences> {
   const { netns: netnsPath, interfaces, made } = record;
   using stack = new DisposableStack();
   const hostNl = stack.use(NetlinkConnection.open());
@@ -49,12 +52,14 @@ export function checkAttachment(record: StoredRecord, host: HostPaths): Differen
     return { network: [`network namespace ${netnsPath} is missing`], wire: [], firewall: [] };
   }
   const environment = { netnsPath, hostNl, vmNl, note: host.note };
+  const network: string[] = [];
+  for (const attachment of made.networks) {
+    const link = interfaces.find(({ name }) => name === attachment.ifName);
+    const identityMoved = link !== undefined && movesIdentity(link.mode);
+    network.push(...await checkNetwork(attachment, { ...environment, identityMoved }));
+  }
   return {
-    network: made.networks.flatMap((network) => {
-      const link = interfaces.find(({ name }) => name === network.ifName);
-      const identityMoved = link !== undefined && movesIdentity(link.mode);
-      return checkNetwork(network, { ...environment, identityMoved });
-    }),
+    network,
     wire: interfaces.flatMap((link) => checkWire(vmNl, link)),
     firewall: made.guests.flatMap((rules) => [...firewall.check(rules), ...checkSysctls(rules)]),
   };

@@ -23,18 +23,18 @@ export type InstallOptions = HostOptions & Omit<DefaultCniOptions, "confDir" | "
  * @throws {TapkitError} when no subnet is free, the directory cannot be written, or the file to
  * remove was edited or has VMs on its network
  */
-export function installDefaultCni(options: InstallOptions = {}): DefaultCniReport {
+export async function installDefaultCni(options: InstallOptions = {}): Promise<DefaultCniReport> {
   const host = hostPaths(options);
   const { confDir } = host;
   if (!options.remove) return installIn({ ...options, confDir });
   try {
-    using _host = lockHost(host);
+    using _host = await lockHost(host);
     const { network } = installIn({ ...options, remove: false, check: true, confDir });
     const inUse = readRecords(host)
       .filter(({ interfaces }) => interfaces.some((link) => link.network === network))
       .map(({ vm }) => vm);
     return installIn({ ...options, confDir, inUse });
   } finally {
-    tidyState(host);
+    await tidyState(host);
   }
 }

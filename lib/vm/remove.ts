@@ -44,14 +44,14 @@ export async function removeVm(name: string, options: HostOptions = {}): Promise
   const host = hostPaths(options);
   const id = await containerId(name);
   try {
-    using _vm = lockVm(host, name);
-    using _host = lockHost(host);
+    using _vm = await lockVm(host, name);
+    using _host = await lockHost(host);
     const record = readUsableRecord(host, name);
-    if (record === undefined) return removeLost(host, name, id);
-    removeAttachment(host, record);
+    if (record === undefined) return await removeLost(host, name, id);
+    await removeAttachment(host, record);
     return true;
   } finally {
-    tidyState(host);
+    await tidyState(host);
     tidyDefaultCni(host.confDir);
   }
 }
@@ -82,14 +82,14 @@ type Removable =
  *
  * @throws {TapkitError} naming everything that failed; the record stays then
  */
-export function removeAttachment(host: HostPaths, record: Removable): void {
-  removeMade(host, record);
+export async function removeAttachment(host: HostPaths, record: Removable): Promise<void> {
+  await removeMade(host, record);
   releaseId(host, record.id, record.vm);
   deleteRecord(host, record.vm);
 }
 
 /** Takes away everything of an attachment but its record, as {@linkcode removeAttachment} does. */
-export function removeMade(host: HostPaths, record: Removable): void {
+export async function removeMade(host: HostPaths, record: Removable): Promise<void> {
   const failures: unknown[] = [];
   const step = (action: () => void) => {
     try {
@@ -116,7 +116,7 @@ export function removeMade(host: HostPaths, record: Removable): void {
     note: host.note,
   };
   for (const network of made.networks.toReversed()) {
-    step(() => failures.push(...delNetwork(network, environment)));
+    failures.push(...await delNetwork(network, environment));
   }
   if (!made.netnsGiven) step(() => deleteNamedNetns(netnsName(record.vm)));
   if (failures.length > 0) throw leftBehind(failures);
@@ -148,10 +148,10 @@ function leftBehind(failures: readonly unknown[]): TapkitError {
 }
 
 /** Takes away what an attachment without a record would have made, on every network there is. */
-function removeLost(host: HostPaths, name: string, id: string): boolean {
+async function removeLost(host: HostPaths, name: string, id: string): Promise<boolean> {
   const netns = netnsPath(netnsName(name));
   const found = recordNames(host).includes(name) || isThere(netns);
-  removeAttachment(host, {
+  await removeAttachment(host, {
     vm: name,
     id,
     netns,

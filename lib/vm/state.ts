@@ -18,7 +18,7 @@
 import { InputError, TapkitError } from "../errors.ts";
 import type { NetworkAttachment } from "../cni/runtime.ts";
 import type { GuestRules } from "../firewall/model.ts";
-import { type Lock, lockFile } from "../sys/flock.ts";
+import { type Lock, lockFile, lockFileAsync } from "../sys/flock.ts";
 import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
 
 /** {@linkcode HostOptions} with every default filled in. */
@@ -96,33 +96,37 @@ export function inRecordsDir<T>(host: HostPaths, act: (directory: string) => T):
 }
 
 /** Waits for the sole right to change one VM. Taken before the host's lock, never after. */
-export function lockVm(host: HostPaths, name: string): Lock {
-  return lockIn(locksDir(host), name, { remove: true });
+export async function lockVm(host: HostPaths, name: string): Promise<Lock> {
+  return await lockIn(locksDir(host), name, { remove: true });
 }
 
 /** Waits for the sole right to change what VMs share. */
-export function lockHost(host: HostPaths): Lock {
-  return lockIn(host.stateDir, "lock", {});
+export async function lockHost(host: HostPaths): Promise<Lock> {
+  return await lockIn(host.stateDir, "lock", {});
 }
 
 /** The DHCP server's lock, or `undefined` when one is running. */
 export function lockDhcpServer(host: HostPaths): Lock | undefined {
-  return lockIn(host.stateDir, DHCP_LOCK, { remove: true, wait: false });
+  return inDirectory(
+    host.stateDir,
+    () => lockFile(`${host.stateDir}/${DHCP_LOCK}`, { remove: true, wait: false }),
+  );
 }
 
 /** Takes a lock in a directory that another process may be removing at this moment. */
-function lockIn(directory: string, name: string, options: { remove?: boolean }): Lock;
-function lockIn(
+async function lockIn(
   directory: string,
   name: string,
-  options: { remove?: boolean; wait: false },
-): Lock | undefined;
-function lockIn(
-  directory: string,
-  name: string,
-  options: { remove?: boolean; wait?: false },
-): Lock | undefined {
-  return inDirectory(directory, () => lockFile(`${directory}/${name}`, options));
+  options: { remove?: boolean },
+): Promise<Lock> {
+  for (let attempt = 1;; attempt++) {
+    try {
+      makeDirectory(directory);
+      return await lockFileAsync(`${directory}/${name}`, options);
+    } catch (error) {
+      if (!isVanished(error) || attempt === ATTEMPTS) throw error;
+    }
+  }
 }
 
 /** How often a directory that goes at this moment is made anew. */
@@ -132,24 +136,32 @@ const ATTEMPTS = 100;
 function inDirectory<T>(directory: string, act: () => T): T {
   for (let attempt = 1;; attempt++) {
     try {
-      Deno.mkdirSync(directory, { recursive: true, mode: 0o700 });
+      makeDirectory(directory);
       return act();
     } catch (error) {
-      // Deno's mkdir says EEXIST of a directory that went while it was looked at.
-      const { code = "" } = error as { code?: string };
-      if (!["ENOENT", "EEXIST"].includes(code) || attempt === ATTEMPTS) throw error;
+      if (!isVanished(error) || attempt === ATTEMPTS) throw error;
     }
   }
+}
+
+function makeDirectory(directory: string): void {
+  Deno.mkdirSync(directory, { recursive: true, mode: 0o700 });
+}
+
+/** Whether an error says that a directory went before it was used. */
+function isVanished(error: unknown): boolean {
+  // Deno's mkdir says EEXIST of a directory that went while it was looked at.
+  return ["ENOENT", "EEXIST"].includes((error as { code?: string }).code ?? "");
 }
 
 /**
  * Takes away what is left of the state when no record is: called with no lock held.
  * A directory in use stays; whoever comes at this moment makes it anew.
  */
-export function tidyState(host: HostPaths): void {
+export async function tidyState(host: HostPaths): Promise<void> {
   if (recordNames(host).length > 0) return;
   {
-    using _lock = lockHost(host);
+    using _lock = await lockHost(host);
     if (recordNames(host).length === 0) {
       // Left by a process that was killed, unless a server holds it.
       if (isThere(`${host.stateDir}/${DHCP_LOCK}`)) lockDhcpServer(host)?.[Symbol.dispose]();

@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 import { parseConfig } from "../../lib/cni/conflist.ts";
 import { hostVethName } from "../../lib/cni/plugins/bridge-veth.ts";
 import {
@@ -58,7 +58,7 @@ function add(
   guest: CniGuest,
   list: NetworkConfigList,
   options: AddOptions = {},
-): Added {
+): Promise<Added> {
   const { containerId = "ours", ifName = "eth0", runtimeConfig = {} } = options;
   const { ownNetns = true, undo = new UndoStack(), mtu } = options;
   const plan = planNetwork({ list, containerId, ifName, runtimeConfig });
@@ -74,15 +74,23 @@ function add(
   );
 }
 
-function del(host: CniHost, guest: CniGuest | undefined, attachment: NetworkAttachment): void {
+async function del(
+  host: CniHost,
+  guest: CniGuest | undefined,
+  attachment: NetworkAttachment,
+): Promise<void> {
   const env = guest === undefined
     ? { netnsPath: "/gone", hostNl: host.nl, note: () => {} }
     : environment(host, guest);
-  assertEquals(host.run(() => delNetwork(attachment, env)), []);
+  assertEquals(await host.run(() => delNetwork(attachment, env)), []);
 }
 
-function check(host: CniHost, guest: CniGuest, attachment: NetworkAttachment): string[] {
-  return host.run(() => checkNetwork(attachment, environment(host, guest)));
+async function check(
+  host: CniHost,
+  guest: CniGuest,
+  attachment: NetworkAttachment,
+): Promise<string[]> {
+  return await host.run(() => checkNetwork(attachment, environment(host, guest)));
 }
 
 /** Everything of a namespace that an attachment might leave behind; counters, indexes and carrier apart. */
@@ -137,7 +145,7 @@ Deno.test("bridge: gives the reference plugin's result, and the kernel the same 
       ipam,
     );
     const { runtimeConfig = {} } = extra as { runtimeConfig?: RuntimeConfig };
-    const { result, attachment } = add(ourHost, ourGuest, list, { runtimeConfig });
+    const { result, attachment } = await add(ourHost, ourGuest, list, { runtimeConfig });
     assertEquals(comparable(result), comparable(theirs), label);
     // Global addresses and all routes, of the bridge and of the namespace.
     for (
@@ -148,8 +156,8 @@ Deno.test("bridge: gives the reference plugin's result, and the kernel the same 
     ) {
       assertEquals(kernelState(ours, link), kernelState(reference, link), `${label} ${link}`);
     }
-    assertEquals(check(ourHost, ourGuest, attachment), [], label);
-    del(ourHost, ourGuest, attachment);
+    assertEquals(await check(ourHost, ourGuest, attachment), [], label);
+    await del(ourHost, ourGuest, attachment);
     assertEquals(ourHost.ip("link").length, 1, label);
   }
 });
@@ -188,13 +196,13 @@ function kernelState(place: CniHost | CniGuest, link: string): unknown {
   };
 }
 
-Deno.test("bridge: the guest reaches the gateway and another guest, by real packets", () => {
+Deno.test("bridge: the guest reaches the gateway and another guest, by real packets", async () => {
   using host = new CniHost();
   using one = new CniGuest();
   using two = new CniGuest();
   const list = network(host, { ...GATEWAY, promiscMode: true }, { subnet: "10.7.0.0/24" });
-  add(host, one, list, { containerId: "one" });
-  add(host, two, list, { containerId: "two" });
+  await add(host, one, list, { containerId: "one" });
+  await add(host, two, list, { containerId: "two" });
   const connected = (from: CniGuest, to: string): boolean => {
     // TCP refuses where nobody listens: an answer from the other end all the same.
     const script = `exec 3<>/dev/tcp/${to}/9`;
@@ -207,10 +215,10 @@ Deno.test("bridge: the guest reaches the gateway and another guest, by real pack
   assert(connected(two, "10.7.0.2"));
 });
 
-Deno.test("bridge: the port is tagged, and hairpin is on whatever the configuration says", () => {
+Deno.test("bridge: the port is tagged, and hairpin is on whatever the configuration says", async () => {
   using host = new CniHost();
   using guest = new CniGuest();
-  const { result } = add(host, guest, network(host, { portIsolation: true }, undefined));
+  const { result } = await add(host, guest, network(host, { portIsolation: true }, undefined));
   const name = hostVethName("ours", "eth0");
   assertEquals(result.interfaces[1]!.name, name);
   const [link] = host.ip("link", "show", "dev", name);
@@ -222,29 +230,29 @@ Deno.test("bridge: the port is tagged, and hairpin is on whatever the configurat
   assertEquals(host.ip("link", "show", "dev", "br0")[0].ifalias, "tapkit");
 });
 
-Deno.test("bridge: its MAC stays as ports come and go, and no two guests share one", () => {
+Deno.test("bridge: its MAC stays as ports come and go, and no two guests share one", async () => {
   using host = new CniHost();
   const list = network(host, GATEWAY, { subnet: "10.7.0.0/24" });
   using stack = new DisposableStack();
   const macs = new Set<string>();
   const bridgeMacs = new Set<string>();
-  const attachments = Array.from({ length: 6 }, (_, index) => {
+  const attachments = await Promise.all(Array.from({ length: 6 }, async (_, index) => {
     const guest = stack.use(new CniGuest());
-    const { attachment, result } = add(host, guest, list, { containerId: `c${index}` });
+    const { attachment, result } = await add(host, guest, list, { containerId: `c${index}` });
     macs.add(result.interfaces[2]!.mac!);
     bridgeMacs.add(host.ip("link", "show", "dev", "br0")[0].address);
     return { guest, attachment };
-  });
+  }));
   for (const { guest, attachment } of attachments.slice(1)) {
-    del(host, guest, attachment);
+    await del(host, guest, attachment);
     bridgeMacs.add(host.ip("link", "show", "dev", "br0")[0].address);
   }
   assertEquals([macs.size, bridgeMacs.size], [6, 1]);
-  del(host, attachments[0]!.guest, attachments[0]!.attachment);
+  await del(host, attachments[0]!.guest, attachments[0]!.attachment);
   assertEquals(host.ip("link").map(({ ifname }: Conf) => ifname), ["lo"]);
 });
 
-Deno.test("bridge: IPv6 is off without an IPv6 range, in the whole namespace only where it is ours", () => {
+Deno.test("bridge: IPv6 is off without an IPv6 range, in the whole namespace only where it is ours", async () => {
   const setting = (place: CniHost | CniGuest, name: string): string =>
     withNetns(
       place.netns,
@@ -253,7 +261,7 @@ Deno.test("bridge: IPv6 is off without an IPv6 range, in the whole namespace onl
   for (const ownNetns of [true, false]) {
     using host = new CniHost();
     using guest = new CniGuest();
-    add(host, guest, network(host, GATEWAY, { subnet: "10.7.0.0/24" }), { ownNetns });
+    await add(host, guest, network(host, GATEWAY, { subnet: "10.7.0.0/24" }), { ownNetns });
     assertEquals(setting(host, hostVethName("ours", "eth0")), "1");
     assertEquals(setting(guest, "eth0"), "1");
     assertEquals(
@@ -263,8 +271,8 @@ Deno.test("bridge: IPv6 is off without an IPv6 range, in the whole namespace onl
   }
   using host = new CniHost();
   using guest = new CniGuest();
-  add(host, guest, network(host, GATEWAY, { subnet: "10.7.0.0/24" }), { ifName: "eth0" });
-  add(host, guest, network(host, { ...GATEWAY, bridge: "br1" }, { subnet: "fd00:7::/64" }), {
+  await add(host, guest, network(host, GATEWAY, { subnet: "10.7.0.0/24" }), { ifName: "eth0" });
+  await add(host, guest, network(host, { ...GATEWAY, bridge: "br1" }, { subnet: "fd00:7::/64" }), {
     ifName: "eth1",
     containerId: "other",
   });
@@ -272,7 +280,7 @@ Deno.test("bridge: IPv6 is off without an IPv6 range, in the whole namespace onl
   assertEquals(addressesOf(guest, "eth1")[0].tentative, undefined);
 });
 
-Deno.test("bridge: forwarding is turned on, and said so once", () => {
+Deno.test("bridge: forwarding is turned on, and said so once", async () => {
   using host = new CniHost();
   using guest = new CniGuest();
   using other = new CniGuest();
@@ -280,13 +288,13 @@ Deno.test("bridge: forwarding is turned on, and said so once", () => {
   const forwarding = () => host.run(() => Deno.readTextFileSync("/proc/sys/net/ipv4/ip_forward"));
   host.run(() => Deno.writeTextFileSync("/proc/sys/net/ipv4/ip_forward", "0"));
   const list = network(host, GATEWAY, { subnet: "10.7.0.0/24" });
-  add(host, guest, list, { notes });
-  add(host, other, list, { notes, containerId: "other" });
+  await add(host, guest, list, { notes });
+  await add(host, other, list, { notes, containerId: "other" });
   assertEquals([forwarding().trim(), notes], ["1", ["set net.ipv4.ip_forward=1"]]);
 });
 
-Deno.test("bridge: the MTU is the request's, the configuration's, the default route's, or 1500", () => {
-  const mtuOf = (conf: Conf, mtu: number | undefined, uplink: boolean): unknown[] => {
+Deno.test("bridge: the MTU is the request's, the configuration's, the default route's, or 1500", async () => {
+  const mtuOf = async (conf: Conf, mtu: number | undefined, uplink: boolean) => {
     using host = new CniHost();
     using guest = new CniGuest();
     if (uplink) {
@@ -296,20 +304,20 @@ Deno.test("bridge: the MTU is the request's, the configuration's, the default ro
       const command = new Deno.Command("sh", { args: ["-ec", script] });
       assert(host.run(() => command.outputSync()).success);
     }
-    add(host, guest, network(host, conf, undefined), mtu === undefined ? {} : { mtu });
+    await add(host, guest, network(host, conf, undefined), mtu === undefined ? {} : { mtu });
     return [
       guest.ip("link", "show", "dev", "eth0")[0].mtu,
       host.ip("link", "show", "dev", hostVethName("ours", "eth0"))[0].mtu,
       host.ip("link", "show", "dev", "br0")[0].mtu,
     ];
   };
-  assertEquals(mtuOf({}, undefined, false), [1500, 1500, 1500]);
-  assertEquals(mtuOf({}, undefined, true), [1420, 1420, 1420]);
-  assertEquals(mtuOf({ mtu: 9000 }, undefined, true), [9000, 9000, 9000]);
-  assertEquals(mtuOf({ mtu: 9000 }, 1300, true), [1300, 1300, 1300]);
+  assertEquals(await mtuOf({}, undefined, false), [1500, 1500, 1500]);
+  assertEquals(await mtuOf({}, undefined, true), [1420, 1420, 1420]);
+  assertEquals(await mtuOf({ mtu: 9000 }, undefined, true), [9000, 9000, 9000]);
+  assertEquals(await mtuOf({ mtu: 9000 }, 1300, true), [1300, 1300, 1300]);
 });
 
-Deno.test("bridge: another address on the bridge is an error, or replaced by forceAddress", () => {
+Deno.test("bridge: another address on the bridge is an error, or replaced by forceAddress", async () => {
   using host = new CniHost();
   const script = "ip link add br0 type bridge; ip link set br0 up; ip addr add 10.1.1.1/24 dev br0";
   const command = new Deno.Command("sh", { args: ["-ec", script] });
@@ -318,23 +326,23 @@ Deno.test("bridge: another address on the bridge is an error, or replaced by for
   using guest = new CniGuest();
   const undo = new UndoStack();
   const ipam = { subnet: "10.7.0.0/24" };
-  const error = assertThrows(
+  const error = await assertRejects(
     () => add(host, guest, network(host, GATEWAY, ipam), { undo }),
     CniError,
   );
   assertStringIncludes(error.message, "10.1.1.1/24");
-  host.run(() => assertEquals(undo.unwind(), []));
+  assertEquals(await host.run(() => undo.unwind()), []);
   assertEquals(snapshot(host), before);
   assertEquals(host.reserved("net"), []);
 
   const forced = network(host, { ...GATEWAY, forceAddress: true }, ipam);
-  const { attachment } = add(host, guest, forced, { undo });
+  const { attachment } = await add(host, guest, forced, { undo });
   assertEquals(addressesOf(host, "br0").map(({ local }) => local), ["10.7.0.1"]);
-  del(host, guest, attachment);
+  await del(host, guest, attachment);
   assertEquals(host.ip("link").length, 2, "a bridge that tapkit did not make stays");
 });
 
-Deno.test("bridge: what is in the way is refused, and stays", () => {
+Deno.test("bridge: what is in the way is refused, and stays", async () => {
   using host = new CniHost();
   using guest = new CniGuest();
   const run = (place: CniHost | CniGuest, script: string) => {
@@ -342,24 +350,24 @@ Deno.test("bridge: what is in the way is refused, and stays", () => {
     assert(withNetns(place.netns, () => command.outputSync()).success);
   };
   const list = network(host, GATEWAY, { subnet: "10.7.0.0/24" });
-  const refused = (words: string) => {
+  const refused = async (words: string) => {
     const undo = new UndoStack();
     const before = [snapshot(host), snapshot(guest)];
-    assertThrows(() => add(host, guest, list, { undo }), CniError, words);
-    host.run(() => assertEquals(undo.unwind(), []));
+    await assertRejects(() => add(host, guest, list, { undo }), CniError, words);
+    assertEquals(await host.run(() => undo.unwind()), []);
     assertEquals([snapshot(host), snapshot(guest)], before);
     assertEquals(host.reserved("net"), []);
   };
   run(guest, "ip link add eth0 type veth peer other");
-  refused(`"eth0" in`);
+  await refused(`"eth0" in`);
   run(guest, "ip link del eth0");
   run(host, `ip link add ${hostVethName("ours", "eth0")} type veth peer other`);
-  refused(hostVethName("ours", "eth0"));
+  await refused(hostVethName("ours", "eth0"));
   run(host, `ip link del other; ip link add br0 type veth peer other`);
-  refused(`"br0" is no bridge`);
+  await refused(`"br0" is no bridge`);
 });
 
-Deno.test("bridge: any request that fails is undone with all before it", () => {
+Deno.test("bridge: any request that fails is undone with all before it", async () => {
   using host = new CniHost();
   const list = network(host, { ...GATEWAY, promiscMode: true }, {
     ranges: [[{ subnet: "10.7.0.0/24" }], [{ subnet: "fd00:7::/64" }]],
@@ -372,14 +380,14 @@ Deno.test("bridge: any request that fails is undone with all before it", () => {
     const undo = new UndoStack();
     const nl = { hostNl: failing(host.nl, counter), vmNl: failing(guest.nl, counter) };
     try {
-      const { attachment } = add(host, guest, list, { undo, ...nl });
-      del(host, guest, attachment);
+      const { attachment } = await add(host, guest, list, { undo, ...nl });
+      await del(host, guest, attachment);
       break;
     } catch (error) {
       assertStringIncludes(String(error), "injected");
       failures++;
     }
-    host.run(() => assertEquals(undo.unwind(), []));
+    assertEquals(await host.run(() => undo.unwind()), []);
     assertEquals(snapshot(host), before, `after request ${nth} failed`);
     assertEquals([host.reserved("net"), guest.ip("link").length], [[], 1]);
   }
@@ -395,44 +403,44 @@ function failing(nl: NetlinkConnection, counter: { left: number }): NetlinkConne
   return { request: through(nl.request), dump: through(nl.dump) } as unknown as NetlinkConnection;
 }
 
-Deno.test("bridge: DEL works twice, without the namespace, without a result, after a rename", () => {
+Deno.test("bridge: DEL works twice, without the namespace, without a result, after a rename", async () => {
   using host = new CniHost();
   const list = network(host, GATEWAY, { subnet: "10.7.0.0/24" });
   const before = snapshot(host);
   {
     using guest = new CniGuest();
-    const { attachment } = add(host, guest, list);
-    del(host, guest, attachment);
+    const { attachment } = await add(host, guest, list);
+    await del(host, guest, attachment);
     assertEquals(guest.ip("link").length, 1);
-    del(host, guest, attachment);
+    await del(host, guest, attachment);
     assertEquals(snapshot(host), before);
   }
   {
     // The namespace is gone for us, and lives on by a descriptor.
     using guest = new CniGuest();
-    const { attachment } = add(host, guest, list);
-    del(host, undefined, attachment);
+    const { attachment } = await add(host, guest, list);
+    await del(host, undefined, attachment);
     assertEquals([snapshot(host), host.reserved("net")], [before, []]);
     assertEquals(guest.ip("link").length, 1);
   }
   {
     using guest = new CniGuest();
-    add(host, guest, list);
-    del(host, guest, planNetwork({ list, containerId: "ours", ifName: "eth0" }));
+    await add(host, guest, list);
+    await del(host, guest, planNetwork({ list, containerId: "ours", ifName: "eth0" }));
     assertEquals([snapshot(host), host.reserved("net")], [before, []]);
   }
   {
     using guest = new CniGuest();
-    const { attachment } = add(host, guest, list);
+    const { attachment } = await add(host, guest, list);
     const name = hostVethName("ours", "eth0");
     const rename = `ip link set ${name} down; ip link set ${name} name mine`;
     host.run(() => new Deno.Command("sh", { args: ["-ec", rename] }).outputSync());
-    del(host, guest, attachment);
+    await del(host, guest, attachment);
     assertEquals([snapshot(host), host.reserved("net")], [before, []]);
   }
 });
 
-Deno.test("bridge: DEL takes what a process that was killed left without a name", () => {
+Deno.test("bridge: DEL takes what a process that was killed left without a name", async () => {
   using host = new CniHost();
   using guest = new CniGuest();
   const list = network(host, GATEWAY, { subnet: "10.7.0.0/24" });
@@ -442,11 +450,11 @@ Deno.test("bridge: DEL takes what a process that was killed left without a name"
     `ip link add ${name} type veth peer other`;
   host.run(() => new Deno.Command("sh", { args: ["-ec", script] }).outputSync());
   assertEquals(host.ip("link").length, 4);
-  del(host, guest, planNetwork({ list, containerId: "ours", ifName: "eth0" }));
+  await del(host, guest, planNetwork({ list, containerId: "ours", ifName: "eth0" }));
   assertEquals(snapshot(host), before);
 });
 
-Deno.test("bridge: CHECK says what is missing", () => {
+Deno.test("bridge: CHECK says what is missing", async () => {
   const cases: [where: "host" | "guest", script: string, problem: string][] = [
     ["guest", "ip addr del 10.7.0.2/24 dev eth0", `link "eth0" lacks the address 10.7.0.2/24`],
     ["guest", "ip route del default", "the route to 0.0.0.0/0 by 10.7.0.1 is gone"],
@@ -466,7 +474,7 @@ Deno.test("bridge: CHECK says what is missing", () => {
     using host = new CniHost();
     using guest = new CniGuest();
     const list = network(host, { ...GATEWAY, promiscMode: true }, { subnet: "10.7.0.0/24" });
-    const { attachment } = add(host, guest, list);
+    const { attachment } = await add(host, guest, list);
     const text = script.replace("VETH", veth).replace("DATA", host.dataDir);
     const command = new Deno.Command("sh", { args: ["-ec", text] });
     const { success } = withNetns(
@@ -474,7 +482,7 @@ Deno.test("bridge: CHECK says what is missing", () => {
       () => command.outputSync(),
     );
     assert(success, text);
-    const problems = check(host, guest, attachment);
+    const problems = await check(host, guest, attachment);
     const wanted = problem.replace("VETH", veth);
     assert(problems.some((found) => found.includes(wanted)), `${text}: ${problems.join("; ")}`);
   }
@@ -491,7 +499,7 @@ Deno.test("bridge: shares bridge and pool with the reference plugin's containers
       const conf = referenceConf(list);
       const theirAdd = () => runReference("bridge", { ...call, command: "ADD" }, conf, host.netns);
       const before = order === "theirs first" ? await theirAdd() : undefined;
-      const ours = add(host, ourGuest, list);
+      const ours = await add(host, ourGuest, list);
       const theirs = before ?? await theirAdd();
       assertEquals(new Set([theirs.ips[0].address, ours.result.ips[0]!.address]).size, 2);
       assertEquals(host.reserved("net"), ["10.7.0.2", "10.7.0.3"]);
@@ -503,14 +511,14 @@ Deno.test("bridge: shares bridge and pool with the reference plugin's containers
           host.netns,
         );
       await theirCheck();
-      assertEquals(check(host, ourGuest, ours.attachment), []);
+      assertEquals(await check(host, ourGuest, ours.attachment), []);
       const theirDel = () => runReference("bridge", { ...call, command: "DEL" }, conf, host.netns);
       if (last === "ours") {
         await theirDel();
-        assertEquals(check(host, ourGuest, ours.attachment), []);
-        del(host, ourGuest, ours.attachment);
+        assertEquals(await check(host, ourGuest, ours.attachment), []);
+        await del(host, ourGuest, ours.attachment);
       } else {
-        del(host, ourGuest, ours.attachment);
+        await del(host, ourGuest, ours.attachment);
         await theirCheck();
         await theirDel();
       }
@@ -526,7 +534,7 @@ Deno.test("bridge: the reference plugin's CHECK and DEL accept what the built-in
   using host = new CniHost();
   using guest = new CniGuest();
   const list = network(host, { ...GATEWAY, promiscMode: true }, { subnet: "10.7.0.0/24" });
-  const { result } = add(host, guest, list);
+  const { result } = await add(host, guest, list);
   const call = { containerId: "ours", netns: guest.path } as const;
   const conf = { ...referenceConf(list), prevResult: result };
   await runReference("bridge", { ...call, command: "CHECK" }, conf, host.netns);

@@ -78,14 +78,14 @@ Deno.test("allocate: a full pool is an error with the figures, and leaves nothin
   assertEquals(pool.files(), ["10.0.0.2", "last_reserved_ip.0", "lock"]);
 });
 
-Deno.test("allocate: one address of each range set, all or none", () => {
+Deno.test("allocate: one address of each range set, all or none", async () => {
   const ranges = [[{ subnet: "10.0.0.0/29" }], [{ subnet: "fd00::/126" }]];
   using pool = new Pool({ ranges });
   assertEquals(pool.add("a"), ["10.0.0.2/29", "fd00::2/126"]);
   assertEquals(pool.add("b"), ["10.0.0.3/29", "fd00::3/126"]);
   const undo = new UndoStack();
   assertThrows(() => pool.add("c", { undo }), CniError, "no free address");
-  assertEquals(undo.unwind(), []);
+  assertEquals(await undo.unwind(), []);
   assertEquals(pool.files().filter((name) => name.startsWith("10.0.0.4")), []);
 });
 

@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 import { parseConfig } from "../../lib/cni/conflist.ts";
 import { renderDefaultNetwork } from "../../lib/cni/default-network.ts";
 import {
@@ -40,7 +40,7 @@ function environment(host: CniHost, guest: CniGuest): AddEnvironment {
   };
 }
 
-Deno.test("addNetwork: a chain asks one thing of the firewall", () => {
+Deno.test("addNetwork: a chain asks one thing of the firewall", async () => {
   using host = new CniHost();
   using guest = new CniGuest();
   const list = defaultNetwork(host);
@@ -54,7 +54,9 @@ Deno.test("addNetwork: a chain asks one thing of the firewall", () => {
     ifName: "eth0",
     runtimeConfig: { portMappings },
   });
-  const { guest: rules, attachment } = host.run(() => addNetwork(plan, environment(host, guest)));
+  const { guest: rules, attachment } = await host.run(() =>
+    addNetwork(plan, environment(host, guest))
+  );
   assertEquals(rules, {
     owner: "web/eth0",
     link: "ignite0",
@@ -69,12 +71,12 @@ Deno.test("addNetwork: a chain asks one thing of the firewall", () => {
   // What is recorded survives being written as JSON.
   const recorded: NetworkAttachment = JSON.parse(JSON.stringify(attachment));
   assertEquals(recorded, attachment);
-  assertEquals(host.run(() => checkNetwork(recorded, environment(host, guest))), []);
-  assertEquals(host.run(() => delNetwork(recorded, environment(host, guest))), []);
+  assertEquals(await host.run(() => checkNetwork(recorded, environment(host, guest))), []);
+  assertEquals(await host.run(() => delNetwork(recorded, environment(host, guest))), []);
   assertEquals([host.ip("link").length, host.reserved("ignite-cni-bridge")], [1, []]);
 });
 
-Deno.test("addNetwork: a network that asks nothing of the firewall gives no rules", () => {
+Deno.test("addNetwork: a network that asks nothing of the firewall gives no rules", async () => {
   using host = new CniHost();
   using guest = new CniGuest();
   const plan = planNetwork({
@@ -82,59 +84,59 @@ Deno.test("addNetwork: a network that asks nothing of the firewall gives no rule
     containerId: "c",
     ifName: "eth0",
   });
-  const { guest: rules, result } = host.run(() => addNetwork(plan, environment(host, guest)));
+  const { guest: rules, result } = await host.run(() => addNetwork(plan, environment(host, guest)));
   assertEquals([rules, result.ips], [undefined, []]);
 });
 
-Deno.test("addNetwork: an attachment comes back with the address and MAC it asks for", () => {
+Deno.test("addNetwork: an attachment comes back with the address and MAC it asks for", async () => {
   using host = new CniHost();
   const list = defaultNetwork(host);
-  const attach = (runtimeConfig = {}) => {
+  const attach = async (runtimeConfig = {}) => {
     using guest = new CniGuest();
     const plan = planNetwork({ list, containerId: "c", ifName: "eth0", runtimeConfig });
-    const { result, attachment } = host.run(() => addNetwork(plan, environment(host, guest)));
+    const { result, attachment } = await host.run(() => addNetwork(plan, environment(host, guest)));
     assertEquals(guest.ip("link", "show", "dev", "eth0")[0].address, result.interfaces[2]!.mac);
     return { ip: result.ips[0]!.address, mac: result.interfaces[2]!.mac!, attachment };
   };
-  const before = attach();
+  const before = await attach();
   // As after a reboot: the namespace is gone, the pool's file is not.
   const gone = { netnsPath: "/gone", hostNl: host.nl, note: () => {} };
-  assertEquals(host.run(() => delNetwork(before.attachment, gone)), []);
-  const other = attach();
+  assertEquals(await host.run(() => delNetwork(before.attachment, gone)), []);
+  const other = await attach();
   assert(other.ip !== before.ip && other.mac !== before.mac);
-  assertEquals(host.run(() => delNetwork(other.attachment, gone)), []);
-  const after = attach({ ips: [before.ip], mac: before.mac });
+  assertEquals(await host.run(() => delNetwork(other.attachment, gone)), []);
+  const after = await attach({ ips: [before.ip], mac: before.mac });
   assertEquals([after.ip, after.mac], [before.ip, before.mac]);
 });
 
-Deno.test("addNetwork: a plugin that needs one before it says so", () => {
+Deno.test("addNetwork: a plugin that needs one before it says so", async () => {
   using host = new CniHost();
   using guest = new CniGuest();
   for (const type of ["firewall", "portmap"]) {
     const plan = planNetwork({ list: chain({ type }), containerId: "c", ifName: "eth0" });
     const run = () => host.run(() => addNetwork(plan, environment(host, guest)));
-    assertThrows(run, CniError, "no plugin before it");
+    await assertRejects(run, CniError, "no plugin before it");
   }
 });
 
-Deno.test("delNetwork: goes on past what fails, backward, and returns it", () => {
+Deno.test("delNetwork: goes on past what fails, backward, and returns it", async () => {
   using host = new CniHost();
   using guest = new CniGuest();
   const plan = planNetwork({ list: defaultNetwork(host), containerId: "c", ifName: "eth0" });
-  const { attachment } = host.run(() => addNetwork(plan, environment(host, guest)));
+  const { attachment } = await host.run(() => addNetwork(plan, environment(host, guest)));
   const unknown = { type: "later", implementation: "builtin", config: { type: "later" } } as const;
   const mixed = { ...attachment, plugins: [...attachment.plugins, unknown] };
-  const failures = host.run(() => delNetwork(mixed, environment(host, guest)));
+  const failures = await host.run(() => delNetwork(mixed, environment(host, guest)));
   assertEquals(failures.length, 1);
   assertStringIncludes(failures[0]!.message, `"later"`);
   assertEquals([host.ip("link").length, host.reserved("ignite-cni-bridge")], [1, []]);
 });
 
-Deno.test("checkNetwork: an attachment that was never completed is a difference", () => {
+Deno.test("checkNetwork: an attachment that was never completed is a difference", async () => {
   using host = new CniHost();
   using guest = new CniGuest();
   const plan = planNetwork({ list: defaultNetwork(host), containerId: "c", ifName: "eth0" });
-  const problems = host.run(() => checkNetwork(plan, environment(host, guest)));
+  const problems = await host.run(() => checkNetwork(plan, environment(host, guest)));
   assertStringIncludes(problems.join(), "never completely attached");
 });
 
@@ -147,7 +149,7 @@ Deno.test("loopback: gives the reference plugin's result, alone and after anothe
   const call = { command: "ADD", containerId: "c", netns: theirs.path, ifName: "lo" } as const;
   const expected = await runReference("loopback", call, conf, host.netns);
   const plan = planNetwork({ list, containerId: "c", ifName: "lo" });
-  const { result, attachment } = host.run(() => addNetwork(plan, environment(host, ours)));
+  const { result, attachment } = await host.run(() => addNetwork(plan, environment(host, ours)));
   const { dns, routes, ...rest } = JSON.parse(
     JSON.stringify(result).replaceAll(ours.path, theirs.path),
   );
@@ -158,12 +160,12 @@ Deno.test("loopback: gives the reference plugin's result, alone and after anothe
     {},
   ]);
   const flags = () => ours.ip("link", "show", "dev", "lo")[0].flags.includes("UP");
-  assertEquals([flags(), host.run(() => checkNetwork(attachment, environment(host, ours)))], [
+  assertEquals([flags(), await host.run(() => checkNetwork(attachment, environment(host, ours)))], [
     true,
     [],
   ]);
-  assertEquals(host.run(() => delNetwork(attachment, environment(host, ours))), []);
-  assertEquals([flags(), host.run(() => checkNetwork(attachment, environment(host, ours)))], [
+  assertEquals(await host.run(() => delNetwork(attachment, environment(host, ours))), []);
+  assertEquals([flags(), await host.run(() => checkNetwork(attachment, environment(host, ours)))], [
     false,
     [`link "lo" of the namespace is down`],
   ]);
@@ -174,6 +176,6 @@ Deno.test("loopback: gives the reference plugin's result, alone and after anothe
     containerId: "d",
     ifName: "eth0",
   });
-  const added = host.run(() => addNetwork(both, environment(host, third)));
+  const added = await host.run(() => addNetwork(both, environment(host, third)));
   assertEquals(added.result.interfaces.map(({ name }) => name)[2], "eth0");
 });

@@ -20,14 +20,14 @@ const host = hostPaths({ stateDir });
 const id = await containerId(name);
 for (let round = 0; round < ${ROUNDS}; round++) {
   {
-    using _vm = lockVm(host, name);
-    using _host = lockHost(host);
+    using _vm = await lockVm(host, name);
+    using _host = await lockHost(host);
     claimId(host, id, name);
     writeRecord(host, { version: 1, vm: name, made: {} });
     releaseId(host, id, name);
     deleteRecord(host, name);
   }
-  tidyState(host);
+  await tidyState(host);
 }
 `;
 

@@ -83,7 +83,7 @@ Deno.test("addWire: auto takes tc-redirect, and dhcp-bridge where u32 or mirred 
   }
 });
 
-Deno.test("addWire: tc-redirect by name does not fall back, and leaves nothing", () => {
+Deno.test("addWire: tc-redirect by name does not fall back, and leaves nothing", async () => {
   using sandbox = new Sandbox();
   const { nl, netns } = sandbox;
   const made = makeInterface(sandbox);
@@ -94,7 +94,7 @@ Deno.test("addWire: tc-redirect by name does not fall back, and leaves nothing",
     NetlinkError,
   );
   assertMatch(error.mend ?? "", /use a kernel with .*CONFIG_NET_ACT_MIRRED/);
-  assertEquals(undo.unwind(), []);
+  assertEquals(await undo.unwind(), []);
   assertEquals(inspect(sandbox), BARE);
 });
 

@@ -76,9 +76,12 @@ export class CniHost implements Disposable {
   readonly nl: NetlinkConnection = withNetns(this.netns, () => NetlinkConnection.open());
   readonly dataDir: string = Deno.makeTempDirSync();
 
-  /** Runs `fn` with the host's namespace as the calling thread's. */
-  run<T>(fn: () => T extends PromiseLike<unknown> ? never : T): T {
-    return withNetns(this.netns, fn);
+  /**
+   * Runs `fn` with the host's namespace as the calling thread's. What is asynchronous must have done
+   * its work there before it first waits, as a chain of built-in plugins has.
+   */
+  run<T>(fn: () => T): T {
+    return withNetns(this.netns, () => [fn()])[0]!;
   }
 
   /** The JSON of an `ip` command. */
