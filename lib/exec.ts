@@ -55,6 +55,8 @@ export function runSync(program: string, args: readonly string[]): string {
   }
   const decoder = new TextDecoder();
   if (output.success) return decoder.decode(output.stdout);
-  const reason = decoder.decode(output.stderr).trim().split("\n").at(-1) ?? "";
+  // The last that some programs say is where to read more.
+  const said = decoder.decode(output.stderr).trim().split("\n");
+  const reason = said.findLast((line) => !line.startsWith("Try ")) ?? "";
   throw new TapkitError(`${program} ${args[0] ?? ""} failed with ${output.code}: ${reason}`);
 }

@@ -57,7 +57,8 @@ export class Firewall implements Disposable {
   readonly #netfilter: NetlinkConnection;
   readonly #route: NetlinkConnection;
 
-  private constructor(
+  /** @param store closed with this, as the connections are; all of one namespace */
+  constructor(
     store: ElementStore,
     netfilter: NetlinkConnection,
     route: NetlinkConnection,

@@ -7,11 +7,11 @@
  * @module
  */
 
-import { nfgenmsg, NFNL_SUBSYS, nfnlType } from "../netlink/conntrack.ts";
+import { nfgenmsg, NFGENMSG_LEN, NFNL_SUBSYS, nfnlType } from "../netlink/conntrack.ts";
 import type { BatchedRequest, NetlinkConnection } from "../netlink/connection.ts";
 import { NetlinkError, type Subject } from "../netlink/errors.ts";
 import { AF, NLM_F } from "../netlink/message.ts";
-import { Encoder } from "../netlink/wire.ts";
+import { Decoder, Encoder } from "../netlink/wire.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
 import {
   decodeElements,
@@ -126,6 +126,51 @@ function lackingRules(marks: readonly RuleMark[]): string[] {
 
 function markText({ chain, comment }: RuleMark): string {
   return `${chain}: ${comment}`;
+}
+
+/** A table of nf_tables. */
+export interface NftTable {
+  /** `"inet"`, `"ip"`, `"ip6"`, `"bridge"`, …; another one's number. */
+  readonly family: string;
+  readonly name: string;
+}
+
+/** linux/netfilter.h. */
+const NFPROTO: Readonly<Record<number, string>> = {
+  1: "inet",
+  2: "ip",
+  3: "arp",
+  5: "netdev",
+  7: "bridge",
+  10: "ip6",
+};
+
+/**
+ * All tables of all families.
+ *
+ * Equivalent to: `nft list tables`
+ *
+ * @returns undefined where the kernel has no nf_tables
+ */
+export function listTables(nl: NetlinkConnection): NftTable[] | undefined {
+  let messages;
+  try {
+    messages = nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETTABLE), nfgenmsg(0).finish(), {
+      op: "NFT_MSG_GETTABLE",
+      action: "list",
+      object: "nftables tables",
+    });
+  } catch (error) {
+    // nfnetlink answers so for a subsystem that is not there.
+    if (error instanceof NetlinkError && error.code === "EINVAL") return undefined;
+    throw error;
+  }
+  return messages.map(({ payload }) => {
+    const family = payload[0]!;
+    const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
+    const name = attributes.find(({ type }) => type === NFTA_TABLE_NAME)?.value.asString() ?? "";
+    return { family: NFPROTO[family] ?? `${family}`, name };
+  });
 }
 
 /** Whether the table is there at all. */

@@ -78,6 +78,16 @@ function libnftables(): Symbols {
   return symbols;
 }
 
+/** Whether libnftables is installed. It is open then. */
+export function hasLibnftables(): boolean {
+  try {
+    libnftables();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** libnftables refused commands. None of them took effect. */
 export class NftablesError extends TapkitError {
   override readonly name: string = "NftablesError";

@@ -39,6 +39,8 @@ const SYMBOLS = {
   mount: { parameters: ["buffer", "buffer", "buffer", "u64", "buffer"], result: "i32" },
   // const char *target, int flags
   umount2: { parameters: ["buffer", "i32"], result: "i32" },
+  // const char *name, unsigned int flags
+  memfd_create: { parameters: ["buffer", "u32"], result: "i32" },
   // int domain, int type, int protocol
   socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // int fd, const struct sockaddr *addr, socklen_t len

@@ -1,0 +1,291 @@
+/**
+ * tapkit's chains in iptables, pure: what they consist of, which rules an element is, and the text
+ * that changes them.
+ *
+ * Rules are written as `iptables-save` prints them, but for the quotes around comments, so that a
+ * rule is found among those saved by its text.
+ *
+ * @module
+ */
+
+import { TapkitError } from "../errors.ts";
+import { type Family, isIp } from "../inet/ip.ts";
+import { type Element, hostPortOf } from "./ruleset.ts";
+
+/** The tables of iptables that tapkit has rules in. */
+export type Table = "raw" | "nat" | "filter";
+
+const TABLES: readonly Table[] = ["raw", "nat", "filter"];
+
+/** What tapkit's chains and the rules that no owner has are recognised by. */
+const PREFIX = "TAPKIT-";
+const SHARED = "-m comment --comment tapkit";
+
+/** A rule, and at which end of its chain it is added. */
+interface Rule {
+  readonly table: Table;
+  readonly chain: string;
+  /** As `iptables-save` prints it after the chain's name. */
+  readonly spec: string;
+  readonly at: "head" | "tail";
+}
+
+/** The rules that iptables has, of those that matter: by table and chain. */
+export type SavedRules = ReadonlyMap<string, ReadonlySet<string>>;
+
+const place = ({ table, chain }: Pick<Rule, "table" | "chain">) => `${table} ${chain}`;
+
+/** tapkit's chains; a guest's rules come before those at the head, or after those at the tail. */
+const CHAINS: readonly { readonly table: Table; readonly chain: string }[] = [
+  { table: "raw", chain: "TAPKIT-LOOPBACK" },
+  { table: "nat", chain: "TAPKIT-PUBLISHED" },
+  { table: "nat", chain: "TAPKIT-AT" },
+  { table: "nat", chain: "TAPKIT-PORTS" },
+  { table: "nat", chain: "TAPKIT-MASQUERADE" },
+  { table: "filter", chain: "TAPKIT-FORWARD" },
+];
+
+/** The jumps to them: first in the kernel's own chains, whatever else is there. */
+const JUMPS: readonly Rule[] = ([
+  ["raw", "PREROUTING", "", "TAPKIT-LOOPBACK"],
+  ["nat", "PREROUTING", "-m addrtype --dst-type LOCAL ", "TAPKIT-PUBLISHED"],
+  ["nat", "OUTPUT", "-m addrtype --dst-type LOCAL ", "TAPKIT-PUBLISHED"],
+  ["nat", "POSTROUTING", "", "TAPKIT-MASQUERADE"],
+  ["filter", "FORWARD", "", "TAPKIT-FORWARD"],
+] as const).map(([table, chain, condition, target]) => ({
+  table,
+  chain,
+  spec: `${condition}${SHARED} -j ${target}`,
+  at: "head",
+}));
+
+/** The rules that are the same on every host. */
+function sharedRules(family: Family): Rule[] {
+  const of = (table: Table, chain: string, ...specs: string[]) =>
+    specs.map((spec): Rule => ({ table, chain, spec, at: "tail" }));
+  const published = ["-j TAPKIT-AT", "-j TAPKIT-PORTS"];
+  // The kernel does not translate what comes from ::1: refused is better than lost.
+  if (family === 6) published.splice(1, 0, "-d ::1/128 -j RETURN");
+  return [
+    // route_localnet on a guests' link would open the host's loopback servers to guests.
+    ...family === 6 ? [] : of(
+      "raw",
+      "TAPKIT-LOOPBACK",
+      "-d 127.0.0.0/8 ! -i lo -j DROP",
+      "-s 127.0.0.0/8 ! -i lo -j DROP",
+    ),
+    ...of("nat", "TAPKIT-PUBLISHED", ...published),
+    ...of(
+      "nat",
+      "TAPKIT-MASQUERADE",
+      ...family === 6 ? ["-d ff00::/8 -j RETURN"] : [
+        "-s 127.0.0.0/8 ! -o lo -m conntrack --ctstate DNAT -j MASQUERADE",
+        "-d 224.0.0.0/4 -j RETURN",
+      ],
+    ),
+    ...of(
+      "filter",
+      "TAPKIT-FORWARD",
+      "-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN",
+      "-m conntrack --ctstate DNAT -j RETURN",
+    ),
+  ];
+}
+
+function ownChains(family: Family) {
+  return CHAINS.filter(({ table }) => table !== "raw" || family === 4);
+}
+
+function jumps(family: Family) {
+  return JUMPS.filter(({ table }) => table !== "raw" || family === 4);
+}
+
+/** The rules that an element is, in the order in which they are added. */
+export function rulesOfElement(element: Element): Rule[] {
+  const { set, key, value, owner } = element;
+  const family = familyOfSet(element);
+  const whose = `-m comment --comment ${owner}`;
+  const host = (address: string) => `${address}/${family === 4 ? 32 : 128}`;
+  if (value !== undefined) {
+    const [target, port] = value;
+    const { protocol, hostPort } = hostPortOf(element);
+    const at = key.length === 3;
+    const to = family === 4 ? `${target}:${port}` : `[${target}]:${port}`;
+    return [{
+      table: "nat",
+      chain: at ? "TAPKIT-AT" : "TAPKIT-PORTS",
+      spec: `${at ? `-d ${host(key[0]!)} ` : ""}-p ${protocol} -m ${protocol} ` +
+        `--dport ${hostPort} ${whose} -j DNAT --to-destination ${to}`,
+      at: "tail",
+    }];
+  }
+  const [address, link] = key;
+  const [from, to] = [`-s ${host(address!)}`, `-d ${host(address!)}`];
+  const [nat, filter] = [
+    { table: "nat", chain: "TAPKIT-MASQUERADE" },
+    { table: "filter", chain: "TAPKIT-FORWARD" },
+  ] as const;
+  if (set === "guests4" || set === "guests6") {
+    return [
+      { ...nat, spec: `${from} -o ${link} ${whose} -j RETURN`, at: "head" },
+      // A neighbour would answer past the host, and the answer would not be translated back.
+      {
+        ...nat,
+        spec: `${from} -o ${link} -m conntrack --ctstate DNAT ${whose} -j MASQUERADE`,
+        at: "head",
+      },
+      { ...filter, spec: `${to} -i ${link} ${whose} -j RETURN`, at: "head" },
+    ];
+  }
+  if (set !== "private4" && set !== "private6") {
+    throw new TapkitError(`iptables has no rules for "${set}" of ${owner}`, {
+      mend: "use nftables, or leave isolation and egress rules out",
+    });
+  }
+  return [
+    { ...nat, spec: `${from} ${whose} -j MASQUERADE`, at: "tail" },
+    { ...filter, spec: `${to} ${whose} -j DROP`, at: "tail" },
+  ];
+}
+
+function familyOfSet({ set }: Element): Family {
+  return set.endsWith("6") ? 6 : 4;
+}
+
+/** Reads the output of `iptables-save`: tapkit's chains, and the jumps to them. */
+export function parseSaved(text: string): Map<string, Set<string>> {
+  const saved = new Map<string, Set<string>>();
+  let table = "";
+  for (const line of text.split("\n")) {
+    if (line.startsWith("*")) table = line.slice(1).trim();
+    else if (line.startsWith(`:${PREFIX}`)) {
+      saved.set(`${table} ${line.slice(1).split(" ", 1)[0]}`, new Set());
+    } else if (line.startsWith("-A ") && line.includes(PREFIX)) {
+      const [, chain = "", rest = ""] = /^-A (\S+) (.*)$/.exec(line) ?? [];
+      const spec = rest.replace(/--comment "([^"]*)"/, "--comment $1");
+      const specs = saved.get(`${table} ${chain}`);
+      if (specs === undefined) saved.set(`${table} ${chain}`, new Set([spec]));
+      else specs.add(spec);
+    }
+  }
+  return saved;
+}
+
+/** Whether there is any of tapkit's chains. */
+export function hasChains(saved: SavedRules): boolean {
+  return CHAINS.some((chain) => saved.has(place(chain)));
+}
+
+/** A description of each rule of {@linkcode sharedRules} that is missing. */
+export function lackingShared(saved: SavedRules, family: Family): string[] {
+  return [...jumps(family), ...sharedRules(family)]
+    .filter((rule) => !isSaved(saved, rule))
+    .map(({ table, chain, spec }) => `-t ${table} -A ${chain} ${spec}`);
+}
+
+function isSaved(saved: SavedRules, rule: Rule): boolean {
+  return saved.get(place(rule))?.has(rule.spec) ?? false;
+}
+
+const PORT =
+  /^(?:-d (\S+)\/\d+ )?-p (\w+) -m \w+ --dport (\d+) -m comment --comment (\S+) -j DNAT --to-destination \[?([^\]\s]+)\]?:(\d+)$/;
+const GUEST = /^-d (\S+)\/\d+ -i (\S+) -m comment --comment (\S+) -j RETURN$/;
+const PRIVATE = /^-d (\S+)\/\d+ -m comment --comment (\S+) -j DROP$/;
+
+/** The elements all rules of which are there. */
+export function savedElements(saved: SavedRules, family: Family): Element[] {
+  const specs = (table: Table, chain: string) => [...saved.get(`${table} ${chain}`) ?? []];
+  const elements = [
+    ...specs("nat", "TAPKIT-AT"),
+    ...specs("nat", "TAPKIT-PORTS"),
+    ...specs("filter", "TAPKIT-FORWARD"),
+  ].flatMap((spec) => parseElement(spec, family) ?? []);
+  return elements.filter((element) =>
+    rulesOfElement(element).every((rule) => isSaved(saved, rule))
+  );
+}
+
+function parseElement(spec: string, family: Family): Element | undefined {
+  const port = PORT.exec(spec);
+  if (port !== null) {
+    const [, hostIP, protocol, hostPort, owner, target, vmPort] = port as unknown as string[];
+    const key = [protocol!, hostPort!];
+    return {
+      ...hostIP === undefined
+        ? { set: `ports${family}` as const, key }
+        : { set: `ports_at${family}` as const, key: [hostIP, ...key] },
+      value: [target!, vmPort!],
+      owner: owner!,
+    };
+  }
+  const [, address, link, owner] = GUEST.exec(spec) ?? [];
+  if (owner !== undefined) return { set: `guests${family}`, key: [address!, link!], owner };
+  const [, host, whose] = PRIVATE.exec(spec) ?? [];
+  if (whose === undefined || isIp(host!) === 0) return undefined;
+  return { set: `private${family}`, key: [host!], owner: whose };
+}
+
+/** The text that deletes elements and adds others. What is half there is made anew. */
+export function planElements(
+  saved: SavedRules,
+  remove: readonly Element[],
+  add: readonly Element[],
+): string {
+  const old = new Map(
+    [...remove, ...add].flatMap(rulesOfElement)
+      .filter((rule) => isSaved(saved, rule))
+      .map((rule) => [`${place(rule)} ${rule.spec}`, rule]),
+  );
+  return planText([...old.values()], add.flatMap(rulesOfElement));
+}
+
+/** The text that makes the shared rules anew, with these elements and no others. */
+export function planShared(
+  saved: SavedRules,
+  family: Family,
+  elements: readonly Element[],
+): string {
+  return planText(
+    savedJumps(saved),
+    [...jumps(family), ...sharedRules(family), ...elements.flatMap(rulesOfElement)],
+    ownChains(family),
+  );
+}
+
+/** The text that takes everything away; empty where nothing is there. */
+export function planDelete(saved: SavedRules): string {
+  const chains = CHAINS.filter((chain) => saved.has(place(chain)));
+  return chains.length === 0 ? "" : planText(savedJumps(saved), [], chains, true);
+}
+
+function savedJumps(saved: SavedRules): Rule[] {
+  return JUMPS.filter((jump) => isSaved(saved, jump));
+}
+
+/**
+ * Text for `iptables-restore --noflush`.
+ *
+ * @param chains those to be made, or emptied
+ * @param drop whether they are deleted then
+ */
+function planText(
+  remove: readonly Rule[],
+  add: readonly Rule[],
+  chains: readonly Pick<Rule, "table" | "chain">[] = [],
+  drop = false,
+): string {
+  let text = "";
+  for (const table of TABLES) {
+    const of = <T extends { readonly table: Table }>(all: readonly T[]) =>
+      all.filter((one) => one.table === table);
+    const own = of(chains);
+    const lines = [
+      ...own.map(({ chain }) => `:${chain} - [0:0]`),
+      ...of(remove).map(({ chain, spec }) => `-D ${chain} ${spec}`),
+      ...of(add).map(({ chain, spec, at }) => `${at === "head" ? "-I" : "-A"} ${chain} ${spec}`),
+      ...drop ? own.map(({ chain }) => `-X ${chain}`) : [],
+    ];
+    if (lines.length > 0) text += [`*${table}`, ...lines, "COMMIT", ""].join("\n");
+  }
+  return text;
+}

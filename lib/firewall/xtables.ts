@@ -1,0 +1,117 @@
+/**
+ * The programs of iptables: which there are, and running them.
+ *
+ * @module
+ */
+
+import { describe, TapkitError } from "../errors.ts";
+import { runSync } from "../exec.ts";
+import type { Family } from "../inet/ip.ts";
+import { memoryFile } from "../sys/memfd.ts";
+import { type Netns, withNetns } from "../sys/netns.ts";
+
+/**
+ * Which of the kernel's two tables of iptables: nf_tables by its compatible programs, or the old
+ * ones. A network namespace may have rules in both, and packets pass both.
+ */
+export type Variant = "nft" | "legacy";
+
+const DIRECTORIES = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin"];
+/** How long another process may hold the lock of the old tables. */
+const LOCK_SECONDS = 10;
+
+/** The variants whose programs are installed, the one that `iptables` stands for first. */
+export function installedVariants(): Variant[] {
+  const usual = variantOf(findProgram("iptables-restore"));
+  const others = (["nft", "legacy"] as const).filter((variant) =>
+    variant !== usual && findProgram(`iptables-${variant}-restore`) !== undefined
+  );
+  return usual === undefined ? others : [usual, ...others];
+}
+
+/** One variant's programs, run in one network namespace. */
+export class Xtables {
+  readonly variant: Variant;
+  readonly #netns: Netns;
+
+  /** @param netns closed by its caller */
+  constructor(variant: Variant, netns: Netns) {
+    this.variant = variant;
+    this.#netns = netns;
+  }
+
+  /**
+   * What `iptables-save` prints; nothing for a family that the kernel or the host has not.
+   *
+   * @param table one of them, where not all are wanted
+   */
+  save(family: Family, table?: string): string {
+    if (family === 6 && !hasIpv6()) return "";
+    const program = this.#program(family, "save");
+    if (program === undefined) return "";
+    return this.#run(program, table === undefined ? [] : ["-t", table]);
+  }
+
+  /**
+   * Changes rules; each table's changes take effect together, or none of them.
+   *
+   * Equivalent to: `iptables-restore --noflush --wait`
+   *
+   * @param action what errors say was attempted: `"change the rules of web/eth0"`
+   * @throws {TapkitError} when a program is missing or refuses
+   */
+  restore(family: Family, text: string, action: string): void {
+    if (text === "") return;
+    const program = this.#program(family, "restore");
+    const name = `${family === 4 ? "iptables" : "ip6tables"}-restore`;
+    if (program === undefined) {
+      throw new TapkitError(`${name} (${this.variant}) is not installed`, {
+        mend: "install the package iptables",
+      });
+    }
+    using file = memoryFile("iptables-restore", text);
+    try {
+      this.#run(program, ["--noflush", `--wait=${LOCK_SECONDS}`, file.path]);
+    } catch (cause) {
+      throw new TapkitError(`iptables cannot ${action}: ${describe(cause)}`, { cause });
+    }
+  }
+
+  #run(program: string, args: readonly string[]): string {
+    return withNetns(this.#netns, () => runSync(program, args));
+  }
+
+  #program(family: Family, verb: "save" | "restore"): string | undefined {
+    const name = family === 4 ? "iptables" : "ip6tables";
+    const own = findProgram(`${name}-${this.variant}-${verb}`);
+    if (own !== undefined) return own;
+    const usual = findProgram(`${name}-${verb}`);
+    return variantOf(usual) === this.variant ? usual : undefined;
+  }
+}
+
+function hasIpv6(): boolean {
+  try {
+    Deno.statSync("/proc/sys/net/ipv6");
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function findProgram(name: string): string | undefined {
+  const path = (Deno.env.get("PATH") ?? "").split(":").filter((directory) => directory !== "");
+  return [...path, ...DIRECTORIES].map((directory) => `${directory}/${name}`).find((candidate) => {
+    try {
+      return Deno.statSync(candidate).isFile;
+    } catch {
+      return false;
+    }
+  });
+}
+
+/** All of a variant's programs are links to one. */
+function variantOf(program: string | undefined): Variant | undefined {
+  if (program === undefined) return undefined;
+  return /nft[^/]*$/.test(Deno.realPathSync(program)) ? "nft" : "legacy";
+}
