@@ -161,6 +161,7 @@ class Bench implements AsyncDisposable {
       Deno.execPath(),
       args,
     );
+    if (code === 0 && isShared(effect)) return;
     assertEquals(code, 137, `it was to be killed: ${stderr}`);
   }
 
@@ -198,6 +199,11 @@ class Bench implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#host[Symbol.asyncDispose]();
   }
+}
+
+/** What the DHCP server, which ends with the last VM, may come to first. */
+function isShared({ syscall, what }: Effect): boolean {
+  return ["rmdir", "unlink"].includes(syscall) && what.includes('"/var/lib/tapkit');
 }
 
 /** Goes on past what fails, and names all of it. */
