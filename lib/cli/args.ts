@@ -80,15 +80,15 @@ export function parseCommand<const C extends Command>(
     throw new InputError("-- is not taken here", seeHelp(command));
   }
 
-  const names = options.map(({ name }) => name);
+  const names = options.map(({ name }) => parserName(name));
   const parsed = parseArgs([...canonical(command, options, words)], {
-    string: [...options.filter(takesValue).map(({ name }) => name), "_"],
-    boolean: options.filter((option) => !takesValue(option)).map(({ name }) => name),
+    string: [...options.filter(takesValue).map(({ name }) => parserName(name)), "_"],
+    boolean: options.filter((option) => !takesValue(option)).map(({ name }) => parserName(name)),
     collect: names,
   });
   return {
     flags: flagValues(command.options, (name) => {
-      const given = parsed[name];
+      const given = parsed[parserName(name)];
       return Array.isArray(given) ? given.map(String) : [];
     }),
     words: freeWords(command, parsed._.map(String)),
@@ -120,7 +120,7 @@ function* canonical(
       if (value !== undefined) {
         throw new InputError(`${flag} takes no value`, { mend: `write just ${flag}` });
       }
-      yield `${flag}=true`;
+      yield `--${parserName(option.name)}=true`;
       continue;
     }
     const next = words[i + 1];
@@ -131,8 +131,13 @@ function* canonical(
     if (value === undefined || value === "") {
       throw new InputError(`${flag} has no value`, { mend: `write ${flag} ${option.metavar}` });
     }
-    yield `${flag}=${value}`;
+    yield `--${parserName(option.name)}=${value}`;
   }
+}
+
+/** parseArgs would take `--no-x=true` for `--x=true`. */
+function parserName(name: string): string {
+  return name.replace(/^no-/, "not-");
 }
 
 function takesValue(option: Option): boolean {

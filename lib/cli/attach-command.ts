@@ -77,6 +77,11 @@ export const ATTACH_VM = {
       default: "auto",
     },
     {
+      name: "no-antispoof",
+      help: "let the guest send in the name of other MACs and addresses, and router advertisements",
+    },
+    { name: "antispoof", help: "hold the guest to its own MAC and addresses (default)" },
+    {
       name: "plugins",
       metavar: "HOW",
       choices: ["auto", "builtin"],
@@ -143,6 +148,8 @@ const SHAPING = [
   "tap-owner",
   "network",
   "mode",
+  "no-antispoof",
+  "antispoof",
   "plugins",
 ] as const satisfies readonly (keyof AttachFlags)[];
 
@@ -202,9 +209,10 @@ function refuseUnlessPlain(verb: AttachVerb, flags: AttachFlags, words: readonly
     });
   }
   if (verb !== "attach" && verb !== "run") {
-    const shaping = [...SHAPING, "from" as const].find((name) =>
-      flags[name] !== undefined && flags[name].length > 0
-    );
+    const shaping = [...SHAPING, "from" as const].find((name) => {
+      const value = flags[name];
+      return Array.isArray(value) ? value.length > 0 : value !== undefined && value !== false;
+    });
     if (shaping !== undefined) {
       throw new InputError(`--${shaping} does not go with --${verb}`, { mend: "leave it out" });
     }
@@ -255,8 +263,19 @@ function shape(flags: ShapingFlags): Omit<AttachRequest, "name"> {
     tapOwner: flags["tap-owner"],
     plugins: flags.plugins,
     mode: flags.mode,
+    antispoof: eitherOf(flags, "antispoof", "no-antispoof"),
     networks: flags.network.length === 0 ? undefined : flags.network,
   });
+}
+
+/** True or false by two flags of opposite meaning; `undefined` without either. */
+function eitherOf<Yes extends keyof ShapingFlags, No extends keyof ShapingFlags>(
+  flags: ShapingFlags,
+  yes: Yes,
+  no: No,
+): boolean | undefined {
+  if (flags[yes] && flags[no]) throw apart([`--${yes}`, `--${no}`]);
+  return flags[yes] ? true : flags[no] ? false : undefined;
 }
 
 async function readRequests(

@@ -16,8 +16,8 @@ export interface VmLine<O extends readonly Option[]> {
 }
 
 /**
- * Reads a file of JSON lines, or standard input for `-`. A value is a string, a number, or for a
- * repeatable flag a list of them. Throws {@linkcode InputError} naming the line.
+ * Reads a file of JSON lines, or standard input for `-`. A value is a string, a number, for a
+ * repeatable flag a list of them, and for one without a value `true`. Throws {@linkcode InputError} naming the line.
  */
 export async function readVmLines<const O extends readonly Option[]>(
   path: string,
@@ -65,7 +65,13 @@ function readLine<const O extends readonly Option[]>(
     });
   }
   try {
-    const given = (name: string) => Object.hasOwn(values, name) ? texts(name, values[name]) : [];
+    const given = (name: string) => {
+      if (!Object.hasOwn(values, name)) return [];
+      const option = options.find((option) => option.name === name);
+      return option?.metavar === undefined
+        ? switched(name, values[name])
+        : texts(name, values[name]);
+    };
     return { where, name, flags: flagValues(options, given) };
   } catch (error) {
     throw error instanceof InputError
@@ -87,6 +93,14 @@ function parseObject(line: string, where: string): Record<string, unknown> {
     });
   }
   return { ...value };
+}
+
+/** A flag without a value is there when it is true. */
+function switched(key: string, value: unknown): readonly string[] {
+  if (value === true) return ["true"];
+  throw new InputError(`${JSON.stringify(key)} holds ${JSON.stringify(value)}`, {
+    mend: "write true, or leave it out",
+  });
 }
 
 /** An empty list of ports says that there are to be none. */

@@ -283,18 +283,33 @@ export function addRedirectFilter(nl: NetlinkConnection, filter: RedirectFilter)
  * @throws {NetlinkError} EEXIST when the priority holds another filter
  */
 export function addBpfFilter(nl: NetlinkConnection, filter: BpfFilter): boolean {
-  const subject: Subject = {
-    action: "add",
-    object: () => `${filter.name} filter ${filter.priority} of ${linkLabel(nl, filter.index)}`,
-    feature: "CONFIG_NET_CLS_BPF",
-  };
-  return addFilter(nl, filter, encodeBpfFilter(filter), subject, (other) => {
+  return addFilter(nl, filter, encodeBpfFilter(filter), bpfSubject(nl, filter), (other) => {
     return other.kind === "bpf" && other.directAction === true && other.program !== undefined &&
       sameProgram(other.program, filter.program);
   });
 }
 
-function sameProgram(a: readonly BpfInstruction[], b: readonly BpfInstruction[]): boolean {
+/**
+ * Makes a program that of its priority, whatever was there: no frame passes between the two.
+ *
+ * Equivalent to: `tc filter replace dev NAME parent ffff: handle 1 protocol all prio N bpf bytecode
+ * "…" direct-action`
+ */
+export function replaceBpfFilter(nl: NetlinkConnection, filter: BpfFilter): void {
+  const flags = NLM_F.CREATE | NLM_F.REPLACE;
+  nl.request(RTM.NEWTFILTER, flags, encodeBpfFilter(filter), bpfSubject(nl, filter));
+}
+
+function bpfSubject(nl: NetlinkConnection, { name, priority, index }: BpfFilter): Subject {
+  return {
+    action: "add",
+    object: () => `${name} filter ${priority} of ${linkLabel(nl, index)}`,
+    feature: "CONFIG_NET_CLS_BPF",
+  };
+}
+
+/** Whether two programs are the same. */
+export function sameProgram(a: readonly BpfInstruction[], b: readonly BpfInstruction[]): boolean {
   const bytes = encodeBpf(b);
   return a.length === b.length && encodeBpf(a).every((byte, index) => byte === bytes[index]);
 }

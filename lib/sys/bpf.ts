@@ -1,5 +1,6 @@
 /**
- * Classic BPF programs: the instructions that socket filters and cls_bpf are written in.
+ * Classic BPF programs: the instructions that socket filters and cls_bpf are written in, and an
+ * assembler.
  *
  * @module
  */
@@ -21,6 +22,7 @@ export const Bpf = {
   LD: 0x00,
   LDX: 0x01,
   ST: 0x02,
+  STX: 0x03,
   ALU: 0x04,
   JMP: 0x05,
   RET: 0x06,
@@ -56,6 +58,88 @@ export const Bpf = {
   /** … and of which this says whether a VLAN tag was taken off the frame. */
   SKF_AD_VLAN_TAG_PRESENT: 48,
 } as const;
+
+/** An instruction whose jumps name labels; a jump without one goes to the next instruction. */
+export interface BpfStep {
+  readonly code: number;
+  readonly k: number;
+  readonly yes?: string | undefined;
+  readonly no?: string | undefined;
+}
+
+/**
+ * A program's steps in order, each label before the step it names. A label may stand in several
+ * places: a jump goes to the next of them, since conditional jumps reach 255 instructions ahead.
+ */
+export type BpfSource = readonly (BpfStep | string)[];
+
+const step = (code: number, k: number): BpfStep => ({ code, k });
+const jump = (code: number) => (k: number, yes?: string, no?: string): BpfStep => {
+  return { code: Bpf.JMP | code, k, yes, no };
+};
+
+/** Steps by what they do. A is the accumulator, X the index register, M[n] the scratch memory. */
+export const bpf = {
+  loadByte: (k: number) => step(Bpf.LD | Bpf.B | Bpf.ABS, k),
+  loadHalf: (k: number) => step(Bpf.LD | Bpf.H | Bpf.ABS, k),
+  loadWord: (k: number) => step(Bpf.LD | Bpf.W | Bpf.ABS, k),
+  loadByteAtX: (k: number) => step(Bpf.LD | Bpf.B | Bpf.IND, k),
+  loadHalfAtX: (k: number) => step(Bpf.LD | Bpf.H | Bpf.IND, k),
+  loadWordAtX: (k: number) => step(Bpf.LD | Bpf.W | Bpf.IND, k),
+  loadAncillary: (k: number) => step(Bpf.LD | Bpf.W | Bpf.ABS, Bpf.SKF_AD_OFF + k),
+  /** A = M[n] and back. */
+  recall: (n: number) => step(Bpf.LD | Bpf.W | Bpf.MEM, n),
+  store: (n: number) => step(Bpf.ST, n),
+  recallX: (n: number) => step(Bpf.LDX | Bpf.W | Bpf.MEM, n),
+  storeX: (n: number) => step(Bpf.STX, n),
+  setA: (k: number) => step(Bpf.LD | Bpf.W | Bpf.IMM, k),
+  setX: (k: number) => step(Bpf.LDX | Bpf.W | Bpf.IMM, k),
+  xFromLength: () => step(Bpf.LDX | Bpf.W | Bpf.LEN, 0),
+  /** X = 4 × the low half of a byte: the length of an IPv4 header. */
+  xFromHeaderLength: (k: number) => step(Bpf.LDX | Bpf.B | Bpf.MSH, k),
+  xFromA: () => step(Bpf.MISC | Bpf.TAX, 0),
+  aFromX: () => step(Bpf.MISC | Bpf.TXA, 0),
+  add: (k: number) => step(Bpf.ALU | Bpf.ADD | Bpf.K, k),
+  addX: () => step(Bpf.ALU | Bpf.ADD | Bpf.X, 0),
+  and: (k: number) => step(Bpf.ALU | Bpf.AND | Bpf.K, k),
+  shiftLeft: (k: number) => step(Bpf.ALU | Bpf.LSH | Bpf.K, k),
+  ifEqual: jump(Bpf.JEQ | Bpf.K),
+  ifAnyBit: jump(Bpf.JSET | Bpf.K),
+  ifAboveX: (yes?: string, no?: string) => jump(Bpf.JGT | Bpf.X)(0, yes, no),
+  /** Goes on at a label, however far ahead it is. */
+  goTo: (label: string) => jump(Bpf.JA)(0, label),
+  ret: (k: number) => step(Bpf.RET | Bpf.K, k),
+} as const;
+
+/**
+ * Resolves the labels of a program.
+ *
+ * @throws {RangeError} when a label is not ahead of a jump to it, or too far
+ */
+export function assembleBpf(source: BpfSource): BpfInstruction[] {
+  const labels = new Map<string, number[]>();
+  const steps: BpfStep[] = [];
+  for (const item of source) {
+    if (typeof item !== "string") steps.push(item);
+    else if (labels.has(item)) labels.get(item)!.push(steps.length);
+    else labels.set(item, [steps.length]);
+  }
+  return steps.map(({ code, k, yes, no }, index) => {
+    const always = code === (Bpf.JMP | Bpf.JA);
+    const distance = (label: string | undefined) => {
+      if (label === undefined) return 0;
+      const target = labels.get(label)?.find((position) => position > index) ?? -1;
+      const skip = target - index - 1;
+      if (skip < 0 || (skip > 0xff && !always)) {
+        throw new RangeError(`BPF jump to "${label}" is not possible`);
+      }
+      return skip;
+    };
+    return always
+      ? { code, jt: 0, jf: 0, k: distance(yes) }
+      : { code, jt: distance(yes), jf: distance(no), k: k >>> 0 };
+  });
+}
 
 /** Size of `struct sock_filter`. */
 export const BPF_INSTRUCTION_SIZE = 8;

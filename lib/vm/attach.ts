@@ -55,6 +55,7 @@ import {
   addWire,
   madeLinks,
   removeWire,
+  setGuards,
   type UnwiredInterface,
   type WireRequest,
 } from "./wires.ts";
@@ -138,7 +139,11 @@ async function attachAgain(
   const differences = await checkAttachment(old, host);
   for (const problem of Object.values(differences).flat()) host.note(`mending: ${problem}`);
   if (differences.network.length > 0) return await attachOver(host, old, wanted);
-  const record = differences.wire.length > 0 ? rewire(host, old) : old;
+  const record = differences.wire.length > 0
+    ? rewire(host, old, wanted)
+    : differences.guards.length > 0 || changesAntispoof(old, wanted)
+    ? await reguard(host, old, wanted)
+    : old;
   if (differences.firewall.length === 0 && hasPorts(record, wanted)) return record;
   return await changeRules(host, record, wanted);
 }
@@ -162,7 +167,7 @@ function dropRules({ made }: StoredRecord): void {
 }
 
 /** The TAP and what joins it anew, on the interface that is there. */
-function rewire(host: HostPaths, record: StoredRecord): StoredRecord {
+function rewire(host: HostPaths, record: StoredRecord, wanted: AttachRequest): StoredRecord {
   const undo = new UndoStack();
   using netns = openNetns(record.netns);
   using nl = withNetns(netns, () => NetlinkConnection.open());
@@ -170,11 +175,54 @@ function rewire(host: HostPaths, record: StoredRecord): StoredRecord {
     removeWire(nl, link.name, link.mode);
     const { dhcpGuard: _, ...unwired } = link;
     const request = wireRequest(record.made.request, { netns, nl, undo, note: host.note });
-    return addWire({ ...request, mode: link.mode }, unwired);
+    return addWire({ ...request, mode: link.mode }, guardedAs(unwired, wanted));
   });
-  const rewired = { ...record, interfaces };
+  const request = { ...record.made.request, ...antispoofOf(wanted) };
+  const rewired = { ...record, interfaces, made: { ...record.made, request } };
   writeRecord(host, rewired);
   return rewired;
+}
+
+/** The guards that the record or the request wants, in place of those there are. */
+async function reguard(
+  host: HostPaths,
+  record: StoredRecord,
+  wanted: AttachRequest,
+): Promise<StoredRecord> {
+  const undo = new UndoStack();
+  using netns = openNetns(record.netns);
+  using nl = withNetns(netns, () => NetlinkConnection.open());
+  const interfaces = record.interfaces.map((link) => guardedAs(link, wanted));
+  const request = { ...record.made.request, ...antispoofOf(wanted) };
+  const reguarded = { ...record, interfaces, made: { ...record.made, request } };
+  try {
+    undo.push(`record of "${record.vm}"`, () => writeRecord(host, record));
+    writeRecord(host, reguarded);
+    for (const [index, link] of interfaces.entries()) {
+      undo.push(`the guards of "${link.name}"`, () => setGuards(nl, record.interfaces[index]!));
+      if (setGuards(nl, link)) continue;
+      throw new TapkitError(`this kernel cannot guard "${link.name}" any more`, {
+        mend: "use a kernel with CONFIG_NET_CLS_BPF",
+      });
+    }
+    return reguarded;
+  } catch (error) {
+    throw await undo.fail(error);
+  }
+}
+
+/** An interface with the guards that a request wants. */
+function guardedAs<T extends UnwiredInterface>(link: T, { antispoof = true }: AttachRequest): T {
+  const { antispoof: _, ...rest } = link;
+  return { ...rest, ...antispoof ? {} : { antispoof } } as T;
+}
+
+function antispoofOf({ antispoof }: AttachRequest): Pick<AttachRequest, "antispoof"> {
+  return antispoof === undefined ? {} : { antispoof };
+}
+
+function changesAntispoof({ interfaces }: StoredRecord, { antispoof = true }: AttachRequest) {
+  return interfaces.some((link) => (link.antispoof ?? true) !== antispoof);
 }
 
 /** Puts the firewall's rules back, with the ports that are wanted now. */
@@ -260,7 +308,7 @@ async function attachAnew(
     }
     const wiring = wireRequest(request, { netns, nl: vmNl, undo, note: host.note });
     const interfaces = added.map(({ attachment, result }) =>
-      addWire(wiring, describeInterface(vmNl, attachment, result))
+      addWire(wiring, guardedAs(describeInterface(vmNl, attachment, result), request))
     );
 
     const bound = bindToFamilies(ports, addressesOf(interfaces[0]));

@@ -11,7 +11,7 @@ import { NetlinkConnection } from "../netlink/connection.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
 import { type HostPaths, hostPaths, readRecord, type StoredRecord, validateName } from "./state.ts";
 import type { HostOptions } from "./types.ts";
-import { checkWire, movesIdentity } from "./wires.ts";
+import { checkGuards, checkWire, movesIdentity } from "./wires.ts";
 
 /** Sentences on what differs, by what mends it. */
 export interface Differences {
@@ -19,6 +19,8 @@ export interface Differences {
   readonly network: readonly string[];
   /** Of the TAP and what joins it to the interface: made anew. */
   readonly wire: readonly string[];
+  /** Of the guards on either end of it: put in place while the guest runs. */
+  readonly guards: readonly string[];
   /** Of rules and settings: put back. */
   readonly firewall: readonly string[];
 }
@@ -49,7 +51,12 @@ export async function checkAttachment(
   const firewall = stack.use(Firewall.open());
   const vmNl = openVm(stack, netnsPath);
   if (vmNl === undefined) {
-    return { network: [`network namespace ${netnsPath} is missing`], wire: [], firewall: [] };
+    return {
+      network: [`network namespace ${netnsPath} is missing`],
+      wire: [],
+      guards: [],
+      firewall: [],
+    };
   }
   const environment = { netnsPath, hostNl, vmNl, note: host.note };
   const network: string[] = [];
@@ -61,6 +68,7 @@ export async function checkAttachment(
   return {
     network,
     wire: interfaces.flatMap((link) => checkWire(vmNl, link)),
+    guards: interfaces.flatMap((link) => checkGuards(vmNl, link)),
     firewall: made.guests.flatMap((rules) => [...firewall.check(rules), ...checkSysctls(rules)]),
   };
 }

@@ -38,6 +38,8 @@ export interface VmInterface {
   readonly bridge?: string;
   /** False where the kernel could not keep DHCP from passing between guest and network. */
   readonly dhcpGuard?: false;
+  /** False where the guest may send in the name of other MACs and addresses. */
+  readonly antispoof?: false;
   /** Lower case, colons: what CNI gave the interface, and the guest must use. */
   readonly mac: string;
   /** Bytes. */
@@ -105,6 +107,8 @@ export interface AttachRequest {
   readonly mode?: "auto" | AttachMode;
   /** CNI network names: eth0 is on the first, eth1 on the second, … */
   readonly networks?: readonly string[];
+  /** Whether the guest's frames are held to its own MAC and addresses; true unless given. */
+  readonly antispoof?: boolean;
 }
 
 /** The forms a record is printed in. */

@@ -2,22 +2,24 @@
  * TAPs and what joins them to their interfaces, whatever the mode.
  *
  * A classic BPF filter at the ingress of either end comes before the mode's own means: it keeps DHCP,
- * which belongs to the host, from passing, and at the interface drops what a hairpin bridge port
- * reflects.
+ * which belongs to the host, from passing, at the TAP drops what the guest sends in another's name,
+ * and at the interface what a hairpin bridge port reflects.
  *
  * @module
  */
 
-import { dhcpGuard, wireGuard } from "../dhcp/filter.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { NetlinkError } from "../netlink/errors.ts";
-import { addBpfFilter, listFilters } from "../netlink/filter.ts";
-import { deleteLink, getLink, type Link, requireLink, setLink } from "../netlink/link.ts";
+import { parseCidr } from "../inet/ip.ts";
+import { listFilters, replaceBpfFilter, sameProgram } from "../netlink/filter.ts";
+import { deleteLink, getLink, requireLink, setLink } from "../netlink/link.ts";
 import { addIngressQdisc } from "../netlink/qdisc.ts";
+import type { BpfInstruction } from "../sys/bpf.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
 import { writeSysctl } from "../sys/sysctl.ts";
 import { createTap } from "../sys/tap.ts";
 import type { UndoStack } from "../undo.ts";
+import { dhcpGuard, guestGuard, wireGuard } from "./guard.ts";
 import { innerBridge } from "./inner-bridge.ts";
 import { redirect } from "./redirect.ts";
 import type { AttachMode, VmInterface } from "./types.ts";
@@ -96,7 +98,7 @@ export function addWire(request: WireRequest, made: UnwiredInterface): VmInterfa
     undo.push(`the wire of "${names.link}"`, () => wire.part(nl, names));
     let guarded: boolean;
     try {
-      guarded = addGuards(ends);
+      guarded = setGuards(nl, made);
       wire.join({ ...ends, guarded });
     } catch (error) {
       const next = modes[index + 1];
@@ -108,7 +110,8 @@ export function addWire(request: WireRequest, made: UnwiredInterface): VmInterfa
     if (!guarded) {
       request.note(
         `warning: this kernel lacks CONFIG_NET_CLS_BPF: DHCP passes between "${made.name}" and ` +
-          "its network, and another server may answer the guest",
+          "its network, another server may answer the guest, and the guest may send in the name " +
+          "of others",
       );
     }
     setLink(nl, ends.tap.index, { up: true });
@@ -141,22 +144,59 @@ function makeTap({ nl, netns, owner, group, undo }: WireRequest, name: string): 
   });
 }
 
-/** Puts the guards on both ends, before anything can pass; false where the kernel has no means for it. */
-function addGuards(
-  { nl, link, tap, mac }: { nl: NetlinkConnection; link: Link; tap: Link; mac: string },
-): boolean {
-  const guard = (index: number, name: string, program: ReturnType<typeof dhcpGuard>) => {
-    addIngressQdisc(nl, index);
-    addBpfFilter(nl, { index, priority: GUARD_PRIORITY, name, program });
-  };
+/** What is known of an interface whose frames are guarded. */
+type GuardedInterface = Pick<VmInterface, "name" | "mac" | "addresses" | "antispoof">;
+
+/**
+ * Puts the guards on both ends, before anything can pass, or these in place of others while the
+ * guest runs.
+ *
+ * @returns false where the kernel has no means for it
+ */
+export function setGuards(nl: NetlinkConnection, guarded: GuardedInterface): boolean {
   try {
-    guard(tap.index, "tapkit-dhcp", dhcpGuard());
-    guard(link.index, "tapkit-wire", wireGuard(mac));
+    for (const { link, program } of guards(guarded)) {
+      const { index } = requireLink(nl, link);
+      addIngressQdisc(nl, index);
+      replaceBpfFilter(nl, { index, priority: GUARD_PRIORITY, name: "guard", program });
+    }
     return true;
   } catch (error) {
     if (lacksFeature(error)) return false;
     throw error;
   }
+}
+
+/** What differs from what {@linkcode setGuards} put there, as sentences. */
+export function checkGuards(nl: NetlinkConnection, recorded: VmInterface): string[] {
+  if (recorded.dhcpGuard === false) return [];
+  return guards(recorded).flatMap(({ link, program }) => {
+    const index = getLink(nl, link)?.index;
+    if (index === undefined) return [];
+    const present = listFilters(nl, index).find(({ priority, kind }) =>
+      priority === GUARD_PRIORITY && kind === "bpf"
+    );
+    if (present === undefined) return [`the guard of "${link}" is missing`];
+    if (present.directAction && sameProgram(present.program ?? [], program)) return [];
+    return [`the guard of "${link}" is not that of the record`];
+  });
+}
+
+function guards(guarded: GuardedInterface): { link: string; program: BpfInstruction[] }[] {
+  const { link, tap } = wireNames(guarded.name);
+  return [
+    { link: tap, program: tapGuard(guarded) },
+    { link, program: wireGuard(guarded.mac) },
+  ];
+}
+
+function tapGuard({ mac, addresses, antispoof }: GuardedInterface): BpfInstruction[] {
+  if (antispoof === false) return dhcpGuard();
+  return guestGuard({
+    mac,
+    addresses: addresses.map(({ address }) => parseCidr(address).address),
+    foreign: addresses.flatMap(({ gateway }) => gateway ?? []),
+  });
 }
 
 function lacksFeature(error: unknown): error is NetlinkError {
@@ -174,7 +214,7 @@ export function removeWire(nl: NetlinkConnection, ifName: string, mode: WantedMo
   for (const one of mode === "auto" ? MODES : [mode]) WIRES[one].part(nl, names);
 }
 
-/** What differs from what {@linkcode addWire} made, as sentences; empty when nothing does. */
+/** What differs from what {@linkcode addWire} made, guards apart; empty when nothing does. */
 export function checkWire(nl: NetlinkConnection, recorded: VmInterface): string[] {
   const names = wireNames(recorded.name);
   const link = getLink(nl, names.link);
@@ -185,10 +225,6 @@ export function checkWire(nl: NetlinkConnection, recorded: VmInterface): string[
   if (!tap.up) problems.push(`TAP "${tap.name}" is down`);
   if (tap.mtu !== recorded.mtu) {
     problems.push(`TAP "${tap.name}" has MTU ${tap.mtu}, not ${recorded.mtu}`);
-  }
-  for (const { index, name } of recorded.dhcpGuard === false ? [] : [tap, link]) {
-    if (listFilters(nl, index).some(({ kind }) => kind === "bpf")) continue;
-    problems.push(`the DHCP guard of "${name}" is missing`);
   }
   const { mac, mode } = recorded;
   return [...problems, ...WIRES[mode].check({ nl, names, link, tap, mac })];

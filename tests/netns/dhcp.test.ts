@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertInstanceOf, assertStringIncludes } from "@std/assert";
-import { dhcpGuard, wireGuard } from "../../lib/dhcp/filter.ts";
+import { dhcpGuard, wireGuard } from "../../lib/vm/guard.ts";
 import { buildUdpFrame, parseUdpFrame } from "../../lib/dhcp/frame.ts";
 import type { DhcpGuest } from "../../lib/dhcp/lease.ts";
 import { DhcpType, optionU8 } from "../../lib/dhcp/options.ts";

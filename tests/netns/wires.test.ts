@@ -3,7 +3,13 @@ import { addAddress } from "../../lib/netlink/address.ts";
 import { NetlinkError } from "../../lib/netlink/errors.ts";
 import { createVeth, requireLink, setLink } from "../../lib/netlink/link.ts";
 import { UndoStack } from "../../lib/undo.ts";
-import { addWire, checkWire, removeWire, type UnwiredInterface } from "../../lib/vm/wires.ts";
+import {
+  addWire,
+  checkGuards,
+  checkWire,
+  removeWire,
+  type UnwiredInterface,
+} from "../../lib/vm/wires.ts";
 import { Sandbox } from "../support/oracle.ts";
 
 /** An interface as CNI makes it. */
@@ -122,7 +128,7 @@ Deno.test("checkWire: names what differs in mode dhcp-bridge", () => {
     ["ip link set br_eth0 type bridge mcast_snooping 1", /snoops multicast/],
     ["ip link set eth0 address 02:00:00:00:00:01", /"eth0" has the guest's MAC/],
     ["ip addr add 10.0.0.2/24 dev eth0", /"eth0" has the address 10\.0\.0\.2\/24/],
-    ["tc qdisc delete dev vm_eth0 ingress", /the DHCP guard of "vm_eth0" is missing/],
+    ["tc qdisc delete dev vm_eth0 ingress", /the guard of "vm_eth0" is missing/],
     ["ip link delete vm_eth0", /TAP "vm_eth0" is missing/],
   ] as const;
   for (const [damage, problem] of damages) {
@@ -132,7 +138,7 @@ Deno.test("checkWire: names what differs in mode dhcp-bridge", () => {
     const wired = addWire({ ...request, mode: "dhcp-bridge" }, makeInterface(sandbox));
     const [program, ...args] = damage.split(" ");
     sandbox.run(program!, ...args);
-    const problems = checkWire(nl, wired);
+    const problems = [...checkWire(nl, wired), ...checkGuards(nl, wired)];
     assert(problems.some((text) => problem.test(text)), `${damage}: ${problems.join("; ")}`);
     // Made anew on the interface as it is.
     removeWire(nl, "eth0", wired.mode);

@@ -37,6 +37,8 @@ export function runBpf(
       case Bpf.LD: {
         const loaded = mode === Bpf.MEM
           ? memory[k]!
+          : mode === Bpf.IMM
+          ? k
           : load(size, mode === Bpf.IND ? (x + k) | 0 : k | 0);
         if (loaded === undefined) return 0;
         a = loaded;
@@ -44,6 +46,8 @@ export function runBpf(
       }
       case Bpf.LDX: {
         if (mode === Bpf.IMM) x = k;
+        else if (mode === Bpf.MEM) x = memory[k]!;
+        else if (mode === Bpf.LEN) x = frame.length;
         else if (mode !== Bpf.MSH) throw new RangeError(`LDX mode ${mode}`);
         else {
           const byte = load(Bpf.B, k);
@@ -55,6 +59,9 @@ export function runBpf(
       case Bpf.ST:
         memory[k] = a;
         break;
+      case Bpf.STX:
+        memory[k] = x;
+        break;
       case Bpf.ALU:
         if (operation === Bpf.ADD) a = (a + operand) >>> 0;
         else if (operation === Bpf.AND) a = (a & operand) >>> 0;
@@ -62,9 +69,8 @@ export function runBpf(
         else throw new RangeError(`ALU operation ${operation}`);
         break;
       case Bpf.JMP: {
-        const holds = operation === Bpf.JEQ ? a === operand : (a & operand) !== 0;
-        if (operation !== Bpf.JEQ && operation !== Bpf.JSET) throw new RangeError("jump");
-        pc += holds ? jt : jf;
+        if (operation === Bpf.JA) pc += k;
+        else pc += compares(operation, a, operand) ? jt : jf;
         break;
       }
       case Bpf.MISC:
@@ -76,4 +82,11 @@ export function runBpf(
     }
   }
   throw new RangeError("the program does not end");
+}
+
+function compares(operation: number, a: number, operand: number): boolean {
+  if (operation === Bpf.JEQ) return a === operand;
+  if (operation === Bpf.JGT) return a > operand;
+  if (operation === Bpf.JSET) return (a & operand) !== 0;
+  throw new RangeError(`jump ${operation}`);
 }

@@ -1,0 +1,167 @@
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { ipToBytes } from "../../lib/inet/ip.ts";
+import { arp, bytes, ethernet, extension, icmpv6, ipv4, ipv6, udp } from "../support/frames.ts";
+import { NetnsGuest } from "../support/guest-netns.ts";
+import { Host } from "../support/host.ts";
+
+const [IP, IPV6, ARP] = [0x0800, 0x86dd, 0x0806];
+const ALL = "ff:ff:ff:ff:ff:ff";
+const OTHER_MAC = "02:00:00:00:00:99";
+const DUAL_STACK = JSON.stringify({
+  cniVersion: "1.0.0",
+  name: "dual",
+  plugins: [{
+    type: "bridge",
+    bridge: "cni0",
+    isGateway: true,
+    isDefaultGateway: true,
+    ipMasq: true,
+    ipam: {
+      type: "host-local",
+      ranges: [[{ subnet: "10.5.0.0/24" }], [{ subnet: "fd00:5::/64" }]],
+    },
+  }],
+});
+
+/** Sends frames as one guest and says which of them reached the other. */
+async function reach(
+  from: NetnsGuest,
+  to: NetnsGuest,
+  frames: readonly (readonly [name: string, frame: Uint8Array])[],
+): Promise<string[]> {
+  const seen = await to.sniff(async () => {
+    for (const [, frame] of frames) await from.sendFrame(frame);
+    await new Promise((resolve) => setTimeout(resolve, 300));
+  });
+  const received = seen.filter(({ direction }) => direction === "to-guest")
+    .map((frame) => frame.bytes.toHex());
+  return frames.filter(([, frame]) => received.some((hex) => hex.startsWith(frame.toHex())))
+    .map(([name]) => name);
+}
+
+function forgeries(mac: string, own: string, own6: string) {
+  const macs = { from: mac, to: ALL };
+  const payload = udp({ source: 5000, destination: 5001 }, 40);
+  const linkLocal = "fe80::1234";
+  const advert = icmpv6(134, ipToBytes("::"));
+  const forged = [
+    [
+      "another's MAC",
+      bytes(ethernet(IP, { ...macs, from: OTHER_MAC }), ipv4(payload, { source: own })),
+    ],
+    ["another's IPv4 address", bytes(ethernet(IP, macs), ipv4(payload, { source: "10.5.0.200" }))],
+    ["another's IPv6 address", bytes(ethernet(IPV6, macs), ipv6(payload, 17, "fd00:5::200"))],
+    [
+      "ARP answer for the gateway",
+      bytes(ethernet(ARP, macs), arp({ senderMac: mac, senderIp: "10.5.0.1", operation: 2 })),
+    ],
+    [
+      "ARP with another's MAC",
+      bytes(ethernet(ARP, macs), arp({ senderMac: OTHER_MAC, senderIp: own, operation: 2 })),
+    ],
+    ["router advertisement", bytes(ethernet(IPV6, macs), ipv6(advert, 58, linkLocal))],
+    [
+      "router advertisement behind a header",
+      bytes(ethernet(IPV6, macs), ipv6(extension(58, advert), 60, linkLocal)),
+    ],
+    [
+      "router advertisement in a fragment",
+      bytes(ethernet(IPV6, macs), ipv6(bytes([58, 0, 0, 0, 0, 0, 0, 1], advert), 44, linkLocal)),
+    ],
+    [
+      "fragment that hides its upper header",
+      bytes(
+        ethernet(IPV6, macs),
+        ipv6(bytes([60, 0, 0, 1, 0, 0, 0, 1], extension(58, new Uint8Array(0))), 44, linkLocal),
+      ),
+    ],
+    [
+      "neighbour advertisement for another",
+      bytes(ethernet(IPV6, macs), ipv6(icmpv6(136, ipToBytes("fd00:5::1")), 58, linkLocal)),
+    ],
+    ["another protocol", bytes(ethernet(0x88cc, macs), new Uint8Array(60))],
+  ] as const;
+  const honest = [
+    ["IPv4", bytes(ethernet(IP, macs), ipv4(payload, { source: own }))],
+    ["IPv6", bytes(ethernet(IPV6, macs), ipv6(payload, 17, own6))],
+    ["IPv6 link-local", bytes(ethernet(IPV6, macs), ipv6(payload, 17, linkLocal))],
+    ["gratuitous ARP", bytes(ethernet(ARP, macs), arp({ senderMac: mac, senderIp: own }))],
+    ["ARP probe", bytes(ethernet(ARP, macs), arp({ senderMac: mac, senderIp: "0.0.0.0" }))],
+    [
+      "neighbour advertisement",
+      bytes(ethernet(IPV6, macs), ipv6(icmpv6(136, ipToBytes(own6)), 58, linkLocal)),
+    ],
+  ] as const;
+  return { forged, honest };
+}
+
+for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
+  Deno.test(`attach-vm: a guest speaks for itself and for nobody else (${mode})`, async () => {
+    await using host = await Host.create();
+    await host.writeFile("/etc/cni/net.d/10-dual.conflist", DUAL_STACK);
+    const before = await host.snapshot();
+    const { json } = await host.mustTapkit("attach-vm", "a", "b", "--mode", mode);
+    const [a, b] = json;
+    assertEquals(a.interfaces[0].antispoof, undefined);
+    {
+      await using guestA = await NetnsGuest.start(host, a);
+      await using guestB = await NetnsGuest.start(host, b);
+      const [own, own6] = a.interfaces[0].addresses
+        .map(({ address }: { address: string }) => address.split("/")[0]);
+      const { forged, honest } = forgeries(a.interfaces[0].mac, own, own6);
+      assertEquals(await reach(guestA, guestB, forged), []);
+      assertEquals(await reach(guestA, guestB, honest), honest.map(([name]) => name));
+
+      // What a guest needs to live goes on, and two guests reach each other.
+      const lease = await guestA.dhcp();
+      await guestB.dhcp();
+      assertEquals(lease.ip, own);
+      await guestB.serveHttp(80, "hello");
+      const [other, other6] = b.interfaces[0].addresses
+        .map(({ address }: { address: string }) => address.split("/")[0]);
+      assertEquals((await guestA.fetch(`http://${other}/`)).body, "hello");
+      for (const [guest, address] of [[guestA, own6], [guestB, other6]] as const) {
+        await guest.must("ip", ["addr", "add", `${address}/64`, "dev", "eth0"]);
+      }
+      // Duplicate detection has its say first.
+      await new Promise((resolve) => setTimeout(resolve, 2500));
+      const addresses = await guestA.must("ip", ["-6", "addr", "show", "dev", "eth0"]);
+      assert(!/tentative|dadfailed/.test(addresses), addresses);
+      assertEquals((await guestA.fetch(`http://[${other6}]/`)).body, "hello");
+
+      // While the guest runs it may be let loose, and held again.
+      const loose = await host.mustTapkit("attach-vm", "a", "--no-antispoof");
+      assertEquals(loose.json[0].interfaces[0].antispoof, false);
+      const names = forged.map(([name]) => name);
+      assertEquals(await reach(guestA, guestB, forged), names);
+      await host.mustTapkit("attach-vm", "a");
+      assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
+      assertEquals(await reach(guestA, guestB, forged.slice(0, 1)), names.slice(0, 1));
+      await host.mustTapkit("attach-vm", "a", "--antispoof");
+      assertEquals(await reach(guestA, guestB, forged), []);
+
+      // A guard that is gone is missed, and put back while the guest runs.
+      const netns = { netns: "tapkit-a" };
+      await host.must("tc", ["filter", "del", "dev", "vm_eth0", "ingress", "pref", "1"], netns);
+      const { code, json: [found] } = await host.tapkit("attach-vm", "a", "--check");
+      assertEquals([code, found.problems], [3, [`the guard of "vm_eth0" is missing`]]);
+      const mended = await host.mustTapkit("attach-vm", "a");
+      assertStringIncludes(mended.stderr, 'mending: the guard of "vm_eth0" is missing');
+      assertEquals(await reach(guestA, guestB, forged), []);
+      assertEquals((await guestA.fetch(`http://${other}/`)).body, "hello");
+    }
+    await host.mustTapkit("attach-vm", "a", "b", "--remove");
+    await host.assertRestored(before);
+  });
+}
+
+Deno.test("attach-vm: flags of opposite meaning do not go together", async () => {
+  await using host = await Host.create();
+  const { code, stderr } = await host.tapkit("attach-vm", "a", "--antispoof", "--no-antispoof");
+  assertEquals(code, 2);
+  assertMatch(stderr, /--antispoof and --no-antispoof do not go together/);
+  const line = '{"name":"a","no-antispoof":"yes"}\n';
+  const from = await host.tapkit("attach-vm", "--from", "-", { stdin: line });
+  assertEquals(from.code, 2);
+  assertMatch(from.stderr, /"no-antispoof" holds "yes": write true/);
+});

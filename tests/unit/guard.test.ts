@@ -1,0 +1,247 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { InputError } from "../../lib/errors.ts";
+import { ipToBytes } from "../../lib/inet/ip.ts";
+import { parseMac } from "../../lib/inet/mac.ts";
+import { dhcpGuard, guestGuard, wireGuard } from "../../lib/vm/guard.ts";
+import { readGolden } from "../golden/read.ts";
+import { runBpf } from "../support/bpf-machine.ts";
+import { arp, bytes, ethernet, extension, icmpv6, ipv4, ipv6, udp } from "../support/frames.ts";
+import { GUARD_CASES } from "../support/guard-cases.ts";
+import { Random } from "../support/random.ts";
+
+const [IP, IPV6, ARP, VLAN] = [0x0800, 0x86dd, 0x0806, 0x8100];
+const CONTINUE = -1;
+const DROP = 2;
+const NOT_CARRIED = 0;
+
+const REQUEST = udp({ source: 68, destination: 67 });
+
+const GUEST = "02:00:00:00:00:0a";
+const OTHER = "02:00:00:00:00:0b";
+const ALL = "ff:ff:ff:ff:ff:ff";
+
+Deno.test("dhcpGuard, wireGuard: drop DHCP and nothing else", () => {
+  for (const [name, frame, verdict] of GUARD_CASES) {
+    const result = { pass: CONTINUE, drop: DROP, "too short": NOT_CARRIED }[verdict];
+    assertEquals(runBpf(dhcpGuard(), frame), result, name);
+    assertEquals(runBpf(wireGuard(GUEST), frame), result, `${name}, at the wire`);
+  }
+});
+
+Deno.test("dhcpGuard: drops what real clients send", () => {
+  for (const client of ["udhcpc", "dhclient", "dhcpcd"]) {
+    for (const frame of readGolden(client, "dhcp")) assertEquals(runBpf(dhcpGuard(), frame), DROP);
+  }
+});
+
+Deno.test("wireGuard: drops the guest's own frames to others, as a hairpin port reflects them", () => {
+  const cases: readonly [from: string, to: string, result: number][] = [
+    [GUEST, ALL, DROP],
+    [GUEST, OTHER, DROP],
+    [GUEST, "02:00:00:00:01:0a", DROP],
+    [GUEST, GUEST, CONTINUE],
+    [OTHER, GUEST, CONTINUE],
+    [OTHER, ALL, CONTINUE],
+    ["02:00:00:00:01:0a", OTHER, CONTINUE],
+  ];
+  for (const [from, to, result] of cases) {
+    const frame = bytes(ethernet(ARP, { from, to }), new Uint8Array(28));
+    assertEquals(runBpf(wireGuard(GUEST), frame), result, `${from} to ${to}`);
+    assertEquals(runBpf(dhcpGuard(), frame), CONTINUE);
+  }
+  const translated = bytes(ethernet(IP, { from: GUEST, to: GUEST }), ipv4(REQUEST));
+  assertEquals(runBpf(wireGuard(GUEST), translated), DROP);
+});
+
+Deno.test("wireGuard: takes any unicast MAC, refuses others", () => {
+  const frame = bytes(ethernet(ARP, { from: "fe:ff:ff:ff:ff:ff", to: OTHER }));
+  assertEquals(runBpf(wireGuard("FE:FF:FF:FF:FF:FF"), frame), DROP);
+  assertThrows(() => wireGuard("01:00:5e:00:00:01"), InputError);
+});
+
+const IDENTITY = {
+  mac: GUEST,
+  addresses: ["192.0.2.10", "198.51.100.10", "2001:db8::10", "2001:db8:1::10"],
+  foreign: ["fe80::1", "192.0.2.1"],
+};
+const MACS = { from: GUEST, to: OTHER };
+const [RS, RA, NS, NA, REDIRECT, MLD] = [133, 134, 135, 136, 137, 143];
+const DNS = udp({ source: 5353, destination: 53 });
+const LINK_LOCAL = "fe80::7";
+
+const frame4 = (source: string, payload = DNS, options = {}) =>
+  bytes(ethernet(IP, MACS), ipv4(payload, { ...options, source }));
+const frame6 = (source: string, payload = DNS, next = 17) =>
+  bytes(ethernet(IPV6, MACS), ipv6(payload, next, source));
+const frameArp = (sender: string, options: Parameters<typeof arp>[0] = {}) =>
+  bytes(ethernet(ARP, MACS), arp({ senderMac: GUEST, senderIp: sender, ...options }));
+const icmp = (type: number, target = "::") => icmpv6(type, ipToBytes(target));
+const fragment = (next: number, payload: Uint8Array, bits: number, reserved = 0) =>
+  bytes([next, reserved, bits >> 8, bits & 0xff, 0, 0, 0, 1], payload);
+const hidden = (depth: number, payload: Uint8Array, last = 58): Uint8Array<ArrayBuffer> =>
+  depth === 0
+    ? bytes(payload)
+    : extension(depth === 1 ? last : 60, hidden(depth - 1, payload, last));
+const authentication = (next: number, payload: Uint8Array) =>
+  bytes([next, 4, 0, 0], new Uint8Array(20), payload);
+
+type Case = readonly [name: string, frame: Uint8Array, verdict: "pass" | "drop"];
+
+const OWN_CASES: readonly Case[] = [
+  ["IPv4", frame4("192.0.2.10"), "pass"],
+  ["IPv4 from its second address", frame4("198.51.100.10"), "pass"],
+  ["IPv4 from another's address", frame4("192.0.2.11"), "drop"],
+  ["IPv4 from the gateway's", frame4("192.0.2.1"), "drop"],
+  ["IPv4 from nobody", frame4("0.0.0.0"), "drop"],
+  ["DHCP from nobody", frame4("0.0.0.0", REQUEST), "drop"],
+  ["DHCP from its address", frame4("192.0.2.10", REQUEST), "drop"],
+  ["a later fragment of another's", frame4("192.0.2.11", DNS, { fragment: 5 }), "drop"],
+  ["a later fragment of its own", frame4("192.0.2.10", DNS, { fragment: 5 }), "pass"],
+  ["IPv6", frame6("2001:db8::10"), "pass"],
+  ["IPv6 from its second address", frame6("2001:db8:1::10"), "pass"],
+  ["IPv6 from a link-local one", frame6(LINK_LOCAL), "pass"],
+  ["IPv6 from the end of fe80::/10", frame6("febf::1"), "pass"],
+  ["IPv6 from behind it", frame6("fec0::1"), "drop"],
+  ["IPv6 from another's address", frame6("2001:db8::11"), "drop"],
+  ["IPv6 from the gateway's link-local one", frame6("fe80::1"), "drop"],
+  ["IPv6 from a mapped one", frame6("::ffff:192.0.2.10"), "drop"],
+  ["ARP request", frameArp("192.0.2.10"), "pass"],
+  ["ARP answer", frameArp("198.51.100.10", { operation: 2 }), "pass"],
+  ["ARP answer for another", frameArp("192.0.2.1", { operation: 2 }), "drop"],
+  ["ARP request as another", frameArp("192.0.2.1"), "drop"],
+  ["ARP probe", frameArp("0.0.0.0", { targetIp: "192.0.2.10" }), "pass"],
+  ["ARP answer of nobody", frameArp("0.0.0.0", { operation: 2 }), "drop"],
+  ["ARP with another's MAC in it", frameArp("192.0.2.10", { senderMac: OTHER }), "drop"],
+  ["ARP of another hardware", frameArp("192.0.2.10", { hardware: 6 }), "drop"],
+  ["a router solicitation", frame6(LINK_LOCAL, icmp(RS), 58), "pass"],
+  ["a router solicitation of nobody", frame6("::", icmp(RS), 58), "pass"],
+  ["a router advertisement", frame6(LINK_LOCAL, icmp(RA), 58), "drop"],
+  ["a redirect", frame6(LINK_LOCAL, icmp(REDIRECT), 58), "drop"],
+  ["an echo request", frame6("2001:db8::10", icmp(128), 58), "pass"],
+  ["a neighbour solicitation", frame6(LINK_LOCAL, icmp(NS, "2001:db8::1"), 58), "pass"],
+  ["duplicate detection", frame6("::", icmp(NS, "2001:db8::10"), 58), "pass"],
+  ["duplicate detection, link-local", frame6("::", icmp(NS, LINK_LOCAL), 58), "pass"],
+  ["duplicate detection of another's", frame6("::", icmp(NS, "2001:db8::11"), 58), "drop"],
+  ["a neighbour advertisement", frame6(LINK_LOCAL, icmp(NA, "2001:db8:1::10"), 58), "pass"],
+  ["one of its link-local address", frame6(LINK_LOCAL, icmp(NA, LINK_LOCAL), 58), "pass"],
+  ["one for another", frame6("2001:db8::10", icmp(NA, "2001:db8::1"), 58), "drop"],
+  ["one for the gateway's link-local", frame6(LINK_LOCAL, icmp(NA, "fe80::1"), 58), "drop"],
+  ["MLD", frame6(LINK_LOCAL, hidden(1, icmp(MLD)), 0), "pass"],
+  ["MLD of nobody", frame6("::", hidden(1, icmp(MLD)), 0), "pass"],
+  ["an advertisement behind one header", frame6(LINK_LOCAL, hidden(1, icmp(RA)), 60), "drop"],
+  ["behind four", frame6(LINK_LOCAL, hidden(4, icmp(RA)), 0), "drop"],
+  ["behind five", frame6(LINK_LOCAL, hidden(5, icmp(RA)), 60), "drop"],
+  ["anything behind five", frame6(LINK_LOCAL, hidden(5, DNS, 17), 60), "drop"],
+  ["behind a long header", frame6(LINK_LOCAL, extension(58, icmp(RA), 9), 60), "drop"],
+  ["behind authentication", frame6(LINK_LOCAL, authentication(58, icmp(RA)), 51), "drop"],
+  ["an echo behind authentication", frame6(LINK_LOCAL, authentication(58, icmp(128)), 51), "pass"],
+  ["in an only fragment", frame6(LINK_LOCAL, fragment(58, icmp(RA), 0), 44), "drop"],
+  ["in a first fragment", frame6(LINK_LOCAL, fragment(58, icmp(RA), 1), 44), "drop"],
+  [
+    "in a fragment with its reserved byte set",
+    frame6(LINK_LOCAL, fragment(58, icmp(RA), 1, 7), 44),
+    "drop",
+  ],
+  [
+    "behind a fragment that ends before it",
+    frame6(LINK_LOCAL, fragment(58, new Uint8Array(0), 1), 44),
+    "drop",
+  ],
+  [
+    "behind a fragment that ends in an option header",
+    frame6(LINK_LOCAL, fragment(60, extension(58, new Uint8Array(0)), 1), 44),
+    "drop",
+  ],
+  [
+    "behind a fragment that ends before an option header",
+    frame6(LINK_LOCAL, fragment(60, new Uint8Array(0), 1), 44),
+    "drop",
+  ],
+  [
+    "a target beyond a first fragment",
+    frame6(LINK_LOCAL, fragment(58, icmp(NA, "2001:db8::10").subarray(0, 16), 1), 44),
+    "drop",
+  ],
+  ["a later fragment", frame6(LINK_LOCAL, fragment(58, icmp(RA), 0x0101), 44), "pass"],
+  ["a later fragment of another's", frame6("2001:db8::2", fragment(17, DNS, 0x0101), 44), "drop"],
+  ["TCP in a first fragment", frame6(LINK_LOCAL, fragment(6, DNS, 1), 44), "pass"],
+  ["another's MAC", bytes(ethernet(IP, { from: OTHER, to: ALL }), ipv4(DNS)), "drop"],
+  [
+    "ARP from another's MAC",
+    bytes(
+      ethernet(ARP, { from: OTHER, to: ALL }),
+      arp({ senderMac: GUEST, senderIp: "192.0.2.10" }),
+    ),
+    "drop",
+  ],
+  [
+    "behind a VLAN tag",
+    bytes(ethernet(IP, MACS, [VLAN]), ipv4(DNS, { source: "192.0.2.10" })),
+    "drop",
+  ],
+  ["the spanning tree's", bytes(ethernet(38, MACS), new Uint8Array(38)), "drop"],
+  ["another protocol", bytes(ethernet(0x88cc, MACS), new Uint8Array(40)), "drop"],
+];
+
+Deno.test("guestGuard: lets a guest speak for itself, and for nobody else", () => {
+  const program = guestGuard(IDENTITY);
+  for (const [name, frame, verdict] of OWN_CASES) {
+    assertEquals(runBpf(program, frame), verdict === "pass" ? CONTINUE : DROP, name);
+  }
+  const own = frame4("192.0.2.10");
+  assertEquals(runBpf(program, own, { vlanTag: true }), DROP, "a tag the kernel took off");
+});
+
+Deno.test("guestGuard: drops what the DHCP guard drops, whoever sends it", () => {
+  for (const [name, frame, verdict] of GUARD_CASES) {
+    if (verdict !== "drop") continue;
+    const own = bytes(parseMac(OTHER), parseMac(GUEST), frame.subarray(12));
+    assertEquals(runBpf(guestGuard(IDENTITY), own), DROP, name);
+    assertEquals(runBpf(guestGuard({ mac: GUEST, addresses: [] }), own), DROP, name);
+  }
+});
+
+Deno.test("guestGuard: pins the MAC alone of a guest without a known address", () => {
+  const program = guestGuard({ mac: GUEST, addresses: [] });
+  assertEquals(runBpf(program, frame4("203.0.113.9")), CONTINUE);
+  assertEquals(runBpf(program, frame6("2001:db8:9::1")), CONTINUE);
+  assertEquals(runBpf(program, bytes(ethernet(IP, { from: OTHER, to: ALL }), ipv4(DNS))), DROP);
+});
+
+Deno.test("guestGuard: a guest of one family has link-local addresses at most of the other", () => {
+  const only4 = guestGuard({ mac: GUEST, addresses: ["192.0.2.10"] });
+  assertEquals(runBpf(only4, frame6("2001:db8::10")), DROP);
+  assertEquals(runBpf(only4, frame6(LINK_LOCAL)), CONTINUE);
+  const only6 = guestGuard({ mac: GUEST, addresses: ["2001:db8::10"] });
+  assertEquals(runBpf(only6, frame4("192.0.2.10")), DROP);
+  assertEquals(runBpf(only6, frameArp("192.0.2.10")), DROP);
+  assertEquals(runBpf(only6, frame6("2001:db8::10")), CONTINUE);
+});
+
+Deno.test("guestGuard: has room for many addresses, and refuses malformed ones", () => {
+  const addresses = Array.from({ length: 40 }, (_, index) => [
+    `192.0.2.${index + 100}`,
+    `2001:db8::${index + 100}`,
+  ]).flat();
+  const program = guestGuard({ mac: GUEST, addresses });
+  for (const address of addresses) {
+    const frame = address.includes(":") ? frame6(address) : frame4(address);
+    assertEquals(runBpf(program, frame), CONTINUE, address);
+  }
+  assertEquals(runBpf(program, frame4("192.0.2.99")), DROP);
+  assert(program.length < 4096, "what the kernel takes");
+  assertThrows(() => guestGuard({ mac: "01:00:5e:00:00:01", addresses: [] }), InputError);
+});
+
+Deno.test("dhcpGuard, guestGuard, wireGuard: end on any bytes, with a verdict they know", () => {
+  const random = new Random(67);
+  const programs = [dhcpGuard(), wireGuard(GUEST), guestGuard(IDENTITY)];
+  const seeds = [...GUARD_CASES, ...OWN_CASES];
+  for (let round = 0; round < 5000; round++) {
+    const seed = seeds[random.below(seeds.length)]![1];
+    const frame = round % 2 === 0 ? random.bytes(14 + random.below(100)) : random.damage(seed);
+    for (const program of programs) {
+      assertEquals([CONTINUE, NOT_CARRIED, DROP].includes(runBpf(program, frame)), true);
+    }
+  }
+});
