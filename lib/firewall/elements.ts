@@ -24,7 +24,7 @@ const NFTA_SET_ELEM_LIST = { TABLE: 1, SET: 2, ELEMENTS: 3 } as const;
 const NFTA_LIST_ELEM = 1;
 const NFTA_SET_ELEM = { KEY: 1, DATA: 2, USERDATA: 6 } as const;
 const NFTA_DATA_VALUE = 1;
-/** libnftnl/udata.h: the same number for rules and for elements. */
+/** libnftnl/udata.h: the same number for tables, rules and elements. */
 const NFTNL_UDATA_COMMENT = 0;
 
 const textEncoder = new TextEncoder();
@@ -195,7 +195,7 @@ function writeComment(encoder: Encoder, comment: string): void {
 }
 
 /** The comment among user data: a row of type, length and value, a byte each for the first two. */
-function decodeComment(userdata: Uint8Array): string {
+export function decodeComment(userdata: Uint8Array): string {
   const decoder = new Decoder(userdata);
   while (decoder.remaining >= 2) {
     const type = decoder.u8();

@@ -131,6 +131,18 @@ export class Firewall implements Disposable {
   }
 
   /**
+   * Removes a guest's ports and ends the connections that came by them; the guest's other rules
+   * and connections stay. What is not there is passed over.
+   *
+   * @returns whether anything was removed
+   */
+  removePorts(rules: GuestRules): boolean {
+    const { owner, ...rest } = validateRules(rules);
+    const unwanted = elementsOf({ owner, ...rest }).filter(({ value }) => value !== undefined);
+    return this.#apply({ owner, unwanted, wanted: [], leaving: [] });
+  }
+
+  /**
    * Removes whatever is tagged with an owner, when its rules are not known any more.
    *
    * @returns whether anything was removed
@@ -165,8 +177,16 @@ export class Firewall implements Disposable {
   }
 
   /**
-   * The mappings in the table that `wanted` could meet, by their owners' tags; all there are
-   * where a host port is to be chosen. The cost does not grow with the number of mappings.
+   * What tells the rules from any that were made before or will be made after them: when
+   * somebody flushed them, or after a reboot. Undefined where there are none, or it cannot be told.
+   */
+  generation(): string | undefined {
+    return this.#store.generation();
+  }
+
+  /**
+   * The mappings in the table that `wanted` could meet, by their owners' tags. The cost does not
+   * grow with the number of mappings.
    *
    * @returns undefined where there are no rules of tapkit's to ask
    */

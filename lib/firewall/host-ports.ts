@@ -9,12 +9,11 @@ import { SyscallError, TapkitError } from "../errors.ts";
 import { bytesToIp, type Family, ipToBytes, isIp } from "../inet/ip.ts";
 import {
   expandPorts,
-  findPortConflict,
   formatPort,
   isWildcard,
   PortConflictError,
   type PortMapping,
-  type TakenPorts,
+  portsOverlap,
 } from "../inet/ports.ts";
 import { LITTLE_ENDIAN } from "../netlink/wire.ts";
 import { Errno } from "../sys/libc.ts";
@@ -86,29 +85,35 @@ export function refuseListeners(mappings: readonly PortMapping[]): void {
  * Chooses host ports for the mappings that ask for one with host port 0: free of other mappings,
  * of listeners and of live connections.
  *
- * @param taken the mappings that others have
+ * @param isTaken whether somebody has a mapping of a host port
  * @throws {TapkitError} when none is free
  */
 export function chooseHostPorts(
   mappings: readonly PortMapping[],
-  taken: readonly TakenPorts[],
+  isTaken: (candidate: PortMapping) => boolean,
 ): PortMapping[] {
   const chosen = mappings.filter(({ hostPort }) => hostPort !== 0);
   return mappings.map((mapping) => {
     if (mapping.hostPort !== 0) return mapping;
-    const port = chooseHostPort(mapping, [...taken, { owner: "", mappings: chosen }]);
+    const port = chooseHostPort(
+      mapping,
+      (candidate) => chosen.some((other) => portsOverlap(other, candidate)) || isTaken(candidate),
+    );
     chosen.push(port);
     return port;
   });
 }
 
-function chooseHostPort(mapping: PortMapping, taken: readonly TakenPorts[]): PortMapping {
+function chooseHostPort(
+  mapping: PortMapping,
+  isTaken: (candidate: PortMapping) => boolean,
+): PortMapping {
   const [first, last] = ephemeralRange();
   const count = last - first + 1;
   const start = Math.floor(Math.random() * count);
   for (let step = 0; step < count; step++) {
     const candidate = { ...mapping, hostPort: first + (start + step) % count };
-    if (findPortConflict([candidate], taken) === undefined && isFree(candidate)) return candidate;
+    if (isFree(candidate) && !isTaken(candidate)) return candidate;
   }
   throw new TapkitError(`no host port is free for "${formatPort(mapping)}"`, {
     mend: "widen net.ipv4.ip_local_port_range, or name a port",

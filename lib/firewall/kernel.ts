@@ -14,6 +14,7 @@ import { AF, NLM_F } from "../netlink/message.ts";
 import { Decoder, Encoder } from "../netlink/wire.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
 import {
+  decodeComment,
   decodeElements,
   decodeRuleMark,
   encodeElements,
@@ -44,7 +45,7 @@ const NFT_MSG = {
   GETSETELEM: 13,
   DELSETELEM: 14,
 } as const;
-const NFTA_TABLE_NAME = 1;
+const NFTA_TABLE = { NAME: 1, USERDATA: 6 } as const;
 /** linux/netfilter/nfnetlink.h. */
 const NFNL_MSG_BATCH = { BEGIN: 0x10, END: 0x11 } as const;
 
@@ -70,7 +71,12 @@ export class NftStore implements ElementStore {
   }
 
   exists(): boolean {
-    return tableExists(this.#nl);
+    return readTableComment(this.#nl) !== undefined;
+  }
+
+  generation(): string | undefined {
+    // Before Linux 5.10 tables had no comments.
+    return readTableComment(this.#nl) || undefined;
   }
 
   look(): StoreState {
@@ -107,7 +113,8 @@ export class NftStore implements ElementStore {
   remake(elements: readonly Element[], { exists }: StoreState): void {
     const drop = exists ? planDropTable() : "";
     using nft = withNetns(this.#netns, () => Nftables.open());
-    nft.run(drop + planTable() + planAdd(elements), `make the table "inet ${TABLE}"`);
+    const table = planTable(crypto.randomUUID());
+    nft.run(drop + table + planAdd(elements), `make the table "inet ${TABLE}"`);
   }
 
   delete(): void {
@@ -168,14 +175,14 @@ export function listTables(nl: NetlinkConnection): NftTable[] | undefined {
   return messages.map(({ payload }) => {
     const family = payload[0]!;
     const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
-    const name = attributes.find(({ type }) => type === NFTA_TABLE_NAME)?.value.asString() ?? "";
+    const name = attributes.find(({ type }) => type === NFTA_TABLE.NAME)?.value.asString() ?? "";
     return { family: NFPROTO[family] ?? `${family}`, name };
   });
 }
 
-/** Whether the table is there at all. */
-function tableExists(nl: NetlinkConnection): boolean {
-  const payload = nfgenmsg(NFPROTO_INET).attrString(NFTA_TABLE_NAME, TABLE).finish();
+/** The table's comment, `""` where it has none; undefined where there is no table. */
+function readTableComment(nl: NetlinkConnection): string | undefined {
+  const payload = nfgenmsg(NFPROTO_INET).attrString(NFTA_TABLE.NAME, TABLE).finish();
   const found = tolerateAbsence(() =>
     nl.request(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETTABLE), 0, payload, {
       op: "NFT_MSG_GETTABLE",
@@ -183,7 +190,12 @@ function tableExists(nl: NetlinkConnection): boolean {
       object: `nftables table "inet ${TABLE}"`,
     })
   );
-  return found !== undefined;
+  if (found === undefined) return undefined;
+  const attributes = found.flatMap(({ payload }) =>
+    new Decoder(payload).skip(NFGENMSG_LEN).attributes()
+  );
+  const userdata = attributes.find(({ type }) => type === NFTA_TABLE.USERDATA)?.value;
+  return userdata === undefined ? "" : decodeComment(userdata.asBytes());
 }
 
 /** The table's rules, by their comments; none where there is no table. */
@@ -262,7 +274,7 @@ function changeElements(
 /** Deletes the table with all that is in it. */
 function deleteTable(nl: NetlinkConnection): void {
   const type = nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELTABLE);
-  const payload = nfgenmsg(NFPROTO_INET).attrString(NFTA_TABLE_NAME, TABLE).finish();
+  const payload = nfgenmsg(NFPROTO_INET).attrString(NFTA_TABLE.NAME, TABLE).finish();
   commit(nl, [{ type, flags: NLM_F.ACK, payload }], {
     op: "NFT_MSG_DELTABLE",
     action: "delete",

@@ -171,10 +171,17 @@ export const RULE_MARKS: readonly RuleMark[] = CHAINS.flatMap(({ name, rules }, 
   }))
 );
 
-/** The commands that make the table, without elements. They fail when it is there already. */
-export function planTable(): string {
+/**
+ * The commands that make the table, without elements. They fail when it is there already.
+ *
+ * @param generation the table's comment, which tells it from every other that was or will be
+ */
+export function planTable(generation: string): string {
   // `table … {` alone would add the rules once more.
-  const lines = [`create table inet ${TABLE}`, `table inet ${TABLE} {`];
+  const lines = [
+    `create table inet ${TABLE} { comment "${generation}"; }`,
+    `table inet ${TABLE} {`,
+  ];
   for (const name of SET_NAMES) {
     const { key, value } = setDefinition(name);
     const type = key.join(" . ") + (value === undefined ? "" : ` : ${value.join(" . ")}`);
@@ -268,12 +275,9 @@ export interface PortQuery {
 
 /**
  * Where mappings that `wanted` could meet stand: under its own keys, and, as a wildcard meets
- * every address's mapping, of which there are few, among all of those. Choosing a port takes all.
+ * every address's mapping, of which there are few, among all of those.
  */
 export function portQuery(wanted: readonly PortMapping[]): PortQuery {
-  if (wanted.some(({ hostPort }) => hostPort === 0)) {
-    return { keys: [], whole: ["ports4", "ports6", "ports_at4", "ports_at6"] };
-  }
   const keys: Element[] = [];
   const whole = new Set<SetName>();
   for (const mapping of wanted) {

@@ -174,14 +174,44 @@ export function bindPorts(
 }
 
 /**
- * Whether a mapping that a person wrote stands for a recorded one: the same, or without a host
- * address where the record has all addresses of a family.
+ * The ports of bound mappings that others do not hold in the same way; ranges come apart where
+ * they have to.
  */
-export function portMatches(written: PortMapping, recorded: PortMapping): boolean {
-  return written.protocol === recorded.protocol && written.hostPort === recorded.hostPort &&
-    written.vmPort === recorded.vmPort && (written.range ?? 1) === (recorded.range ?? 1) &&
-    (written.hostIP === recorded.hostIP ||
-      (written.hostIP === "" && isWildcard(recorded.hostIP)));
+export function subtractPorts(
+  mappings: readonly PortMapping[],
+  others: readonly PortMapping[],
+): PortMapping[] {
+  const wanted = new Set(mappings.flatMap(hostPorts));
+  const gone = new Set(
+    others.filter((other) => hostPorts(other).some((port) => wanted.has(port)))
+      .flatMap(expandPorts).map(formatPort),
+  );
+  if (gone.size === 0) return [...mappings];
+  return mappings.flatMap((mapping) => {
+    const kept = expandPorts(mapping).filter((port) => !gone.has(formatPort(port)));
+    return kept.length === (mapping.range ?? 1) ? [mapping] : joinRuns(kept);
+  });
+}
+
+/** The ports of bound mappings that others hold in the same way. */
+export function intersectPorts(
+  mappings: readonly PortMapping[],
+  others: readonly PortMapping[],
+): PortMapping[] {
+  return subtractPorts(mappings, subtractPorts(mappings, others));
+}
+
+/** Single ports of one range, in order, as as few mappings as they make. */
+function joinRuns(ports: readonly PortMapping[]): PortMapping[] {
+  const runs: PortMapping[] = [];
+  for (const port of ports) {
+    const last = runs.at(-1);
+    const length = last?.range ?? 1;
+    if (last !== undefined && last.hostPort + length === port.hostPort) {
+      runs[runs.length - 1] = { ...last, range: length + 1 };
+    } else runs.push(port);
+  }
+  return runs;
 }
 
 /** Whether a host address stands for all of a family, or of both. */
@@ -210,6 +240,8 @@ export interface PortConflict {
   readonly hostPort: number;
   /** Whose it is already: a VM's name, an owner tag, or a process. */
   readonly owner: string;
+  /** The owner's mapping, where it is one. */
+  readonly other?: PortMapping;
 }
 
 /** The mappings somebody has. */
@@ -222,9 +254,9 @@ export interface TakenPorts {
 export function findOverlap(
   mappings: readonly PortMapping[],
 ): [PortMapping, PortMapping] | undefined {
-  const byPort = new Map<string, PortMapping[]>();
+  const byPort = new Map<number, PortMapping[]>();
   for (const mapping of mappings) {
-    for (const port of hostPortKeys(mapping)) {
+    for (const port of hostPorts(mapping)) {
       const earlier = byPort.get(port);
       const other = earlier?.find((candidate) => portsOverlap(candidate, mapping));
       if (other !== undefined) return [other, mapping];
@@ -235,10 +267,10 @@ export function findOverlap(
   return undefined;
 }
 
-/** A mapping's host ports without their address; a port that is still to be chosen is none. */
-function hostPortKeys({ protocol, hostPort, range = 1 }: PortMapping): string[] {
+/** A mapping's host ports; one that is still to be chosen is none. */
+function hostPorts({ hostPort, range = 1 }: PortMapping): number[] {
   if (hostPort === 0) return [];
-  return Array.from({ length: range }, (_, index) => `${hostPort + index}/${protocol}`);
+  return Array.from({ length: range }, (_, index) => hostPort + index);
 }
 
 /** A host port of `wanted` that somebody has; wildcards conflict with every address. */
@@ -246,17 +278,21 @@ export function findPortConflict(
   wanted: readonly PortMapping[],
   taken: readonly TakenPorts[],
 ): PortConflict | undefined {
-  const byPort = Map.groupBy(
-    wanted.flatMap((mapping) => hostPortKeys(mapping).map((port) => ({ port, mapping }))),
-    ({ port }) => port,
-  );
+  const byPort = new Map<number, PortMapping[]>();
+  for (const mapping of wanted) {
+    for (const port of hostPorts(mapping)) {
+      const earlier = byPort.get(port);
+      if (earlier === undefined) byPort.set(port, [mapping]);
+      else earlier.push(mapping);
+    }
+  }
   for (const { owner, mappings } of taken) {
     for (const other of mappings) {
-      for (const port of hostPortKeys(other)) {
-        const met = byPort.get(port)?.find(({ mapping }) => portsOverlap(mapping, other));
+      for (const port of hostPorts(other)) {
+        const met = byPort.get(port)?.find((mapping) => portsOverlap(mapping, other));
         if (met === undefined) continue;
-        const { protocol, hostIP } = met.mapping;
-        return { protocol, hostIP, hostPort: Number(port.split("/", 1)[0]), owner };
+        const { protocol, hostIP } = met;
+        return { protocol, hostIP, hostPort: port, owner, other };
       }
     }
   }

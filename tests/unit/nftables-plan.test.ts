@@ -89,7 +89,7 @@ Deno.test("LAYOUT: is the fingerprint of the layout, so that a change of it repl
 });
 
 Deno.test("planTable: every set is used by a rule, every rule has its mark", () => {
-  const plan = planTable();
+  const plan = planTable("generation");
   for (const set of SET_NAMES) assertMatch(plan, new RegExp(`@${set}\\b`), set);
   assertEquals(plan.match(/ comment "/g)?.length, RULE_MARKS.length);
   for (const { comment } of RULE_MARKS) assertStringIncludes(plan, `comment "${comment}"`);
