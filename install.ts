@@ -9,7 +9,7 @@ import { EXIT, printJson, printNote, printText, runScript } from "./lib/cli/main
 import { TapkitError } from "./lib/errors.ts";
 import { runSync } from "./lib/exec.ts";
 
-const COMMANDS = ["attach-vm", "install-default-cni", "serve-dhcp"];
+const COMMANDS = ["attach-vm", "install-default-cni", "map-port", "serve-dhcp"];
 
 const INSTALL = {
   name: "install.ts",

@@ -19,7 +19,13 @@
 import type { DefaultCniReport } from "./lib/cni/default-network.ts";
 import type { InstallOptions } from "./lib/vm/default-network.ts";
 import type { ServeOptions } from "./lib/vm/dhcp.ts";
-import type { AttachRequest, HostOptions, Restored, VmRecord } from "./lib/vm/types.ts";
+import type {
+  AttachRequest,
+  HostOptions,
+  MappedPorts,
+  Restored,
+  VmRecord,
+} from "./lib/vm/types.ts";
 import type { VmmOptions } from "./lib/vm/vmm.ts";
 
 export { InputError, SyscallError, TapkitError, VmmError } from "./lib/errors.ts";
@@ -28,6 +34,7 @@ export type {
   AttachMode,
   AttachRequest,
   HostOptions,
+  MappedPorts,
   OutputFormat,
   Restored,
   VmAddress,
@@ -81,6 +88,59 @@ export async function removeVm(name: string, options: HostOptions = {}): Promise
  */
 export async function checkVm(name: string, options: HostOptions = {}): Promise<string[]> {
   return await (await import("./lib/vm/check.ts")).checkVm(name, options);
+}
+
+/**
+ * Maps host ports to a VM while it runs, beside those it has; what is mapped already stays as it
+ * is. attach-vm's own ports and these are kept apart.
+ *
+ * @param ports each as `"8080:80"`, `"127.0.0.1:8080:80/udp"`, `"9000-9009:9000-9009"`, `"0:80"`
+ * @returns all of its mappings
+ * @throws {InputError} when one is malformed, or there is no such VM; nothing was touched
+ * @throws {TapkitError} when somebody has one of the host ports; none of them was mapped
+ */
+export async function mapPorts(
+  vm: string,
+  ports: readonly string[],
+  options: HostOptions = {},
+): Promise<MappedPorts> {
+  return await (await import("./lib/vm/map-ports.ts")).mapPorts(vm, ports, options);
+}
+
+/**
+ * Takes mappings from a VM, its other connections left alone. What is not there is passed over.
+ *
+ * @returns the mappings that are left
+ * @throws {InputError} when one is malformed, or there is no such VM; nothing was touched
+ */
+export async function unmapPorts(
+  vm: string,
+  ports: readonly string[],
+  options: HostOptions = {},
+): Promise<MappedPorts> {
+  return await (await import("./lib/vm/map-ports.ts")).unmapPorts(vm, ports, options);
+}
+
+/**
+ * The mappings of one VM, or of everything that has any.
+ *
+ * @throws {InputError} when there is no such VM
+ */
+export async function listPorts(
+  vm: string | undefined,
+  options: HostOptions = {},
+): Promise<MappedPorts[]> {
+  return (await import("./lib/vm/map-ports.ts")).listPorts(vm, options);
+}
+
+/**
+ * Compares a VM's mappings with the kernel. Changes nothing.
+ *
+ * @returns a sentence for each difference
+ * @throws {InputError} when there is no such VM
+ */
+export async function checkPorts(vm: string, options: HostOptions = {}): Promise<string[]> {
+  return (await import("./lib/vm/map-ports.ts")).checkPorts(vm, options);
 }
 
 /**

@@ -19,6 +19,10 @@ const SCRIPTS: Readonly<Record<string, { does: string; load: () => Promise<{ mai
     does: "put virtual machines on CNI networks",
     load: () => import("./attach-vm.ts"),
   },
+  "map-port": {
+    does: "map ports of the host to a running VM",
+    load: () => import("./map-port.ts"),
+  },
   "serve-dhcp": {
     does: "answer DHCP for every attached VM",
     load: () => import("./serve-dhcp.ts"),

@@ -29,7 +29,7 @@ import {
 import { UndoStack } from "../undo.ts";
 import { checkAttachment } from "./check.ts";
 import { planNetworks } from "./networks.ts";
-import { bindToFamilies, hasPorts, reservePorts } from "./ports.ts";
+import { allPorts, bindToFamilies, hasPorts, portOwners, reservePorts } from "./ports.ts";
 import { removeAttachment, removeMade } from "./remove.ts";
 import { mergeRequest, resolveOwner, validateAttach } from "./request.ts";
 import { hostResolvers, isReachable } from "./resolvers.ts";
@@ -37,6 +37,7 @@ import {
   claimId,
   containerId,
   deleteRecord,
+  forgetGeneration,
   type HostPaths,
   hostPaths,
   isThere,
@@ -156,6 +157,7 @@ async function attachOver(
 ): Promise<StoredRecord> {
   // One that was given and is gone is not made here: then all else stays as it is.
   if (old.made.netnsGiven) openNetns(old.netns)[Symbol.dispose]();
+  forgetGeneration(host);
   await removeMade(host, old);
   return await attachAnew(host, old.id, wanted, old);
 }
@@ -233,12 +235,18 @@ async function changeRules(
 ): Promise<StoredRecord> {
   const [rules] = old.made.guests;
   using firewall = Firewall.open();
-  const ports = hasPorts(old, wanted)
-    ? old.ports
-    : bindToFamilies(reservePorts(host, firewall, wanted), rules?.addresses ?? []);
+  const owners = portOwners(old);
+  const attach = hasPorts(old, wanted)
+    ? owners.attach
+    : bindToFamilies(reservePorts(host, firewall, wanted, old), rules?.addresses ?? []);
+  const ports = allPorts({ ...owners, attach });
   const guests = old.made.guests.map((guest, index) => index === 0 ? { ...guest, ports } : guest);
   const { rulesInDoubt: _, ...made } = old.made;
-  const record: StoredRecord = { ...old, ports, made: { ...made, request: wanted, guests } };
+  const record: StoredRecord = {
+    ...old,
+    ports,
+    made: { ...made, ...ownersOf(old, attach), request: wanted, guests },
+  };
   const undo = new UndoStack();
   try {
     undo.push(`record of "${old.vm}"`, () => writeRecord(host, old));
@@ -311,7 +319,8 @@ async function attachAnew(
       addWire(wiring, guardedAs(describeInterface(vmNl, attachment, result), request))
     );
 
-    const bound = bindToFamilies(ports, addressesOf(interfaces[0]));
+    const attach = bindToFamilies(ports, addressesOf(interfaces[0]));
+    const bound = old === undefined ? attach : allPorts({ ...portOwners(old), attach });
     const guests = added.map(({ guest }, index): GuestRules => ({
       ...guest ?? plainRules(`${name}/${interfaces[index]!.name}`, interfaces[index]!),
       ports: index === 0 ? bound : [],
@@ -332,6 +341,7 @@ async function attachAnew(
       ports: bound,
       made: {
         ...planned.made,
+        ...ownersOf(old, attach),
         phase: "attached",
         networks: added.map(({ attachment }) => attachment),
         guests,
@@ -364,11 +374,21 @@ function plannedRecord(
     made: {
       phase: "attaching",
       netnsGiven: request.netns !== undefined,
+      ...ownersOf(old),
       request,
       networks,
       guests: [],
     },
   };
+}
+
+/** Whose ports are, where map-port has been at it; attach-vm's may be others now. */
+function ownersOf(
+  old: StoredRecord | undefined,
+  attach = old?.made.portOwners?.attach,
+): Pick<StoredRecord["made"], "portOwners"> {
+  const owners = old?.made.portOwners;
+  return owners === undefined || attach === undefined ? {} : { portOwners: { ...owners, attach } };
 }
 
 /**

@@ -1,29 +1,61 @@
 /**
- * A VM's published ports: chosen, refused where they are taken, and bound to addresses.
+ * A VM's published ports: whose they are, refused where they are taken, bound to addresses.
  *
  * @module
  */
 
+import { DOCKER_OWNER, dockerConflict, dockerPorts } from "../firewall/docker-ports.ts";
 import { chooseHostPorts, refuseListeners } from "../firewall/host-ports.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import {
   bindPorts,
   findPortConflict,
+  formatPort,
+  isWildcard,
   parsePorts,
+  type PortConflict,
   PortConflictError,
   type PortMapping,
+  portsOverlap,
+  subtractPorts,
   type TakenPorts,
 } from "../inet/ports.ts";
 import { type Family, isIp } from "../inet/ip.ts";
-import { type HostPaths, readRecords, type StoredRecord } from "./state.ts";
+import {
+  type HostPaths,
+  type PortOwners,
+  readGeneration,
+  readRecords,
+  type StoredRecord,
+  writeGeneration,
+} from "./state.ts";
 import type { AttachRequest } from "./types.ts";
 
+/** Whose a record's ports are. */
+export function portOwners({ ports, made }: Pick<StoredRecord, "ports" | "made">): PortOwners {
+  return made.portOwners ?? { attach: ports, mapPort: [] };
+}
+
+/** All ports as a record shows them, each once: attach-vm's first. */
+export function allPorts({ attach, mapPort }: PortOwners): PortMapping[] {
+  return [
+    ...attach,
+    ...subtractPorts(mapPort, attach).map(({ hostIP, hostPort, vmPort, protocol, range }) => ({
+      hostIP,
+      hostPort,
+      vmPort,
+      protocol,
+      ...range === undefined ? {} : { range },
+    })),
+  ];
+}
+
 /**
- * The ports of a request, with a host port chosen wherever 0 asks for one. The caller holds the
- * host's lock until they are in the firewall.
+ * attach-vm's own ports of a request, with a host port chosen wherever 0 asks for one. The caller
+ * holds the host's lock until they are in the firewall.
  *
- * @param old what the VM had before: host ports that were chosen then stay
- * @throws {PortConflictError} when another VM or a process has one of them
+ * @param old what the VM had before: host ports that were chosen then stay, and map-port's too
+ * @throws {PortConflictError} when another VM, Docker or a process has one of them
  */
 export function reservePorts(
   host: HostPaths,
@@ -32,39 +64,119 @@ export function reservePorts(
   old?: StoredRecord,
 ): PortMapping[] {
   const { name, ports = [] } = request;
-  if (ports === "none" || ports.length === 0) return [];
-  const kept = old !== undefined && hasPorts(old, request);
-  const asked = kept ? old.ports : parsePorts(ports);
-  const taken = takenPorts(host, firewall, asked).filter(({ owner }) => owner !== name);
-  const wanted = chooseHostPorts(asked, taken);
-  const conflict = findPortConflict(wanted, taken);
-  if (conflict !== undefined) {
-    const { owner } = conflict;
-    throw new PortConflictError(
-      conflict,
-      `already mapped to VM "${owner}"`,
-      `choose another host port, or give "${owner}" others (attach-vm ${owner} --ports …)`,
-    );
+  const { attach, mapPort } = old === undefined ? { attach: [], mapPort: [] } : portOwners(old);
+  if (old !== undefined && hasPorts(old, request)) {
+    // Records do not contradict each other: what one has been given nobody else was.
+    const taken = portsInKernel(firewall, [...attach, ...mapPort]);
+    refuseTaken([...attach, ...mapPort], taken.filter(({ owner }) => owner !== name));
+    refuseListeners(attach);
+    return [...attach];
   }
+  const asked = ports === "none" ? [] : parsePorts(ports);
+  if (asked.length === 0) return [];
+  const look = portLookup(host, firewall, name);
+  const wanted = chooseHostPorts(
+    asked,
+    (candidate) => findPortConflict([candidate], look([candidate])) !== undefined,
+  );
+  refuseTaken(wanted, look(wanted));
+  const contradicts = wanted.flatMap((port) =>
+    mapPort.filter((other) => portsOverlap(port, other) && !leadsAlike(port, other))
+  );
+  refuseTaken(wanted, [{ owner: name, mappings: contradicts }]);
   refuseListeners(wanted);
   return wanted;
 }
 
+/** Whether two mappings that overlap lead to the same ports by the same address. */
+function leadsAlike(a: PortMapping, b: PortMapping): boolean {
+  return a.hostPort - a.vmPort === b.hostPort - b.vmPort &&
+    (a.hostIP === b.hostIP || (a.hostIP === "" && isWildcard(b.hostIP)));
+}
+
 /**
- * What VMs have, by their names: as the kernel has it, which knows in the same time however many
- * there are; as the records have it when somebody took the kernel's table away.
+ * Refuses ports that somebody has.
+ *
+ * @throws {PortConflictError} naming whose it is and how it is given up
  */
-function takenPorts(
-  host: HostPaths,
-  firewall: Firewall,
-  asked: readonly PortMapping[],
-): TakenPorts[] {
-  const inTheWay = firewall.portsInTheWay(asked);
-  if (inTheWay === undefined) {
-    return readRecords(host).map(({ vm, ports }) => ({ owner: vm, mappings: ports }));
+export function refuseTaken(
+  wanted: readonly PortMapping[],
+  taken: readonly TakenPorts[],
+): void {
+  const conflict = findPortConflict(wanted, taken);
+  if (conflict === undefined) return;
+  if (conflict.owner.startsWith(DOCKER_OWNER)) throw dockerConflict(conflict);
+  const to = addressOf(conflict.owner);
+  throw new PortConflictError(
+    conflict,
+    `already mapped to ${to === undefined ? `VM "${conflict.owner}"` : `address ${to}`}`,
+    `choose another host port, or run map-port ${
+      to === undefined ? conflict.owner : `--to ${to}`
+    } --remove ${givenUp(conflict)}`,
+  );
+}
+
+/** The mapping in the way, as a person writes it. */
+function givenUp({ other, hostPort }: PortConflict): string {
+  if (other === undefined) return `${hostPort}:…`;
+  return formatPort({ ...other, hostIP: isWildcard(other.hostIP) ? "" : other.hostIP });
+}
+
+const ADDRESS_OWNER = "to@";
+
+/** The owner tag of an address that tapkit did not attach; no VM's name has an @. */
+export function addressOwner(address: string): string {
+  return `${ADDRESS_OWNER}${address}`;
+}
+
+/** The address that an owner tag is of. */
+function addressOf(owner: string): string | undefined {
+  return owner.startsWith(ADDRESS_OWNER) ? owner.slice(ADDRESS_OWNER.length) : undefined;
+}
+
+/** Finds out who has host ports that are wanted, by VMs' names and owner tags. */
+export type PortLookup = (wanted: readonly PortMapping[]) => TakenPorts[];
+
+/**
+ * Who has host ports, but for one: as the kernel has it, which knows in the same time however many
+ * there are; as the records have it too while some of those may not be in the kernel, after a
+ * reboot or when somebody took the rules away; and Docker.
+ */
+export function portLookup(host: HostPaths, firewall: Firewall, except: string): PortLookup {
+  const besides = [...recordedOnly(host, firewall), ...dockerPorts()];
+  return (wanted) =>
+    [...portsInKernel(firewall, wanted), ...besides].filter(({ owner }) => owner !== except);
+}
+
+function portsInKernel(firewall: Firewall, wanted: readonly PortMapping[]): TakenPorts[] {
+  // A guest's tag is NAME/INTERFACE.
+  return (firewall.portsInTheWay(wanted) ?? [])
+    .map(({ owner, mappings }) => ({ owner: owner.split("/", 1)[0]!, mappings }));
+}
+
+/**
+ * The ports of records that the kernel need not have. Once it has been seen to have them all, that
+ * is remembered for as long as its rules are the same ones.
+ */
+function recordedOnly(host: HostPaths, firewall: Firewall): TakenPorts[] {
+  const generation = firewall.generation();
+  if (generation !== undefined && generation === readGeneration(host)) return [];
+  const records = readRecords(host);
+  if (generation !== undefined) {
+    const held = new Map(
+      firewall.listGuests().map(({ owner, ports }) => [owner, countPorts(ports)]),
+    );
+    const complete = records.every(({ made }) =>
+      made.phase === "attached" &&
+      made.guests.every(({ owner, ports }) => countPorts(ports) <= (held.get(owner) ?? 0))
+    );
+    if (complete) writeGeneration(host, generation);
   }
-  // An owner's tag is NAME/INTERFACE.
-  return inTheWay.map(({ owner, mappings }) => ({ owner: owner.split("/", 1)[0]!, mappings }));
+  return records.map(({ vm, ports }) => ({ owner: vm, mappings: ports }));
+}
+
+function countPorts(ports: readonly PortMapping[]): number {
+  return ports.reduce((sum, { range = 1 }) => sum + range, 0);
 }
 
 /**

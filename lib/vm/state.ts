@@ -6,6 +6,7 @@
  *   vms/NAME.json     the record: what is printed, and how it was made
  *   ids/XXXXXXX       a link to the NAME whose container id begins so
  *   locks/NAME        held while that VM is changed; gone when nobody holds it
+ *   generation        which rules in the kernel are known to have every record's ports
  *   lock              held while what VMs share is changed: bridge, pool, ports, firewall
  *   serve-dhcp.lock   held by the DHCP server
  * ```
@@ -18,6 +19,7 @@
 import { InputError, TapkitError } from "../errors.ts";
 import type { NetworkAttachment } from "../cni/runtime.ts";
 import type { GuestRules } from "../firewall/model.ts";
+import type { PortMapping } from "../inet/ports.ts";
 import { type Lock, lockFile, lockFileAsync } from "../sys/flock.ts";
 import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
 
@@ -29,6 +31,18 @@ export interface HostPaths {
   readonly note: (text: string) => void;
 }
 
+/** A mapping of map-port's. */
+export interface MappedPort extends PortMapping {
+  /** Host port 0 asked for it; asking once more is answered by it. */
+  readonly chosen?: true;
+}
+
+/** Whose ports are: a port can be both's, and then stays until neither wants it. */
+export interface PortOwners {
+  readonly attach: readonly PortMapping[];
+  readonly mapPort: readonly MappedPort[];
+}
+
 /** How an attachment was made, kept beside what is printed of it. */
 export interface Made {
   /** `attaching` from before the first effect until all are done. */
@@ -37,6 +51,8 @@ export interface Made {
   readonly netnsGiven: boolean;
   /** While rules change: those in the kernel may be others than {@linkcode guests} says. */
   readonly rulesInDoubt?: true;
+  /** Whose the record's ports are; absent while all are attach-vm's. */
+  readonly portOwners?: PortOwners;
   /** What was asked for, for the next attach to keep. */
   readonly request: AttachRequest;
   /** Each interface's network and the plugins that ran, for DEL and CHECK. */
@@ -165,6 +181,7 @@ export async function tidyState(host: HostPaths): Promise<void> {
     if (recordNames(host).length === 0) {
       // Left by a process that was killed, unless a server holds it.
       if (isThere(`${host.stateDir}/${DHCP_LOCK}`)) lockDhcpServer(host)?.[Symbol.dispose]();
+      removeIfThere(generationPath(host));
       removeIfThere(`${host.stateDir}/lock`);
       // Files are made in these with the lock held.
       removeEmpty(idsDir(host));
@@ -181,6 +198,29 @@ function removeEmpty(directory: string): void {
   } catch {
     // Not empty, or gone already.
   }
+}
+
+const generationPath = (host: HostPaths) => `${host.stateDir}/generation`;
+
+/** Which rules in the kernel were last seen to have every record's ports. */
+export function readGeneration(host: HostPaths): string | undefined {
+  try {
+    return Deno.readTextFileSync(generationPath(host));
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
+}
+
+/** Remembers that certain rules have every record's ports. The caller holds the host's lock. */
+export function writeGeneration(host: HostPaths, generation: string): void {
+  // Half of it, after a crash, is that of no rules.
+  Deno.writeTextFileSync(generationPath(host), generation, { mode: 0o600 });
+}
+
+/** Forgets it: a record's ports are about to be out of the kernel. */
+export function forgetGeneration(host: HostPaths): void {
+  removeIfThere(generationPath(host));
 }
 
 /** Whether a path names anything at all. */
@@ -283,7 +323,7 @@ export function readRecord(host: HostPaths, name: string): StoredRecord | undefi
   } catch (cause) {
     throw new TapkitError(`the record ${path} is no JSON`, { mend, cause });
   }
-  if (value?.version !== 1 || value.vm !== name || !hasShape(value, RECORD_SHAPE)) {
+  if (value?.version !== 1 || value.vm !== name || !isRecord(value)) {
     throw new TapkitError(`the record ${path} is not one of this version of tapkit`, { mend });
   }
   return value as StoredRecord;
@@ -291,6 +331,10 @@ export function readRecord(host: HostPaths, name: string): StoredRecord | undefi
 
 /** A type's name, a list of one shape, or what an object has at least. */
 type Shape = "boolean" | "number" | "string" | readonly [Shape] | { readonly [key: string]: Shape };
+
+const PORTS_SHAPE: Shape = [
+  { hostIP: "string", hostPort: "number", vmPort: "number", protocol: "string" },
+];
 
 /** What is relied upon of a record, which anybody may have written. */
 const RECORD_SHAPE: Shape = {
@@ -307,7 +351,7 @@ const RECORD_SHAPE: Shape = {
     routes: [{ dst: "string" }],
   }],
   dns: { nameservers: ["string"], search: ["string"] },
-  ports: [{ hostIP: "string", hostPort: "number", vmPort: "number", protocol: "string" }],
+  ports: PORTS_SHAPE,
   made: {
     phase: "string",
     netnsGiven: "boolean",
@@ -321,6 +365,12 @@ const RECORD_SHAPE: Shape = {
     guests: [{ owner: "string", link: "string", addresses: ["string"], ports: [{}] }],
   },
 };
+
+function isRecord(value: Partial<StoredRecord>): boolean {
+  if (!hasShape(value, RECORD_SHAPE)) return false;
+  const owners = value.made?.portOwners;
+  return owners === undefined || hasShape(owners, { attach: PORTS_SHAPE, mapPort: PORTS_SHAPE });
+}
 
 function hasShape(value: unknown, shape: Shape): boolean {
   if (typeof shape === "string") {

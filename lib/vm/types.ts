@@ -74,6 +74,14 @@ export type Restored =
   | { readonly name: string; readonly record: VmRecord; readonly error?: undefined }
   | { readonly name: string; readonly record?: undefined; readonly error: unknown };
 
+/** What ports lead to: a VM, by its name, or an address that tapkit did not attach. */
+export type PortTarget = string | { readonly to: string };
+
+/** All mappings of one target. */
+export type MappedPorts =
+  & ({ readonly vm: string } | { readonly to: string })
+  & { readonly ports: readonly PortMapping[] };
+
 /** Where things are on this host; each falls back to the environment, then to its default. */
 export interface HostOptions {
   /** Records and locks: `TAPKIT_STATE_DIR`, then `/var/lib/tapkit`. */

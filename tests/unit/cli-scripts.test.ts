@@ -16,7 +16,7 @@ import { ATTACH_VM, readAttachCommand } from "../../lib/cli/attach-command.ts";
 import { InputError, validateAttach } from "../../mod.ts";
 
 const SCRIPTS = fromFileUrl(new URL("../../scripts", import.meta.url));
-const NAMES = ["attach-vm", "install-default-cni", "serve-dhcp", "tapkit"] as const;
+const NAMES = ["attach-vm", "install-default-cni", "map-port", "serve-dhcp", "tapkit"] as const;
 
 interface Ran {
   readonly code: number;
@@ -73,6 +73,13 @@ Deno.test("scripts: what is wrong is refused with exit code 2, one line and its 
     ["install-default-cni", ["--print", "--remove"], "--print and --remove"],
     ["install-default-cni", ["--mtu", "fast"], '"fast"'],
     ["install-default-cni", ["--subnet"], "--subnet"],
+    ["map-port", [], "no VM"],
+    ["map-port", ["web", "80:80", "--list"], '"80:80" does not go with --list'],
+    ["map-port", ["web", "--remove", "--check"], "--remove and --check"],
+    ["map-port", ["web", "--removed"], "did you mean --remove?"],
+    ["map-port", ["web"], "no port is named"],
+    ["map-port", ["web", "80"], '"80"'],
+    ["map-port", ["web", "80:80"], '"web" is not attached'],
     ["attach-vm", [], "no VM"],
     ["attach-vm", ["web", "--restore"], "--restore takes no names"],
     ["attach-vm", ["--restore", "--ports", "8080:80"], "--ports does not go with --restore"],

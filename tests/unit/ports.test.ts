@@ -6,10 +6,11 @@ import {
   findPortConflict,
   formatHostPort,
   formatPort,
+  intersectPorts,
   parsePorts,
   PortConflictError,
   type PortMapping,
-  portMatches,
+  subtractPorts,
 } from "../../lib/inet/ports.ts";
 
 const parse = (text: string) => parsePorts([text])[0]!;
@@ -146,19 +147,27 @@ Deno.test("bindPorts: names the wildcards of the families the VM has", () => {
   assertThrows(() => bound("8080:80"), InputError, "the VM has no IP address");
 });
 
-Deno.test("portMatches: what a person writes stands for what is recorded", () => {
-  const recorded = parse("0.0.0.0:9000-9009:9000-9009");
-  assertEquals(portMatches(parse("9000-9009:9000-9009"), recorded), true);
-  assertEquals(portMatches(recorded, recorded), true);
-  for (
-    const text of [
-      "9000:9000",
-      "127.0.0.1:9000-9009:9000-9009",
-      "9000-9009:1-10",
-      "9000-9009:9000-9009/udp",
-    ]
-  ) {
-    assertEquals(portMatches(parse(text), recorded), false, text);
+Deno.test("subtractPorts, intersectPorts: ranges come apart where they have to", () => {
+  const cases: [mappings: string[], others: string[], left: string[], common: string[]][] = [
+    [["0.0.0.0:80:80"], [], ["0.0.0.0:80:80"], []],
+    [["0.0.0.0:80:80"], ["0.0.0.0:80:80"], [], ["0.0.0.0:80:80"]],
+    [
+      ["0.0.0.0:80:80"],
+      ["0.0.0.0:80:81", "[::]:80:80", "0.0.0.0:80:80/udp"],
+      ["0.0.0.0:80:80"],
+      [],
+    ],
+    [["[::]:90-99:1-10"], ["[::]:93:4"], ["[::]:90-92:1-3", "[::]:94-99:5-10"], ["[::]:93:4"]],
+    [["[::]:90-99:1-10"], ["[::]:80-109:1-30"], ["[::]:90-99:1-10"], []],
+    [["[::]:90-92:1-3", "[::]:93:4"], ["[::]:91-93:2-4"], ["[::]:90:1"], [
+      "[::]:91-92:2-3",
+      "[::]:93:4",
+    ]],
+  ];
+  for (const [mappings, others, left, common] of cases) {
+    const [a, b] = [mappings.map(parse), others.map(parse)];
+    assertEquals(subtractPorts(a, b).map(formatPort), left);
+    assertEquals(intersectPorts(a, b).map(formatPort), common);
   }
 });
 

@@ -1,0 +1,68 @@
+/**
+ * map-port's command line: its table, and what it asks for.
+ *
+ * @module
+ */
+
+import { InputError } from "../errors.ts";
+import { type Command, exclusive, type Parsed } from "./args.ts";
+import { HOST_OPTIONS } from "./main.ts";
+
+/** What map-port does. */
+export type MapVerb = "map" | "remove" | "list" | "check";
+
+/** A command line of map-port that makes sense. */
+export interface MapCommand {
+  readonly verb: MapVerb;
+  /** Absent for a list of all. */
+  readonly vm?: string;
+  readonly ports: readonly string[];
+}
+
+/** The command line of map-port. */
+export const MAP_PORT = {
+  name: "map-port",
+  summary: "map ports of the host to a VM while it runs, without touching its others",
+  usage: [
+    "VM HOST:VM[/PROTO]… [--remove]",
+    "[VM] --list",
+    "VM --check",
+  ],
+  words: {
+    metavar: "HOST:VM",
+    help: "8080:80, 8080:80/udp, 127.0.0.1:8080:80, [2001:db8::1]:8080:80, 9000-9009:9000-9009, " +
+      "or 0:80 for a host port chosen here; tcp, udp and sctp",
+  },
+  options: [
+    { name: "remove", help: "take these mappings away, attach-vm's own too" },
+    { name: "list", help: "print the mappings of one VM, or of all" },
+    { name: "check", help: "compare the VM's mappings with the kernel, change nothing" },
+    HOST_OPTIONS[0],
+  ],
+  examples: [
+    { does: "the VM's port 80 as the host's 8080", command: "map-port web 8080:80" },
+    {
+      does: "a range, and DNS on one address",
+      command: "map-port web 9000-9009:1-10 192.0.2.1:53:53/udp",
+    },
+    { does: "drop a mapping again", command: "map-port web 8080:80 --remove" },
+  ],
+  exitCodes: [["3", "--check found a difference"]],
+} as const satisfies Command;
+
+/** Checks which flags and words go together. Throws {@linkcode InputError}. */
+export function readMapCommand({ flags, words }: Parsed<typeof MAP_PORT>): MapCommand {
+  exclusive(flags, ["remove", "list", "check"]);
+  const verb = (["remove", "list", "check"] as const).find((name) => flags[name]) ?? "map";
+  const [vm, ...ports] = words;
+  if (vm === undefined) {
+    if (verb === "list") return { verb, ports };
+    throw new InputError("no VM is named", { mend: "see map-port --help" });
+  }
+  if ((verb === "list" || verb === "check") && ports.length > 0) {
+    throw new InputError(`${JSON.stringify(ports[0])} does not go with --${verb}`, {
+      mend: "it is for all of the VM's ports",
+    });
+  }
+  return { verb, vm, ports };
+}

@@ -1,0 +1,44 @@
+/**
+ * map-port: map ports of the host to a VM while it runs. See `map-port --help`.
+ *
+ * @module
+ */
+
+import {
+  EXIT,
+  hostOptions,
+  printError,
+  printJson,
+  requireRoot,
+  runScript,
+} from "../lib/cli/main.ts";
+import { MAP_PORT, readMapCommand } from "../lib/cli/map-command.ts";
+
+/** Runs map-port with `args`; returns its exit code. */
+export async function main(args: readonly string[]): Promise<number> {
+  return await runScript(MAP_PORT, args, async (parsed) => {
+    const { verb, vm, ports } = readMapCommand(parsed);
+    const tapkit = await import("../mod.ts");
+    const options = hostOptions(MAP_PORT.name, parsed.flags);
+    if (vm === undefined || verb === "list") {
+      for (const mapped of await tapkit.listPorts(vm, options)) printJson(mapped);
+      return EXIT.done;
+    }
+    try {
+      if (verb === "check") {
+        requireRoot();
+        const problems = await tapkit.checkPorts(vm, options);
+        printJson({ vm, problems });
+        return problems.length === 0 ? EXIT.done : EXIT.differs;
+      }
+      const change = verb === "map" ? tapkit.mapPorts : tapkit.unmapPorts;
+      printJson(await change(vm, ports, options));
+      return EXIT.done;
+    } catch (error) {
+      const doing = verb === "remove" ? "unmap ports of" : `${verb} ports of`;
+      return printError(MAP_PORT.name, error, `cannot ${doing} ${JSON.stringify(vm)}`);
+    }
+  });
+}
+
+if (import.meta.main) Deno.exit(await main(Deno.args));

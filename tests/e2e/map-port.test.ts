@@ -1,0 +1,207 @@
+/**
+ * map-port against real packets: added, dropped, listed and checked while VMs run.
+ *
+ * @module
+ */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { NetnsGuest } from "../support/guest-netns.ts";
+import { Host } from "../support/host.ts";
+
+const mapping = (hostPort: number, vmPort: number, hostIP = "0.0.0.0", more = {}) => ({
+  hostIP,
+  hostPort,
+  vmPort,
+  protocol: "tcp",
+  ...more,
+});
+
+Deno.test("map-port: adds and drops, twice as once, and nothing is left", async () => {
+  await using host = await Host.create();
+  const peer = await host.addLan();
+  const before = await host.snapshot();
+  const { json: [web] } = await host.mustTapkit("attach-vm", "web", "--ports", "8080:80");
+  await using guest = await NetnsGuest.start(host, web);
+  await guest.dhcp();
+  await guest.serveHttp(80, "page");
+
+  const added = await host.mustTapkit("map-port", "web", "8081:80", "127.0.0.1:8082:80");
+  const all = [mapping(8080, 80), mapping(8081, 80), mapping(8082, 80, "127.0.0.1")];
+  assertEquals(added.json, [{ vm: "web", ports: all }]);
+  assertEquals((await peer.fetch("http://192.0.2.1:8081/")).body, "page");
+  assertEquals((await host.fetch("http://127.0.0.1:8082/")).body, "page");
+  assertEquals((await guest.fetch("http://192.0.2.1:8081/")).body, "page", "hairpin");
+
+  const record = await host.readFile("/var/lib/tapkit/vms/web.json");
+  assertEquals(
+    (await host.mustTapkit("map-port", "web", "8081:80", "127.0.0.1:8082:80")).json,
+    added.json,
+  );
+  assertEquals(await host.readFile("/var/lib/tapkit/vms/web.json"), record);
+  assertEquals((await host.mustTapkit("map-port", "web", "--list")).json, added.json);
+  assertEquals((await host.mustTapkit("map-port", "--list")).json, added.json);
+  assertEquals((await host.mustTapkit("attach-vm", "--list")).json[0].ports, all);
+  const check = await host.tapkit("map-port", "web", "--check");
+  assertEquals([check.code, check.json], [0, [{ vm: "web", problems: [] }]], check.stderr);
+
+  for (let round = 0; round < 2; round++) {
+    const dropped = await host.mustTapkit("map-port", "web", "--remove", "8081:80", "9999:1");
+    assertEquals(dropped.json[0].ports, [mapping(8080, 80), mapping(8082, 80, "127.0.0.1")]);
+  }
+  assert((await peer.run("curl", ["-sm2", "http://192.0.2.1:8081/"])).code !== 0);
+  // attach-vm's own go in the same way, and stay away.
+  const own = await host.mustTapkit("map-port", "web", "--remove", "8080:80");
+  assertEquals(own.json[0].ports, [mapping(8082, 80, "127.0.0.1")]);
+  assertEquals((await host.mustTapkit("attach-vm", "web")).json[0].ports, own.json[0].ports);
+
+  await host.mustTapkit("attach-vm", "web", "--remove");
+  await host.assertRestored(before);
+});
+
+Deno.test("map-port: its mappings and attach-vm's are kept apart", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  const before = await host.snapshot();
+  const attach = async (...args: string[]) =>
+    (await host.mustTapkit("attach-vm", "web", ...args)).json[0].ports;
+  const map = async (...args: string[]) =>
+    (await host.mustTapkit("map-port", "web", ...args)).json[0].ports;
+  await attach("--ports", "8080:80");
+  await map("8081:80");
+  assertEquals(await attach("--ports", "8082:80"), [mapping(8082, 80), mapping(8081, 80)]);
+  assertEquals(await attach("--ports", "none"), [mapping(8081, 80)]);
+  assertEquals(await attach(), [mapping(8081, 80)]);
+
+  // Of both: it stays until neither wants it.
+  assertEquals(await attach("--ports", "8081:80"), [mapping(8081, 80)]);
+  assertEquals(await attach("--ports", "none"), [mapping(8081, 80)]);
+  await attach("--ports", "8083:80");
+  assertEquals(await map("8083:80"), [mapping(8083, 80), mapping(8081, 80)]);
+  assertEquals(await attach("--ports", "none"), [mapping(8081, 80), mapping(8083, 80)]);
+  const refused = await host.tapkit("attach-vm", "web", "--ports", "8081:81");
+  assertEquals(refused.code, 1);
+  assertMatch(
+    refused.stderr,
+    /host port 8081\/tcp is already mapped to VM "web": .* map-port web --remove 8081:80/,
+  );
+
+  const ports = await attach();
+  await host.must("nft", ["flush", "ruleset"]);
+  const missing = await host.tapkit("map-port", "web", "--check");
+  assertEquals(missing.code, 3);
+  assertMatch(missing.json[0].problems.join(), /8081\/tcp is missing from nftables/);
+  assertEquals(await map("8081:80"), ports);
+  assertEquals((await host.tapkit("map-port", "web", "--check")).code, 0);
+  await host.must("nft", ["flush", "ruleset"]);
+  assertEquals(await attach(), ports);
+  assertEquals((await host.tapkit("map-port", "web", "--check")).code, 0);
+
+  // Made anew, with all that it had.
+  await host.must("ip", ["-n", "tapkit-web", "link", "delete", "eth0"]);
+  assertEquals(await attach(), ports);
+  assertEquals((await host.tapkit("attach-vm", "web", "--check")).code, 0);
+  assertEquals((await host.mustTapkit("attach-vm", "--restore")).json[0].ports, ports);
+  await host.mustTapkit("attach-vm", "web", "--remove");
+  await host.assertRestored(before);
+});
+
+Deno.test("map-port: ranges come and go in part, all or nothing", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await host.mustTapkit("attach-vm", "web", "other");
+  const map = (...args: string[]) => host.tapkit("map-port", ...args);
+  const { json: [{ ports }] } = await map("web", "9000-9009:100-109/udp");
+  assertEquals(ports, [mapping(9000, 100, "0.0.0.0", { protocol: "udp", range: 10 })]);
+  assertEquals((await map("web", "9003:103/udp", "--remove")).json[0].ports, [
+    mapping(9000, 100, "0.0.0.0", { protocol: "udp", range: 3 }),
+    mapping(9004, 104, "0.0.0.0", { protocol: "udp", range: 6 }),
+  ]);
+  await map("other", "9003:53/udp");
+  const half = await map("web", "9000-9009:100-109/udp");
+  assertEquals([half.code, half.stdout], [1, ""]);
+  assertMatch(half.stderr, /9003\/udp is already mapped to VM "other": .*--remove 9003:53\/udp\n/);
+  assertEquals((await map("web", "--list")).json[0].ports.length, 2);
+  await map("other", "9003:53/udp", "--remove");
+  const whole = await map("web", "9000-9009:100-109/udp");
+  assertEquals(whole.json[0].ports.length, 3);
+  assertEquals((await map("web", "--check")).code, 0);
+  assertEquals((await map("web", "9000-9009:100-109/udp", "--remove")).json[0].ports, []);
+});
+
+Deno.test("map-port: 0 chooses a host port, and the same one when asked again", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await host.mustTapkit("attach-vm", "web", "--ports", "0:80");
+  const first = (await host.mustTapkit("map-port", "web", "0:80", "0:80/udp")).json[0].ports;
+  assertEquals(first.length, 3);
+  assertEquals(new Set(first.map(JSON.stringify)).size, 3);
+  assertEquals((await host.mustTapkit("map-port", "web", "0:80/udp", "0:80")).json[0].ports, first);
+  const two = (await host.mustTapkit("map-port", "web", "0:80", "0:80")).json[0].ports;
+  assertEquals(two.length, 4);
+  assertEquals(two.slice(0, 3), first);
+});
+
+Deno.test("map-port: twenty at once for one port have one winner", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  const names = Array.from({ length: 20 }, (_, index) => `vm${index}`);
+  await host.mustTapkit("attach-vm", ...names);
+  const outcomes = await Promise.all(
+    names.map((name) => host.tapkit("map-port", name, "8080:80")),
+  );
+  const winners = outcomes.filter(({ code }) => code === 0);
+  assertEquals(winners.length, 1);
+  const winner = winners[0]!.json[0].vm;
+  for (const { code, stderr } of outcomes) {
+    if (code === 0) continue;
+    assertEquals(code, 1);
+    assertMatch(stderr, new RegExp(`8080/tcp is already mapped to VM "${winner}": `));
+  }
+  const held = (await host.mustTapkit("map-port", "--list")).json
+    .filter(({ ports }) => ports.length > 0);
+  assertEquals(held, [{ vm: winner, ports: [mapping(8080, 80)] }]);
+});
+
+Deno.test("map-port: bad input is refused, and nothing is touched", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await host.mustTapkit("attach-vm", "web", "--ports", "8080:80");
+  const before = await host.snapshot();
+  const cases: readonly (readonly string[])[] = [
+    ["web"],
+    ["web", "--remove"],
+    ["web", "8081"],
+    ["web", "8081:0"],
+    ["web", "0:80", "--remove"],
+    ["web", "0-1:80-81"],
+    ["web", "65536:80"],
+    ["web", "80:65536"],
+    ["web", "-1:80"],
+    ["web", "9001-9000:1-2"],
+    ["web", "9000-9001:1-3"],
+    ["web", "9000-9005:1-6", "9005:80"],
+    ["web", "9000:80", "127.0.0.1:9000:81"],
+    ["web", "9000:80/icmp"],
+    ["web", "9000:80/"],
+    ["web", "[fe80::1%eth0]:9000:80"],
+    ["web", "[::1]:9000:80"],
+    ["web", "[::]:9000:80"],
+    ["nobody", "9000:80"],
+    ["nobody", "9000:80", "--remove"],
+    ["nobody", "--list"],
+    ["nobody", "--check"],
+    ["we/b", "9000:80"],
+    ["web", "9000:80", "--list"],
+    ["web", "--list", "--check"],
+    [],
+  ];
+  for (const args of cases) {
+    const { code, stdout, stderr } = await host.tapkit("map-port", ...args);
+    assertEquals([code, stdout], [2, ""], `${args.join(" ")}: ${stderr}`);
+    assertMatch(stderr, /^map-port: [^\n]+\n$/);
+  }
+  await host.assertRestored(before, {
+    strict: true,
+    except: [/serve-dhcp/, /fe80:/, /ff00::/],
+  });
+});
