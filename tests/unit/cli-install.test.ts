@@ -47,6 +47,7 @@ Deno.test("install.ts: installs commands that run, twice the same, and removes t
       `${prefix}/bin/tapkit`,
       `${prefix}/bin/attach-vm`,
       `${prefix}/bin/install-default-cni`,
+      `${prefix}/bin/map-port`,
       `${prefix}/bin/serve-dhcp`,
       `${units}/tapkit-dhcp.service`,
     ]);
