@@ -22,6 +22,7 @@ import type { ServeOptions } from "./lib/vm/dhcp.ts";
 import type {
   AttachRequest,
   HostOptions,
+  HostSession,
   MappedPorts,
   Restored,
   VmRecord,
@@ -34,6 +35,7 @@ export type {
   AttachMode,
   AttachRequest,
   HostOptions,
+  HostSession,
   MappedPorts,
   OutputFormat,
   Restored,
@@ -153,6 +155,21 @@ export async function checkPorts(vm: string, options: HostOptions = {}): Promise
  */
 export async function* restoreVms(options: HostOptions = {}): AsyncGenerator<Restored> {
   yield* (await import("./lib/vm/restore.ts")).restoreVms(options);
+}
+
+/**
+ * Opens what calls for many VMs share, to be given to each of them among its options and disposed
+ * of after the last. Until then some connections of clients may go on to who had a port before.
+ *
+ * @param vms about how many VMs it is for
+ *
+ * ```ts
+ * using session = await openSession(3);
+ * for (const name of ["a", "b", "c"]) await attachVm({ name }, { session });
+ * ```
+ */
+export async function openSession(vms: number): Promise<HostSession> {
+  return new (await import("./lib/vm/session.ts")).OpenSession({ batch: vms > 1 });
 }
 
 /**

@@ -146,12 +146,18 @@ export const HOST_OPTIONS = [
   },
 ] as const satisfies Command["options"];
 
-/** The library's options for the values of {@linkcode HOST_OPTIONS}; notes go to stderr. */
+/**
+ * The library's options for the values of {@linkcode HOST_OPTIONS}; notes go to stderr.
+ *
+ * @param session what the calls of a script share
+ */
 export function hostOptions(
   script: string,
   flags: Partial<Record<(typeof HOST_OPTIONS)[number]["name"], string | undefined>>,
+  session?: HostOptions["session"],
 ): HostOptions {
   return withoutUndefined({
+    session,
     stateDir: flags["state-dir"],
     confDir: flags["cni-conf-dir"],
     binDirs: flags["cni-bin-dir"]?.split(":").filter((dir) => dir !== ""),

@@ -56,6 +56,9 @@ export class Firewall implements Disposable {
   readonly #store: ElementStore;
   readonly #netfilter: NetlinkConnection;
   readonly #route: NetlinkConnection;
+  /** Changes whose tracked connections have not been looked for yet. */
+  readonly #putOff: FlowChange[] = [];
+  #putOffLimit = 0;
 
   /** @param store closed with this, as the connections are; all of one namespace */
   constructor(
@@ -213,10 +216,34 @@ export class Firewall implements Disposable {
     return true;
   }
 
+  /**
+   * Ends connections to a guest's ports that lead elsewhere, as {@linkcode add} does for ports
+   * that are new.
+   */
+  endStaleFlows(rules: GuestRules): void {
+    const wanted = elementsOf(validateRules(rules));
+    this.#forgetFlows({
+      changed: wanted,
+      wanted: new Map(wanted.map((element) => [elementId(element), element])),
+      leaving: [],
+    });
+  }
+
+  /**
+   * From now on connections that added ports make stale are looked for once for several guests:
+   * the kernel goes through all it tracks each time. It is done before any rule is removed, and
+   * when this is disposed; who is killed before attaches again.
+   *
+   * @param limit after how many guests at the latest
+   */
+  putOffFlows(limit: number): void {
+    this.#putOffLimit = limit;
+  }
+
   [Symbol.dispose](): void {
-    this.#store[Symbol.dispose]();
-    this.#netfilter[Symbol.dispose]();
-    this.#route[Symbol.dispose]();
+    using stack = new DisposableStack();
+    for (const part of [this.#route, this.#netfilter, this.#store]) stack.use(part);
+    this.#endPutOffFlows();
   }
 
   /**
@@ -276,6 +303,21 @@ export class Firewall implements Disposable {
   }
 
   #forgetFlows(change: FlowChange): void {
+    const { changed, wanted, leaving } = change;
+    const onlyAdds = leaving.length === 0 && changed.every((one) => wanted.has(elementId(one)));
+    if (!onlyAdds) this.#endPutOffFlows();
+    this.#putOff.push(change);
+    if (!onlyAdds || this.#putOff.length >= this.#putOffLimit) this.#endPutOffFlows();
+  }
+
+  #endPutOffFlows(): void {
+    if (this.#putOff.length === 0) return;
+    const changes = this.#putOff.splice(0);
+    const change: FlowChange = {
+      changed: changes.flatMap(({ changed }) => changed),
+      wanted: new Map(changes.flatMap(({ wanted }) => [...wanted])),
+      leaving: changes.flatMap(({ leaving }) => leaving),
+    };
     const matches = flowMatches(change);
     if (matches.length === 0) return;
     let local: ReadonlySet<string> | undefined;

@@ -184,16 +184,14 @@ export function listTables(nl: NetlinkConnection): NftTable[] | undefined {
 function readTableComment(nl: NetlinkConnection): string | undefined {
   const payload = nfgenmsg(NFPROTO_INET).attrString(NFTA_TABLE.NAME, TABLE).finish();
   const found = tolerateAbsence(() =>
-    nl.request(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETTABLE), 0, payload, {
+    nl.query(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETTABLE), payload, {
       op: "NFT_MSG_GETTABLE",
       action: "look up",
       object: `nftables table "inet ${TABLE}"`,
     })
   );
   if (found === undefined) return undefined;
-  const attributes = found.flatMap(({ payload }) =>
-    new Decoder(payload).skip(NFGENMSG_LEN).attributes()
-  );
+  const attributes = new Decoder(found.payload).skip(NFGENMSG_LEN).attributes();
   const userdata = attributes.find(({ type }) => type === NFTA_TABLE.USERDATA)?.value;
   return userdata === undefined ? "" : decodeComment(userdata.asBytes());
 }
@@ -235,10 +233,9 @@ function readElements(
 }
 
 function readElement(nl: NetlinkConnection, element: Element): Element | undefined {
-  const messages = tolerateAbsence(() =>
-    nl.request(
+  const message = tolerateAbsence(() =>
+    nl.query(
       nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETSETELEM),
-      0,
       encodeElements(element.set, [element], "keys"),
       {
         op: "NFT_MSG_GETSETELEM",
@@ -247,7 +244,7 @@ function readElement(nl: NetlinkConnection, element: Element): Element | undefin
       },
     )
   );
-  return messages?.flatMap((message) => decodeElements(element.set, message.payload))[0];
+  return message && decodeElements(element.set, message.payload)[0];
 }
 
 /**

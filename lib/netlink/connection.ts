@@ -125,6 +125,16 @@ export class NetlinkConnection implements Disposable {
     return this.#run(type, flags | NLM_F.REQUEST | NLM_F.ACK, payload, subject);
   }
 
+  /**
+   * Asks for one object: {@linkcode request} without an acknowledgement, which would be one more
+   * message to receive.
+   *
+   * @returns the kernel's answer
+   */
+  query(type: number, payload: Uint8Array, subject: Subject = {}): Message {
+    return this.#run(type, NLM_F.REQUEST, payload, subject)[0]!;
+  }
+
   /** Asks for a whole table: {@linkcode request} with `NLM_F.DUMP`. */
   dump(type: number, payload: Uint8Array, subject: Subject = {}): Message[] {
     return this.#run(type, NLM_F.REQUEST | NLM_F.DUMP, payload, subject);

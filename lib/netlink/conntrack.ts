@@ -89,8 +89,7 @@ export const NFGENMSG_LEN = 4;
 function countFlows(nl: NetlinkConnection): number | undefined {
   const type = nfnlType(NFNL_SUBSYS.CTNETLINK, IPCTNL_MSG_CT.GET_STATS);
   const subject = { op: "IPCTNL_MSG_CT_GET_STATS", action: "count", object: "conntrack entries" };
-  const [answer] = nl.request(type, 0, nfgenmsg(AF.UNSPEC).finish(), subject);
-  if (answer === undefined) return undefined;
+  const answer = nl.query(type, nfgenmsg(AF.UNSPEC).finish(), subject);
   const attributes = new Decoder(answer.payload).skip(NFGENMSG_LEN).attributes();
   return attributes.find(({ type }) => type === CTA_STATS_GLOBAL_ENTRIES)?.value.asU32be();
 }

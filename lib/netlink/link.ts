@@ -94,9 +94,7 @@ export function getLink(nl: NetlinkConnection, key: LinkKey): Link | undefined {
   const payload = encodeLink({ ...byKey(key), skipStats: true });
   const object = typeof key === "string" ? `link "${key}"` : `link ${key}`;
   try {
-    const replies = nl.request(RTM.GETLINK, 0, payload, { action: "read", object });
-    const reply = replies.find((message) => message.type === RTM.NEWLINK);
-    return reply === undefined ? undefined : decodeLink(reply.payload);
+    return decodeLink(nl.query(RTM.GETLINK, payload, { action: "read", object }).payload);
   } catch (error) {
     if (isAbsent(error)) return undefined;
     throw error;

@@ -376,9 +376,7 @@ export function getRoute(nl: NetlinkConnection, destination: string): Route | un
     .u32(flags).attrBytes(RTA.DST, bytes).finish();
   try {
     const subject = { action: "find", object: `route to ${destination}` };
-    const replies = nl.request(RTM.GETROUTE, 0, payload, subject);
-    const reply = replies.find((message) => message.type === RTM.NEWROUTE);
-    return reply === undefined ? undefined : decodeRoute(reply.payload);
+    return decodeRoute(nl.query(RTM.GETROUTE, payload, subject).payload);
   } catch (error) {
     const unreachable: number[] = [Errno.ENETUNREACH, Errno.EHOSTUNREACH];
     if (error instanceof NetlinkError && unreachable.includes(error.errno)) return undefined;

@@ -12,7 +12,6 @@ import { type Added, addNetwork, type NetworkAttachment } from "../cni/runtime.t
 import type { Result } from "../cni/types.ts";
 import { TapkitError } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";
-import { Firewall } from "../firewall/firewall.ts";
 import { ensureSysctls } from "../firewall/sysctls.ts";
 import { parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac, randomMac } from "../inet/mac.ts";
@@ -33,13 +32,12 @@ import { allPorts, bindToFamilies, hasPorts, portOwners, reservePorts } from "./
 import { removeAttachment, removeMade } from "./remove.ts";
 import { mergeRequest, resolveOwner, validateAttach } from "./request.ts";
 import { hostResolvers, isReachable } from "./resolvers.ts";
+import { type Host, openHost } from "./session.ts";
 import {
   claimId,
   containerId,
   deleteRecord,
   forgetGeneration,
-  type HostPaths,
-  hostPaths,
   isThere,
   lockHost,
   lockVm,
@@ -98,9 +96,9 @@ export async function restoreVm(
 async function withLocks(
   name: string,
   options: HostOptions,
-  act: (host: HostPaths, id: string) => Promise<StoredRecord | undefined>,
+  act: (host: Host, id: string) => Promise<StoredRecord | undefined>,
 ): Promise<VmRecord | undefined> {
-  const host = hostPaths(options);
+  using host = openHost(options);
   const id = await containerId(name);
   try {
     using _vm = await lockVm(host, name);
@@ -115,7 +113,7 @@ async function withLocks(
 }
 
 async function attachLocked(
-  host: HostPaths,
+  host: Host,
   id: string,
   request: AttachRequest,
 ): Promise<StoredRecord> {
@@ -131,12 +129,12 @@ async function attachLocked(
 
 /** Mends what differs from the record, and changes what may change. */
 async function attachAgain(
-  host: HostPaths,
+  host: Host,
   old: StoredRecord,
   request: AttachRequest,
 ): Promise<StoredRecord> {
   const wanted = mergeRequest(old, request);
-  if (old.made.rulesInDoubt) dropRules(old);
+  if (old.made.rulesInDoubt) dropRules(host, old);
   const differences = await checkAttachment(old, host);
   for (const problem of Object.values(differences).flat()) host.note(`mending: ${problem}`);
   if (differences.network.length > 0) return await attachOver(host, old, wanted);
@@ -145,13 +143,17 @@ async function attachAgain(
     : differences.guards.length > 0 || changesAntispoof(old, wanted)
     ? await reguard(host, old, wanted)
     : old;
-  if (differences.firewall.length === 0 && hasPorts(record, wanted)) return record;
+  if (differences.firewall.length === 0 && hasPorts(record, wanted)) {
+    // A process that was killed may have left this for later.
+    for (const guest of record.made.guests) host.session.firewall.endStaleFlows(guest);
+    return record;
+  }
   return await changeRules(host, record, wanted);
 }
 
 /** DEL, then ADD that asks for the addresses and the MACs that are recorded. */
 async function attachOver(
-  host: HostPaths,
+  host: Host,
   old: StoredRecord,
   wanted: AttachRequest,
 ): Promise<StoredRecord> {
@@ -163,13 +165,12 @@ async function attachOver(
 }
 
 /** What is tagged with the VM: a change of its rules was cut off. */
-function dropRules({ made }: StoredRecord): void {
-  using firewall = Firewall.open();
+function dropRules({ session: { firewall } }: Host, { made }: StoredRecord): void {
   for (const { owner } of made.guests) firewall.removeOwner(owner);
 }
 
 /** The TAP and what joins it anew, on the interface that is there. */
-function rewire(host: HostPaths, record: StoredRecord, wanted: AttachRequest): StoredRecord {
+function rewire(host: Host, record: StoredRecord, wanted: AttachRequest): StoredRecord {
   const undo = new UndoStack();
   using netns = openNetns(record.netns);
   using nl = withNetns(netns, () => NetlinkConnection.open());
@@ -187,7 +188,7 @@ function rewire(host: HostPaths, record: StoredRecord, wanted: AttachRequest): S
 
 /** The guards that the record or the request wants, in place of those there are. */
 async function reguard(
-  host: HostPaths,
+  host: Host,
   record: StoredRecord,
   wanted: AttachRequest,
 ): Promise<StoredRecord> {
@@ -229,12 +230,12 @@ function changesAntispoof({ interfaces }: StoredRecord, { antispoof = true }: At
 
 /** Puts the firewall's rules back, with the ports that are wanted now. */
 async function changeRules(
-  host: HostPaths,
+  host: Host,
   old: StoredRecord,
   wanted: AttachRequest,
 ): Promise<StoredRecord> {
   const [rules] = old.made.guests;
-  using firewall = Firewall.open();
+  const { firewall } = host.session;
   const owners = portOwners(old);
   const attach = hasPorts(old, wanted)
     ? owners.attach
@@ -270,7 +271,7 @@ async function changeRules(
  * @param old what is recorded of it, where it is to be the same again
  */
 async function attachAnew(
-  host: HostPaths,
+  host: Host,
   id: string,
   request: AttachRequest,
   old?: StoredRecord,
@@ -279,8 +280,7 @@ async function attachAnew(
   const undo = new UndoStack();
   using stack = new DisposableStack();
   try {
-    const hostNl = stack.use(NetlinkConnection.open());
-    const firewall = stack.use(Firewall.open());
+    const { nl: hostNl, firewall } = host.session;
     const ports = reservePorts(host, firewall, request, old);
     const mac = request.mac === undefined ? randomMac() : formatMac(parseMac(request.mac));
     const before = old?.interfaces ?? [];
@@ -414,7 +414,7 @@ function refuseTaken({ vm, netns: path, made }: StoredRecord): void {
   }
 }
 
-function forget(host: HostPaths, id: string, name: string): void {
+function forget(host: Host, id: string, name: string): void {
   releaseId(host, id, name);
   deleteRecord(host, name);
 }
@@ -478,7 +478,7 @@ function plainRules(owner: string, link: VmInterface): GuestRules {
   };
 }
 
-function setSysctls(host: HostPaths, guests: readonly GuestRules[]): void {
+function setSysctls(host: Host, guests: readonly GuestRules[]): void {
   for (const change of guests.flatMap(ensureSysctls)) host.note(`set ${change}`);
 }
 

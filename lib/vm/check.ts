@@ -5,11 +5,11 @@
  */
 
 import { checkNetwork } from "../cni/runtime.ts";
-import { Firewall } from "../firewall/firewall.ts";
 import { checkSysctls } from "../firewall/sysctls.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
-import { type HostPaths, hostPaths, readRecord, type StoredRecord, validateName } from "./state.ts";
+import { type Host, openHost } from "./session.ts";
+import { readRecord, type StoredRecord, validateName } from "./state.ts";
 import type { HostOptions } from "./types.ts";
 import { checkGuards, checkWire, movesIdentity } from "./wires.ts";
 
@@ -33,7 +33,7 @@ export interface Differences {
  */
 export async function checkVm(name: string, options: HostOptions = {}): Promise<string[]> {
   validateName(name);
-  const host = hostPaths(options);
+  using host = openHost(options);
   const record = readRecord(host, name);
   if (record === undefined) return [`VM "${name}" is not attached`];
   if (record.made.phase !== "attached") return [`VM "${name}" was left half attached`];
@@ -43,12 +43,11 @@ export async function checkVm(name: string, options: HostOptions = {}): Promise<
 /** Compares a completed attachment with what is there. */
 export async function checkAttachment(
   record: StoredRecord,
-  host: HostPaths,
+  host: Host,
 ): Promise<Differences> {
   const { netns: netnsPath, interfaces, made } = record;
   using stack = new DisposableStack();
-  const hostNl = stack.use(NetlinkConnection.open());
-  const firewall = stack.use(Firewall.open());
+  const { nl: hostNl, firewall } = host.session;
   const vmNl = openVm(stack, netnsPath);
   if (vmNl === undefined) {
     return {

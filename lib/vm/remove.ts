@@ -8,15 +8,13 @@ import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
 import { tidyDefaultCni } from "../cni/default-network.ts";
 import { delNetwork, type NetworkAttachment, planNetwork } from "../cni/runtime.ts";
 import { TapkitError } from "../errors.ts";
-import { Firewall } from "../firewall/firewall.ts";
-import { NetlinkConnection } from "../netlink/connection.ts";
 import { deleteNamedNetns, netnsPath } from "../sys/netns.ts";
 import { openVm } from "./check.ts";
+import { type Host, openHost } from "./session.ts";
 import {
   containerId,
   deleteRecord,
   type HostPaths,
-  hostPaths,
   isThere,
   lockHost,
   lockVm,
@@ -41,7 +39,7 @@ import { removeWire, type WantedMode } from "./wires.ts";
  */
 export async function removeVm(name: string, options: HostOptions = {}): Promise<boolean> {
   validateName(name);
-  const host = hostPaths(options);
+  using host = openHost(options);
   const id = await containerId(name);
   try {
     using _vm = await lockVm(host, name);
@@ -82,14 +80,14 @@ type Removable =
  *
  * @throws {TapkitError} naming everything that failed; the record stays then
  */
-export async function removeAttachment(host: HostPaths, record: Removable): Promise<void> {
+export async function removeAttachment(host: Host, record: Removable): Promise<void> {
   await removeMade(host, record);
   releaseId(host, record.id, record.vm);
   deleteRecord(host, record.vm);
 }
 
 /** Takes away everything of an attachment but its record, as {@linkcode removeAttachment} does. */
-export async function removeMade(host: HostPaths, record: Removable): Promise<void> {
+export async function removeMade(host: Host, record: Removable): Promise<void> {
   const failures: unknown[] = [];
   const step = (action: () => void) => {
     try {
@@ -99,11 +97,11 @@ export async function removeMade(host: HostPaths, record: Removable): Promise<vo
     }
   };
   using stack = new DisposableStack();
-  const hostNl = stack.use(NetlinkConnection.open());
+  const hostNl = host.session.nl;
   const vmNl = openVm(stack, record.netns);
   const { made, netns } = record;
 
-  step(() => removeRules(stack.use(Firewall.open()), host, record));
+  step(() => removeRules(host, record));
   if (vmNl !== undefined) {
     for (const { ifName } of made.networks) {
       step(() => removeWire(vmNl, ifName, modeOf(record, ifName)));
@@ -129,7 +127,8 @@ function modeOf({ interfaces = [], made }: Removable, ifName: string): WantedMod
 }
 
 /** The rules of the record, or what is tagged with the VM where they may be others. */
-function removeRules(firewall: Firewall, host: HostPaths, record: Removable): void {
+function removeRules(host: Host, record: Removable): void {
+  const { firewall } = host.session;
   const { made, vm } = record;
   if (made.phase === "attached" && !made.rulesInDoubt) {
     for (const guest of made.guests) firewall.remove(guest);
@@ -148,7 +147,7 @@ function leftBehind(failures: readonly unknown[]): TapkitError {
 }
 
 /** Takes away what an attachment without a record would have made, on every network there is. */
-async function removeLost(host: HostPaths, name: string, id: string): Promise<boolean> {
+async function removeLost(host: Host, name: string, id: string): Promise<boolean> {
   const netns = netnsPath(netnsName(name));
   const found = recordNames(host).includes(name) || isThere(netns);
   await removeAttachment(host, {

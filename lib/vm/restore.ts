@@ -6,6 +6,7 @@
 
 import { InputError, TapkitError } from "../errors.ts";
 import { restoreVm } from "./attach.ts";
+import { OpenSession } from "./session.ts";
 import { hostPaths, recordNames } from "./state.ts";
 import type { HostOptions, Restored } from "./types.ts";
 
@@ -15,9 +16,11 @@ import type { HostOptions, Restored } from "./types.ts";
  * A VM that is as recorded is left as it is.
  */
 export async function* restoreVms(options: HostOptions = {}): AsyncGenerator<Restored> {
+  using own = options.session === undefined ? new OpenSession({ batch: true }) : undefined;
+  const session = options.session ?? own!;
   for (const name of recordNames(hostPaths(options))) {
     try {
-      const record = await restoreVm(name, options);
+      const record = await restoreVm(name, { ...options, session });
       if (record !== undefined) yield { name, record };
     } catch (error) {
       yield { name, error: asFailure(error) };

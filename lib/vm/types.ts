@@ -5,7 +5,9 @@
  * @module
  */
 
+import type { Firewall } from "../firewall/firewall.ts";
 import type { PortMapping } from "../inet/ports.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
 
 /** How frames get between the VM's TAP and its interface. */
 export type AttachMode = "tc-redirect" | "dhcp-bridge";
@@ -92,6 +94,14 @@ export interface HostOptions {
   readonly binDirs?: readonly string[];
   /** Called with each line of progress or warning meant for people. */
   readonly note?: (text: string) => void;
+  /** What several calls keep open between them; without it each opens and closes its own. */
+  readonly session?: HostSession;
+}
+
+/** Sockets of the host that calls share. `openSession` makes one; dispose of it after the last. */
+export interface HostSession extends Disposable {
+  readonly nl: NetlinkConnection;
+  readonly firewall: Firewall;
 }
 
 /** What is asked for one VM. Absent fields keep what is recorded, or take the default. */

@@ -107,13 +107,23 @@ Deno.test("decodeAcknowledgement: refuses one that is cut, or claims a shorter r
   );
 });
 
-const REQUEST = { seq: 7, pid: 42 };
+const REQUEST = { seq: 7, pid: 42, flags: NLM_F.REQUEST | NLM_F.ACK };
 
 function collect(...messages: Message[]): Reply {
   const reply: Reply = { messages: [], interrupted: false };
   collectReply(reply, messages, REQUEST);
   return reply;
 }
+
+Deno.test("collectReply: without acknowledgement or dump the first message is the answer", () => {
+  const reply: Reply = { messages: [], interrupted: false };
+  const data = message({});
+  collectReply(reply, [message({ type: NLMSG.NOOP }), data, data], {
+    ...REQUEST,
+    flags: NLM_F.REQUEST,
+  });
+  assertEquals(reply, { messages: [data], interrupted: false, verdict: { errno: 0 } });
+});
 
 Deno.test("collectReply: keeps the messages of the request and ends with the verdict", () => {
   const data = message({});

@@ -1,0 +1,64 @@
+/**
+ * What a call keeps open of the host, for one VM or for many.
+ *
+ * @module
+ */
+
+import { Firewall } from "../firewall/firewall.ts";
+import { NetlinkConnection } from "../netlink/connection.ts";
+import { type HostPaths, hostPaths } from "./state.ts";
+import type { HostOptions, HostSession } from "./types.ts";
+
+/** How many VMs of a batch share one look at the tracked connections. */
+const BATCH = 16;
+
+/**
+ * The sockets of the host's network namespace, each opened when it is first used. They belong to
+ * the namespace the calling thread is in then.
+ */
+export class OpenSession implements HostSession {
+  readonly #batch: boolean;
+  readonly #stack = new DisposableStack();
+  #nl: NetlinkConnection | undefined;
+  #firewall: Firewall | undefined;
+
+  /**
+   * @param batch for many VMs: what has to be looked for among all tracked connections is put off
+   * for some of them, and is done at the latest when the session ends
+   */
+  constructor({ batch = false }: { readonly batch?: boolean } = {}) {
+    this.#batch = batch;
+  }
+
+  get nl(): NetlinkConnection {
+    return this.#nl ??= this.#stack.use(NetlinkConnection.open());
+  }
+
+  get firewall(): Firewall {
+    if (this.#firewall !== undefined) return this.#firewall;
+    const firewall = this.#stack.use(Firewall.open());
+    if (this.#batch) firewall.putOffFlows(BATCH);
+    return this.#firewall = firewall;
+  }
+
+  [Symbol.dispose](): void {
+    this.#stack[Symbol.dispose]();
+  }
+}
+
+/** The host a call works on. */
+export interface Host extends HostPaths, Disposable {
+  readonly session: HostSession;
+}
+
+/** The host of a call's options; a session that they bring stays open. */
+export function openHost(options: HostOptions): Host {
+  const { session = new OpenSession() } = options;
+  return {
+    ...hostPaths(options),
+    session,
+    [Symbol.dispose]: () => {
+      if (options.session === undefined) session[Symbol.dispose]();
+    },
+  };
+}

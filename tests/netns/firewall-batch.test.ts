@@ -1,0 +1,74 @@
+/**
+ * Connections that are looked for once for many guests.
+ */
+
+import { assertEquals } from "@std/assert";
+import { Firewall } from "../../lib/firewall/firewall.ts";
+import type { GuestRules } from "../../lib/firewall/model.ts";
+import { ensureSysctls } from "../../lib/firewall/sysctls.ts";
+import { parsePorts } from "../../lib/inet/ports.ts";
+import { withNetns } from "../../lib/sys/netns.ts";
+import { Topology } from "../support/topology.ts";
+
+const guest = (number: number, ports: readonly string[]): GuestRules => ({
+  owner: `vm${number}/eth0`,
+  link: "ignite0",
+  addresses: [`172.18.0.${number + 1}`],
+  masquerade: true,
+  forward: true,
+  ports: parsePorts(ports),
+});
+
+Deno.test("putOffFlows: an old client reaches the new guest after so many, at the end, or after a crash", async (t) => {
+  await using lan = await Topology.start({ bridgeNetfilter: true });
+  const open = () => withNetns(lan.host, () => Firewall.open());
+  const { machine, guest1 } = lan.peers;
+  await guest1.serve("udp", 53);
+  withNetns(lan.host, () => ensureSysctls(guest(1, ["5300:53/udp"])));
+  const ask = (client: string) => machine.ask("udp", "192.0.2.1", 5300, client);
+  const fail = (client: string) => machine.failToAsk("udp", "192.0.2.1", 5300, client);
+  const one = guest(1, ["5300:53/udp"]);
+  // The kernel tracks nothing before there are rules.
+  using first = open();
+  first.add(guest(3, []));
+
+  await t.step("at the end", async () => {
+    {
+      using firewall = open();
+      firewall.putOffFlows(8);
+      assertEquals(await fail("a"), "timeout");
+      firewall.add(one);
+      assertEquals(await fail("a"), "timeout");
+    }
+    assertEquals((await ask("a")).server, "guest1");
+    using firewall = open();
+    firewall.remove(one);
+  });
+
+  await t.step("after so many, and before anything is removed", async () => {
+    using firewall = open();
+    firewall.putOffFlows(2);
+    assertEquals(await fail("b"), "timeout");
+    firewall.add(one);
+    firewall.add(guest(2, ["9000:90"]));
+    assertEquals((await ask("b")).server, "guest1");
+    firewall.remove(one);
+    assertEquals(await fail("b"), "timeout");
+    firewall.add(one);
+    firewall.remove(guest(2, ["9000:90"]));
+    assertEquals((await ask("b")).server, "guest1");
+    firewall.remove(one);
+  });
+
+  await t.step("after a crash, by attaching again", async () => {
+    const killed = open();
+    killed.putOffFlows(8);
+    assertEquals(await fail("c"), "timeout");
+    killed.add(one);
+    using firewall = open();
+    firewall.endStaleFlows(one);
+    assertEquals((await ask("c")).server, "guest1");
+    firewall.remove(one);
+    killed[Symbol.dispose]();
+  });
+});
