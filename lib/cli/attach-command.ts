@@ -89,6 +89,13 @@ export const ATTACH_VM = {
       default: "auto",
     },
     {
+      name: "firewall",
+      metavar: "BACKEND",
+      choices: ["nftables", "iptables"],
+      help: "what rules are made by",
+      default: "nftables where the kernel and libnftables allow it, else iptables",
+    },
+    {
       name: "from",
       metavar: "FILE|-",
       help: "attach one VM per line of JSON, with these flags' names as keys: " +
@@ -151,6 +158,7 @@ const SHAPING = [
   "no-antispoof",
   "antispoof",
   "plugins",
+  "firewall",
 ] as const satisfies readonly (keyof AttachFlags)[];
 
 type ShapingFlags = Pick<AttachFlags, (typeof SHAPING)[number]>;
@@ -264,6 +272,7 @@ function shape(flags: ShapingFlags): Omit<AttachRequest, "name"> {
     plugins: flags.plugins,
     mode: flags.mode,
     antispoof: eitherOf(flags, "antispoof", "no-antispoof"),
+    firewall: flags.firewall,
     networks: flags.network.length === 0 ? undefined : flags.network,
   });
 }

@@ -7,15 +7,13 @@
 import { isIp, isLoopback } from "../inet/ip.ts";
 import { PortConflictError, type PortMapping, type TakenPorts } from "../inet/ports.ts";
 import { listAddresses } from "../netlink/address.ts";
-import { deleteConntrack, openNetfilter } from "../netlink/conntrack.ts";
-import { NetlinkConnection } from "../netlink/connection.ts";
+import { deleteConntrack } from "../netlink/conntrack.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
 import { NetlinkError } from "../netlink/errors.ts";
-import { currentNetns } from "../sys/netns.ts";
 import { type FlowChange, flowIsStale, flowMatches } from "./flows.ts";
-import { NftStore } from "./kernel.ts";
 import { NftablesError } from "./libnftables.ts";
 import { type GuestRules, validateRules } from "./model.ts";
-import type { ElementStore } from "./store.ts";
+import type { ElementStore, FirewallKind } from "./store.ts";
 import {
   type Element,
   elementId,
@@ -59,28 +57,27 @@ export class Firewall implements Disposable {
   /** Changes whose tracked connections have not been looked for yet. */
   readonly #putOff: FlowChange[] = [];
   #putOffLimit = 0;
+  /** Whether another backend may hold rules of tapkit's too. */
+  readonly mixed: boolean;
 
   /** @param store closed with this, as the connections are; all of one namespace */
   constructor(
     store: ElementStore,
-    netfilter: NetlinkConnection,
-    route: NetlinkConnection,
+    { netfilter, route, mixed }: {
+      readonly netfilter: NetlinkConnection;
+      readonly route: NetlinkConnection;
+      readonly mixed: boolean;
+    },
   ) {
     this.#store = store;
     this.#netfilter = netfilter;
     this.#route = route;
+    this.mixed = mixed;
   }
 
-  /**
-   * Opens the firewall of the current network namespace. Nothing is changed.
-   */
-  static open(): Firewall {
-    using stack = new DisposableStack();
-    const netns = stack.use(currentNetns());
-    const netfilter = stack.use(openNetfilter());
-    const route = stack.use(NetlinkConnection.open());
-    stack.move();
-    return new Firewall(new NftStore(netns, netfilter), netfilter, route);
+  /** Which backend it is. */
+  get kind(): FirewallKind {
+    return this.#store.kind;
   }
 
   /**
@@ -191,10 +188,10 @@ export class Firewall implements Disposable {
    * The mappings in the table that `wanted` could meet, by their owners' tags. The cost does not
    * grow with the number of mappings.
    *
-   * @returns undefined where there are no rules of tapkit's to ask
+   * @returns undefined where there are no rules of tapkit's to ask, or another backend's too
    */
   portsInTheWay(wanted: readonly PortMapping[]): TakenPorts[] | undefined {
-    if (!this.#store.exists()) return undefined;
+    if (this.mixed || !this.#store.exists()) return undefined;
     const { keys, whole } = portQuery(wanted);
     const found = [...this.#store.readSets(whole), ...this.#store.read(keys).values()];
     return found.map((element) => ({

@@ -21,8 +21,7 @@ import {
   type SavedRules,
 } from "./iptables-rules.ts";
 import { type Element, elementId, familiesOf, type SetName } from "./ruleset.ts";
-import type { NftTable } from "./kernel.ts";
-import type { ElementStore, StoreState } from "./store.ts";
+import type { ElementStore, StoreState, Survey } from "./store.ts";
 import { installedVariants, type Variant, Xtables } from "./xtables.ts";
 
 const FAMILIES: readonly Family[] = [4, 6];
@@ -37,10 +36,7 @@ const FAMILIES: readonly Family[] = [4, 6];
  */
 export function openIptables(
   netns: Netns,
-  seen: {
-    readonly tables: readonly NftTable[] | undefined;
-    readonly legacy: readonly string[];
-  },
+  seen: Survey,
 ): IptablesStore {
   const variants = installedVariants();
   const inUse = variants.filter((variant) =>

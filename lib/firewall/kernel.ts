@@ -34,18 +34,20 @@ import {
   type SetName,
   TABLE,
 } from "./ruleset.ts";
-import type { ElementStore, StoreState } from "./store.ts";
+import type { ElementStore, NftTable, StoreState } from "./store.ts";
 
 /** linux/netfilter/nf_tables.h. */
 const NFT_MSG = {
   GETTABLE: 1,
   DELTABLE: 2,
+  GETCHAIN: 4,
   GETRULE: 7,
   NEWSETELEM: 12,
   GETSETELEM: 13,
   DELSETELEM: 14,
 } as const;
 const NFTA_TABLE = { NAME: 1, USERDATA: 6 } as const;
+const NFTA_CHAIN = { TABLE: 1, NAME: 3 } as const;
 /** linux/netfilter/nfnetlink.h. */
 const NFNL_MSG_BATCH = { BEGIN: 0x10, END: 0x11 } as const;
 
@@ -135,13 +137,6 @@ function markText({ chain, comment }: RuleMark): string {
   return `${chain}: ${comment}`;
 }
 
-/** A table of nf_tables. */
-export interface NftTable {
-  /** `"inet"`, `"ip"`, `"ip6"`, `"bridge"`, …; another one's number. */
-  readonly family: string;
-  readonly name: string;
-}
-
 /** linux/netfilter.h. */
 const NFPROTO: Readonly<Record<number, string>> = {
   1: "inet",
@@ -178,6 +173,21 @@ export function listTables(nl: NetlinkConnection): NftTable[] | undefined {
     const name = attributes.find(({ type }) => type === NFTA_TABLE.NAME)?.value.asString() ?? "";
     return { family: NFPROTO[family] ?? `${family}`, name };
   });
+}
+
+/** Whether a chain is there. */
+export function chainExists(nl: NetlinkConnection, { family, name }: NftTable, chain: string) {
+  const number = Number(Object.entries(NFPROTO).find(([, text]) => text === family)?.[0] ?? family);
+  const payload = nfgenmsg(number).attrString(NFTA_CHAIN.TABLE, name)
+    .attrString(NFTA_CHAIN.NAME, chain).finish();
+  const found = tolerateAbsence(() =>
+    nl.request(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETCHAIN), 0, payload, {
+      op: "NFT_MSG_GETCHAIN",
+      action: "look up",
+      object: `chain "${chain}" of nftables table "${family} ${name}"`,
+    })
+  );
+  return found !== undefined;
 }
 
 /** The table's comment, `""` where it has none; undefined where there is no table. */

@@ -8,10 +8,13 @@ import { openNetfilter } from "../netlink/conntrack.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { currentNetns, type Netns, withNetns } from "../sys/netns.ts";
 import { Firewall } from "./firewall.ts";
-import { listTables, NftStore, type NftTable } from "./kernel.ts";
+import { chainExists, listTables, NftStore } from "./kernel.ts";
 import { hasLibnftables } from "./libnftables.ts";
 import { TABLE } from "./ruleset.ts";
-import type { FirewallKind } from "./store.ts";
+import type { FirewallKind, NftTable, Survey } from "./store.ts";
+
+/** The chain that tapkit has in iptables wherever it has any. */
+const PUBLISHED = "TAPKIT-PUBLISHED";
 
 /** Which firewall to open. */
 export interface OpenOptions {
@@ -19,14 +22,6 @@ export interface OpenOptions {
   readonly kind?: FirewallKind | undefined;
   /** Of which network namespace; the current one's when absent. */
   readonly netns?: Netns;
-}
-
-/** What a look at a host tells of its firewalls. */
-interface Survey {
-  /** Absent where the kernel has no nf_tables. */
-  readonly tables: readonly NftTable[] | undefined;
-  /** The old tables of iptables that were ever used. */
-  readonly legacy: readonly string[];
 }
 
 /**
@@ -43,8 +38,25 @@ export async function openFirewall({ kind, netns: at }: OpenOptions = {}): Promi
   const store = (kind ?? await usualKind(survey)) === "nftables"
     ? new NftStore(netns, netfilter)
     : (await import("./iptables.ts")).openIptables(netns, survey);
+  const mixed = store.kind === "nftables"
+    ? hasIptables(survey, netfilter)
+    : survey.tables?.some(isOwnTable);
   stack.move();
-  return new Firewall(store, netfilter, route);
+  return new Firewall(store, { netfilter, route, mixed: mixed ?? false });
+}
+
+/** Whether iptables has chains of tapkit's, or may have: the old tables are not looked into. */
+function hasIptables({ tables = [], legacy }: Survey, netfilter: NetlinkConnection): boolean {
+  return legacy.some(({ name }) => name === "nat") ||
+    tables.some((table) =>
+      table.name === "nat" && (table.family === "ip" || table.family === "ip6") &&
+      chainExists(netfilter, table, PUBLISHED)
+    );
+}
+
+/** Whether a backend's programs are there; nftables needs none to take rules away. */
+export async function isInstalled(kind: FirewallKind): Promise<boolean> {
+  return kind === "nftables" || (await import("./xtables.ts")).installedVariants().length > 0;
 }
 
 function inside<T>(netns: Netns | undefined, fn: () => T): T {
@@ -54,8 +66,7 @@ function inside<T>(netns: Netns | undefined, fn: () => T): T {
 async function usualKind({ tables }: Survey): Promise<FirewallKind> {
   if (tables?.some(isOwnTable) || tables !== undefined && hasLibnftables()) return "nftables";
   // Without either, what is missing is to be named.
-  const { installedVariants } = await import("./xtables.ts");
-  return installedVariants().length > 0 ? "iptables" : "nftables";
+  return await isInstalled("iptables") ? "iptables" : "nftables";
 }
 
 function isOwnTable({ family, name }: NftTable): boolean {
@@ -63,11 +74,11 @@ function isOwnTable({ family, name }: NftTable): boolean {
 }
 
 /** The old tables of iptables that have been used in the current network namespace. */
-function legacyTables(): string[] {
+function legacyTables(): NftTable[] {
   return ["ip", "ip6"].flatMap((family) => {
     try {
       const names = Deno.readTextFileSync(`/proc/thread-self/net/${family}_tables_names`);
-      return names.split("\n").filter((name) => name !== "");
+      return names.split("\n").filter(Boolean).map((name) => ({ family, name }));
     } catch (error) {
       if (error instanceof Deno.errors.NotFound) return [];
       throw error;

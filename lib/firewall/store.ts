@@ -10,6 +10,21 @@ import type { Element, SetName } from "./ruleset.ts";
 /** The means that rules are made by. */
 export type FirewallKind = "nftables" | "iptables";
 
+/** A table of nf_tables. */
+export interface NftTable {
+  /** `"inet"`, `"ip"`, `"ip6"`, `"bridge"`, …; another one's number. */
+  readonly family: string;
+  readonly name: string;
+}
+
+/** What a look at a host tells of its firewalls. */
+export interface Survey {
+  /** Absent where the kernel has no nf_tables. */
+  readonly tables: readonly NftTable[] | undefined;
+  /** The old tables of iptables that were ever used. */
+  readonly legacy: readonly NftTable[];
+}
+
 /** What a look at the rules that all guests share found. */
 export interface StoreState {
   /** Whether there is anything of tapkit's at all. */

@@ -12,6 +12,7 @@ import { type Added, addNetwork, type NetworkAttachment } from "../cni/runtime.t
 import type { Result } from "../cni/types.ts";
 import { TapkitError } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";
+import type { FirewallKind } from "../firewall/store.ts";
 import { ensureSysctls } from "../firewall/sysctls.ts";
 import { parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac, randomMac } from "../inet/mac.ts";
@@ -37,6 +38,7 @@ import {
   claimId,
   containerId,
   deleteRecord,
+  firewallOf,
   forgetGeneration,
   isThere,
   lockHost,
@@ -134,7 +136,7 @@ async function attachAgain(
   request: AttachRequest,
 ): Promise<StoredRecord> {
   const wanted = mergeRequest(old, request);
-  if (old.made.rulesInDoubt) dropRules(host, old);
+  if (old.made.rulesInDoubt) await dropRules(host, old);
   const differences = await checkAttachment(old, host);
   for (const problem of Object.values(differences).flat()) host.note(`mending: ${problem}`);
   if (differences.network.length > 0) return await attachOver(host, old, wanted);
@@ -145,7 +147,8 @@ async function attachAgain(
     : old;
   if (differences.firewall.length === 0 && hasPorts(record, wanted)) {
     // A process that was killed may have left this for later.
-    for (const guest of record.made.guests) host.session.firewall.endStaleFlows(guest);
+    const firewall = await host.session.firewall(firewallOf(record.made));
+    for (const guest of record.made.guests) firewall.endStaleFlows(guest);
     return record;
   }
   return await changeRules(host, record, wanted);
@@ -165,8 +168,10 @@ async function attachOver(
 }
 
 /** What is tagged with the VM: a change of its rules was cut off. */
-function dropRules({ session: { firewall } }: Host, { made }: StoredRecord): void {
-  for (const { owner } of made.guests) firewall.removeOwner(owner);
+async function dropRules({ session }: Host, { made }: StoredRecord): Promise<void> {
+  for (const firewall of await session.firewalls(firewallOf(made))) {
+    for (const { owner } of made.guests) firewall.removeOwner(owner);
+  }
 }
 
 /** The TAP and what joins it anew, on the interface that is there. */
@@ -235,7 +240,7 @@ async function changeRules(
   wanted: AttachRequest,
 ): Promise<StoredRecord> {
   const [rules] = old.made.guests;
-  const { firewall } = host.session;
+  const firewall = await host.session.firewall(firewallOf(old.made));
   const owners = portOwners(old);
   const attach = hasPorts(old, wanted)
     ? owners.attach
@@ -280,12 +285,14 @@ async function attachAnew(
   const undo = new UndoStack();
   using stack = new DisposableStack();
   try {
-    const { nl: hostNl, firewall } = host.session;
+    const { nl: hostNl } = host.session;
+    const kind = request.firewall ?? (old && firewallOf(old.made));
+    const firewall = await host.session.firewall(kind);
     const ports = reservePorts(host, firewall, request, old);
     const mac = request.mac === undefined ? randomMac() : formatMac(parseMac(request.mac));
     const before = old?.interfaces ?? [];
     const networks = planNetworks(host, hostNl, id, { ...request, mac }, ports, before);
-    const planned = plannedRecord(id, request, networks, old);
+    const planned = plannedRecord(id, request, firewall.kind, networks, old);
     refuseTaken(planned);
     undo.push(
       `record of "${name}"`,
@@ -358,6 +365,7 @@ async function attachAnew(
 function plannedRecord(
   id: string,
   request: AttachRequest,
+  firewall: FirewallKind,
   networks: readonly NetworkAttachment[],
   old?: StoredRecord,
 ): StoredRecord {
@@ -375,6 +383,7 @@ function plannedRecord(
       phase: "attaching",
       netnsGiven: request.netns !== undefined,
       ...ownersOf(old),
+      firewall,
       request,
       networks,
       guests: [],

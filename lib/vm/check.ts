@@ -9,7 +9,7 @@ import { checkSysctls } from "../firewall/sysctls.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
 import { type Host, openHost } from "./session.ts";
-import { readRecord, type StoredRecord, validateName } from "./state.ts";
+import { firewallOf, readRecord, type StoredRecord, validateName } from "./state.ts";
 import type { HostOptions } from "./types.ts";
 import { checkGuards, checkWire, movesIdentity } from "./wires.ts";
 
@@ -47,7 +47,8 @@ export async function checkAttachment(
 ): Promise<Differences> {
   const { netns: netnsPath, interfaces, made } = record;
   using stack = new DisposableStack();
-  const { nl: hostNl, firewall } = host.session;
+  const { nl: hostNl } = host.session;
+  const firewall = await host.session.firewall(firewallOf(made));
   const vmNl = openVm(stack, netnsPath);
   if (vmNl === undefined) {
     return {

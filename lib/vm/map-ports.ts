@@ -8,7 +8,9 @@
  */
 
 import { InputError, TapkitError } from "../errors.ts";
-import { Firewall } from "../firewall/firewall.ts";
+import type { Firewall } from "../firewall/firewall.ts";
+import { openFirewall } from "../firewall/open.ts";
+import type { FirewallKind } from "../firewall/store.ts";
 import { chooseHostPorts, refuseListeners } from "../firewall/host-ports.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import { checkSysctls, ensureSysctls } from "../firewall/sysctls.ts";
@@ -24,6 +26,7 @@ import {
 import { UndoStack } from "../undo.ts";
 import { allPorts, bindToFamilies, portLookup, portOwners, refuseTaken } from "./ports.ts";
 import {
+  firewallOf,
   type HostPaths,
   hostPaths,
   isThere,
@@ -47,6 +50,8 @@ interface Holder {
   /** Its rules in the firewall, with all ports that tapkit maps to it. */
   readonly rules: GuestRules;
   readonly owners: PortOwners;
+  /** What its rules are made by. */
+  readonly firewall?: FirewallKind;
   /** Puts other ports into its record. */
   readonly write: (rules: GuestRules, owners: PortOwners) => void;
   /** Puts the record back as it was. */
@@ -97,10 +102,10 @@ export function listPorts(vm: string | undefined, options: HostOptions = {}): Ma
 }
 
 /** Compares a VM's mappings with the kernel; returns a sentence for each difference. */
-export function checkPorts(vm: string, options: HostOptions = {}): string[] {
+export async function checkPorts(vm: string, options: HostOptions = {}): Promise<string[]> {
   const record = requireRecord(hostPaths(options), vm);
-  using firewall = Firewall.open();
-  const { rules } = vmHolder(hostPaths(options), record);
+  const { rules, firewall: kind } = vmHolder(hostPaths(options), record);
+  using firewall = await openFirewall({ kind });
   return [...firewall.check(rules), ...checkSysctls(rules)];
 }
 
@@ -161,6 +166,7 @@ function vmHolder(host: HostPaths, record: StoredRecord): Holder {
     owner: record.vm,
     rules,
     owners: before,
+    firewall: firewallOf(record.made),
     restore: () => writeRecord(host, record),
     write: (rules, owners) =>
       writeRecord(host, {
@@ -211,7 +217,7 @@ async function addPorts(
   asked: readonly PortMapping[],
 ): Promise<readonly PortMapping[]> {
   const { rules, owners } = holder;
-  using firewall = Firewall.open();
+  using firewall = await openFirewall({ kind: holder.firewall });
   const ports = choosePorts(host, firewall, holder, asked);
   const added = subtractPorts(ports, owners.mapPort);
   // What somebody else maps for attach-vm, a plugin, is not mapped once more.
@@ -321,7 +327,7 @@ async function dropPorts(
   }
   const gone = { ...rules, ports: intersectPorts(rules.ports, bound) };
   const undo = new UndoStack();
-  using firewall = Firewall.open();
+  using firewall = await openFirewall({ kind: holder.firewall });
   try {
     undo.push(`the ports of ${rules.owner}`, () => firewall.add(gone));
     firewall.removePorts(gone);

@@ -8,12 +8,14 @@ import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
 import { tidyDefaultCni } from "../cni/default-network.ts";
 import { delNetwork, type NetworkAttachment, planNetwork } from "../cni/runtime.ts";
 import { TapkitError } from "../errors.ts";
+import type { Firewall } from "../firewall/firewall.ts";
 import { deleteNamedNetns, netnsPath } from "../sys/netns.ts";
 import { openVm } from "./check.ts";
 import { type Host, openHost } from "./session.ts";
 import {
   containerId,
   deleteRecord,
+  firewallOf,
   type HostPaths,
   isThere,
   lockHost,
@@ -71,7 +73,10 @@ type Removable =
   & {
     readonly interfaces?: StoredRecord["interfaces"];
     readonly made:
-      & Pick<StoredRecord["made"], "phase" | "netnsGiven" | "rulesInDoubt" | "networks" | "guests">
+      & Pick<
+        StoredRecord["made"],
+        "phase" | "netnsGiven" | "firewall" | "rulesInDoubt" | "networks" | "guests"
+      >
       & { readonly request?: Pick<StoredRecord["made"]["request"], "mode"> };
   };
 
@@ -101,7 +106,13 @@ export async function removeMade(host: Host, record: Removable): Promise<void> {
   const vmNl = openVm(stack, record.netns);
   const { made, netns } = record;
 
-  step(() => removeRules(host, record));
+  try {
+    for (const firewall of await host.session.firewalls(firewallOf(made))) {
+      step(() => removeRules(firewall, host, record));
+    }
+  } catch (error) {
+    failures.push(error);
+  }
   if (vmNl !== undefined) {
     for (const { ifName } of made.networks) {
       step(() => removeWire(vmNl, ifName, modeOf(record, ifName)));
@@ -127,8 +138,7 @@ function modeOf({ interfaces = [], made }: Removable, ifName: string): WantedMod
 }
 
 /** The rules of the record, or what is tagged with the VM where they may be others. */
-function removeRules(host: Host, record: Removable): void {
-  const { firewall } = host.session;
+function removeRules(firewall: Firewall, host: HostPaths, record: Removable): void {
   const { made, vm } = record;
   if (made.phase === "attached" && !made.rulesInDoubt) {
     for (const guest of made.guests) firewall.remove(guest);

@@ -10,7 +10,7 @@ import { canonicalIp, ipToBytes, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { parsePorts } from "../inet/ports.ts";
 import { openNetns } from "../sys/netns.ts";
-import { type StoredRecord, validateName } from "./state.ts";
+import { firewallOf, type StoredRecord, validateName } from "./state.ts";
 import type { AttachRequest } from "./types.ts";
 
 /** The least an IPv4 link carries (RFC 791), and the most the kernel takes for a veth. */
@@ -100,7 +100,7 @@ export function mergeRequest(record: StoredRecord, request: AttachRequest): Atta
 
 /** The first thing a request wants otherwise than the VM has it, and that cannot be live. */
 function changedIdentity(record: StoredRecord, request: AttachRequest): string | undefined {
-  const { ip, mac, mtu, netns, tapOwner, mode = "auto", networks } = request;
+  const { ip, mac, mtu, netns, tapOwner, mode = "auto", networks, firewall } = request;
   const first = record.interfaces[0]!;
   const addresses = first.addresses.map(({ address }) => parseCidr(address).address);
   const names = record.interfaces.map(({ network }) => network);
@@ -111,6 +111,7 @@ function changedIdentity(record: StoredRecord, request: AttachRequest): string |
     ["network namespace", netns !== undefined && netns !== record.netns],
     ["TAP owner", tapOwner !== undefined && tapOwner !== record.made.request.tapOwner],
     ["mode", mode !== "auto" && mode !== first.mode],
+    ["firewall backend", firewall !== undefined && firewall !== firewallOf(record.made)],
     ["network", networks !== undefined && networks.join() !== names.join()],
   ];
   return checks.find(([, changed]) => changed)?.[0];

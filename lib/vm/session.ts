@@ -4,7 +4,9 @@
  * @module
  */
 
-import { Firewall } from "../firewall/firewall.ts";
+import type { Firewall } from "../firewall/firewall.ts";
+import { isInstalled, openFirewall } from "../firewall/open.ts";
+import type { FirewallKind } from "../firewall/store.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { type HostPaths, hostPaths } from "./state.ts";
 import type { HostOptions, HostSession } from "./types.ts";
@@ -20,7 +22,7 @@ export class OpenSession implements HostSession {
   readonly #batch: boolean;
   readonly #stack = new DisposableStack();
   #nl: NetlinkConnection | undefined;
-  #firewall: Firewall | undefined;
+  readonly #firewalls = new Map<FirewallKind | undefined, Firewall>();
 
   /**
    * @param batch for many VMs: what has to be looked for among all tracked connections is put off
@@ -34,11 +36,21 @@ export class OpenSession implements HostSession {
     return this.#nl ??= this.#stack.use(NetlinkConnection.open());
   }
 
-  get firewall(): Firewall {
-    if (this.#firewall !== undefined) return this.#firewall;
-    const firewall = this.#stack.use(Firewall.open());
+  async firewall(kind?: FirewallKind): Promise<Firewall> {
+    const open = this.#firewalls.get(kind);
+    if (open !== undefined) return open;
+    const firewall = this.#stack.use(await openFirewall({ kind }));
     if (this.#batch) firewall.putOffFlows(BATCH);
-    return this.#firewall = firewall;
+    if (kind === undefined) this.#firewalls.set(kind, firewall);
+    this.#firewalls.set(firewall.kind, firewall);
+    return firewall;
+  }
+
+  async firewalls(kind: FirewallKind): Promise<readonly Firewall[]> {
+    const firewall = await this.firewall(kind);
+    if (!firewall.mixed) return [firewall];
+    const other = kind === "nftables" ? "iptables" : "nftables";
+    return await isInstalled(other) ? [firewall, await this.firewall(other)] : [firewall];
   }
 
   [Symbol.dispose](): void {

@@ -20,6 +20,7 @@ import { InputError, TapkitError } from "../errors.ts";
 import type { NetworkAttachment } from "../cni/runtime.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { PortMapping } from "../inet/ports.ts";
+import type { FirewallKind } from "../firewall/store.ts";
 import { type Lock, lockFile, lockFileAsync } from "../sys/flock.ts";
 import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
 
@@ -47,6 +48,8 @@ export interface PortOwners {
 export interface Made {
   /** `attaching` from before the first effect until all are done. */
   readonly phase: "attaching" | "attached";
+  /** What its rules were made by; nftables when absent. */
+  readonly firewall?: FirewallKind;
   /** Whether `--netns` named the namespace: then it is not deleted. */
   readonly netnsGiven: boolean;
   /** While rules change: those in the kernel may be others than {@linkcode guests} says. */
@@ -64,6 +67,11 @@ export interface Made {
 /** A record as it stands on disk. */
 export interface StoredRecord extends VmRecord {
   readonly made: Made;
+}
+
+/** The backend that an attachment's rules were made by. */
+export function firewallOf({ firewall = "nftables" }: Pick<Made, "firewall">): FirewallKind {
+  return firewall;
 }
 
 /** The host's directories: from the options, the environment, or the defaults. */

@@ -6,6 +6,7 @@
  */
 
 import type { Firewall } from "../firewall/firewall.ts";
+import type { FirewallKind } from "../firewall/store.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 
@@ -101,7 +102,10 @@ export interface HostOptions {
 /** Sockets of the host that calls share. `openSession` makes one; dispose of it after the last. */
 export interface HostSession extends Disposable {
   readonly nl: NetlinkConnection;
-  readonly firewall: Firewall;
+  /** The backend of that kind; without one, that which a new VM gets. */
+  firewall(kind?: FirewallKind): Promise<Firewall>;
+  /** That backend, and any other that may hold rules of tapkit's. */
+  firewalls(kind: FirewallKind): Promise<readonly Firewall[]>;
 }
 
 /** What is asked for one VM. Absent fields keep what is recorded, or take the default. */
@@ -123,6 +127,8 @@ export interface AttachRequest {
   /** Whether plugins run built in, or as what the configuration allows. */
   readonly plugins?: "auto" | "builtin";
   readonly mode?: "auto" | AttachMode;
+  /** What rules are made by; absent, nftables where kernel and libnftables allow it. */
+  readonly firewall?: FirewallKind;
   /** CNI network names: eth0 is on the first, eth1 on the second, … */
   readonly networks?: readonly string[];
   /** Whether the guest's frames are held to its own MAC and addresses; true unless given. */

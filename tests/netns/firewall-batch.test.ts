@@ -3,7 +3,7 @@
  */
 
 import { assertEquals } from "@std/assert";
-import { Firewall } from "../../lib/firewall/firewall.ts";
+import { openFirewall } from "../../lib/firewall/open.ts";
 import type { GuestRules } from "../../lib/firewall/model.ts";
 import { ensureSysctls } from "../../lib/firewall/sysctls.ts";
 import { parsePorts } from "../../lib/inet/ports.ts";
@@ -21,7 +21,7 @@ const guest = (number: number, ports: readonly string[]): GuestRules => ({
 
 Deno.test("putOffFlows: an old client reaches the new guest after so many, at the end, or after a crash", async (t) => {
   await using lan = await Topology.start({ bridgeNetfilter: true });
-  const open = () => withNetns(lan.host, () => Firewall.open());
+  const open = () => openFirewall({ netns: lan.host });
   const { machine, guest1 } = lan.peers;
   await guest1.serve("udp", 53);
   withNetns(lan.host, () => ensureSysctls(guest(1, ["5300:53/udp"])));
@@ -29,24 +29,24 @@ Deno.test("putOffFlows: an old client reaches the new guest after so many, at th
   const fail = (client: string) => machine.failToAsk("udp", "192.0.2.1", 5300, client);
   const one = guest(1, ["5300:53/udp"]);
   // The kernel tracks nothing before there are rules.
-  using first = open();
+  using first = await open();
   first.add(guest(3, []));
 
   await t.step("at the end", async () => {
     {
-      using firewall = open();
+      using firewall = await open();
       firewall.putOffFlows(8);
       assertEquals(await fail("a"), "timeout");
       firewall.add(one);
       assertEquals(await fail("a"), "timeout");
     }
     assertEquals((await ask("a")).server, "guest1");
-    using firewall = open();
+    using firewall = await open();
     firewall.remove(one);
   });
 
   await t.step("after so many, and before anything is removed", async () => {
-    using firewall = open();
+    using firewall = await open();
     firewall.putOffFlows(2);
     assertEquals(await fail("b"), "timeout");
     firewall.add(one);
@@ -61,11 +61,11 @@ Deno.test("putOffFlows: an old client reaches the new guest after so many, at th
   });
 
   await t.step("after a crash, by attaching again", async () => {
-    const killed = open();
+    const killed = await open();
     killed.putOffFlows(8);
     assertEquals(await fail("c"), "timeout");
     killed.add(one);
-    using firewall = open();
+    using firewall = await open();
     firewall.endStaleFlows(one);
     assertEquals((await ask("c")).server, "guest1");
     firewall.remove(one);
