@@ -114,15 +114,17 @@ export class DhcpServer implements Disposable {
   /**
    * Makes the TAPs listened on those of the list: opens new ones, closes others, and takes over
    * what changed about a guest. One that cannot be opened is found in {@linkcode errors}.
+   *
+   * @param concerns the keys of which the list is complete; the others' TAPs stay as they are
    */
-  sync(taps: readonly DhcpTap[]): void {
+  sync(taps: readonly DhcpTap[], concerns: (key: string) => boolean = () => true): void {
     const wanted = new Map(taps.map((tap) => [tap.key, tap]));
     for (const [key, station] of [...this.#stations]) {
-      if (!isSameDevice(station, wanted.get(key))) this.#close(station);
+      if (concerns(key) && !isSameDevice(station, wanted.get(key))) this.#close(station);
     }
     this.#lookAtDown();
     for (const key of [...this.#errors.keys()]) {
-      if (!wanted.has(key)) this.#errors.delete(key);
+      if (concerns(key) && !wanted.has(key)) this.#errors.delete(key);
     }
     for (const tap of wanted.values()) this.#serveTap(tap);
   }

@@ -17,8 +17,17 @@ export const InotifyEvent = {
   DELETE_SELF: 0x400,
 } as const;
 
+/** Bits that the kernel sets by itself: events were lost; a watch is gone with its directory. */
+const IN_Q_OVERFLOW = 0x4000;
+const IN_IGNORED = 0x8000;
+
+/** `struct inotify_event` up to its name (linux/inotify.h). */
+const EVENT = { MASK_OFFSET: 4, LEN_OFFSET: 12, SIZE: 16 } as const;
+
 const IN_NONBLOCK = 0o4000;
 const IN_CLOEXEC = 0o2000000;
+
+const decoder = new TextDecoder();
 
 /** One inotify instance, for an epoll to wait on; close-on-exec. */
 export class Inotify implements Disposable {
@@ -31,21 +40,42 @@ export class Inotify implements Disposable {
     });
   }
 
-  /** Watches a directory for {@linkcode InotifyEvent} bits. */
-  watch(directory: string, events: number): void {
+  /**
+   * Watches a directory for {@linkcode InotifyEvent} bits.
+   *
+   * @returns the watch's number: the same as before where that directory is watched already
+   */
+  watch(directory: string, events: number): number {
     const path = cstr(directory);
-    syscall("inotify_add_watch", directory, () => {
+    return syscall("inotify_add_watch", directory, () => {
       return libc().inotify_add_watch(this.fd, path, events);
     });
   }
 
-  /** Takes all pending events away; what changed is found by looking. */
-  drain(): void {
+  /**
+   * Takes all pending events away.
+   *
+   * @returns the names of what changed; undefined when anything may have
+   */
+  drain(): Set<string> | undefined {
+    const names = new Set<string>();
+    let complete = true;
     try {
-      while (readFd(this.fd, this.#buffer) > 0);
+      for (let length; (length = readFd(this.fd, this.#buffer)) > 0;) {
+        const view = new DataView(this.#buffer.buffer);
+        for (let offset = 0; offset < length;) {
+          const mask = view.getUint32(offset + EVENT.MASK_OFFSET, true);
+          const end = offset + EVENT.SIZE + view.getUint32(offset + EVENT.LEN_OFFSET, true);
+          const name = decoder.decode(this.#buffer.subarray(offset + EVENT.SIZE, end));
+          if ((mask & (IN_Q_OVERFLOW | IN_IGNORED)) !== 0) complete = false;
+          else names.add(name.replace(/\0+$/, ""));
+          offset = end;
+        }
+      }
     } catch (error) {
       if (!wouldBlock(error)) throw error;
     }
+    return complete ? names : undefined;
   }
 
   [Symbol.dispose](): void {

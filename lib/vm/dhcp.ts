@@ -63,20 +63,40 @@ async function serveUntilDone(
   using server = new DhcpServer({ note: host.note });
   using inotify = new Inotify();
   const idle = new AbortController();
+  let watched: number | undefined;
   const follow = () => {
-    inotify.drain();
+    let changed = changedVms(inotify.drain());
     if (exitWhenIdle && recordNames(host).length === 0) return idle.abort();
     // The directory goes with the last VM, and its watch with it.
-    inRecordsDir(
-      host,
-      (directory) => inotify.watch(directory, InotifyEvent.MOVED_TO | InotifyEvent.DELETE),
-    );
-    server.sync(readRecords(host).flatMap(dhcpTaps));
+    const events = InotifyEvent.MOVED_TO | InotifyEvent.DELETE;
+    const watch = inRecordsDir(host, (directory) => inotify.watch(directory, events));
+    if (watch !== watched) changed = undefined;
+    watched = watch;
+    if (changed === undefined) return server.sync(readRecords(host).flatMap(dhcpTaps));
+    // Reading all of them at each change would take the longer the more there are.
+    for (const key of server.errors.keys()) changed.add(vmOf(key));
+    const records = readRecords(host, [...changed]);
+    server.sync(records.flatMap(dhcpTaps), (key) => changed.has(vmOf(key)));
   };
   server.watch(inotify.fd, follow);
   follow();
   const signals = signal === undefined ? [idle.signal] : [idle.signal, signal];
   await server.run(AbortSignal.any(signals));
+}
+
+/** The VMs whose records changed, by the names of the files that did. */
+function changedVms(files: ReadonlySet<string> | undefined): Set<string> | undefined {
+  if (files === undefined) return undefined;
+  const suffix = ".json";
+  return new Set(
+    [...files].filter((name) => name.endsWith(suffix))
+      .map((name) => name.slice(0, -suffix.length)),
+  );
+}
+
+/** A VM's name holds no slash. */
+function vmOf(key: string): string {
+  return key.split("/", 1)[0]!;
 }
 
 /** What the server needs to know of a VM: one entry for each interface with an IPv4 address. */

@@ -397,9 +397,12 @@ function isListShape(shape: Exclude<Shape, string>): shape is readonly [Shape] {
   return Array.isArray(shape);
 }
 
-/** All readable records; one that is not is passed to `host.note`. */
-export function readRecords(host: HostPaths): StoredRecord[] {
-  return recordNames(host).flatMap((name) => {
+/** All readable records, or those of the names; one that is not readable is passed to `host.note`. */
+export function readRecords(
+  host: HostPaths,
+  names: readonly string[] = recordNames(host),
+): StoredRecord[] {
+  return names.flatMap((name) => {
     try {
       return readRecord(host, name) ?? [];
     } catch (error) {

@@ -211,6 +211,7 @@ Deno.test("DhcpServer: takes a guest's change over, and tries again what was mis
     server.sync([tapOf(netns, { address: "172.18.0.9/16" })]);
     writeFd(fd, DISCOVER!);
     assertEquals((await nextReply(fd)).yiaddr, "172.18.0.9");
+    server.sync([], (key) => key !== "web/eth0");
     assertEquals(countersOf(server), { received: 2, offered: 2 });
     server.sync([tapOf(netns, { mac: "nonsense" })]);
     assertEquals([server.counters.size, server.errors.size], [0, 1]);

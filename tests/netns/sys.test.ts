@@ -103,7 +103,7 @@ Deno.test("lockFile: excludes, releases, and takes its file away when asked", ()
   }
 });
 
-Deno.test("Inotify: wakes an epoll when a file arrives, and is quiet once drained", async () => {
+Deno.test("Inotify: wakes an epoll when a file arrives, and is drained by name", async () => {
   const directory = Deno.makeTempDirSync();
   try {
     using inotify = new Inotify();
@@ -113,8 +113,16 @@ Deno.test("Inotify: wakes an epoll when a file arrives, and is quiet once draine
     Deno.writeTextFileSync(`${directory}/a.tmp`, "");
     Deno.renameSync(`${directory}/a.tmp`, `${directory}/a`);
     assertEquals((await epoll.wait(1000)).map(({ fd }) => fd), [inotify.fd]);
-    inotify.drain();
+    assertEquals(inotify.drain(), new Set(["a"]));
     assertEquals(await epoll.wait(0), []);
+    assertEquals(inotify.drain(), new Set());
+    Deno.writeTextFileSync(`${directory}/other`, "");
+    Deno.removeSync(`${directory}/other`);
+    Deno.removeSync(`${directory}/a`);
+    assertEquals(inotify.drain(), new Set(["other", "a"]));
+    Deno.removeSync(directory);
+    assertEquals(inotify.drain(), undefined);
+    Deno.mkdirSync(directory);
   } finally {
     Deno.removeSync(directory, { recursive: true });
   }

@@ -15,7 +15,7 @@ export async function reboot(host: Host): Promise<void> {
     for name in $(ip netns list | cut -d' ' -f1); do ip netns delete $name; done
     for link in ignite0 br-second; do ip link delete $link 2>/dev/null || true; done
     for link in $(ip -o link show type veth | sed -n 's/^[0-9]*: \\(veth[^@:]*\\).*/\\1/p'); do
-      ip link delete $link
+      ip link delete $link 2>/dev/null || true # it goes by itself with its namespace
     done
     nft flush ruleset
     sysctl -qw net.ipv4.ip_forward=0
