@@ -77,6 +77,25 @@ export const ATTACH_VM = {
       default: "auto",
     },
     {
+      name: "isolated",
+      help: "let nothing pass between the guest and the other VMs and containers of its network; " +
+        "the host, and what is routed, stay",
+    },
+    { name: "no-isolated", help: "let it pass again (default)" },
+    {
+      name: "deny-egress",
+      metavar: "CIDR",
+      repeat: true,
+      help: "drop the guest's new connections to there by way of the host, whose own addresses " +
+        "count: 169.254.169.254/32, where clouds keep secrets; none clears them",
+    },
+    {
+      name: "allow-egress",
+      metavar: "CIDR",
+      repeat: true,
+      help: "an exception of --deny-egress; the longest prefix decides; none clears them",
+    },
+    {
       name: "no-antispoof",
       help: "let the guest send in the name of other MACs and addresses, and router advertisements",
     },
@@ -157,6 +176,10 @@ const SHAPING = [
   "mode",
   "no-antispoof",
   "antispoof",
+  "isolated",
+  "no-isolated",
+  "deny-egress",
+  "allow-egress",
   "plugins",
   "firewall",
 ] as const satisfies readonly (keyof AttachFlags)[];
@@ -263,7 +286,7 @@ async function refuseForSeveral(
 
 function shape(flags: ShapingFlags): Omit<AttachRequest, "name"> {
   return withoutUndefined({
-    ports: portsOf(flags.ports),
+    ports: listOrNone("ports", flags.ports),
     ip: flags.ip,
     mac: flags.mac,
     mtu: flags.mtu === undefined ? undefined : wholeNumber("--mtu", flags.mtu),
@@ -273,6 +296,9 @@ function shape(flags: ShapingFlags): Omit<AttachRequest, "name"> {
     mode: flags.mode,
     antispoof: eitherOf(flags, "antispoof", "no-antispoof"),
     firewall: flags.firewall,
+    isolated: eitherOf(flags, "isolated", "no-isolated"),
+    denyEgress: listOrNone("deny-egress", flags["deny-egress"]),
+    allowEgress: listOrNone("allow-egress", flags["allow-egress"]),
     networks: flags.network.length === 0 ? undefined : flags.network,
   });
 }
@@ -305,10 +331,17 @@ async function readRequests(
   });
 }
 
-function portsOf(texts: readonly string[]): readonly string[] | "none" | undefined {
+/** What a repeated flag lists; `none` stands alone. */
+function listOrNone(
+  name: string,
+  texts: readonly string[],
+): readonly string[] | "none" | undefined {
   if (!texts.includes("none")) return texts.length === 0 ? undefined : texts;
   if (texts.length > 1) {
-    throw new InputError("--ports none does not go with other ports", { mend: "use one of them" });
+    const others = name === "ports" ? "ports" : "prefixes";
+    throw new InputError(`--${name} none does not go with other ${others}`, {
+      mend: "use one of them",
+    });
   }
   return "none";
 }

@@ -7,6 +7,9 @@
 import { describe, InputError } from "../errors.ts";
 import { type Flags, flagValues, nearest, type Option } from "./args.ts";
 
+/** The keys whose lists may be cleared. */
+const CLEARED: readonly string[] = ["ports", "deny-egress", "allow-egress"];
+
 /** One line: the VM's name and the flags it gives. */
 export interface VmLine<O extends readonly Option[]> {
   /** For messages: `"vms.jsonl line 3"`. */
@@ -103,10 +106,10 @@ function switched(key: string, value: unknown): readonly string[] {
   });
 }
 
-/** An empty list of ports says that there are to be none. */
+/** An empty list says that there are to be none. */
 function texts(key: string, value: unknown): readonly string[] {
   const list: readonly unknown[] = Array.isArray(value) ? value : [value];
-  if (key === "ports" && list.length === 0) return ["none"];
+  if (CLEARED.includes(key) && list.length === 0) return ["none"];
   return list.map((item) => {
     if (typeof item === "string" && item !== "" || typeof item === "number") return String(item);
     throw new InputError(`${JSON.stringify(key)} holds ${JSON.stringify(item)}`, {

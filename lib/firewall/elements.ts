@@ -1,29 +1,34 @@
 /**
- * Elements and rules of tapkit's table as netlink has them, pure.
+ * Elements and rules of tapkit's tables as netlink has them, pure.
  *
  * @module
  */
 
 import { bytesToIp, ipToBytes } from "../inet/ip.ts";
+import { formatMac, parseMac } from "../inet/mac.ts";
 import { nfgenmsg, NFGENMSG_LEN } from "../netlink/conntrack.ts";
 import { align, Decoder, Encoder, NLA } from "../netlink/wire.ts";
 import {
   type Element,
   type Field,
+  MAIN_TABLE,
   type RuleMark,
   setDefinition,
   type SetName,
-  TABLE,
+  type Table,
 } from "./ruleset.ts";
 
 /** linux/netfilter.h. */
-export const NFPROTO_INET = 1;
+const NFPROTO = { inet: 1, bridge: 7 } as const;
 /** linux/netfilter/nf_tables.h. */
 const NFTA_RULE = { TABLE: 1, CHAIN: 2, USERDATA: 7 } as const;
 const NFTA_SET_ELEM_LIST = { TABLE: 1, SET: 2, ELEMENTS: 3 } as const;
 const NFTA_LIST_ELEM = 1;
 const NFTA_SET_ELEM = { KEY: 1, DATA: 2, USERDATA: 6 } as const;
-const NFTA_DATA_VALUE = 1;
+const NFTA_DATA = { VALUE: 1, VERDICT: 2 } as const;
+const NFTA_VERDICT_CODE = 1;
+/** NF_DROP of linux/netfilter.h, NFT_RETURN of linux/netfilter/nf_tables.h. */
+const VERDICTS: Readonly<Record<string, number>> = { drop: 0, return: 0xffff_fffb };
 /** libnftnl/udata.h: the same number for tables, rules and elements. */
 const NFTNL_UDATA_COMMENT = 0;
 
@@ -36,13 +41,20 @@ const FIELD_SIZES: Readonly<Record<Field, number>> = {
   inet_proto: 1,
   inet_service: 2,
   ifname: 16,
+  ether_addr: 6,
+  verdict: 0,
 };
 
 const PROTOCOLS: readonly (readonly [number, string])[] = [[6, "tcp"], [17, "udp"], [132, "sctp"]];
 
-/** The payload of a request for the table's rules. */
-export function encodeRuleFilter(): Uint8Array<ArrayBuffer> {
-  return nfgenmsg(NFPROTO_INET).attrString(NFTA_RULE.TABLE, TABLE).finish();
+/** The beginning of a payload about what is in a table's family. */
+export function beginPayload({ family }: Table): Encoder {
+  return nfgenmsg(NFPROTO[family]);
+}
+
+/** The payload of a request for a table's rules. */
+export function encodeRuleFilter(table = MAIN_TABLE): Uint8Array<ArrayBuffer> {
+  return beginPayload(table).attrString(NFTA_RULE.TABLE, table.name).finish();
 }
 
 /** Reads where a rule is, and its comment. */
@@ -61,24 +73,24 @@ export function encodeElements(
   set: SetName,
   elements: readonly Element[],
   content: "elements" | "keys",
+  table = MAIN_TABLE,
 ): Uint8Array<ArrayBuffer> {
-  const { key: keyFields, value: valueFields } = setDefinition(set);
+  const { key: keyFields, value: valueFields } = setDefinition(set, table);
   const nested = (type: number) => type | NLA.F_NESTED;
-  const payload = encodeSet(set);
+  const payload = encodeSet(set, table);
   payload.attrNested(nested(NFTA_SET_ELEM_LIST.ELEMENTS), (list) => {
     for (const { key, value, owner } of elements) {
       list.attrNested(nested(NFTA_LIST_ELEM), (entry) => {
         entry.attrNested(
           nested(NFTA_SET_ELEM.KEY),
           (data) =>
-            data.attrNested(NFTA_DATA_VALUE, (fields) => writeFields(fields, keyFields, key)),
+            data.attrNested(NFTA_DATA.VALUE, (fields) => writeFields(fields, keyFields, key)),
         );
         if (content === "keys") return;
         if (value !== undefined && valueFields !== undefined) {
           entry.attrNested(
             nested(NFTA_SET_ELEM.DATA),
-            (data) =>
-              data.attrNested(NFTA_DATA_VALUE, (fields) => writeFields(fields, valueFields, value)),
+            (data) => writeData(data, valueFields, value),
           );
         }
         entry.attrNested(NFTA_SET_ELEM.USERDATA, (userdata) => writeComment(userdata, owner));
@@ -88,28 +100,40 @@ export function encodeElements(
   return payload.finish();
 }
 
+function writeData(data: Encoder, fields: readonly Field[], value: readonly string[]): void {
+  if (fields[0] === "verdict") {
+    data.attrNested(NFTA_DATA.VERDICT | NLA.F_NESTED, (verdict) => {
+      verdict.attrU32be(NFTA_VERDICT_CODE, VERDICTS[value[0]!]!);
+    });
+  } else data.attrNested(NFTA_DATA.VALUE, (written) => writeFields(written, fields, value));
+}
+
 /** The beginning of a payload about a set. */
-export function encodeSet(set: SetName): Encoder {
-  return nfgenmsg(NFPROTO_INET)
-    .attrString(NFTA_SET_ELEM_LIST.TABLE, TABLE)
+export function encodeSet(set: SetName, table = MAIN_TABLE): Encoder {
+  return beginPayload(table)
+    .attrString(NFTA_SET_ELEM_LIST.TABLE, table.name)
     .attrString(NFTA_SET_ELEM_LIST.SET, set);
 }
 
 /** Reads a message of elements. Those of another layout than the set's are left out. */
-export function decodeElements(set: SetName, payload: Uint8Array): Element[] {
+export function decodeElements(
+  set: SetName,
+  payload: Uint8Array,
+  table = MAIN_TABLE,
+): Element[] {
   const elements: Element[] = [];
   for (const { type, value } of new Decoder(payload).skip(NFGENMSG_LEN).attributes()) {
     if (type !== NFTA_SET_ELEM_LIST.ELEMENTS) continue;
     for (const entry of value.attributes()) {
-      const element = decodeElement(set, entry.value);
+      const element = decodeElement(set, entry.value, table);
       if (element !== undefined) elements.push(element);
     }
   }
   return elements;
 }
 
-function decodeElement(set: SetName, entry: Decoder): Element | undefined {
-  const definition = setDefinition(set);
+function decodeElement(set: SetName, entry: Decoder, table: Table): Element | undefined {
+  const definition = setDefinition(set, table);
   let key: string[] | undefined;
   let value: string[] | undefined;
   let owner = "";
@@ -127,7 +151,14 @@ function decodeElement(set: SetName, entry: Decoder): Element | undefined {
 }
 
 function decodeData(fields: readonly Field[], data: Decoder): string[] | undefined {
-  const value = data.attributes().find(({ type }) => type === NFTA_DATA_VALUE)?.value;
+  const attributes = data.attributes();
+  if (fields[0] === "verdict") {
+    const verdict = attributes.find(({ type }) => type === NFTA_DATA.VERDICT)?.value.attributes();
+    const code = verdict?.find(({ type }) => type === NFTA_VERDICT_CODE)?.value.asU32be();
+    const name = Object.keys(VERDICTS).find((name) => VERDICTS[name] === code);
+    return name === undefined ? undefined : [name];
+  }
+  const value = attributes.find(({ type }) => type === NFTA_DATA.VALUE)?.value;
   return value === undefined ? undefined : decodeFields(fields, value.asBytes());
 }
 
@@ -145,6 +176,11 @@ function writeFields(encoder: Encoder, fields: readonly Field[], texts: readonly
       case "ipv4_addr":
       case "ipv6_addr":
         encoder.bytes(ipToBytes(text));
+        break;
+      case "ether_addr":
+        encoder.bytes(parseMac(text)).zero(2);
+        break;
+      case "verdict":
         break;
       case "inet_proto":
         encoder.u8(PROTOCOLS.find(([, name]) => name === text)?.[0] ?? 0).zero(3);
@@ -179,6 +215,10 @@ export function decodeFields(fields: readonly Field[], bytes: Uint8Array): strin
       case "ipv4_addr":
       case "ipv6_addr":
         return bytesToIp(content);
+      case "ether_addr":
+        return formatMac(content);
+      case "verdict":
+        return "";
       case "inet_proto":
         return PROTOCOLS.find(([number]) => number === content[0])?.[1] ?? `${content[0]}`;
       case "inet_service":

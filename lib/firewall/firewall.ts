@@ -13,6 +13,7 @@ import { NetlinkError } from "../netlink/errors.ts";
 import { type FlowChange, flowIsStale, flowMatches } from "./flows.ts";
 import { NftablesError } from "./libnftables.ts";
 import { type GuestRules, validateRules } from "./model.ts";
+import type { PolicyStore } from "./policy.ts";
 import type { ElementStore, FirewallKind } from "./store.ts";
 import {
   type Element,
@@ -52,6 +53,7 @@ const ATTEMPTS = 3;
  */
 export class Firewall implements Disposable {
   readonly #store: ElementStore;
+  readonly #policies: PolicyStore;
   readonly #netfilter: NetlinkConnection;
   readonly #route: NetlinkConnection;
   /** Changes whose tracked connections have not been looked for yet. */
@@ -63,13 +65,15 @@ export class Firewall implements Disposable {
   /** @param store closed with this, as the connections are; all of one namespace */
   constructor(
     store: ElementStore,
-    { netfilter, route, mixed }: {
+    { policies, netfilter, route, mixed }: {
+      readonly policies: PolicyStore;
       readonly netfilter: NetlinkConnection;
       readonly route: NetlinkConnection;
       readonly mixed: boolean;
     },
   ) {
     this.#store = store;
+    this.#policies = policies;
     this.#netfilter = netfilter;
     this.#route = route;
     this.mixed = mixed;
@@ -90,12 +94,15 @@ export class Firewall implements Disposable {
    */
   add(rules: GuestRules): boolean {
     const wanted = validateRules(rules);
-    return this.#apply({
+    // What drops is there before anything is let in.
+    const policed = this.#policies.replace(undefined, wanted);
+    const added = this.#apply({
       owner: wanted.owner,
       unwanted: [],
       wanted: elementsOf(wanted),
       leaving: [],
     });
+    return policed || added;
   }
 
   /**
@@ -110,12 +117,14 @@ export class Firewall implements Disposable {
     const [before, after] = [validateRules(old), validateRules(wanted)];
     const elements = elementsOf(after);
     const kept = new Set(elements.map(elementId));
-    return this.#apply({
+    const policed = this.#policies.replace(before, after);
+    const replaced = this.#apply({
       owner: after.owner,
       unwanted: elementsOf(before).filter((element) => !kept.has(elementId(element))),
       wanted: elements,
       leaving: before.addresses.filter((address) => !after.addresses.includes(address)),
     });
+    return policed || replaced;
   }
 
   /**
@@ -125,9 +134,15 @@ export class Firewall implements Disposable {
    * @returns whether anything was removed
    */
   remove(rules: GuestRules): boolean {
-    const { owner, addresses, ...rest } = validateRules(rules);
-    const unwanted = elementsOf({ owner, addresses, ...rest });
-    return this.#apply({ owner, unwanted, wanted: [], leaving: addresses });
+    const unwanted = validateRules(rules);
+    const { owner, addresses } = unwanted;
+    const removed = this.#apply({
+      owner,
+      unwanted: elementsOf(unwanted),
+      wanted: [],
+      leaving: addresses,
+    });
+    return this.#policies.replace(unwanted, undefined) || removed;
   }
 
   /**
@@ -149,13 +164,18 @@ export class Firewall implements Disposable {
    */
   removeOwner(owner: string): boolean {
     const rules = this.listGuests().find((guest) => guest.owner === owner);
-    return rules === undefined ? false : this.remove(rules);
+    const removed = rules === undefined ? false : this.remove(rules);
+    return this.#policies.removeOwner(owner) || removed;
   }
 
   /** Compares a guest's rules with the kernel's; returns a sentence for each difference. */
   check(rules: GuestRules): string[] {
-    const wanted = elementsOf(validateRules(rules));
-    const problems = [...this.#store.look(familiesOf(wanted)).problems];
+    const valid = validateRules(rules);
+    const wanted = elementsOf(valid);
+    const problems = [
+      ...this.#policies.check(valid),
+      ...this.#store.look(familiesOf(wanted)).problems,
+    ];
     const present = this.#store.read(wanted);
     const kind = this.#store.kind;
     for (const element of wanted) {
@@ -171,7 +191,10 @@ export class Firewall implements Disposable {
     return problems;
   }
 
-  /** The guests whose rules the kernel has. Ranges come as single ports, `forward` as true. */
+  /**
+   * The guests whose rules the kernel has. Ranges come as single ports, `forward` as true, and
+   * policies not at all.
+   */
   listGuests(): GuestRules[] {
     return rulesOf(this.#store.readSets(SET_NAMES).filter(({ owner }) => owner !== ""));
   }

@@ -14,25 +14,27 @@ import { AF, NLM_F } from "../netlink/message.ts";
 import { Decoder, Encoder } from "../netlink/wire.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
 import {
+  beginPayload,
   decodeComment,
   decodeElements,
   decodeRuleMark,
   encodeElements,
   encodeRuleFilter,
   encodeSet,
-  NFPROTO_INET,
 } from "./elements.ts";
 import { Nftables } from "./libnftables.ts";
 import {
   type Element,
   elementId,
+  MAIN_TABLE,
+  marksOf,
   planAdd,
   planDropTable,
   planTable,
-  RULE_MARKS,
   type RuleMark,
   type SetName,
-  TABLE,
+  type Table,
+  tableLabel,
 } from "./ruleset.ts";
 import type { ElementStore, NftTable, StoreState } from "./store.ts";
 
@@ -57,39 +59,41 @@ const SINGLE_READS = 32;
 /** Elements to a message, whose list takes 64 KiB at most. */
 const ELEMENTS_PER_MESSAGE = 256;
 
-/** tapkit's table in one network namespace. */
+/** One of tapkit's tables in one network namespace. */
 export class NftStore implements ElementStore {
   readonly kind = "nftables";
   readonly #netns: Netns;
   readonly #nl: NetlinkConnection;
+  readonly #table: Table;
 
   /**
    * @param netns where the table is; closed with this
    * @param nl of that namespace; its caller closes it
    */
-  constructor(netns: Netns, nl: NetlinkConnection) {
+  constructor(netns: Netns, nl: NetlinkConnection, table = MAIN_TABLE) {
     this.#netns = netns;
     this.#nl = nl;
+    this.#table = table;
   }
 
   exists(): boolean {
-    return readTableComment(this.#nl) !== undefined;
+    return readTableComment(this.#nl, this.#table) !== undefined;
   }
 
   generation(): string | undefined {
     // Before Linux 5.10 tables had no comments.
-    return readTableComment(this.#nl) || undefined;
+    return readTableComment(this.#nl, this.#table) || undefined;
   }
 
   look(): StoreState {
-    let lacking = lackingRules(readRuleMarks(this.#nl));
+    let lacking = this.#lackingRules();
     if (lacking.length === 0) return { exists: true, intact: true, problems: [] };
-    const table = `the nftables table "inet ${TABLE}"`;
+    const table = `the ${tableLabel(this.#table)}`;
     if (!this.exists()) {
       return { exists: false, intact: false, problems: [`${table} is missing`] };
     }
     // Another process may have made it, rules and all, since they were looked for.
-    lacking = lackingRules(readRuleMarks(this.#nl));
+    lacking = this.#lackingRules();
     return {
       exists: true,
       intact: lacking.length === 0,
@@ -98,39 +102,39 @@ export class NftStore implements ElementStore {
   }
 
   read(elements: readonly Element[]): Map<string, Element> {
-    return readElements(this.#nl, elements);
+    return readElements(this.#nl, elements, this.#table);
   }
 
   readSets(sets: readonly SetName[]): Element[] {
-    return sets.flatMap((set) => readSet(this.#nl, set));
+    return sets.flatMap((set) => readSet(this.#nl, set, this.#table));
   }
 
   change(
     change: { readonly remove: readonly Element[]; readonly add: readonly Element[] },
     owner: string,
   ): void {
-    changeElements(this.#nl, change, owner);
+    changeElements(this.#nl, change, owner, this.#table);
   }
 
   remake(elements: readonly Element[], { exists }: StoreState): void {
-    const drop = exists ? planDropTable() : "";
+    const drop = exists ? planDropTable(this.#table) : "";
     using nft = withNetns(this.#netns, () => Nftables.open());
-    const table = planTable(crypto.randomUUID());
-    nft.run(drop + table + planAdd(elements), `make the table "inet ${TABLE}"`);
+    const table = planTable(crypto.randomUUID(), this.#table) + planAdd(elements, this.#table);
+    nft.run(drop + table, `make the ${tableLabel(this.#table)}`);
   }
 
   delete(): void {
-    deleteTable(this.#nl);
+    deleteTable(this.#nl, this.#table);
   }
 
   [Symbol.dispose](): void {
     this.#netns[Symbol.dispose]();
   }
-}
 
-function lackingRules(marks: readonly RuleMark[]): string[] {
-  const present = new Set(marks.map(markText));
-  return RULE_MARKS.map(markText).filter((mark) => !present.has(mark));
+  #lackingRules(): string[] {
+    const present = new Set(readRuleMarks(this.#nl, this.#table).map(markText));
+    return marksOf(this.#table).map(markText).filter((mark) => !present.has(mark));
+  }
 }
 
 function markText({ chain, comment }: RuleMark): string {
@@ -191,13 +195,13 @@ export function chainExists(nl: NetlinkConnection, { family, name }: NftTable, c
 }
 
 /** The table's comment, `""` where it has none; undefined where there is no table. */
-function readTableComment(nl: NetlinkConnection): string | undefined {
-  const payload = nfgenmsg(NFPROTO_INET).attrString(NFTA_TABLE.NAME, TABLE).finish();
+function readTableComment(nl: NetlinkConnection, table: Table): string | undefined {
+  const payload = beginPayload(table).attrString(NFTA_TABLE.NAME, table.name).finish();
   const found = tolerateAbsence(() =>
     nl.query(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETTABLE), payload, {
       op: "NFT_MSG_GETTABLE",
       action: "look up",
-      object: `nftables table "inet ${TABLE}"`,
+      object: tableLabel(table),
     })
   );
   if (found === undefined) return undefined;
@@ -207,46 +211,47 @@ function readTableComment(nl: NetlinkConnection): string | undefined {
 }
 
 /** The table's rules, by their comments; none where there is no table. */
-function readRuleMarks(nl: NetlinkConnection): RuleMark[] {
+function readRuleMarks(nl: NetlinkConnection, table: Table): RuleMark[] {
   const messages = tolerateAbsence(() =>
-    nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETRULE), encodeRuleFilter(), {
+    nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETRULE), encodeRuleFilter(table), {
       op: "NFT_MSG_GETRULE",
       action: "list",
-      object: `rules of nftables table "inet ${TABLE}"`,
+      object: `rules of ${tableLabel(table)}`,
     })
   );
   return (messages ?? []).map(({ payload }) => decodeRuleMark(payload))
-    .filter(({ table }) => table === TABLE);
+    .filter((mark) => mark.table === table.name);
 }
 
 /** All elements of a set; none where the set or the table is not there. */
-function readSet(nl: NetlinkConnection, set: SetName): Element[] {
+function readSet(nl: NetlinkConnection, set: SetName, table: Table): Element[] {
   const messages = tolerateAbsence(() =>
-    nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETSETELEM), encodeSet(set).finish(), {
+    nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETSETELEM), encodeSet(set, table).finish(), {
       op: "NFT_MSG_GETSETELEM",
       action: "list",
       object: `nftables set "${set}"`,
     })
   );
-  return (messages ?? []).flatMap(({ payload }) => decodeElements(set, payload));
+  return (messages ?? []).flatMap(({ payload }) => decodeElements(set, payload, table));
 }
 
 /** Those of the elements whose keys the kernel has, as it has them, by {@linkcode elementId}. */
 function readElements(
   nl: NetlinkConnection,
   elements: readonly Element[],
+  table: Table,
 ): Map<string, Element> {
   const found = elements.length > SINGLE_READS
-    ? [...new Set(elements.map(({ set }) => set))].flatMap((set) => readSet(nl, set))
-    : elements.flatMap((element) => readElement(nl, element) ?? []);
+    ? [...new Set(elements.map(({ set }) => set))].flatMap((set) => readSet(nl, set, table))
+    : elements.flatMap((element) => readElement(nl, element, table) ?? []);
   return new Map(found.map((element) => [elementId(element), element]));
 }
 
-function readElement(nl: NetlinkConnection, element: Element): Element | undefined {
+function readElement(nl: NetlinkConnection, element: Element, table: Table): Element | undefined {
   const message = tolerateAbsence(() =>
     nl.query(
       nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETSETELEM),
-      encodeElements(element.set, [element], "keys"),
+      encodeElements(element.set, [element], "keys", table),
       {
         op: "NFT_MSG_GETSETELEM",
         action: "look up",
@@ -254,7 +259,7 @@ function readElement(nl: NetlinkConnection, element: Element): Element | undefin
       },
     )
   );
-  return message && decodeElements(element.set, message.payload)[0];
+  return message && decodeElements(element.set, message.payload, table)[0];
 }
 
 /**
@@ -270,22 +275,23 @@ function changeElements(
   nl: NetlinkConnection,
   change: { readonly remove: readonly Element[]; readonly add: readonly Element[] },
   owner: string,
+  table: Table,
 ): void {
   const requests = [
-    ...elementRequests(NFT_MSG.DELSETELEM, 0, change.remove),
-    ...elementRequests(NFT_MSG.NEWSETELEM, NLM_F.CREATE, change.add),
+    ...elementRequests(NFT_MSG.DELSETELEM, 0, change.remove, table),
+    ...elementRequests(NFT_MSG.NEWSETELEM, NLM_F.CREATE, change.add, table),
   ];
   commit(nl, requests, { op: "nf_tables", action: "change", object: `the rules of ${owner}` });
 }
 
 /** Deletes the table with all that is in it. */
-function deleteTable(nl: NetlinkConnection): void {
+function deleteTable(nl: NetlinkConnection, table: Table): void {
   const type = nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELTABLE);
-  const payload = nfgenmsg(NFPROTO_INET).attrString(NFTA_TABLE.NAME, TABLE).finish();
+  const payload = beginPayload(table).attrString(NFTA_TABLE.NAME, table.name).finish();
   commit(nl, [{ type, flags: NLM_F.ACK, payload }], {
     op: "NFT_MSG_DELTABLE",
     action: "delete",
-    object: `nftables table "inet ${TABLE}"`,
+    object: tableLabel(table),
   });
 }
 
@@ -293,13 +299,15 @@ function elementRequests(
   message: number,
   flags: number,
   elements: readonly Element[],
+  table: Table,
 ): BatchedRequest[] {
   const requests: BatchedRequest[] = [];
   const type = nfnlType(NFNL_SUBSYS.NFTABLES, message);
   const content = message === NFT_MSG.NEWSETELEM ? "elements" : "keys";
   for (const [set, own] of Map.groupBy(elements, ({ set }) => set)) {
     for (let start = 0; start < own.length; start += ELEMENTS_PER_MESSAGE) {
-      const payload = encodeElements(set, own.slice(start, start + ELEMENTS_PER_MESSAGE), content);
+      const part = own.slice(start, start + ELEMENTS_PER_MESSAGE);
+      const payload = encodeElements(set, part, content, table);
       requests.push({ type, flags: flags | NLM_F.ACK, payload });
     }
   }

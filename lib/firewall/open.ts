@@ -11,6 +11,7 @@ import { Firewall } from "./firewall.ts";
 import { chainExists, listTables, NftStore } from "./kernel.ts";
 import { hasLibnftables } from "./libnftables.ts";
 import { TABLE } from "./ruleset.ts";
+import { PolicyStore } from "./policy.ts";
 import type { FirewallKind, NftTable, Survey } from "./store.ts";
 
 /** The chain that tapkit has in iptables wherever it has any. */
@@ -42,7 +43,12 @@ export async function openFirewall({ kind, netns: at }: OpenOptions = {}): Promi
     ? hasIptables(survey, netfilter)
     : survey.tables?.some(isOwnTable);
   stack.move();
-  return new Firewall(store, { netfilter, route, mixed: mixed ?? false });
+  return new Firewall(store, {
+    policies: new PolicyStore(netns, netfilter),
+    netfilter,
+    route,
+    mixed: mixed ?? false,
+  });
 }
 
 /** Whether iptables has chains of tapkit's, or may have: the old tables are not looked into. */

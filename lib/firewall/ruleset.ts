@@ -21,10 +21,18 @@ import type { GuestRules } from "./model.ts";
 export const TABLE = "tapkit";
 
 /** How a field of a key or value is stored: padded to four bytes, numbers in network order. */
-export type Field = "ipv4_addr" | "ipv6_addr" | "inet_proto" | "inet_service" | "ifname";
+export type Field =
+  | "ipv4_addr"
+  | "ipv6_addr"
+  | "inet_proto"
+  | "inet_service"
+  | "ifname"
+  | "ether_addr"
+  /** Stands alone: `"drop"` or `"return"`. */
+  | "verdict";
 
 /** A set, or a map where it has values. */
-interface SetDefinition {
+export interface SetDefinition {
   readonly key: readonly Field[];
   readonly value?: readonly Field[];
 }
@@ -51,16 +59,26 @@ export const SETS = {
   private6: { key: ["ipv6_addr"] },
 } as const satisfies Readonly<Record<string, SetDefinition>>;
 
+type MainSetName = keyof typeof SETS;
+
+/** The sets and maps of the tables that are made only where a guest has a policy. */
+export type PolicySetName =
+  | "isolated_ports"
+  | "isolated_macs"
+  | "isolated_senders"
+  | "isolated_pairs"
+  | "isolated_links"
+  | `isolated_guests${Family}`
+  | `isolated_selves${Family}`
+  | "restricted"
+  | `egress_hosts${Family}`
+  | `egress_prefixes${Family}`;
+
 /** The name of a set or map. */
-export type SetName = keyof typeof SETS;
+export type SetName = MainSetName | PolicySetName;
 
-/** Their names. */
-export const SET_NAMES = Object.keys(SETS) as SetName[];
-
-/** What a set or map consists of. */
-export function setDefinition(set: SetName): SetDefinition {
-  return SETS[set];
-}
+/** Those of the table that every guest has elements in. */
+export const SET_NAMES = Object.keys(SETS) as MainSetName[];
 
 /** One element. `key` and `value` are its fields, written canonically. */
 export interface Element {
@@ -71,7 +89,8 @@ export interface Element {
   readonly owner: string;
 }
 
-interface Chain {
+/** A chain of a table, and its rules. */
+export interface Chain {
   readonly name: string;
   /** Where it is hooked; a chain without is jumped to. */
   readonly hook?: string;
@@ -146,6 +165,16 @@ const CHAINS: readonly Chain[] = [
   },
 ];
 
+/** A table of tapkit's. */
+export interface Table {
+  readonly family: "inet" | "bridge";
+  readonly name: string;
+  readonly sets: Readonly<Partial<Record<SetName, SetDefinition>>>;
+  readonly chains: readonly Chain[];
+  /** What tells it from the same table of another version of tapkit. */
+  readonly layout: string;
+}
+
 /** A rule as it is recognised in the kernel. */
 export interface RuleMark {
   readonly chain: string;
@@ -163,61 +192,93 @@ export function layoutText(): string {
   return JSON.stringify([SETS, CHAINS]);
 }
 
-/** All rules in the kernel's order. The first one's comment tells the table's layout. */
-export const RULE_MARKS: readonly RuleMark[] = CHAINS.flatMap(({ name, rules }, index) =>
-  rules.map(([comment], position) => ({
-    chain: name,
-    comment: index + position === 0 ? `${comment}, layout ${LAYOUT}` : comment,
-  }))
-);
+/** The table that every guest has elements in. */
+export const MAIN_TABLE: Table = {
+  family: "inet",
+  name: TABLE,
+  sets: SETS,
+  chains: CHAINS,
+  layout: LAYOUT,
+};
+
+/** All rules of a table in the kernel's order. The first one's comment tells the layout. */
+export function marksOf({ chains, layout }: Table): RuleMark[] {
+  return chains.flatMap(({ name, rules }, index) =>
+    rules.map(([comment], position) => ({
+      chain: name,
+      comment: index + position === 0 ? `${comment}, layout ${layout}` : comment,
+    }))
+  );
+}
+
+/** Those of the table that every guest has elements in. */
+export const RULE_MARKS: readonly RuleMark[] = marksOf(MAIN_TABLE);
+
+/** What a set or map of a table consists of. */
+export function setDefinition(set: SetName, table = MAIN_TABLE): SetDefinition {
+  return table.sets[set]!;
+}
+
+/** The names of a table's sets and maps. */
+export function setNames({ sets }: Table): SetName[] {
+  return Object.keys(sets) as SetName[];
+}
+
+/** What errors and sentences call a table. */
+export function tableLabel({ family, name }: Table): string {
+  return `nftables table "${family} ${name}"`;
+}
 
 /**
- * The commands that make the table, without elements. They fail when it is there already.
+ * The commands that make a table, without elements. They fail when it is there already.
  *
  * @param generation the table's comment, which tells it from every other that was or will be
  */
-export function planTable(generation: string): string {
+export function planTable(generation: string, table = MAIN_TABLE): string {
+  const { family, name } = table;
   // `table … {` alone would add the rules once more.
   const lines = [
-    `create table inet ${TABLE} { comment "${generation}"; }`,
-    `table inet ${TABLE} {`,
+    `create table ${family} ${name} { comment "${generation}"; }`,
+    `table ${family} ${name} {`,
   ];
-  for (const name of SET_NAMES) {
-    const { key, value } = setDefinition(name);
+  for (const set of setNames(table)) {
+    const { key, value } = setDefinition(set, table);
     const type = key.join(" . ") + (value === undefined ? "" : ` : ${value.join(" . ")}`);
-    lines.push(`${value === undefined ? "set" : "map"} ${name} { type ${type}; }`);
+    lines.push(`${value === undefined ? "set" : "map"} ${set} { type ${type}; }`);
   }
+  const marks = marksOf(table);
   let rule = 0;
-  for (const { name, hook, rules } of CHAINS) {
+  for (const { name, hook, rules } of table.chains) {
     lines.push(`chain ${name} {`);
     if (hook !== undefined) lines.push(`type ${hook}; policy accept;`);
-    for (const [, text] of rules) lines.push(`${text} comment "${RULE_MARKS[rule++]!.comment}"`);
+    for (const [, text] of rules) lines.push(`${text} comment "${marks[rule++]!.comment}"`);
     lines.push("}");
   }
   lines.push("}");
   return `${lines.join("\n")}\n`;
 }
 
-/** The commands that take the table away, whether it is there or not. */
-export function planDropTable(): string {
-  return `add table inet ${TABLE}\ndelete table inet ${TABLE}\n`;
+/** The commands that take a table away, whether it is there or not. */
+export function planDropTable({ family, name } = MAIN_TABLE): string {
+  return `add table ${family} ${name}\ndelete table ${family} ${name}\n`;
 }
 
-/** The commands that add elements. */
-export function planAdd(elements: readonly Element[]): string {
+/** The commands that add elements to a table. */
+export function planAdd(elements: readonly Element[], table = MAIN_TABLE): string {
   let commands = "";
-  for (const set of SET_NAMES) {
+  for (const set of setNames(table)) {
     const texts = elements.filter((element) => element.set === set).map((element) => {
       const value = element.value === undefined ? "" : ` : ${element.value.join(" . ")}`;
-      return `${keyText(element)} comment "${element.owner}"${value}`;
+      return `${keyText(element, table)} comment "${element.owner}"${value}`;
     });
-    if (texts.length > 0) commands += `add element inet ${TABLE} ${set} { ${texts.join(", ")} }\n`;
+    if (texts.length === 0) continue;
+    commands += `add element ${table.family} ${table.name} ${set} { ${texts.join(", ")} }\n`;
   }
   return commands;
 }
 
-function keyText({ set, key }: Element): string {
-  const fields = setDefinition(set).key;
+function keyText({ set, key }: Element, table: Table): string {
+  const fields = setDefinition(set, table).key;
   return key.map((text, index) => fields[index] === "ifname" ? `"${text}"` : text).join(" . ");
 }
 

@@ -31,7 +31,8 @@ import { checkAttachment } from "./check.ts";
 import { planNetworks } from "./networks.ts";
 import { allPorts, bindToFamilies, hasPorts, portOwners, reservePorts } from "./ports.ts";
 import { removeAttachment, removeMade } from "./remove.ts";
-import { mergeRequest, resolveOwner, validateAttach } from "./request.ts";
+import { recordedPolicy, samePolicy, withPolicy } from "./policy.ts";
+import { mergeRequest, resolveOwner, validateAttach, validatePolicy } from "./request.ts";
 import { hostResolvers, isReachable } from "./resolvers.ts";
 import { type Host, openHost } from "./session.ts";
 import {
@@ -136,6 +137,7 @@ async function attachAgain(
   request: AttachRequest,
 ): Promise<StoredRecord> {
   const wanted = mergeRequest(old, request);
+  validatePolicy(wanted);
   if (old.made.rulesInDoubt) await dropRules(host, old);
   const differences = await checkAttachment(old, host);
   for (const problem of Object.values(differences).flat()) host.note(`mending: ${problem}`);
@@ -145,7 +147,8 @@ async function attachAgain(
     : differences.guards.length > 0 || changesAntispoof(old, wanted)
     ? await reguard(host, old, wanted)
     : old;
-  if (differences.firewall.length === 0 && hasPorts(record, wanted)) {
+  const same = hasPorts(record, wanted) && samePolicy(record.made.request, wanted);
+  if (differences.firewall.length === 0 && same) {
     // A process that was killed may have left this for later.
     const firewall = await host.session.firewall(firewallOf(record.made));
     for (const guest of record.made.guests) firewall.endStaleFlows(guest);
@@ -246,11 +249,15 @@ async function changeRules(
     ? owners.attach
     : bindToFamilies(reservePorts(host, firewall, wanted, old), rules?.addresses ?? []);
   const ports = allPorts({ ...owners, attach });
-  const guests = old.made.guests.map((guest, index) => index === 0 ? { ...guest, ports } : guest);
+  const mapped = old.made.guests.map((guest, index) => index === 0 ? { ...guest, ports } : guest);
+  const guests = samePolicy(old.made.request, wanted)
+    ? mapped
+    : policedGuests(host, old, mapped, wanted);
   const { rulesInDoubt: _, ...made } = old.made;
   const record: StoredRecord = {
-    ...old,
+    ...withoutPolicy(old),
     ports,
+    ...recordedPolicy(wanted),
     made: { ...made, ...ownersOf(old, attach), request: wanted, guests },
   };
   const undo = new UndoStack();
@@ -270,6 +277,24 @@ async function changeRules(
   }
 }
 
+/** An attached VM's rules with another policy. */
+function policedGuests(
+  { session, note }: Host,
+  { netns: path, interfaces }: StoredRecord,
+  guests: readonly GuestRules[],
+  wanted: AttachRequest,
+): GuestRules[] {
+  using netns = openNetns(path);
+  using vmNl = withNetns(netns, () => NetlinkConnection.open());
+  const ends = { hostNl: session.nl, vmNl, note };
+  return guests.map((guest, index) => withPolicy(guest, interfaces[index]!, wanted, ends));
+}
+
+function withoutPolicy(record: StoredRecord): StoredRecord {
+  const { isolated: _, denyEgress: __, allowEgress: ___, ...rest } = record;
+  return rest;
+}
+
 /**
  * Attaches a VM of which nothing is there.
  *
@@ -281,6 +306,7 @@ async function attachAnew(
   request: AttachRequest,
   old?: StoredRecord,
 ): Promise<StoredRecord> {
+  validatePolicy(request);
   const { name } = request;
   const undo = new UndoStack();
   using stack = new DisposableStack();
@@ -328,10 +354,12 @@ async function attachAnew(
 
     const attach = bindToFamilies(ports, addressesOf(interfaces[0]));
     const bound = old === undefined ? attach : allPorts({ ...portOwners(old), attach });
-    const guests = added.map(({ guest }, index): GuestRules => ({
-      ...guest ?? plainRules(`${name}/${interfaces[index]!.name}`, interfaces[index]!),
-      ports: index === 0 ? bound : [],
-    }));
+    const guests = added.map(({ guest }, index): GuestRules => {
+      const link = interfaces[index]!;
+      const rules = guest ?? plainRules(`${name}/${link.name}`, link);
+      const ends = { hostNl, vmNl, note: host.note };
+      return withPolicy({ ...rules, ports: index === 0 ? bound : [] }, link, request, ends);
+    });
     for (const guest of guests) {
       undo.push(`the rules of ${guest.owner}`, () => {
         firewall.remove(guest);
@@ -379,6 +407,7 @@ function plannedRecord(
     interfaces: old?.interfaces ?? [],
     dns: old?.dns ?? { nameservers: [], search: [] },
     ports: old?.ports ?? [],
+    ...recordedPolicy(request),
     made: {
       phase: "attaching",
       netnsGiven: request.netns !== undefined,

@@ -30,6 +30,31 @@ export function validateAttach(request: AttachRequest): void {
   if (request.tapOwner !== undefined) resolveOwner(request.tapOwner);
   if (request.netns !== undefined) validateNetns(request.netns);
   for (const network of request.networks ?? []) validateNetworkName(network);
+  for (const prefixes of [request.denyEgress, request.allowEgress]) {
+    if (prefixes !== "none") prefixes?.forEach(parseCidr);
+  }
+  // Of an attached VM the rest may be recorded.
+  if (request.antispoof === false) validatePolicy(request);
+}
+
+/**
+ * Checks what policies go together, of a request with all that is recorded.
+ *
+ * @throws {InputError} for exceptions of nothing, and for restrictions of a guest that may send in
+ * the name of another
+ */
+export function validatePolicy({ name, antispoof, denyEgress, allowEgress }: AttachRequest): void {
+  const [denied, allowed] = [denyEgress, allowEgress].map((list) => list?.length ? list : "none");
+  if (denied === "none" && allowed !== "none") {
+    throw new InputError(`"${name}": egress is allowed where none is denied`, {
+      mend: "say with --deny-egress what it is an exception of: 0.0.0.0/0, ::/0",
+    });
+  }
+  if (denied !== "none" && antispoof === false) {
+    throw new InputError(`"${name}": a guest that may take other addresses cannot be restricted`, {
+      mend: "leave out --no-antispoof, or --deny-egress",
+    });
+  }
 }
 
 function validateMtu(mtu: number): void {

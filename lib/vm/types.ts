@@ -70,6 +70,11 @@ export interface VmRecord {
   readonly interfaces: readonly VmInterface[];
   readonly dns: VmDns;
   readonly ports: readonly PortMapping[];
+  /** Where nothing passes between the guest and the others of its networks. */
+  readonly isolated?: true;
+  /** Prefixes that the guest's new connections may not go to, and exceptions of them. */
+  readonly denyEgress?: readonly string[];
+  readonly allowEgress?: readonly string[];
 }
 
 /** What became of one VM that was to be restored: its record, or why it is not back. */
@@ -133,6 +138,15 @@ export interface AttachRequest {
   readonly networks?: readonly string[];
   /** Whether the guest's frames are held to its own MAC and addresses; true unless given. */
   readonly antispoof?: boolean;
+  /** Whether nothing may pass between the guest and the others of its networks. */
+  readonly isolated?: boolean;
+  /**
+   * Prefixes, `"169.254.169.254/32"`, that the guest's new connections may not go to; `"none"`
+   * clears them. Of these and {@linkcode allowEgress} the longest that matches decides, and of two
+   * equal ones the exception.
+   */
+  readonly denyEgress?: readonly string[] | "none";
+  readonly allowEgress?: readonly string[] | "none";
 }
 
 /** The forms a record is printed in. */

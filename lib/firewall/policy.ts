@@ -1,0 +1,122 @@
+/**
+ * Guests' policies in the kernel: isolation and egress. nftables keeps them, whatever keeps the
+ * rest of the firewall: iptables has no word for a bridge's ports without bridge-nf-call-iptables.
+ *
+ * @module
+ */
+
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import type { Netns } from "../sys/netns.ts";
+import { NftStore } from "./kernel.ts";
+import type { GuestRules } from "./model.ts";
+import {
+  bridgePolicyTable,
+  describePolicyElement,
+  inetPolicyTable,
+  policyElements,
+} from "./policy-tables.ts";
+import { type Element, elementId, setNames, type Table } from "./ruleset.ts";
+
+const TABLES = { bridge: bridgePolicyTable, inet: inetPolicyTable } as const;
+const FAMILIES = Object.keys(TABLES) as Table["family"][];
+
+/** The policies of one network namespace. A guest without one costs nothing. */
+export class PolicyStore {
+  readonly #netns: Netns;
+  readonly #nl: NetlinkConnection;
+
+  /**
+   * @param netns whose policies; its caller closes it
+   * @param nl of that namespace; its caller closes it
+   */
+  constructor(netns: Netns, nl: NetlinkConnection) {
+    this.#netns = netns;
+    this.#nl = nl;
+  }
+
+  /**
+   * Makes a guest's policy what is wanted instead of what it was. A table that is not whole is made
+   * anew, one that nobody needs is taken away.
+   *
+   * @param old absent where the guest had no rules
+   * @param wanted absent where it is to have none
+   * @returns whether anything was changed
+   */
+  replace(old: GuestRules | undefined, wanted: GuestRules | undefined): boolean {
+    const before = old && policyElements(old);
+    const after = wanted && policyElements(wanted);
+    const owner = (wanted ?? old)?.owner ?? "";
+    return FAMILIES.map((family) =>
+      this.#apply(family, before?.[family] ?? [], after?.[family] ?? [], owner)
+    ).includes(true);
+  }
+
+  /** Removes what is tagged with an owner; returns whether there was anything. */
+  removeOwner(owner: string): boolean {
+    return FAMILIES.map((family) => {
+      const { table, store } = this.#open(family);
+      const own = store.exists()
+        ? store.readSets(setNames(table)).filter((element) => element.owner === owner)
+        : [];
+      return this.#apply(family, own, [], owner);
+    }).includes(true);
+  }
+
+  /** Compares a guest's policy with the kernel's; returns a sentence for each difference. */
+  check(rules: GuestRules): string[] {
+    const elements = policyElements(rules);
+    return FAMILIES.flatMap((family) => {
+      const wanted = elements[family];
+      if (wanted.length === 0) return [];
+      const { store } = this.#open(family);
+      const present = store.read(wanted);
+      return [
+        ...store.look().problems,
+        ...wanted.filter((element) => !isSame(present.get(elementId(element)), element))
+          .map((element) => `the ${describePolicyElement(element)} is missing from nftables`),
+      ];
+    });
+  }
+
+  #open(family: Table["family"]): { table: Table; store: NftStore } {
+    const table = TABLES[family]();
+    return { table, store: new NftStore(this.#netns, this.#nl, table) };
+  }
+
+  #apply(
+    family: Table["family"],
+    old: readonly Element[],
+    wanted: readonly Element[],
+    owner: string,
+  ): boolean {
+    if (old.length + wanted.length === 0) return false;
+    const { table, store } = this.#open(family);
+    const state = store.look();
+    if (!state.exists && wanted.length === 0) return false;
+    const present = state.intact
+      ? store.read([...old, ...wanted])
+      : new Map(store.readSets(setNames(table)).map((element) => [elementId(element), element]));
+    const kept = new Set(wanted.map(elementId));
+    const found = (element: Element) => present.get(elementId(element));
+    const remove = old.filter((element) =>
+      !kept.has(elementId(element)) && found(element)?.owner === owner
+    );
+    const add = wanted.filter((element) => !isSame(found(element), element));
+    // One left behind by another owner, or with another verdict.
+    remove.push(...add.flatMap((element) => found(element) ?? []));
+    if (state.intact || wanted.length === 0) {
+      if (remove.length + add.length === 0) return false;
+      store.change({ remove, add }, owner);
+    } else {
+      const gone = new Set(remove.map(elementId));
+      store.remake([...present.values()].filter((e) => !gone.has(elementId(e))).concat(add), state);
+    }
+    if (wanted.length === 0 && store.readSets(setNames(table)).length === 0) store.delete();
+    return true;
+  }
+}
+
+function isSame(found: Element | undefined, wanted: Element): boolean {
+  return found !== undefined && found.owner === wanted.owner &&
+    (found.value ?? []).join() === (wanted.value ?? []).join();
+}

@@ -1,0 +1,115 @@
+import { assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
+import { InputError } from "../../lib/errors.ts";
+import { decodeElements, encodeElements } from "../../lib/firewall/elements.ts";
+import { type GuestRules, validateRules } from "../../lib/firewall/model.ts";
+import {
+  bridgePolicyTable,
+  inetPolicyTable,
+  POLICY_LAYOUTS,
+  policyElements,
+  policyLayoutText,
+} from "../../lib/firewall/policy-tables.ts";
+import { marksOf, planTable, type SetName, setNames } from "../../lib/firewall/ruleset.ts";
+
+const RULES: GuestRules = {
+  owner: "web/eth0",
+  link: "ignite0",
+  addresses: ["172.18.0.2", "fd00::2"],
+  masquerade: true,
+  forward: true,
+  ports: [],
+};
+const MAC = "02:00:00:00:00:0a";
+
+Deno.test("POLICY_LAYOUTS: are the fingerprints of the layouts", () => {
+  for (const table of [bridgePolicyTable(), inetPolicyTable()]) {
+    // FNV-1a over UTF-16 units.
+    let hash = 0x811c9dc5;
+    for (const character of policyLayoutText(table)) {
+      hash = Math.imul(hash ^ character.charCodeAt(0), 0x01000193) >>> 0;
+    }
+    assertEquals(POLICY_LAYOUTS[table.family], hash.toString(16).padStart(8, "0"), table.family);
+  }
+});
+
+Deno.test("planTable: of policies, every set is used by a rule, every rule has its mark", () => {
+  for (const table of [bridgePolicyTable(), inetPolicyTable()]) {
+    const plan = planTable("generation", table);
+    for (const set of setNames(table)) assertMatch(plan, new RegExp(`@${set}\\b`), set);
+    const marks = marksOf(table).map(({ chain, comment }) => `${chain} ${comment}`);
+    assertEquals(new Set(marks).size, marks.length);
+    assertStringIncludes(plan, `layout ${table.layout}`);
+  }
+});
+
+Deno.test("policyElements: a guest without a policy has none", () => {
+  assertEquals(policyElements(RULES), { bridge: [], inet: [] });
+});
+
+Deno.test("policyElements: egress rules are keys of the MAC and the marked prefix", () => {
+  const cases: readonly [prefix: string, set: SetName, address: string][] = [
+    ["169.254.169.254/32", "egress_hosts4", "169.254.169.254"],
+    ["10.0.0.0/8", "egress_prefixes4", "10.128.0.0"],
+    ["10.0.0.0/16", "egress_prefixes4", "10.0.128.0"],
+    ["10.0.0.2/31", "egress_prefixes4", "10.0.0.3"],
+    ["0.0.0.0/0", "egress_prefixes4", "128.0.0.0"],
+    ["fd00::1/128", "egress_hosts6", "fd00::1"],
+    ["fd00::/8", "egress_prefixes6", "fd80::"],
+    ["::/0", "egress_prefixes6", "8000::"],
+  ];
+  for (const [prefix, set, address] of cases) {
+    for (const action of ["deny", "allow"] as const) {
+      const { inet } = policyElements({ ...RULES, mac: MAC, egress: [{ prefix, action }] });
+      const value = [action === "deny" ? "drop" : "return"];
+      assertEquals(inet, [
+        { set: "restricted", key: [MAC], owner: "web/eth0" },
+        { set, key: [MAC, address], value, owner: "web/eth0" },
+      ], prefix);
+    }
+  }
+});
+
+Deno.test("encodeElements, decodeElements: of policies, what is written is read", () => {
+  const rules = validateRules({
+    ...RULES,
+    mac: MAC,
+    isolatedPort: "veth1",
+    egress: [{ prefix: "10.1.2.3/8", action: "deny" }, { prefix: "::/0", action: "allow" }],
+  });
+  for (const table of [bridgePolicyTable(), inetPolicyTable()]) {
+    const elements = policyElements(rules)[table.family];
+    for (const element of elements) {
+      const payload = encodeElements(element.set, [element], "elements", table);
+      assertEquals(decodeElements(element.set, payload, table), [element], element.set);
+    }
+    // Each set of the table but those of other lengths of prefixes has an element.
+    const unused = setNames(table).filter((set) => !elements.some((each) => each.set === set));
+    assertEquals(unused, table.family === "inet" ? ["egress_hosts4", "egress_hosts6"] : []);
+  }
+});
+
+Deno.test("validateRules: of rules for one prefix the exception stays; policies need a MAC", () => {
+  const egress = [
+    { prefix: "10.0.0.1/8", action: "allow" },
+    { prefix: "10.0.0.0/8", action: "deny" },
+    { prefix: "FD00::/16", action: "deny" },
+  ] as const;
+  assertEquals(validateRules({ ...RULES, mac: MAC.toUpperCase(), egress }), {
+    ...RULES,
+    mac: MAC,
+    egress: [
+      { prefix: "10.0.0.0/8", action: "allow" },
+      { prefix: "fd00::/16", action: "deny" },
+    ],
+  });
+  const malformed: Partial<GuestRules>[] = [
+    { egress },
+    { isolatedPort: "veth1" },
+    { mac: MAC, isolatedPort: 'a"b' },
+    { mac: "01:00:5e:00:00:01", egress },
+    { mac: MAC, egress: [{ prefix: "10.0.0.0", action: "deny" }] },
+  ];
+  for (const fields of malformed) {
+    assertThrows(() => validateRules({ ...RULES, ...fields }), InputError);
+  }
+});
