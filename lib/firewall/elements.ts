@@ -178,7 +178,8 @@ function writeFields(encoder: Encoder, fields: readonly Field[], texts: readonly
         encoder.bytes(ipToBytes(text));
         break;
       case "ether_addr":
-        encoder.bytes(parseMac(text)).zero(2);
+        // A key that is no concatenation is not padded.
+        encoder.bytes(parseMac(text)).zero(fields.length > 1 ? 2 : 0);
         break;
       case "verdict":
         break;

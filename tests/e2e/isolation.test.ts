@@ -1,0 +1,220 @@
+/** Isolated guests, with real packets: what reaches them and whom they reach. */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { REFERENCE_DIR, requireReference } from "../support/cni-reference.ts";
+import { bytes, ethernet, ipv4, udp } from "../support/frames.ts";
+import { NetnsGuest } from "../support/guest-netns.ts";
+import { Host } from "../support/host.ts";
+import type { Machine } from "../support/machine.ts";
+
+const PLUGIN = {
+  type: "bridge",
+  bridge: "cni0",
+  isGateway: true,
+  isDefaultGateway: true,
+  ipMasq: true,
+  ipam: {
+    type: "host-local",
+    ranges: [[{ subnet: "10.5.0.0/24" }], [{ subnet: "fd00:5::/64" }]],
+  },
+};
+const NETWORK = { cniVersion: "1.0.0", name: "dual" };
+const [GATEWAY, GATEWAY6] = ["10.5.0.1", "fd00:5::1"];
+const IP = 0x0800;
+
+// deno-lint-ignore no-explicit-any -- attach-vm's record.
+type Json = any;
+
+/** A neighbour or a guest, and where it is. */
+interface Party {
+  readonly machine: Machine;
+  readonly netns?: string;
+  readonly ip: string;
+  readonly ip6: string;
+}
+
+async function startGuest(host: Host, record: Json): Promise<Party & { machine: NetnsGuest }> {
+  const [ip, ip6] = record.interfaces[0].addresses
+    .map(({ address }: { address: string }) => address.split("/")[0]);
+  const machine = host.own(await NetnsGuest.start(host, record));
+  await machine.sh(`
+    ip addr add ${ip}/24 dev eth0
+    ip -6 addr add ${ip6}/64 dev eth0 nodad
+    ip route add default via ${GATEWAY}
+    ip -6 route add default via ${GATEWAY6}`);
+  await machine.serveHttp(80, record.vm);
+  return { machine, ip, ip6 };
+}
+
+/** A container of the reference plugin on the same bridge and from the same pool. */
+async function startContainer(host: Host): Promise<Party> {
+  await host.must("ip", ["netns", "add", "box"]);
+  const stdout = await host.must(`${REFERENCE_DIR}/bridge`, [], {
+    stdin: JSON.stringify({ ...NETWORK, ...PLUGIN }),
+    env: {
+      CNI_COMMAND: "ADD",
+      CNI_CONTAINERID: "box",
+      CNI_NETNS: "/run/netns/box",
+      CNI_IFNAME: "eth0",
+      CNI_PATH: REFERENCE_DIR,
+    },
+  });
+  const [ip, ip6] = JSON.parse(stdout).ips
+    .map(({ address }: { address: string }) => address.split("/")[0]);
+  host.spawn("busybox", ["httpd", "-f", "-p", "80", "-h", "/etc/cni/net.d"], { netns: "box" });
+  return { machine: host, netns: "box", ip, ip6 };
+}
+
+type Client = Pick<Party, "machine" | "netns">;
+
+async function reaches({ machine, netns }: Client, url: string): Promise<boolean> {
+  const where = netns === undefined ? {} : { netns };
+  return (await machine.fetch(url, { timeoutSeconds: 1, ...where })).status > 0;
+}
+
+async function withNetwork(host: Host): Promise<void> {
+  await host.writeFile(
+    "/etc/cni/net.d/10-dual.conflist",
+    JSON.stringify({
+      ...NETWORK,
+      plugins: [PLUGIN, { type: "portmap", capabilities: { portMappings: true } }],
+    }),
+  );
+}
+
+async function callBridge(host: Host, value: 0 | 1): Promise<void> {
+  for (const table of ["iptables", "ip6tables"]) {
+    await host.must("sysctl", ["-qw", `net.bridge.bridge-nf-call-${table}=${value}`]);
+  }
+}
+
+Deno.test("attach-vm --isolated: nothing to or from others of the network, by any way", async (t) => {
+  requireReference();
+  await using host = await Host.create();
+  const peer = await host.addLan();
+  await withNetwork(host);
+  const before = await host.snapshot();
+  const { json: [record] } = await host.mustTapkit(
+    ...["attach-vm", "a", "--isolated", "--ports", "8080:80"] as const,
+  );
+  const { json: [other] } = await host.mustTapkit("attach-vm", "b", "--no-antispoof");
+  assertEquals([record.isolated, other.isolated], [true, undefined]);
+  {
+    const a = await startGuest(host, record);
+    const b = await startGuest(host, other);
+    const box = await startContainer(host);
+    await peer.serveHttp(80, "lan");
+    const mac = record.interfaces[0].mac;
+    const linkLocal = async ({ machine, netns }: Party) => {
+      const where = netns === undefined ? {} : { netns };
+      const shown = await machine.must("ip", ["-j", "-6", "addr", "show", "dev", "eth0"], where);
+      const list = JSON.parse(shown)[0].addr_info;
+      return list.find(({ scope }: Json) => scope === "link").local;
+    };
+    const [aLocal, bLocal] = [await linkLocal(a), await linkLocal(b)];
+    const boxLocal = await linkLocal(box);
+
+    for (const call of [0, 1] as const) {
+      await t.step(`with bridge-nf-call-iptables ${call}`, async () => {
+        await callBridge(host, call);
+        for (
+          const [name, from, url, expected] of [
+            ["b to a", b, `http://${a.ip}/`, false],
+            ["a to b", a, `http://${b.ip}/`, false],
+            ["b to a over IPv6", b, `http://[${a.ip6}]/`, false],
+            ["a to b over IPv6", a, `http://[${b.ip6}]/`, false],
+            ["b to a, link-local", b, `http://[${aLocal}%eth0]/`, false],
+            ["a to b, link-local", a, `http://[${bLocal}%eth0]/`, false],
+            ["the container to a", box, `http://${a.ip}/`, false],
+            ["a to the container", a, `http://${box.ip}/`, false],
+            ["b to a by its port", b, `http://${GATEWAY}:8080/`, false],
+            ["b to a by the host's LAN address", b, "http://192.0.2.1:8080/", false],
+            ["b to the container", b, `http://${box.ip}/`, true],
+            ["b to the container, link-local", b, `http://[${boxLocal}%eth0]/`, true],
+            ["the container to b", box, `http://${b.ip}/`, true],
+            ["the LAN to a's port", { machine: peer }, "http://192.0.2.1:8080/", true],
+            ["the host to a's port", { machine: host }, "http://127.0.0.1:8080/", true],
+            ["the host to a", { machine: host }, `http://${a.ip}/`, true],
+            ["the host to a over IPv6", { machine: host }, `http://[${a.ip6}]/`, true],
+            ["a to the LAN", a, "http://192.0.2.2/", true],
+            ["a to itself by its port", a, `http://${GATEWAY}:8080/`, true],
+          ] as const
+        ) {
+          assertEquals(await reaches(from, url), expected, name);
+        }
+
+        // Routed back: each asks the host to carry its packets.
+        for (const [from, to] of [[a, b], [b, a]] as const) {
+          await from.machine.sh(`
+            ip route add ${to.ip}/32 via ${GATEWAY}
+            ip -6 route add ${to.ip6}/128 via ${GATEWAY6}`);
+        }
+        for (const [from, to] of [[a, b], [b, a]] as const) {
+          assertEquals(await reaches(from, `http://${to.ip}/`), false, "routed back");
+          assertEquals(await reaches(from, `http://[${to.ip6}]/`), false, "routed back, IPv6");
+        }
+        for (const [from, to] of [[a, b], [b, a]] as const) {
+          await from.machine.sh(`
+            ip route del ${to.ip}/32 via ${GATEWAY}
+            ip -6 route del ${to.ip6}/128 via ${GATEWAY6}`);
+        }
+
+        // Forged MACs: the gateway's, and the isolated guest's own.
+        const gatewayMac = JSON.parse(await host.must("ip", ["-j", "link", "show", "cni0"]))[0];
+        const payload = udp({ source: 5000, destination: 5001 }, 40);
+        for (const from of [gatewayMac.address, mac]) {
+          const packet = ipv4(payload, { source: GATEWAY, destination: a.ip });
+          const frame = bytes(ethernet(IP, { from, to: mac }), packet);
+          const seen = await a.machine.sniff(async () => {
+            await b.machine.sendFrame(frame);
+            await new Promise((resolve) => setTimeout(resolve, 100));
+          });
+          const hex = frame.toHex();
+          assert(!seen.some(({ bytes }) => bytes.toHex() === hex), `forged ${from}`);
+        }
+        // The bridge has not learnt that the guest is elsewhere.
+        assertEquals(await reaches({ machine: host }, `http://${a.ip}/`), true);
+      });
+    }
+
+    await t.step("--check, flush and repair, changes while it runs", async () => {
+      const check = () => host.tapkit("attach-vm", "a", "--check");
+      assertEquals((await check()).code, 0);
+      await host.must("nft", ["delete", "table", "bridge", "tapkit_policy"]);
+      const { code, json: [found] } = await check();
+      assertEquals(code, 3);
+      assertMatch(found.problems.join(), /nftables table "bridge tapkit_policy" is missing/);
+      assertMatch(found.problems.join(), /isolation of a\/eth0 .* is missing/);
+      await host.mustTapkit("attach-vm", "a");
+      assertEquals((await check()).code, 0);
+      await host.must("nft", ["flush", "ruleset"]);
+      assertEquals((await check()).code, 3);
+      await host.mustTapkit("attach-vm", "a");
+      await host.mustTapkit("attach-vm", "b");
+      assertEquals((await check()).code, 0);
+      assertEquals(await reaches(b, `http://${a.ip}/`), false);
+
+      const { json: [open] } = await host.mustTapkit("attach-vm", "a", "--no-isolated");
+      assertEquals(open.isolated, undefined);
+      assertEquals(await reaches(b, `http://${a.ip}/`), true);
+      assertEquals((await host.must("nft", ["list", "tables"])).includes("policy"), false);
+      await host.mustTapkit("attach-vm", "a", "--isolated");
+      assertEquals(await reaches(b, `http://${a.ip}/`), false);
+      assertEquals((await check()).code, 0);
+    });
+
+    await t.step("--restore brings it back isolated", async () => {
+      await host.must("nft", ["flush", "ruleset"]);
+      await host.mustTapkit("attach-vm", "--restore");
+      assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
+      assertEquals(await reaches(a, `http://${b.ip}/`), false);
+    });
+    await host.must("ip", ["netns", "delete", "box"]);
+    await host.sh(
+      "rm -f /var/lib/cni/networks/dual/*.lock; grep -ls box /var/lib/cni/networks/dual/* | xargs -r rm",
+    );
+  }
+  await host.mustTapkit("attach-vm", "a", "b", "--remove");
+  assertEquals((await host.must("nft", ["list", "tables"])).includes("tapkit"), false);
+  await host.assertRestored(before);
+});
