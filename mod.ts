@@ -24,6 +24,7 @@ import type {
   HostOptions,
   HostSession,
   MappedPorts,
+  PortTarget,
   Restored,
   VmRecord,
 } from "./lib/vm/types.ts";
@@ -38,6 +39,7 @@ export type {
   HostSession,
   MappedPorts,
   OutputFormat,
+  PortTarget,
   Restored,
   VmAddress,
   VmDns,
@@ -93,8 +95,8 @@ export async function checkVm(name: string, options: HostOptions = {}): Promise<
 }
 
 /**
- * Maps host ports to a VM while it runs, beside those it has; what is mapped already stays as it
- * is. attach-vm's own ports and these are kept apart.
+ * Maps host ports to a VM while it runs, or to an address that tapkit did not attach, beside those
+ * it has; what is mapped already stays as it is. attach-vm's own ports and these are kept apart.
  *
  * @param ports each as `"8080:80"`, `"127.0.0.1:8080:80/udp"`, `"9000-9009:9000-9009"`, `"0:80"`
  * @returns all of its mappings
@@ -102,47 +104,47 @@ export async function checkVm(name: string, options: HostOptions = {}): Promise<
  * @throws {TapkitError} when somebody has one of the host ports; none of them was mapped
  */
 export async function mapPorts(
-  vm: string,
+  target: PortTarget,
   ports: readonly string[],
   options: HostOptions = {},
 ): Promise<MappedPorts> {
-  return await (await import("./lib/vm/map-ports.ts")).mapPorts(vm, ports, options);
+  return await (await import("./lib/vm/map-ports.ts")).mapPorts(target, ports, options);
 }
 
 /**
- * Takes mappings from a VM, its other connections left alone. What is not there is passed over.
+ * Takes mappings from a VM or an address, its other connections left alone. What is not there is passed over.
  *
  * @returns the mappings that are left
  * @throws {InputError} when one is malformed, or there is no such VM; nothing was touched
  */
 export async function unmapPorts(
-  vm: string,
+  target: PortTarget,
   ports: readonly string[],
   options: HostOptions = {},
 ): Promise<MappedPorts> {
-  return await (await import("./lib/vm/map-ports.ts")).unmapPorts(vm, ports, options);
+  return await (await import("./lib/vm/map-ports.ts")).unmapPorts(target, ports, options);
 }
 
 /**
- * The mappings of one VM, or of everything that has any.
+ * The mappings of one VM or address, or of everything that has any.
  *
  * @throws {InputError} when there is no such VM
  */
 export async function listPorts(
-  vm: string | undefined,
+  target: PortTarget | undefined,
   options: HostOptions = {},
 ): Promise<MappedPorts[]> {
-  return (await import("./lib/vm/map-ports.ts")).listPorts(vm, options);
+  return (await import("./lib/vm/map-ports.ts")).listPorts(target, options);
 }
 
 /**
- * Compares a VM's mappings with the kernel. Changes nothing.
+ * Compares the mappings of a VM or an address with the kernel. Changes nothing.
  *
  * @returns a sentence for each difference
  * @throws {InputError} when there is no such VM
  */
-export async function checkPorts(vm: string, options: HostOptions = {}): Promise<string[]> {
-  return (await import("./lib/vm/map-ports.ts")).checkPorts(vm, options);
+export async function checkPorts(target: PortTarget, options: HostOptions = {}): Promise<string[]> {
+  return (await import("./lib/vm/map-ports.ts")).checkPorts(target, options);
 }
 
 /**

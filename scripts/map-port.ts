@@ -17,26 +17,27 @@ import { MAP_PORT, readMapCommand } from "../lib/cli/map-command.ts";
 /** Runs map-port with `args`; returns its exit code. */
 export async function main(args: readonly string[]): Promise<number> {
   return await runScript(MAP_PORT, args, async (parsed) => {
-    const { verb, vm, ports } = readMapCommand(parsed);
+    const { verb, target, ports } = readMapCommand(parsed);
     const tapkit = await import("../mod.ts");
     const options = hostOptions(MAP_PORT.name, parsed.flags);
-    if (vm === undefined || verb === "list") {
-      for (const mapped of await tapkit.listPorts(vm, options)) printJson(mapped);
+    if (target === undefined || verb === "list") {
+      for (const mapped of await tapkit.listPorts(target, options)) printJson(mapped);
       return EXIT.done;
     }
     try {
       if (verb === "check") {
         requireRoot();
-        const problems = await tapkit.checkPorts(vm, options);
-        printJson({ vm, problems });
+        const problems = await tapkit.checkPorts(target, options);
+        printJson(typeof target === "string" ? { vm: target, problems } : { ...target, problems });
         return problems.length === 0 ? EXIT.done : EXIT.differs;
       }
       const change = verb === "map" ? tapkit.mapPorts : tapkit.unmapPorts;
-      printJson(await change(vm, ports, options));
+      printJson(await change(target, ports, options));
       return EXIT.done;
     } catch (error) {
+      const name = typeof target === "string" ? target : target.to;
       const doing = verb === "remove" ? "unmap ports of" : `${verb} ports of`;
-      return printError(MAP_PORT.name, error, `cannot ${doing} ${JSON.stringify(vm)}`);
+      return printError(MAP_PORT.name, error, `cannot ${doing} ${JSON.stringify(name)}`);
     }
   });
 }

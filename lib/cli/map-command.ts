@@ -6,6 +6,7 @@
 
 import { InputError } from "../errors.ts";
 import { type Command, exclusive, type Parsed } from "./args.ts";
+import type { PortTarget } from "../vm/types.ts";
 import { HOST_OPTIONS } from "./main.ts";
 
 /** What map-port does. */
@@ -14,8 +15,8 @@ export type MapVerb = "map" | "remove" | "list" | "check";
 /** A command line of map-port that makes sense. */
 export interface MapCommand {
   readonly verb: MapVerb;
-  /** Absent for a list of all. */
-  readonly vm?: string;
+  /** A VM or an address; absent for a list of all. */
+  readonly target?: PortTarget;
   readonly ports: readonly string[];
 }
 
@@ -25,8 +26,9 @@ export const MAP_PORT = {
   summary: "map ports of the host to a VM while it runs, without touching its others",
   usage: [
     "VM HOST:VM[/PROTO]… [--remove]",
-    "[VM] --list",
-    "VM --check",
+    "VM --list | --check",
+    "--list",
+    "--to ADDR HOST:VM[/PROTO]… [--remove | --list | --check]",
   ],
   words: {
     metavar: "HOST:VM",
@@ -34,6 +36,12 @@ export const MAP_PORT = {
       "or 0:80 for a host port chosen here; tcp, udp and sctp",
   },
   options: [
+    {
+      name: "to",
+      metavar: "ADDR",
+      help: "map to this address, which tapkit did not attach, instead of to a VM; it sees the " +
+        "host's address as the client's, so that it needs no route back through the host",
+    },
     { name: "remove", help: "take these mappings away, attach-vm's own too" },
     { name: "list", help: "print the mappings of one VM, or of all" },
     { name: "check", help: "compare the VM's mappings with the kernel, change nothing" },
@@ -45,6 +53,10 @@ export const MAP_PORT = {
       does: "a range, and DNS on one address",
       command: "map-port web 9000-9009:1-10 192.0.2.1:53:53/udp",
     },
+    {
+      does: "to a machine that tapkit knows nothing of",
+      command: "map-port --to 192.0.2.7 8080:80",
+    },
     { does: "drop a mapping again", command: "map-port web 8080:80 --remove" },
   ],
   exitCodes: [["3", "--check found a difference"]],
@@ -54,15 +66,16 @@ export const MAP_PORT = {
 export function readMapCommand({ flags, words }: Parsed<typeof MAP_PORT>): MapCommand {
   exclusive(flags, ["remove", "list", "check"]);
   const verb = (["remove", "list", "check"] as const).find((name) => flags[name]) ?? "map";
-  const [vm, ...ports] = words;
-  if (vm === undefined) {
+  const ports = flags.to === undefined ? words.slice(1) : words;
+  const target = flags.to === undefined ? words[0] : { to: flags.to };
+  if (target === undefined) {
     if (verb === "list") return { verb, ports };
     throw new InputError("no VM is named", { mend: "see map-port --help" });
   }
   if ((verb === "list" || verb === "check") && ports.length > 0) {
     throw new InputError(`${JSON.stringify(ports[0])} does not go with --${verb}`, {
-      mend: "it is for all of the VM's ports",
+      mend: "it is for all ports of one VM or address",
     });
   }
-  return { verb, vm, ports };
+  return { verb, target, ports };
 }

@@ -370,6 +370,7 @@ function refuseConflict(found: Element | undefined, wanted: Element): void {
 function describeElement(element: Element): string {
   const { set, key, value } = element;
   if (value === undefined) {
+    if (set.startsWith("relayed")) return `the host's address for what is mapped to ${key[0]}`;
     return set.startsWith("guests")
       ? `the guest ${key[0]} behind "${key[1]}"`
       : `the private guest ${key[0]}`;

@@ -137,6 +137,10 @@ export function rulesOfElement(element: Element): Rule[] {
       { ...filter, spec: `${to} -i ${link} ${whose} -j RETURN`, at: "head" },
     ];
   }
+  if (set === "relayed4" || set === "relayed6") {
+    const spec = `${to} -m conntrack --ctstate DNAT ${whose} -j MASQUERADE`;
+    return [{ ...nat, spec, at: "head" }];
+  }
   if (set !== "private4" && set !== "private6") {
     throw new TapkitError(`iptables has no rules for "${set}" of ${owner}`, {
       mend: "use nftables, or leave isolation and egress rules out",
@@ -190,6 +194,8 @@ function isSaved(saved: SavedRules, rule: Rule): boolean {
 const PORT =
   /^(?:-d (\S+)\/\d+ )?-p (\w+) -m \w+ --dport (\d+) -m comment --comment (\S+) -j DNAT --to-destination \[?([^\]\s]+)\]?:(\d+)$/;
 const GUEST = /^-d (\S+)\/\d+ -i (\S+) -m comment --comment (\S+) -j RETURN$/;
+const RELAYED =
+  /^-d (\S+)\/\d+ -m conntrack --ctstate DNAT -m comment --comment (\S+) -j MASQUERADE$/;
 const PRIVATE = /^-d (\S+)\/\d+ -m comment --comment (\S+) -j DROP$/;
 
 /** The elements all rules of which are there. */
@@ -198,6 +204,7 @@ export function savedElements(saved: SavedRules, family: Family): Element[] {
   const elements = [
     ...specs("nat", "TAPKIT-AT"),
     ...specs("nat", "TAPKIT-PORTS"),
+    ...specs("nat", "TAPKIT-MASQUERADE"),
     ...specs("filter", "TAPKIT-FORWARD"),
   ].flatMap((spec) => parseElement(spec, family) ?? []);
   return elements.filter((element) =>
@@ -220,6 +227,8 @@ function parseElement(spec: string, family: Family): Element | undefined {
   }
   const [, address, link, owner] = GUEST.exec(spec) ?? [];
   if (owner !== undefined) return { set: `guests${family}`, key: [address!, link!], owner };
+  const [, to, of] = RELAYED.exec(spec) ?? [];
+  if (of !== undefined) return { set: `relayed${family}`, key: [to!], owner: of };
   const [, host, whose] = PRIVATE.exec(spec) ?? [];
   if (whose === undefined || isIp(host!) === 0) return undefined;
   return { set: `private${family}`, key: [host!], owner: whose };

@@ -32,6 +32,11 @@ export interface GuestRules {
    */
   readonly forward: boolean;
   readonly ports: readonly PortMapping[];
+  /**
+   * Whether what comes by its ports reaches it under the host's address: it may have no route back
+   * through the host. Then `link` is no network of guests, and nothing else is done for it.
+   */
+  readonly relayed?: true;
   /** The guest's MAC address, by which the host knows what an isolated or restricted guest sends. */
   readonly mac?: string;
   /**

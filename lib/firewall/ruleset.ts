@@ -57,6 +57,9 @@ export const SETS = {
   /** Guests of private networks. */
   private4: { key: ["ipv4_addr"] },
   private6: { key: ["ipv6_addr"] },
+  /** Who is reached by ports under the host's address. */
+  relayed4: { key: ["ipv4_addr"] },
+  relayed6: { key: ["ipv6_addr"] },
 } as const satisfies Readonly<Record<string, SetDefinition>>;
 
 type MainSetName = keyof typeof SETS;
@@ -148,6 +151,8 @@ const CHAINS: readonly Chain[] = [
     name: "postrouting",
     hook: "nat hook postrouting priority 100",
     rules: [
+      ["relayed to IPv4", "ct status dnat ip daddr @relayed4 masquerade"],
+      ["relayed to IPv6", "ct status dnat ip6 daddr @relayed6 masquerade"],
       // A neighbour would answer past the host, and the answer would not be translated back.
       ["IPv4 neighbours by a port", "ct status dnat ip saddr . oifname @guests4 masquerade"],
       ["IPv6 neighbours by a port", "ct status dnat ip6 saddr . oifname @guests6 masquerade"],
@@ -185,7 +190,7 @@ export interface RuleMark {
  * The fingerprint of {@linkcode layoutText}, which tables of another version of tapkit do not have.
  * Written down, as it takes milliseconds to find out; a test compares the two.
  */
-export const LAYOUT = "a1fd3a91";
+export const LAYOUT = "7a69bae9";
 
 /** What a table's layout is made of. */
 export function layoutText(): string {
@@ -302,11 +307,12 @@ export function hostPortOf({ set, key }: Pick<Element, "set" | "key">): {
 
 /** The elements that checked rules consist of. */
 export function elementsOf(rules: GuestRules): Element[] {
-  const { owner, link, addresses, masquerade, ports } = rules;
+  const { owner, link, addresses, masquerade, ports, relayed = false } = rules;
   const elements: Element[] = [];
   for (const address of addresses) {
     const family = familyOf(address);
-    if (link !== "") elements.push({ set: `guests${family}`, key: [address, link], owner });
+    if (relayed) elements.push({ set: `relayed${family}`, key: [address], owner });
+    else if (link !== "") elements.push({ set: `guests${family}`, key: [address, link], owner });
     if (masquerade) elements.push({ set: `private${family}`, key: [address], owner });
   }
   const families = [...new Set(addresses.map(familyOf))];
@@ -362,7 +368,7 @@ export function rulesOf(elements: readonly Element[]): GuestRules[] {
     if (own === undefined) byOwner.set(element.owner, [element]);
     else own.push(element);
   }
-  return [...byOwner].map(([owner, own]) => {
+  return [...byOwner].map(([owner, own]): GuestRules => {
     const guests = own.filter(({ set }) => set === "guests4" || set === "guests6");
     const ports = own.filter(({ value }) => value !== undefined);
     const addresses = own.flatMap(({ key, value }) => value ?? key).filter((text) => isIp(text));
@@ -373,6 +379,7 @@ export function rulesOf(elements: readonly Element[]): GuestRules[] {
       masquerade: own.some(({ set }) => set === "private4" || set === "private6"),
       forward: true,
       ports: ports.map((port) => ({ ...hostPortOf(port), vmPort: Number(port.value![1]) })),
+      ...own.some(({ set }) => set === "relayed4" || set === "relayed6") ? { relayed: true } : {},
     };
   });
 }

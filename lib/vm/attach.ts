@@ -247,7 +247,7 @@ async function changeRules(
   const owners = portOwners(old);
   const attach = hasPorts(old, wanted)
     ? owners.attach
-    : bindToFamilies(reservePorts(host, firewall, wanted, old), rules?.addresses ?? []);
+    : bindToFamilies(await reservePorts(host, firewall, wanted, old), rules?.addresses ?? []);
   const ports = allPorts({ ...owners, attach });
   const mapped = old.made.guests.map((guest, index) => index === 0 ? { ...guest, ports } : guest);
   const guests = samePolicy(old.made.request, wanted)
@@ -314,7 +314,7 @@ async function attachAnew(
     const { nl: hostNl } = host.session;
     const kind = request.firewall ?? (old && firewallOf(old.made));
     const firewall = await host.session.firewall(kind);
-    const ports = reservePorts(host, firewall, request, old);
+    const ports = await reservePorts(host, firewall, request, old);
     const mac = request.mac === undefined ? randomMac() : formatMac(parseMac(request.mac));
     const before = old?.interfaces ?? [];
     const networks = planNetworks(host, hostNl, id, { ...request, mac }, ports, before);

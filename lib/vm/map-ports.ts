@@ -9,10 +9,7 @@
 
 import { InputError, TapkitError } from "../errors.ts";
 import type { Firewall } from "../firewall/firewall.ts";
-import { openFirewall } from "../firewall/open.ts";
-import type { FirewallKind } from "../firewall/store.ts";
 import { chooseHostPorts, refuseListeners } from "../firewall/host-ports.ts";
-import type { GuestRules } from "../firewall/model.ts";
 import { checkSysctls, ensureSysctls } from "../firewall/sysctls.ts";
 import {
   findPortConflict,
@@ -24,42 +21,38 @@ import {
   subtractPorts,
 } from "../inet/ports.ts";
 import { UndoStack } from "../undo.ts";
-import { allPorts, bindToFamilies, portLookup, portOwners, refuseTaken } from "./ports.ts";
 import {
-  firewallOf,
-  type HostPaths,
+  type AddressRecord,
+  newAddress,
+  readAddress,
+  readAddresses,
+  validateAddress,
+} from "./addresses.ts";
+import {
+  addressHolder,
+  addressPorts,
+  type Holder,
+  locatedHolder,
+  requireRecord,
+  requireRunning,
+  vmHolder,
+} from "./port-holders.ts";
+import { allPorts, bindToFamilies, portLookup, refuseTaken } from "./ports.ts";
+import { type Host, openHost } from "./session.ts";
+import {
   hostPaths,
-  isThere,
   lockHost,
   lockVm,
   type MappedPort,
-  type PortOwners,
-  readRecord,
   readRecords,
   type StoredRecord,
   tidyState,
-  validateName,
-  writeRecord,
 } from "./state.ts";
-import type { HostOptions, MappedPorts } from "./types.ts";
-
-/** Something that ports lead to, and how its record changes. */
-interface Holder {
-  /** As conflicts name it. */
-  readonly owner: string;
-  /** Its rules in the firewall, with all ports that tapkit maps to it. */
-  readonly rules: GuestRules;
-  readonly owners: PortOwners;
-  /** What its rules are made by. */
-  readonly firewall?: FirewallKind;
-  /** Puts other ports into its record. */
-  readonly write: (rules: GuestRules, owners: PortOwners) => void;
-  /** Puts the record back as it was. */
-  readonly restore: () => void;
-}
+import type { HostOptions, MappedPorts, PortTarget } from "./types.ts";
 
 /**
- * Maps host ports to a VM, beside those it has. What is mapped already stays as it is.
+ * Maps host ports to a VM, or to an address that tapkit did not attach, beside those it has. What
+ * is mapped already stays as it is.
  *
  * @param ports each as `"8080:80"`, `"127.0.0.1:8080:80/udp"`, `"9000-9009:9000-9009"`, `"0:80"`
  * @returns all of its mappings
@@ -67,46 +60,87 @@ interface Holder {
  * @throws {PortConflictError} when somebody has one of the host ports; none of them was mapped
  */
 export async function mapPorts(
-  vm: string,
+  target: PortTarget,
   ports: readonly string[],
   options: HostOptions = {},
 ): Promise<MappedPorts> {
   const asked = parseAsked(ports);
-  return await change(vm, options, (host, record) => {
+  if (typeof target !== "string") {
+    return await changeAddress(target.to, options, async (host, record) => {
+      const { kind } = await host.session.firewall();
+      const known = record ?? newAddress(host, host.session.nl, validateAddress(target.to), kind);
+      return await addPorts(host, addressHolder(host, known, record), asked);
+    });
+  }
+  return await changeVm(target, options, (host, record) => {
     requireRunning(record);
-    return addPorts(host, vmHolder(host, record), asked);
+    return addPorts(host, locatedHolder(host, record), asked);
   });
 }
 
 /**
- * Takes mappings from a VM, attach-vm's own too. What is not there is passed over.
+ * Takes mappings from a VM, attach-vm's own too, or from an address. What is not there is passed
+ * over.
  *
  * @returns the mappings that are left
  * @throws {InputError} when one is malformed, or there is no such VM; nothing was touched
  */
 export async function unmapPorts(
-  vm: string,
+  target: PortTarget,
   ports: readonly string[],
   options: HostOptions = {},
 ): Promise<MappedPorts> {
   const asked = parseAsked(ports);
   refuseUnchosen(asked);
-  return await change(vm, options, (host, record) => dropPorts(vmHolder(host, record), asked));
+  if (typeof target !== "string") {
+    return await changeAddress(target.to, options, async (host, record) => {
+      return record === undefined
+        ? []
+        : await dropPorts(host, addressHolder(host, record, record), asked);
+    });
+  }
+  return await changeVm(target, options, (host, record) => {
+    return dropPorts(host, vmHolder(host, record), asked);
+  });
 }
 
-/** The mappings of one VM, or of all; those of a VM that is not there are refused. */
-export function listPorts(vm: string | undefined, options: HostOptions = {}): MappedPorts[] {
+/** The mappings of one VM or address, or of all. A VM that is not there is refused. */
+export function listPorts(
+  target: PortTarget | undefined,
+  options: HostOptions = {},
+): MappedPorts[] {
   const host = hostPaths(options);
-  const records = vm === undefined ? readRecords(host) : [requireRecord(host, vm)];
-  return records.map(({ vm, ports }) => ({ vm, ports }));
+  if (typeof target === "object") {
+    const to = validateAddress(target.to);
+    return [{ to, ports: addressPorts(readAddress(host, to)) }];
+  }
+  if (target !== undefined) return [{ vm: target, ports: requireRecord(host, target).ports }];
+  return [
+    ...readRecords(host).map(({ vm, ports }) => ({ vm, ports })),
+    ...readAddresses(host).map((record) => ({ to: record.to, ports: addressPorts(record) })),
+  ];
 }
 
-/** Compares a VM's mappings with the kernel; returns a sentence for each difference. */
-export async function checkPorts(vm: string, options: HostOptions = {}): Promise<string[]> {
-  const record = requireRecord(hostPaths(options), vm);
-  const { rules, firewall: kind } = vmHolder(hostPaths(options), record);
-  using firewall = await openFirewall({ kind });
-  return [...firewall.check(rules), ...checkSysctls(rules)];
+/**
+ * Compares the mappings of a VM or an address with the kernel; returns a sentence for each
+ * difference.
+ */
+export async function checkPorts(
+  target: PortTarget,
+  options: HostOptions = {},
+): Promise<string[]> {
+  using host = openHost(options);
+  const holder = typeof target === "string"
+    ? vmHolder(host, requireRecord(host, target))
+    : recordedAddress(host, target.to);
+  if (holder === undefined) return [];
+  const firewall = await host.session.firewall(holder.firewall);
+  return [...firewall.check(holder.rules), ...checkSysctls(holder.rules)];
+}
+
+function recordedAddress(host: Host, text: string): Holder | undefined {
+  const record = readAddress(host, validateAddress(text));
+  return record && addressHolder(host, record, record);
 }
 
 function parseAsked(texts: readonly string[]): PortMapping[] {
@@ -124,12 +158,12 @@ function refuseUnchosen(asked: readonly PortMapping[]): void {
   });
 }
 
-async function change(
+async function changeVm(
   vm: string,
   options: HostOptions,
-  act: (host: HostPaths, record: StoredRecord) => Promise<readonly PortMapping[]>,
+  act: (host: Host, record: StoredRecord) => Promise<readonly PortMapping[]>,
 ): Promise<MappedPorts> {
-  const host = hostPaths(options);
+  using host = openHost(options);
   requireRecord(host, vm);
   try {
     using _vm = await lockVm(host, vm);
@@ -141,84 +175,34 @@ async function change(
   }
 }
 
-function requireRecord(host: HostPaths, vm: string): StoredRecord {
-  validateName(vm);
-  const record = readRecord(host, vm);
-  if (record === undefined) {
-    throw new InputError(`VM "${vm}" is not attached`, { mend: "see attach-vm --list" });
+async function changeAddress(
+  text: string,
+  options: HostOptions,
+  act: (
+    host: Host,
+    record: AddressRecord | undefined,
+  ) => Promise<readonly PortMapping[]>,
+): Promise<MappedPorts> {
+  using host = openHost(options);
+  const to = validateAddress(text);
+  try {
+    using _host = await lockHost(host);
+    return { to, ports: await act(host, readAddress(host, to)) };
+  } finally {
+    await tidyState(host);
   }
-  if (record.made.phase === "attached") return record;
-  throw new TapkitError(`VM "${vm}" was left half attached`, { mend: `run attach-vm ${vm} first` });
-}
-
-function requireRunning({ vm, netns, made }: StoredRecord): void {
-  if (isThere(netns) && !made.rulesInDoubt) return;
-  const state = made.rulesInDoubt ? "was left half changed" : "is recorded, but not there";
-  throw new TapkitError(`VM "${vm}" ${state}`, { mend: `run attach-vm ${vm} first` });
-}
-
-/** A VM's ports lead to its first interface. */
-function vmHolder(host: HostPaths, record: StoredRecord): Holder {
-  const [rules, ...others] = record.made.guests;
-  if (rules === undefined) throw new TapkitError(`VM "${record.vm}" has no interface`);
-  const before = portOwners(record);
-  return {
-    owner: record.vm,
-    rules,
-    owners: before,
-    firewall: firewallOf(record.made),
-    restore: () => writeRecord(host, record),
-    write: (rules, owners) =>
-      writeRecord(host, {
-        ...record,
-        ports: allPorts(owners),
-        made: {
-          ...record.made,
-          portOwners: owners,
-          request: keepRequest(record.made.request, before.attach, owners.attach),
-          guests: [rules, ...others],
-        },
-      }),
-  };
-}
-
-/**
- * What attaching again asks for: what was asked for, but for the ports that are gone.
- *
- * @param before attach-vm's own ports, in the order of the request's
- */
-function keepRequest(
-  request: StoredRecord["made"]["request"],
-  before: readonly PortMapping[],
-  after: readonly PortMapping[],
-): StoredRecord["made"]["request"] {
-  if (before === after || request.ports === undefined || request.ports === "none") return request;
-  const left = [...before];
-  const ports = parsePorts(request.ports).flatMap((asked, index) => {
-    const text = request.ports![index]!;
-    // Without a host address there is one for each family.
-    const bound = left.splice(0, asked.hostIP === "" && isPair(left) ? 2 : 1);
-    const kept = intersectPorts(bound, after);
-    return JSON.stringify(kept) === JSON.stringify(bound) ? [text] : kept.map(formatPort);
-  });
-  return { ...request, ports: ports.length === 0 ? "none" : ports };
-}
-
-/** Whether the first two are one mapping, on all IPv4 and all IPv6 addresses. */
-function isPair([first, second]: readonly PortMapping[]): boolean {
-  return first?.hostIP === "0.0.0.0" && second?.hostIP === "::" &&
-    first.hostPort === second.hostPort && first.protocol === second.protocol;
 }
 
 /** Maps what is not mapped; returns all mappings. */
 async function addPorts(
-  host: HostPaths,
+  host: Host,
   holder: Holder,
   asked: readonly PortMapping[],
 ): Promise<readonly PortMapping[]> {
   const { rules, owners } = holder;
-  using firewall = await openFirewall({ kind: holder.firewall });
-  const ports = choosePorts(host, firewall, holder, asked);
+  const have = allPorts(owners);
+  const firewall = await host.session.firewall(holder.firewall);
+  const ports = await choosePorts(host, firewall, holder, asked);
   const added = subtractPorts(ports, owners.mapPort);
   // What somebody else maps for attach-vm, a plugin, is not mapped once more.
   const elsewhere = subtractPorts(owners.attach, rules.ports);
@@ -234,10 +218,10 @@ async function addPorts(
       undo.push(`the record of ${rules.owner}`, holder.restore);
       holder.write(after, wanted);
     }
-    undo.push(
-      `the ports of ${rules.owner}`,
-      () => firewall.removePorts({ ...rules, ports: subtractPorts(ours, rules.ports) }),
-    );
+    undo.push(`the ports of ${rules.owner}`, () => {
+      if (have.length === 0 && holder.leave !== undefined) return holder.leave(firewall);
+      firewall.removePorts({ ...rules, ports: subtractPorts(ours, rules.ports) });
+    });
     firewall.add(change);
     for (const setting of ensureSysctls(change)) host.note(`set ${setting}`);
   } catch (error) {
@@ -251,12 +235,12 @@ async function addPorts(
  *
  * @throws {PortConflictError} when somebody has one of those that are not mapped yet
  */
-function choosePorts(
-  host: HostPaths,
+async function choosePorts(
+  host: Host,
   firewall: Firewall,
   { owner, rules, owners }: Holder,
   asked: readonly PortMapping[],
-): MappedPort[] {
+): Promise<MappedPort[]> {
   const have = allPorts(owners);
   const bind = (ports: readonly PortMapping[]) => bindToFamilies(ports, rules.addresses);
   const settled = answerAgain(asked, owners.mapPort);
@@ -264,7 +248,7 @@ function choosePorts(
   const unchosen = settled.filter(({ hostPort }) => hostPort === 0);
   if (fresh.length + unchosen.length === 0) return bind(settled);
 
-  const look = portLookup(host, firewall, owner);
+  const look = await portLookup(host, firewall, owner);
   const taken = (wanted: readonly PortMapping[]) => [
     { owner, mappings: have },
     ...look(wanted),
@@ -305,6 +289,7 @@ function answerAgain(
 
 /** Takes mappings away; returns those that are left. */
 async function dropPorts(
+  host: Host,
   holder: Holder,
   asked: readonly PortMapping[],
 ): Promise<readonly PortMapping[]> {
@@ -327,10 +312,11 @@ async function dropPorts(
   }
   const gone = { ...rules, ports: intersectPorts(rules.ports, bound) };
   const undo = new UndoStack();
-  using firewall = await openFirewall({ kind: holder.firewall });
+  const firewall = await host.session.firewall(holder.firewall);
   try {
     undo.push(`the ports of ${rules.owner}`, () => firewall.add(gone));
-    firewall.removePorts(gone);
+    if (wanted.mapPort.length === 0 && holder.leave !== undefined) holder.leave(firewall);
+    else firewall.removePorts(gone);
     undo.push(`the record of ${rules.owner}`, holder.restore);
     holder.write({ ...rules, ports: subtractPorts(rules.ports, bound) }, wanted);
   } catch (error) {

@@ -22,6 +22,8 @@ import {
 } from "../inet/ports.ts";
 import { type Family, isIp } from "../inet/ip.ts";
 import {
+  addressNames,
+  addressOf,
   type HostPaths,
   type PortOwners,
   readGeneration,
@@ -57,12 +59,12 @@ export function allPorts({ attach, mapPort }: PortOwners): PortMapping[] {
  * @param old what the VM had before: host ports that were chosen then stay, and map-port's too
  * @throws {PortConflictError} when another VM, Docker or a process has one of them
  */
-export function reservePorts(
+export async function reservePorts(
   host: HostPaths,
   firewall: Firewall,
   request: AttachRequest,
   old?: StoredRecord,
-): PortMapping[] {
+): Promise<PortMapping[]> {
   const { name, ports = [] } = request;
   const { attach, mapPort } = old === undefined ? { attach: [], mapPort: [] } : portOwners(old);
   if (old !== undefined && hasPorts(old, request)) {
@@ -74,7 +76,7 @@ export function reservePorts(
   }
   const asked = ports === "none" ? [] : parsePorts(ports);
   if (asked.length === 0) return [];
-  const look = portLookup(host, firewall, name);
+  const look = await portLookup(host, firewall, name);
   const wanted = chooseHostPorts(
     asked,
     (candidate) => findPortConflict([candidate], look([candidate])) !== undefined,
@@ -122,18 +124,6 @@ function givenUp({ other, hostPort }: PortConflict): string {
   return formatPort({ ...other, hostIP: isWildcard(other.hostIP) ? "" : other.hostIP });
 }
 
-const ADDRESS_OWNER = "to@";
-
-/** The owner tag of an address that tapkit did not attach; no VM's name has an @. */
-export function addressOwner(address: string): string {
-  return `${ADDRESS_OWNER}${address}`;
-}
-
-/** The address that an owner tag is of. */
-function addressOf(owner: string): string | undefined {
-  return owner.startsWith(ADDRESS_OWNER) ? owner.slice(ADDRESS_OWNER.length) : undefined;
-}
-
 /** Finds out who has host ports that are wanted, by VMs' names and owner tags. */
 export type PortLookup = (wanted: readonly PortMapping[]) => TakenPorts[];
 
@@ -142,8 +132,12 @@ export type PortLookup = (wanted: readonly PortMapping[]) => TakenPorts[];
  * there are; as the records have it too while some of those may not be in the kernel, after a
  * reboot or when somebody took the rules away; and Docker.
  */
-export function portLookup(host: HostPaths, firewall: Firewall, except: string): PortLookup {
-  const besides = [...recordedOnly(host, firewall), ...dockerPorts()];
+export async function portLookup(
+  host: HostPaths,
+  firewall: Firewall,
+  except: string,
+): Promise<PortLookup> {
+  const besides = [...await recordedOnly(host, firewall), ...dockerPorts()];
   return (wanted) =>
     [...portsInKernel(firewall, wanted), ...besides].filter(({ owner }) => owner !== except);
 }
@@ -158,21 +152,26 @@ function portsInKernel(firewall: Firewall, wanted: readonly PortMapping[]): Take
  * The ports of records that the kernel need not have. Once it has been seen to have them all, that
  * is remembered for as long as its rules are the same ones.
  */
-function recordedOnly(host: HostPaths, firewall: Firewall): TakenPorts[] {
+async function recordedOnly(host: HostPaths, firewall: Firewall): Promise<TakenPorts[]> {
   const generation = firewall.generation();
   if (generation !== undefined && generation === readGeneration(host)) return [];
   const records = readRecords(host);
-  if (generation !== undefined) {
+  const addresses = addressNames(host).length === 0
+    ? []
+    : (await import("./addresses.ts")).readAddresses(host);
+  const guests = [...records.flatMap(({ made }) => made.guests), ...addresses.map((a) => a.rules)];
+  if (generation !== undefined && records.every(({ made }) => made.phase === "attached")) {
     const held = new Map(
       firewall.listGuests().map(({ owner, ports }) => [owner, countPorts(ports)]),
     );
-    const complete = records.every(({ made }) =>
-      made.phase === "attached" &&
-      made.guests.every(({ owner, ports }) => countPorts(ports) <= (held.get(owner) ?? 0))
-    );
-    if (complete) writeGeneration(host, generation);
+    if (guests.every(({ owner, ports }) => countPorts(ports) <= (held.get(owner) ?? 0))) {
+      writeGeneration(host, generation);
+    }
   }
-  return records.map(({ vm, ports }) => ({ owner: vm, mappings: ports }));
+  return [
+    ...records.map(({ vm, ports }) => ({ owner: vm, mappings: ports })),
+    ...addresses.map(({ rules: { owner, ports } }) => ({ owner, mappings: ports })),
+  ];
 }
 
 function countPorts(ports: readonly PortMapping[]): number {

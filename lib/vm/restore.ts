@@ -7,8 +7,8 @@
 import { InputError, TapkitError } from "../errors.ts";
 import { restoreVm } from "./attach.ts";
 import { OpenSession } from "./session.ts";
-import { hostPaths, recordNames } from "./state.ts";
-import type { HostOptions, Restored } from "./types.ts";
+import { addressNames, hostPaths, lockHost, recordNames } from "./state.ts";
+import type { HostOptions, HostSession, Restored } from "./types.ts";
 
 /**
  * Brings every recorded VM back to its record, each a transaction of its own, past failures.
@@ -18,10 +18,32 @@ import type { HostOptions, Restored } from "./types.ts";
 export async function* restoreVms(options: HostOptions = {}): AsyncGenerator<Restored> {
   using own = options.session === undefined ? new OpenSession({ batch: true }) : undefined;
   const session = options.session ?? own!;
+  yield* restoreAddresses(options, session);
   for (const name of recordNames(hostPaths(options))) {
     try {
       const record = await restoreVm(name, { ...options, session });
       if (record !== undefined) yield { name, record };
+    } catch (error) {
+      yield { name, error: asFailure(error) };
+    }
+  }
+}
+
+/** What is mapped to addresses that are no VM's comes back too, and is told of when it does not. */
+async function* restoreAddresses(
+  options: HostOptions,
+  session: HostSession,
+): AsyncGenerator<Restored> {
+  const host = hostPaths(options);
+  const names = addressNames(host);
+  if (names.length === 0) return;
+  const { readAddress, restoreAddress } = await import("./addresses.ts");
+  for (const name of names) {
+    try {
+      using _host = await lockHost(host);
+      const record = readAddress(host, name);
+      if (record === undefined) continue;
+      restoreAddress(host, await session.firewall(record.firewall), record);
     } catch (error) {
       yield { name, error: asFailure(error) };
     }

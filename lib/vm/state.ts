@@ -4,6 +4,7 @@
  * ```
  * /var/lib/tapkit/
  *   vms/NAME.json     the record: what is printed, and how it was made
+ *   addresses/ADDRESS.json   what map-port --to maps to it
  *   ids/XXXXXXX       a link to the NAME whose container id begins so
  *   locks/NAME        held while that VM is changed; gone when nobody holds it
  *   generation        which rules in the kernel are known to have every record's ports
@@ -112,6 +113,8 @@ const DHCP_LOCK = "serve-dhcp.lock";
 const vmsDir = (host: HostPaths) => `${host.stateDir}/vms`;
 const locksDir = (host: HostPaths) => `${host.stateDir}/locks`;
 const idsDir = (host: HostPaths) => `${host.stateDir}/ids`;
+/** Where the records of addresses are, that map-port --to maps to. */
+export const addressesDir = (host: HostPaths): string => `${host.stateDir}/addresses`;
 const recordPath = (host: HostPaths, name: string) => `${vmsDir(host)}/${name}.json`;
 
 /** Does something in the directory whose changes tell that attachments came or went. */
@@ -157,7 +160,7 @@ async function lockIn(
 const ATTEMPTS = 100;
 
 /** Does something in a directory that another process may be removing at this moment. */
-function inDirectory<T>(directory: string, act: () => T): T {
+export function inDirectory<T>(directory: string, act: () => T): T {
   for (let attempt = 1;; attempt++) {
     try {
       makeDirectory(directory);
@@ -183,10 +186,10 @@ function isVanished(error: unknown): boolean {
  * A directory in use stays; whoever comes at this moment makes it anew.
  */
 export async function tidyState(host: HostPaths): Promise<void> {
-  if (recordNames(host).length > 0) return;
+  if (isUsed(host)) return;
   {
     using _lock = await lockHost(host);
-    if (recordNames(host).length === 0) {
+    if (!isUsed(host)) {
       // Left by a process that was killed, unless a server holds it.
       if (isThere(`${host.stateDir}/${DHCP_LOCK}`)) lockDhcpServer(host)?.[Symbol.dispose]();
       removeIfThere(generationPath(host));
@@ -194,10 +197,15 @@ export async function tidyState(host: HostPaths): Promise<void> {
       // Files are made in these with the lock held.
       removeEmpty(idsDir(host));
       removeEmpty(vmsDir(host));
+      removeEmpty(addressesDir(host));
     }
   }
   removeEmpty(locksDir(host));
   removeEmpty(host.stateDir);
+}
+
+function isUsed(host: HostPaths): boolean {
+  return recordNames(host).length + addressNames(host).length > 0;
 }
 
 function removeEmpty(directory: string): void {
@@ -242,7 +250,8 @@ export function isThere(path: string): boolean {
   }
 }
 
-function removeIfThere(path: string): void {
+/** Deletes a file that may be there. */
+export function removeIfThere(path: string): void {
   try {
     Deno.removeSync(path);
   } catch (error) {
@@ -298,14 +307,46 @@ export function releaseId(host: HostPaths, id: string, name: string): void {
 
 /** The names of all VMs that have a record, in order. */
 export function recordNames(host: HostPaths): string[] {
+  return jsonNames(vmsDir(host));
+}
+
+/** The addresses, not attached by tapkit, that ports are mapped to, in order. */
+export function addressNames(host: HostPaths): string[] {
+  return jsonNames(addressesDir(host));
+}
+
+function jsonNames(directory: string): string[] {
   try {
-    return [...Deno.readDirSync(vmsDir(host))]
+    return [...Deno.readDirSync(directory)]
       .filter(({ name }) => name.endsWith(".json"))
       .map(({ name }) => name.slice(0, -".json".length))
       .sort();
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return [];
     throw error;
+  }
+}
+
+const ADDRESS_OWNER = "to@";
+
+/** The owner tag of an address that tapkit did not attach; no VM's name has an @. */
+export function addressOwner(address: string): string {
+  return `${ADDRESS_OWNER}${address}`;
+}
+
+/** The address that an owner tag is of. */
+export function addressOf(owner: string): string | undefined {
+  return owner.startsWith(ADDRESS_OWNER) ? owner.slice(ADDRESS_OWNER.length) : undefined;
+}
+
+/** Reads a JSON file; undefined where there is none. */
+export function readJson(path: string, mend: string): unknown {
+  try {
+    return JSON.parse(Deno.readTextFileSync(path));
+  } catch (cause) {
+    if (cause instanceof Deno.errors.NotFound) return undefined;
+    if (!(cause instanceof SyntaxError)) throw cause;
+    throw new TapkitError(`the record ${path} is no JSON`, { mend, cause });
   }
 }
 
@@ -317,20 +358,9 @@ export function recordNames(host: HostPaths): string[] {
  */
 export function readRecord(host: HostPaths, name: string): StoredRecord | undefined {
   const path = recordPath(host, name);
-  let text: string;
-  try {
-    text = Deno.readTextFileSync(path);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
-  }
   const mend = `move the file away, then run attach-vm ${name} --remove`;
-  let value: Partial<StoredRecord> | null;
-  try {
-    value = JSON.parse(text);
-  } catch (cause) {
-    throw new TapkitError(`the record ${path} is no JSON`, { mend, cause });
-  }
+  const value = readJson(path, mend) as Partial<StoredRecord> | null | undefined;
+  if (value === undefined) return undefined;
   if (value?.version !== 1 || value.vm !== name || !isRecord(value)) {
     throw new TapkitError(`the record ${path} is not one of this version of tapkit`, { mend });
   }
@@ -338,11 +368,22 @@ export function readRecord(host: HostPaths, name: string): StoredRecord | undefi
 }
 
 /** A type's name, a list of one shape, or what an object has at least. */
-type Shape = "boolean" | "number" | "string" | readonly [Shape] | { readonly [key: string]: Shape };
+export type Shape = "boolean" | "number" | "string" | readonly [Shape] | {
+  readonly [key: string]: Shape;
+};
 
-const PORTS_SHAPE: Shape = [
+/** Port mappings. */
+export const PORTS_SHAPE: Shape = [
   { hostIP: "string", hostPort: "number", vmPort: "number", protocol: "string" },
 ];
+
+/** What the firewall does for one interface. */
+export const RULES_SHAPE: Shape = {
+  owner: "string",
+  link: "string",
+  addresses: ["string"],
+  ports: PORTS_SHAPE,
+};
 
 /** What is relied upon of a record, which anybody may have written. */
 const RECORD_SHAPE: Shape = {
@@ -370,7 +411,7 @@ const RECORD_SHAPE: Shape = {
       ifName: "string",
       plugins: [{ type: "string", config: {} }],
     }],
-    guests: [{ owner: "string", link: "string", addresses: ["string"], ports: [{}] }],
+    guests: [RULES_SHAPE],
   },
 };
 
@@ -380,7 +421,8 @@ function isRecord(value: Partial<StoredRecord>): boolean {
   return owners === undefined || hasShape(owners, { attach: PORTS_SHAPE, mapPort: PORTS_SHAPE });
 }
 
-function hasShape(value: unknown, shape: Shape): boolean {
+/** Whether a value has at least what a shape says. */
+export function hasShape(value: unknown, shape: Shape): boolean {
   if (typeof shape === "string") {
     const type: string = typeof value;
     return type === shape;
@@ -415,8 +457,11 @@ export function readRecords(
 
 /** Puts a record in place of the one before: whole or not at all, also after a power failure. */
 export function writeRecord(host: HostPaths, record: StoredRecord): void {
-  Deno.mkdirSync(vmsDir(host), { recursive: true, mode: 0o700 });
-  const path = recordPath(host, record.vm);
+  inRecordsDir(host, (directory) => replaceFile(`${directory}/${record.vm}.json`, record));
+}
+
+/** Writes a value as JSON in place of what a file held, whole or not at all. */
+export function replaceFile(path: string, value: unknown): void {
   const temporary = `${path}.tmp`;
   {
     using file = Deno.openSync(temporary, {
@@ -425,7 +470,7 @@ export function writeRecord(host: HostPaths, record: StoredRecord): void {
       truncate: true,
       mode: 0o600,
     });
-    const bytes = new TextEncoder().encode(`${JSON.stringify(record)}\n`);
+    const bytes = new TextEncoder().encode(`${JSON.stringify(value)}\n`);
     for (let written = 0; written < bytes.length;) {
       written += file.writeSync(bytes.subarray(written));
     }

@@ -193,6 +193,16 @@ Deno.test("map-port: bad input is refused, and nothing is touched", async () => 
     ["we/b", "9000:80"],
     ["web", "9000:80", "--list"],
     ["web", "--list", "--check"],
+    ["--to", "192.0.2.2"],
+    ["--to", "192.0.2.2", "9000:65536"],
+    ["--to", "127.0.0.1", "9000:80"],
+    ["--to", "::1", "[::]:9000:80"],
+    ["--to", "fe80::1%eth-lan", "[::]:9000:80"],
+    ["--to", "224.0.0.1", "9000:80"],
+    ["--to", "0.0.0.0", "9000:80"],
+    ["--to", "peer", "9000:80"],
+    ["--to", "192.0.2.2", "[::]:9000:80"],
+    ["--to", "172.18.0.2", "9000:80"],
     [],
   ];
   for (const args of cases) {
@@ -204,4 +214,53 @@ Deno.test("map-port: bad input is refused, and nothing is touched", async () => 
     strict: true,
     except: [/serve-dhcp/, /fe80:/, /ff00::/],
   });
+});
+
+Deno.test("map-port --to: from everywhere to an address tapkit did not attach", async () => {
+  await using host = await Host.create();
+  const peer = await host.addLan();
+  await peer.sh(
+    "ip address add 192.0.2.3/24 dev $(ip -o -4 address | sed -n 's/^.: \\(e[^ ]*\\).*/\\1/p')",
+  );
+  await host.sh("sysctl -qw net.ipv6.conf.all.forwarding=1 net.ipv4.ip_forward=1");
+  const before = await host.snapshot();
+  await peer.serveHttp(80, "there");
+  const map = (...args: string[]) => host.mustTapkit("map-port", "--to", ...args);
+  const { json } = await map("192.0.2.2", "8080:80", "127.0.0.1:8081:80");
+  assertEquals(json, [
+    { to: "192.0.2.2", ports: [mapping(8080, 80), mapping(8081, 80, "127.0.0.1")] },
+  ]);
+  assertEquals((await map("192.0.2.2", "8080:80")).json, json);
+  assertEquals((await map("192.0.2.2", "--list")).json, json);
+  assertEquals((await host.mustTapkit("map-port", "--list")).json, json);
+  await map("2001:db8::2", "8080:80");
+  for (const url of ["127.0.0.1:8080", "127.0.0.1:8081", "192.0.2.1:8080", "[2001:db8::1]:8080"]) {
+    assertEquals((await host.fetch(`http://${url}/`)).body, "there", url);
+  }
+  for (const url of ["192.0.2.1:8080", "[2001:db8::1]:8080"]) {
+    assertEquals((await peer.fetch(`http://${url}/`)).body, "there", url);
+  }
+  const taken = await host.tapkit("attach-vm", "web", "--ports", "8080:80");
+  assertEquals(taken.code, 1);
+  assertMatch(
+    taken.stderr,
+    /8080\/tcp is already mapped to address 192\.0\.2\.2: .* map-port --to 192\.0\.2\.2 --remove 8080:80/,
+  );
+
+  await host.must("nft", ["flush", "ruleset"]);
+  await host.sh("sysctl -qw net.ipv4.conf.eth-lan.route_localnet=0");
+  const check = await host.tapkit("map-port", "--to", "192.0.2.2", "--check");
+  assertEquals(check.code, 3);
+  assertEquals((await host.mustTapkit("attach-vm", "--restore")).stdout, "");
+  assertEquals((await host.tapkit("map-port", "--to", "192.0.2.2", "--check")).code, 0);
+  assertEquals((await peer.fetch("http://192.0.2.1:8080/")).body, "there");
+
+  assertEquals((await map("192.0.2.2", "--remove", "8080:80")).json[0].ports.length, 1);
+  await map("192.0.2.3", "127.0.0.1:8082:80");
+  assertEquals((await map("192.0.2.2", "--remove", "127.0.0.1:8081:80")).json[0].ports, []);
+  assertEquals((await host.fetch("http://127.0.0.1:8082/")).body, "there", "the link is shared");
+  await map("192.0.2.3", "--remove", "127.0.0.1:8082:80");
+  await map("2001:db8::2", "--remove", "8080:80");
+  await map("2001:db8::2", "--remove", "8080:80");
+  await host.assertRestored(before);
 });

@@ -141,13 +141,24 @@ export function testBackend(backend: Backend): void {
     using firewall = await backend.open(netns);
     const one = guest(1, ["0.0.0.0:8080:80", "192.0.2.1:53:53/udp", "[::]:81:81/sctp"]);
     const two = guest(2, [], { masquerade: false, addresses: ["172.18.0.3"] });
+    const relayed: GuestRules = {
+      ...guest(2, ["9090:80"], { addresses: ["192.0.2.7"], masquerade: false, link: "" }),
+      owner: "to@192.0.2.7",
+      relayed: true,
+    };
     firewall.add(one);
     firewall.add(two);
+    firewall.add(relayed);
+    assertEquals(firewall.check(relayed), []);
     const found = firewall.listGuests().sort((a, b) => a.owner < b.owner ? -1 : 1);
     assertEquals(
       found.map(({ ports: _, ...rest }) => rest),
-      [one, two].map(({ ports: _, ...rest }) => rest),
+      [one, two, relayed].map(({ ports: _, ...rest }) => rest),
     );
+    assertEquals(firewall.removePorts(relayed), true);
+    assertEquals(firewall.removePorts(relayed), false);
+    assertEquals(firewall.removeOwner(relayed.owner), true, "what is left without ports");
+    assertEquals(firewall.remove(relayed), false);
     const sorted = (rules: GuestRules) => rules.ports.map(formatPort).sort();
     assertEquals(sorted(found[0]!), sorted(one));
     assertEquals(firewall.removeOwner("guest1/eth0"), true);

@@ -1,0 +1,203 @@
+/**
+ * Addresses that tapkit did not attach, and that ports are mapped to: what is kept of them, and
+ * how they are reached.
+ *
+ * @module
+ */
+
+import { InputError, TapkitError } from "../errors.ts";
+import type { Firewall } from "../firewall/firewall.ts";
+import type { GuestRules } from "../firewall/model.ts";
+import type { FirewallKind } from "../firewall/store.ts";
+import { ensureSysctls } from "../firewall/sysctls.ts";
+import { canonicalIp, isIp, isLoopback, isMulticast, parseCidr } from "../inet/ip.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import { requireLink } from "../netlink/link.ts";
+import { getRoute } from "../netlink/route.ts";
+import { writeSysctl } from "../sys/sysctl.ts";
+import {
+  addressesDir,
+  addressNames,
+  addressOwner,
+  hasShape,
+  type HostPaths,
+  inDirectory,
+  type MappedPort,
+  PORTS_SHAPE,
+  readJson,
+  readRecords,
+  removeIfThere,
+  replaceFile,
+  RULES_SHAPE,
+  type Shape,
+} from "./state.ts";
+import type { VmInterface } from "./types.ts";
+
+/** What is mapped to an address. */
+export interface AddressRecord {
+  readonly version: 1;
+  /** The address, canonical. */
+  readonly to: string;
+  readonly rules: GuestRules;
+  readonly mapPort: readonly MappedPort[];
+  /** What the rules are made by. */
+  readonly firewall: FirewallKind;
+  /** Whether route_localnet of the link there was off before, and is to be so again. */
+  readonly localnet?: true;
+}
+
+const addressPath = (host: HostPaths, to: string) => `${addressesDir(host)}/${to}.json`;
+
+/**
+ * Reads what is mapped to an address.
+ *
+ * @returns `undefined` when nothing is
+ * @throws {TapkitError} when the file is torn or foreign
+ */
+export function readAddress(host: HostPaths, to: string): AddressRecord | undefined {
+  const path = addressPath(host, to);
+  const mend = `move the file away, then map what you want to ${to} anew`;
+  const value = readJson(path, mend) as Partial<AddressRecord> | null | undefined;
+  if (value === undefined) return undefined;
+  const shape: Shape = { rules: RULES_SHAPE, mapPort: PORTS_SHAPE, firewall: "string" };
+  if (value?.version === 1 && value.to === to && hasShape(value, shape)) {
+    return value as AddressRecord;
+  }
+  throw new TapkitError(`the record ${path} is not one of this version of tapkit`, { mend });
+}
+
+/** All that can be read; what cannot is passed to `host.note`. */
+export function readAddresses(host: HostPaths): AddressRecord[] {
+  return addressNames(host).flatMap((to) => {
+    try {
+      return readAddress(host, to) ?? [];
+    } catch (error) {
+      if (!(error instanceof TapkitError)) throw error;
+      host.note(`warning: ${error.message}: ${error.mend}`);
+      return [];
+    }
+  });
+}
+
+/** Puts what is mapped to an address on disk. */
+export function writeAddress(host: HostPaths, record: AddressRecord): void {
+  inDirectory(addressesDir(host), () => replaceFile(addressPath(host, record.to), record));
+}
+
+/** Forgets what was mapped to an address. */
+export function deleteAddress(host: HostPaths, to: string): void {
+  removeIfThere(`${addressPath(host, to)}.tmp`);
+  removeIfThere(addressPath(host, to));
+}
+
+/**
+ * Checks that ports can be mapped to an address, and brings it to canonical form.
+ *
+ * @throws {InputError} when they cannot
+ */
+export function validateAddress(text: string): string {
+  const mend = "name one address of another machine, as 192.0.2.7 or 2001:db8::7";
+  if (isIp(text) === 0) throw new InputError(`"${text}" is not an IP address`, { mend });
+  const to = canonicalIp(text);
+  const special = isLoopback(to) || isMulticast(to) || /^(0\.|::$|255\.255\.255\.255$)/.test(to) ||
+    /^fe[89ab][0-9a-f]:|^::ffff:/.test(to);
+  if (special) throw new InputError(`nothing can be mapped to the address ${to}`, { mend });
+  return to;
+}
+
+/**
+ * What is known of an address before anything is mapped to it.
+ *
+ * @throws {InputError} when it is that of an attached VM
+ * @throws {TapkitError} when the host has no route there
+ */
+export function newAddress(
+  host: HostPaths,
+  nl: NetlinkConnection,
+  to: string,
+  firewall: FirewallKind,
+): AddressRecord {
+  const vm = readRecords(host).find(({ made }) =>
+    made.guests.some(({ addresses }) => addresses.includes(to))
+  )?.vm;
+  if (vm !== undefined) {
+    throw new InputError(`${to} is the address of VM "${vm}"`, { mend: `write map-port ${vm} …` });
+  }
+  const link = linkTowards(nl, to);
+  if (link === undefined) {
+    throw new TapkitError(`the host has no route to ${to}`, { mend: "add one first" });
+  }
+  return {
+    version: 1,
+    to,
+    rules: {
+      owner: addressOwner(to),
+      link,
+      addresses: [to],
+      masquerade: false,
+      forward: true,
+      ports: [],
+      relayed: true,
+    },
+    mapPort: [],
+    firewall,
+    ...isIp(to) === 4 && readLocalnet(link) === "0" ? { localnet: true } : {},
+  };
+}
+
+/** The link by which packets to an address leave; `""` for the host's own. */
+function linkTowards(nl: NetlinkConnection, address: string): string | undefined {
+  const route = getRoute(nl, address);
+  if (route?.oif === undefined) return undefined;
+  return route.type === "local" ? "" : requireLink(nl, route.oif).name;
+}
+
+const localnetPath = (link: string) => `net/ipv4/conf/${link}/route_localnet`;
+
+function readLocalnet(link: string): string | undefined {
+  if (link === "") return undefined;
+  try {
+    return Deno.readTextFileSync(`/proc/sys/${localnetPath(link)}`).trim();
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
+}
+
+/** Takes away what is there of an address but its record, when its last port goes. */
+export function leaveAddress(host: HostPaths, firewall: Firewall, record: AddressRecord): void {
+  const { to, rules, localnet } = record;
+  firewall.remove(rules);
+  if (localnet) {
+    const heir = readAddresses(host).find((other) =>
+      other.to !== to && other.rules.link === rules.link
+    );
+    const used = readRecords(host).some(({ made }) =>
+      made.guests.some(({ link }) => link === rules.link)
+    );
+    // Without tapkit's rules the setting would open the host's loopback servers to the link.
+    if (heir !== undefined) writeAddress(host, { ...heir, localnet: true });
+    else if (!used) writeSysctl(localnetPath(rules.link), "0");
+  }
+  firewall.removeIfUnused();
+}
+
+/** Puts the rules of an address back, after a reboot say. */
+export function restoreAddress(host: HostPaths, firewall: Firewall, record: AddressRecord): void {
+  firewall.add(record.rules);
+  for (const setting of ensureSysctls(record.rules)) host.note(`set ${setting}`);
+}
+
+/**
+ * How a VM is reached whose network says nothing of it: by which link, and whether its answers come
+ * back by the host.
+ */
+export function locateVm(nl: NetlinkConnection, rules: GuestRules, link: VmInterface): GuestRules {
+  const [first] = link.addresses;
+  if (first === undefined) return rules;
+  const { gateway } = first;
+  if (gateway === undefined || getRoute(nl, gateway)?.type !== "local") {
+    return { ...rules, relayed: true };
+  }
+  return { ...rules, link: linkTowards(nl, parseCidr(first.address).address) ?? "" };
+}

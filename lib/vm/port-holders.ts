@@ -1,0 +1,160 @@
+/**
+ * What ports lead to, a VM or an address, as mapping them sees it.
+ *
+ * @module
+ */
+
+import { InputError, TapkitError } from "../errors.ts";
+import type { Firewall } from "../firewall/firewall.ts";
+import type { GuestRules } from "../firewall/model.ts";
+import type { FirewallKind } from "../firewall/store.ts";
+import { formatPort, intersectPorts, parsePorts, type PortMapping } from "../inet/ports.ts";
+import {
+  type AddressRecord,
+  deleteAddress,
+  leaveAddress,
+  locateVm,
+  writeAddress,
+} from "./addresses.ts";
+import { allPorts, portOwners } from "./ports.ts";
+import type { Host } from "./session.ts";
+import {
+  firewallOf,
+  type HostPaths,
+  isThere,
+  type PortOwners,
+  readRecord,
+  type StoredRecord,
+  validateName,
+  writeRecord,
+} from "./state.ts";
+
+/** Something that ports lead to, and how its record changes. */
+export interface Holder {
+  /** As conflicts name it. */
+  readonly owner: string;
+  /** Its rules in the firewall, with all ports that tapkit maps to it. */
+  readonly rules: GuestRules;
+  readonly owners: PortOwners;
+  /** What its rules are made by. */
+  readonly firewall: FirewallKind;
+  /** Puts other ports into its record. */
+  readonly write: (rules: GuestRules, owners: PortOwners) => void;
+  /** Puts the record back as it was. */
+  readonly restore: () => void;
+  /** Takes away what is there of it but the record, where nothing is left without a port. */
+  readonly leave?: (firewall: Firewall) => void;
+}
+
+/**
+ * The record of a VM that is attached.
+ *
+ * @throws {InputError} when there is none
+ */
+export function requireRecord(host: HostPaths, vm: string): StoredRecord {
+  validateName(vm);
+  const record = readRecord(host, vm);
+  if (record === undefined) {
+    throw new InputError(`VM "${vm}" is not attached`, { mend: "see attach-vm --list" });
+  }
+  if (record.made.phase === "attached") return record;
+  throw new TapkitError(`VM "${vm}" was left half attached`, { mend: `run attach-vm ${vm} first` });
+}
+
+/** Refuses a VM that a reboot took, or a change of whose rules was cut off. */
+export function requireRunning({ vm, netns, made }: StoredRecord): void {
+  if (isThere(netns) && !made.rulesInDoubt) return;
+  const state = made.rulesInDoubt ? "was left half changed" : "is recorded, but not there";
+  throw new TapkitError(`VM "${vm}" ${state}`, { mend: `run attach-vm ${vm} first` });
+}
+
+/** A VM's ports lead to its first interface. */
+export function vmHolder(host: HostPaths, record: StoredRecord): Holder {
+  const [rules, ...others] = record.made.guests;
+  if (rules === undefined) throw new TapkitError(`VM "${record.vm}" has no interface`);
+  const before = portOwners(record);
+  return {
+    owner: record.vm,
+    rules,
+    owners: before,
+    firewall: firewallOf(record.made),
+    restore: () => writeRecord(host, record),
+    write: (rules, owners) =>
+      writeRecord(host, {
+        ...record,
+        ports: allPorts(owners),
+        made: {
+          ...record.made,
+          portOwners: owners,
+          request: keepRequest(record.made.request, before.attach, owners.attach),
+          guests: [rules, ...others],
+        },
+      }),
+  };
+}
+
+/** The same; where its network says nothing of how it is reached, that is found out. */
+export function locatedHolder(host: Host, record: StoredRecord): Holder {
+  const holder = vmHolder(host, record);
+  const [link] = record.interfaces;
+  if (holder.rules.link !== "" || holder.rules.relayed || link === undefined) return holder;
+  return { ...holder, rules: locateVm(host.session.nl, holder.rules, link) };
+}
+
+/**
+ * An address, which goes with its last port.
+ *
+ * @param before what was on disk
+ */
+export function addressHolder(
+  host: HostPaths,
+  record: AddressRecord,
+  before: AddressRecord | undefined,
+): Holder {
+  const { to, rules, mapPort } = record;
+  return {
+    owner: rules.owner,
+    rules,
+    owners: { attach: [], mapPort },
+    firewall: record.firewall,
+    restore: () => before === undefined ? deleteAddress(host, to) : writeAddress(host, before),
+    write: (rules, { mapPort }) =>
+      mapPort.length === 0
+        ? deleteAddress(host, to)
+        : writeAddress(host, { ...record, rules, mapPort }),
+    leave: (firewall) => leaveAddress(host, firewall, record),
+  };
+}
+
+/** All mappings to an address. */
+export function addressPorts(record: AddressRecord | undefined): PortMapping[] {
+  return record === undefined ? [] : allPorts({ attach: [], mapPort: record.mapPort });
+}
+
+/**
+ * What attaching again asks for: what was asked for, but for the ports that are gone.
+ *
+ * @param before attach-vm's own ports, in the order of the request's
+ */
+function keepRequest(
+  request: StoredRecord["made"]["request"],
+  before: readonly PortMapping[],
+  after: readonly PortMapping[],
+): StoredRecord["made"]["request"] {
+  if (before === after || request.ports === undefined || request.ports === "none") return request;
+  const left = [...before];
+  const ports = parsePorts(request.ports).flatMap((asked, index) => {
+    const text = request.ports![index]!;
+    // Without a host address there is one for each family.
+    const bound = left.splice(0, asked.hostIP === "" && isPair(left) ? 2 : 1);
+    const kept = intersectPorts(bound, after);
+    return JSON.stringify(kept) === JSON.stringify(bound) ? [text] : kept.map(formatPort);
+  });
+  return { ...request, ports: ports.length === 0 ? "none" : ports };
+}
+
+/** Whether the first two are one mapping, on all IPv4 and all IPv6 addresses. */
+function isPair([first, second]: readonly PortMapping[]): boolean {
+  return first?.hostIP === "0.0.0.0" && second?.hostIP === "::" &&
+    first.hostPort === second.hostPort && first.protocol === second.protocol;
+}
