@@ -115,6 +115,12 @@ export const ATTACH_VM = {
       default: "nftables where the kernel and libnftables allow it, else iptables",
     },
     {
+      name: "open-firewall",
+      help: "open published ports also where ufw or firewalld denies what is not allowed; " +
+        "no-open-firewall closes them again",
+    },
+    { name: "no-open-firewall", help: "leave them to ufw and firewalld (default)" },
+    {
       name: "from",
       metavar: "FILE|-",
       help: "attach one VM per line of JSON, with these flags' names as keys: " +
@@ -182,6 +188,8 @@ const SHAPING = [
   "allow-egress",
   "plugins",
   "firewall",
+  "open-firewall",
+  "no-open-firewall",
 ] as const satisfies readonly (keyof AttachFlags)[];
 
 type ShapingFlags = Pick<AttachFlags, (typeof SHAPING)[number]>;
@@ -299,6 +307,7 @@ function shape(flags: ShapingFlags): Omit<AttachRequest, "name"> {
     isolated: eitherOf(flags, "isolated", "no-isolated"),
     denyEgress: listOrNone("deny-egress", flags["deny-egress"]),
     allowEgress: listOrNone("allow-egress", flags["allow-egress"]),
+    openFirewall: eitherOf(flags, "open-firewall", "no-open-firewall"),
     networks: flags.network.length === 0 ? undefined : flags.network,
   });
 }

@@ -12,6 +12,7 @@ import type { NetlinkConnection } from "../netlink/connection.ts";
 import { NetlinkError } from "../netlink/errors.ts";
 import { type FlowChange, flowIsStale, flowMatches } from "./flows.ts";
 import { NftablesError } from "./libnftables.ts";
+import type { Gate } from "./gate.ts";
 import { type GuestRules, validateRules } from "./model.ts";
 import type { PolicyStore } from "./policy.ts";
 import type { ElementStore, FirewallKind } from "./store.ts";
@@ -61,15 +62,17 @@ export class Firewall implements Disposable {
   #putOffLimit = 0;
   /** Whether another backend may hold rules of tapkit's too. */
   readonly mixed: boolean;
+  readonly #gates: readonly Gate[];
 
   /** @param store closed with this, as the connections are; all of one namespace */
   constructor(
     store: ElementStore,
-    { policies, netfilter, route, mixed }: {
+    { policies, netfilter, route, mixed, gates }: {
       readonly policies: PolicyStore;
       readonly netfilter: NetlinkConnection;
       readonly route: NetlinkConnection;
       readonly mixed: boolean;
+      readonly gates: readonly Gate[];
     },
   ) {
     this.#store = store;
@@ -77,6 +80,7 @@ export class Firewall implements Disposable {
     this.#netfilter = netfilter;
     this.#route = route;
     this.mixed = mixed;
+    this.#gates = gates;
   }
 
   /** Which backend it is. */
@@ -102,7 +106,7 @@ export class Firewall implements Disposable {
       wanted: elementsOf(wanted),
       leaving: [],
     });
-    return policed || added;
+    return this.#openGates(wanted) || policed || added;
   }
 
   /**
@@ -124,7 +128,7 @@ export class Firewall implements Disposable {
       wanted: elements,
       leaving: before.addresses.filter((address) => !after.addresses.includes(address)),
     });
-    return policed || replaced;
+    return this.#openGates(after) || policed || replaced;
   }
 
   /**
@@ -136,13 +140,14 @@ export class Firewall implements Disposable {
   remove(rules: GuestRules): boolean {
     const unwanted = validateRules(rules);
     const { owner, addresses } = unwanted;
+    const closed = this.#closeGates(owner);
     const removed = this.#apply({
       owner,
       unwanted: elementsOf(unwanted),
       wanted: [],
       leaving: addresses,
     });
-    return this.#policies.replace(unwanted, undefined) || removed;
+    return this.#policies.replace(unwanted, undefined) || removed || closed;
   }
 
   /**
@@ -164,7 +169,7 @@ export class Firewall implements Disposable {
    */
   removeOwner(owner: string): boolean {
     const rules = this.listGuests().find((guest) => guest.owner === owner);
-    const removed = rules === undefined ? false : this.remove(rules);
+    const removed = rules === undefined ? this.#closeGates(owner) : this.remove(rules);
     return this.#policies.removeOwner(owner) || removed;
   }
 
@@ -188,7 +193,35 @@ export class Firewall implements Disposable {
         problems.push(`${what} is tagged ${found.owner || "by nobody"} in ${kind}`);
       }
     }
+    if (rules.forward) {
+      const ports = this.#portsOf(rules);
+      problems.push(...this.#gates.flatMap((gate) => gate.check(rules, ports)));
+    }
     return problems;
+  }
+
+  /**
+   * What keeps a guest's published ports closed to other machines: `"ufw"`, `"firewalld"`.
+   * Undefined where nothing does, or they are open.
+   */
+  closedBy({ forward, openPorts, ports }: GuestRules): string | undefined {
+    if (!forward || openPorts || ports.length === 0) return undefined;
+    return this.#gates.find(({ denies }) => denies !== undefined)?.denies;
+  }
+
+  #portsOf({ openPorts }: GuestRules): "open" | "closed" {
+    const denied = this.#gates.some(({ denies }) => denies !== undefined);
+    return openPorts || !denied ? "open" : "closed";
+  }
+
+  #openGates(rules: GuestRules): boolean {
+    if (!rules.forward || this.#gates.length === 0) return false;
+    const ports = this.#portsOf(rules);
+    return this.#gates.map((gate) => gate.open(rules, ports)).includes(true);
+  }
+
+  #closeGates(owner: string): boolean {
+    return this.#gates.map((gate) => gate.close(owner)).includes(true);
   }
 
   /**

@@ -36,7 +36,7 @@ import {
   type Table,
   tableLabel,
 } from "./ruleset.ts";
-import type { ElementStore, NftTable, StoreState } from "./store.ts";
+import type { ElementStore, ForwardChain, NftTable, StoreState } from "./store.ts";
 
 /** linux/netfilter/nf_tables.h. */
 const NFT_MSG = {
@@ -49,7 +49,10 @@ const NFT_MSG = {
   DELSETELEM: 14,
 } as const;
 const NFTA_TABLE = { NAME: 1, USERDATA: 6 } as const;
-const NFTA_CHAIN = { TABLE: 1, NAME: 3 } as const;
+const NFTA_CHAIN = { TABLE: 1, NAME: 3, HOOK: 4, POLICY: 5, TYPE: 7 } as const;
+const NFTA_HOOK_HOOKNUM = 1;
+/** linux/netfilter.h. */
+const NF = { DROP: 0, INET_FORWARD: 2 } as const;
 /** linux/netfilter/nfnetlink.h. */
 const NFNL_MSG_BATCH = { BEGIN: 0x10, END: 0x11 } as const;
 
@@ -176,6 +179,32 @@ export function listTables(nl: NetlinkConnection): NftTable[] | undefined {
     const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
     const name = attributes.find(({ type }) => type === NFTA_TABLE.NAME)?.value.asString() ?? "";
     return { family: NFPROTO[family] ?? `${family}`, name };
+  });
+}
+
+/** All chains that filter what is forwarded, and whether their policy is to drop it. */
+export function listForwardChains(
+  nl: NetlinkConnection,
+): (ForwardChain & { readonly drops: boolean })[] {
+  const messages = nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETCHAIN), nfgenmsg(0).finish(), {
+    op: "NFT_MSG_GETCHAIN",
+    action: "list",
+    object: "nftables chains",
+  });
+  return messages.flatMap(({ payload }) => {
+    const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
+    const get = (wanted: number) => attributes.find(({ type }) => type === wanted)?.value;
+    const family = NFPROTO[payload[0]!] ?? "";
+    const hook = get(NFTA_CHAIN.HOOK)?.attributes().find(({ type }) => type === NFTA_HOOK_HOOKNUM);
+    if (!["inet", "ip", "ip6"].includes(family) || hook === undefined) return [];
+    if (hook.value.asU32be() !== NF.INET_FORWARD) return [];
+    if (get(NFTA_CHAIN.TYPE)?.asString() !== "filter") return [];
+    return [{
+      family,
+      table: get(NFTA_CHAIN.TABLE)?.asString() ?? "",
+      chain: get(NFTA_CHAIN.NAME)?.asString() ?? "",
+      drops: get(NFTA_CHAIN.POLICY)?.asU32be() === NF.DROP,
+    }];
   });
 }
 

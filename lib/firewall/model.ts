@@ -37,6 +37,8 @@ export interface GuestRules {
    * through the host. Then `link` is no network of guests, and nothing else is done for it.
    */
   readonly relayed?: true;
+  /** Whether its ports are open also where ufw or firewalld denies what is not allowed. */
+  readonly openPorts?: boolean;
   /** The guest's MAC address, by which the host knows what an isolated or restricted guest sends. */
   readonly mac?: string;
   /**

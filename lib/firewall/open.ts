@@ -10,7 +10,7 @@ import { currentNetns, type Netns, withNetns } from "../sys/netns.ts";
 import { Firewall } from "./firewall.ts";
 import { chainExists, listTables, NftStore } from "./kernel.ts";
 import { hasLibnftables } from "./libnftables.ts";
-import { TABLE } from "./ruleset.ts";
+import { CLOSED_TABLE, TABLE } from "./ruleset.ts";
 import { PolicyStore } from "./policy.ts";
 import type { FirewallKind, NftTable, Survey } from "./store.ts";
 
@@ -42,12 +42,15 @@ export async function openFirewall({ kind, netns: at }: OpenOptions = {}): Promi
   const mixed = store.kind === "nftables"
     ? hasIptables(survey, netfilter)
     : survey.tables?.some(isOwnTable);
+  const foreign = survey.tables?.some(({ name }) => !isOwn(name)) || survey.legacy.length > 0;
+  const gates = foreign ? (await import("./gates.ts")).findGates(netns, netfilter, survey) : [];
   stack.move();
   return new Firewall(store, {
     policies: new PolicyStore(netns, netfilter),
     netfilter,
     route,
     mixed: mixed ?? false,
+    gates,
   });
 }
 
@@ -73,6 +76,11 @@ async function usualKind({ tables }: Survey): Promise<FirewallKind> {
   if (tables?.some(isOwnTable) || tables !== undefined && hasLibnftables()) return "nftables";
   // Without either, what is missing is to be named.
   return await isInstalled("iptables") ? "iptables" : "nftables";
+}
+
+/** Of a table that needs no look at those of others. */
+function isOwn(name: string): boolean {
+  return name.startsWith(TABLE) && name !== CLOSED_TABLE;
 }
 
 function isOwnTable({ family, name }: NftTable): boolean {

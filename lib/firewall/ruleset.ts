@@ -20,6 +20,9 @@ import type { GuestRules } from "./model.ts";
 /** The table's name; its family is inet. */
 export const TABLE = "tapkit";
 
+/** A table of the same family for ports that are closed where firewalld would let them pass. */
+export const CLOSED_TABLE = "tapkit_closed";
+
 /** How a field of a key or value is stored: padded to four bytes, numbers in network order. */
 export type Field =
   | "ipv4_addr"

@@ -25,6 +25,14 @@ export interface Survey {
   readonly legacy: readonly NftTable[];
 }
 
+/** A chain that is hooked where packets are forwarded. */
+export interface ForwardChain {
+  /** `"inet"`, `"ip"` or `"ip6"`. */
+  readonly family: string;
+  readonly table: string;
+  readonly chain: string;
+}
+
 /** What a look at the rules that all guests share found. */
 export interface StoreState {
   /** Whether there is anything of tapkit's at all. */

@@ -29,7 +29,14 @@ import {
 import { UndoStack } from "../undo.ts";
 import { checkAttachment } from "./check.ts";
 import { planNetworks } from "./networks.ts";
-import { allPorts, bindToFamilies, hasPorts, portOwners, reservePorts } from "./ports.ts";
+import {
+  allPorts,
+  bindToFamilies,
+  hasPorts,
+  noteClosed,
+  portOwners,
+  reservePorts,
+} from "./ports.ts";
 import { removeAttachment, removeMade } from "./remove.ts";
 import { recordedPolicy, samePolicy, withPolicy } from "./policy.ts";
 import { mergeRequest, resolveOwner, validateAttach, validatePolicy } from "./request.ts";
@@ -147,7 +154,8 @@ async function attachAgain(
     : differences.guards.length > 0 || changesAntispoof(old, wanted)
     ? await reguard(host, old, wanted)
     : old;
-  const same = hasPorts(record, wanted) && samePolicy(record.made.request, wanted);
+  const opening = (old.made.request.openFirewall ?? false) !== (wanted.openFirewall ?? false);
+  const same = hasPorts(record, wanted) && samePolicy(record.made.request, wanted) && !opening;
   if (differences.firewall.length === 0 && same) {
     // A process that was killed may have left this for later.
     const firewall = await host.session.firewall(firewallOf(record.made));
@@ -249,7 +257,11 @@ async function changeRules(
     ? owners.attach
     : bindToFamilies(await reservePorts(host, firewall, wanted, old), rules?.addresses ?? []);
   const ports = allPorts({ ...owners, attach });
-  const mapped = old.made.guests.map((guest, index) => index === 0 ? { ...guest, ports } : guest);
+  const mapped = old.made.guests.map((guest, index) => ({
+    ...guest,
+    ...index === 0 ? { ports } : {},
+    ...openPorts(wanted),
+  }));
   const guests = samePolicy(old.made.request, wanted)
     ? mapped
     : policedGuests(host, old, mapped, wanted);
@@ -270,6 +282,7 @@ async function changeRules(
       firewall.replace(before, guest);
     });
     setSysctls(host, guests);
+    noteClosed(host, firewall, guests);
     writeRecord(host, record);
     return record;
   } catch (error) {
@@ -358,7 +371,12 @@ async function attachAnew(
       const link = interfaces[index]!;
       const rules = guest ?? plainRules(`${name}/${link.name}`, link);
       const ends = { hostNl, vmNl, note: host.note };
-      return withPolicy({ ...rules, ports: index === 0 ? bound : [] }, link, request, ends);
+      return withPolicy(
+        { ...rules, ports: index === 0 ? bound : [], ...openPorts(request) },
+        link,
+        request,
+        ends,
+      );
     });
     for (const guest of guests) {
       undo.push(`the rules of ${guest.owner}`, () => {
@@ -368,6 +386,7 @@ async function attachAnew(
       firewall.add(guest);
     }
     setSysctls(host, guests);
+    noteClosed(host, firewall, guests);
 
     const record: StoredRecord = {
       ...planned,
@@ -514,6 +533,10 @@ function plainRules(owner: string, link: VmInterface): GuestRules {
     forward: false,
     ports: [],
   };
+}
+
+function openPorts({ openFirewall = false }: AttachRequest): Pick<GuestRules, "openPorts"> {
+  return { openPorts: openFirewall };
 }
 
 function setSysctls(host: Host, guests: readonly GuestRules[]): void {

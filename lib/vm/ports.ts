@@ -7,6 +7,7 @@
 import { DOCKER_OWNER, dockerConflict, dockerPorts } from "../firewall/docker-ports.ts";
 import { chooseHostPorts, refuseListeners } from "../firewall/host-ports.ts";
 import type { Firewall } from "../firewall/firewall.ts";
+import type { GuestRules } from "../firewall/model.ts";
 import {
   bindPorts,
   findPortConflict,
@@ -193,4 +194,21 @@ export function bindToFamilies(
 /** Whether the VM has the ports that are asked for; a host port once chosen stays. */
 export function hasPorts(record: StoredRecord, { ports }: AttachRequest): boolean {
   return JSON.stringify(record.made.request.ports ?? "none") === JSON.stringify(ports ?? "none");
+}
+
+/** Says which firewall keeps published ports closed to other machines, and how to open them. */
+export function noteClosed(
+  host: HostPaths,
+  firewall: Firewall,
+  guests: readonly GuestRules[],
+): void {
+  for (const rules of guests) {
+    const closedBy = firewall.closedBy(rules);
+    if (closedBy === undefined) continue;
+    const [vm] = rules.owner.split("/", 1);
+    host.note(
+      `${closedBy} keeps the published ports of "${vm}" closed to other machines: ` +
+        `open them with attach-vm ${vm} --open-firewall`,
+    );
+  }
 }

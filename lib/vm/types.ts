@@ -147,6 +147,8 @@ export interface AttachRequest {
    */
   readonly denyEgress?: readonly string[] | "none";
   readonly allowEgress?: readonly string[] | "none";
+  /** Whether published ports are open also where ufw or firewalld denies what is not allowed. */
+  readonly openFirewall?: boolean;
 }
 
 /** The forms a record is printed in. */

@@ -1,0 +1,50 @@
+/** VMs where the policy of what is forwarded was set to DROP by hand. */
+
+import { Host } from "../support/host.ts";
+import { LIST_IPTABLES, testCoexistence } from "../support/coexist.ts";
+
+const listIptables = (host: Host) => host.sh(LIST_IPTABLES);
+
+for (const variant of ["nft", "legacy"] as const) {
+  const [four, six] = [`iptables-${variant}`, `ip6tables-${variant}`];
+  Deno.test(`attach-vm: a DROP policy in iptables-${variant}`, async () => {
+    await using host = await Host.create();
+    const peer = await host.addLan();
+    // The table of addresses is made beforehand: it stays once it was looked at.
+    await host.sh(
+      `for program in ${four} ${six}; do
+         $program -t nat -S >/dev/null
+         $program -P FORWARD DROP
+         $program -A FORWARD -p icmp -j ACCEPT
+       done`,
+    );
+    await testCoexistence(host, peer, {
+      list: listIptables,
+      reload: `for program in ${four} ${six}; do
+        $program -F; $program -A FORWARD -p icmp -j ACCEPT
+      done`,
+      problem: /drops what is forwarded, and lacks a jump to TAPKIT-ACCEPT/,
+    });
+  });
+}
+
+Deno.test("attach-vm: a chain of nftables with a DROP policy", async () => {
+  await using host = await Host.create();
+  const peer = await host.addLan();
+  await host.sh(
+    `nft -f - <<'END'
+     table inet filter {
+       chain forward {
+         type filter hook forward priority filter; policy drop;
+         meta l4proto icmp accept
+       }
+     }
+END`,
+  );
+  await testCoexistence(host, peer, {
+    list: (host) => host.sh("nft list ruleset"),
+    reload: "nft flush chain inet filter forward; nft add rule inet filter forward " +
+      "meta l4proto icmp accept",
+    problem: /nftables chain "inet filter forward" lacks the rule "web\/eth0 out 172.18.0.2"/,
+  });
+});
