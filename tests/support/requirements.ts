@@ -33,6 +33,10 @@ const REQUIREMENTS: readonly Requirement[] = [
   { needs: "dhclient", debian: "isc-dhcp-client" },
   { needs: "dhcpcd", debian: "dhcpcd-base" },
   { needs: "/usr/lib/cni/bridge", debian: "containernetworking-plugins" },
+  { needs: "ufw", debian: "ufw" },
+  { needs: "firewalld", debian: "firewalld" },
+  { needs: "dbus-daemon", debian: "dbus-daemon" },
+  { needs: "dockerd", debian: "docker.io" },
 ];
 
 /** What the benchmark compares with; the C program is left out where there is no compiler. */
