@@ -159,6 +159,10 @@ export const ATTACH_VM = {
       does: "attach, run, remove when the VMM ends",
       command: "attach-vm web --ports 8080:80 -- ./start-vm --tap {tap} --mac {mac}",
     },
+    {
+      does: "no connections to the cloud's metadata, nor to other VMs",
+      command: "attach-vm web --deny-egress 169.254.169.254/32 --isolated",
+    },
     { does: "many at once", command: "attach-vm --from vms.jsonl" },
     { does: "take it away", command: "attach-vm web --remove" },
   ],

@@ -1,0 +1,192 @@
+/** Egress rules of guests, with real packets. */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { NetnsGuest } from "../support/guest-netns.ts";
+import { Host } from "../support/host.ts";
+
+const NETWORK = {
+  cniVersion: "1.0.0",
+  name: "dual",
+  plugins: [{
+    type: "bridge",
+    bridge: "cni0",
+    isGateway: true,
+    isDefaultGateway: true,
+    ipMasq: true,
+    ipam: {
+      type: "host-local",
+      ranges: [[{ subnet: "10.5.0.0/24" }], [{ subnet: "fd00:5::/64" }]],
+    },
+  }, { type: "portmap", capabilities: { portMappings: true } }],
+};
+const [GATEWAY, GATEWAY6] = ["10.5.0.1", "fd00:5::1"];
+const [LAN, LAN6, METADATA] = ["192.0.2.2", "2001:db8::2", "169.254.169.254"];
+
+// deno-lint-ignore no-explicit-any -- attach-vm's record.
+type Json = any;
+
+async function startGuest(host: Host, record: Json): Promise<NetnsGuest> {
+  const guest = host.own(await NetnsGuest.start(host, record));
+  const [ip, ip6] = record.interfaces[0].addresses.map(({ address }: Json) => address);
+  await guest.sh(`
+    ip addr add ${ip} dev eth0
+    ip -6 addr add ${ip6} dev eth0 nodad
+    ip route add default via ${GATEWAY}
+    ip -6 route add default via ${GATEWAY6}`);
+  await guest.serveHttp(80, record.vm);
+  return guest;
+}
+
+async function hostWithNetwork(): Promise<Host> {
+  const host = await Host.create();
+  await host.writeFile("/etc/cni/net.d/10-dual.conflist", JSON.stringify(NETWORK));
+  // Which stays, with routes of its own.
+  await host.must("sysctl", ["-qw", "net.ipv6.conf.all.forwarding=1"]);
+  return host;
+}
+
+Deno.test("attach-vm --deny-egress, --allow-egress: drop new connections, and no others", async () => {
+  await using host = await hostWithNetwork();
+  const peer = await host.addLan();
+  await peer.sh(`ip addr add ${METADATA}/32 dev lo; ip addr add 198.51.100.7/32 dev lo`);
+  for (const address of [METADATA, "198.51.100.7"]) {
+    await host.must("ip", ["route", "add", `${address}/32`, "via", LAN]);
+  }
+  await host.serveHttp(8000, "host");
+  await peer.serveHttp(80, "lan");
+  const before = await host.snapshot();
+  const { json: [record] } = await host.mustTapkit(
+    ...["attach-vm", "a", "--ports", "8080:80", "--deny-egress", `${METADATA}/32`] as const,
+  );
+  assertEquals(record.denyEgress, [`${METADATA}/32`]);
+  const { json: [other] } = await host.mustTapkit("attach-vm", "b", "--ports", "8081:80");
+  const [a, b] = [await startGuest(host, record), await startGuest(host, other)];
+  const bIp = other.interfaces[0].addresses[0].address.split("/")[0];
+
+  const urls = {
+    metadata: `http://${METADATA}/`,
+    lan: `http://${LAN}/`,
+    lan6: `http://[${LAN6}]/`,
+    far: "http://198.51.100.7/",
+    host: `http://${GATEWAY}:8000/`,
+    host6: `http://[${GATEWAY6}]:8000/`,
+    hostLan: "http://192.0.2.1:8000/",
+    // Translated: to the host as asked for, to a neighbour as it comes out.
+    neighbourPort: "http://192.0.2.1:8081/",
+  };
+  type Name = keyof typeof urls;
+  const reached = async (guest: NetnsGuest) => {
+    const names = Object.keys(urls) as Name[];
+    const replies = await Promise.all(
+      names.map((name) => guest.fetch(urls[name], { timeoutSeconds: 1 })),
+    );
+    return names.filter((_, index) => replies[index]!.status > 0);
+  };
+  const all = Object.keys(urls) as Name[];
+  const but = (...denied: Name[]) => all.filter((name) => !denied.includes(name));
+  assertEquals(await reached(b), all, "a guest without rules");
+
+  for (const call of [0, 1]) {
+    await host.must("sysctl", ["-qw", `net.bridge.bridge-nf-call-iptables=${call}`]);
+    for (
+      const [deny, allow, expected] of [
+        [[`${METADATA}/32`], [], but("metadata")],
+        [["0.0.0.0/0"], [], ["lan6", "host6"]],
+        [["::/0"], [], but("lan6", "host6")],
+        [["0.0.0.0/0", "::/0"], [`${LAN}/32`, `${LAN6}/128`], ["lan", "lan6"]],
+        // The longest prefix decides, whichever it is.
+        [["0.0.0.0/0", "192.0.2.2/31"], ["192.0.2.0/24"], ["lan6", "host6", "hostLan"]],
+        [[`${LAN}/32`], [`${LAN}/32`], all],
+        [["192.0.2.1/32"], [], but("hostLan", "neighbourPort")],
+        [[`${bIp}/32`], [], but("neighbourPort")],
+        [[`${GATEWAY}/32`, "fd00:5::/64"], [], but("host", "host6")],
+      ] as const
+    ) {
+      const flags = [
+        ...deny.flatMap((cidr) => ["--deny-egress", cidr]),
+        ...allow.length === 0
+          ? ["--allow-egress", "none"]
+          : allow.flatMap((cidr) => ["--allow-egress", cidr]),
+      ];
+      await host.mustTapkit("attach-vm", "a", ...flags);
+      assertEquals(await reached(a), [...expected], `${flags.join(" ")}, bridge-nf-call ${call}`);
+      // Published ports are answered, whatever is denied; so is DHCP.
+      assertEquals((await peer.fetch("http://192.0.2.1:8080/")).body, "a", flags.join(" "));
+      assertEquals((await host.fetch("http://127.0.0.1:8080/")).body, "a", flags.join(" "));
+    }
+  }
+  await host.mustTapkit("attach-vm", "a", "--deny-egress", "0.0.0.0/0", "--deny-egress", "::/0");
+  assertEquals(await reached(a), []);
+  assertEquals((await a.dhcp()).ip, record.interfaces[0].addresses[0].address.split("/")[0]);
+  // Not from a link-local address either.
+  const shown = await host.must("ip", ["-j", "-6", "addr", "show", "dev", "cni0", "scope", "link"]);
+  const local = `http://[${JSON.parse(shown)[0].addr_info[0].local}%eth0]:8000/`;
+  assertEquals((await a.fetch(local, { timeoutSeconds: 1 })).status, 0);
+  assertEquals((await b.fetch(local, { timeoutSeconds: 1 })).status, 200);
+  assertEquals(await reached(b), all);
+
+  const check = () => host.tapkit("attach-vm", "a", "--check");
+  assertEquals((await check()).code, 0);
+  await host.must("nft", ["flush", "set", "inet", "tapkit_policy", "restricted"]);
+  const { code, json: [found] } = await check();
+  assertEquals(code, 3);
+  assertMatch(found.problems.join(), /egress of a\/eth0 \(restricted: .*\) is missing/);
+  await host.mustTapkit("attach-vm", "a");
+  assertEquals((await check()).code, 0);
+  await host.must("nft", ["flush", "ruleset"]);
+  assertEquals((await check()).code, 3);
+  const { json: restored } = await host.mustTapkit("attach-vm", "--restore");
+  assertEquals(restored.length, 2);
+  assertEquals((await check()).code, 0);
+  assertEquals(await reached(a), []);
+
+  await host.mustTapkit("attach-vm", "a", "--deny-egress", "none", "--allow-egress", "none");
+  assertEquals(await reached(a), all);
+  assert(!(await host.must("nft", ["list", "tables"])).includes("policy"));
+  await host.mustTapkit("attach-vm", "a", "--deny-egress", "10.9.0.0/16");
+  await host.mustTapkit("attach-vm", "a", "b", "--remove");
+  await a[Symbol.asyncDispose]();
+  await b[Symbol.asyncDispose]();
+  await host.must("sysctl", ["-qw", "net.bridge.bridge-nf-call-iptables=1"]);
+  await host.assertRestored(before);
+});
+
+Deno.test("attach-vm: refuses policies that nothing could keep, and touches nothing", async () => {
+  await using host = await hostWithNetwork();
+  await host.addLan();
+  await host.writeFile(
+    "/etc/cni/net.d/20-flat.conflist",
+    JSON.stringify({
+      cniVersion: "1.0.0",
+      name: "flat",
+      plugins: [{
+        type: "bridge",
+        bridge: "flat0",
+        ipam: { type: "host-local", ranges: [[{ subnet: "10.6.0.0/24" }]] },
+      }],
+    }),
+  );
+  const before = await host.snapshot();
+  const cases: readonly (readonly [flags: string, code: number, message: RegExp])[] = [
+    ["--deny-egress 10.0.0.0", 2, /"10\.0\.0\.0" is not an address with a prefix length/],
+    ["--deny-egress 10.0.0.0/33", 2, /is not an address with a prefix length/],
+    ["--deny-egress none --deny-egress ::/0", 2, /--deny-egress none does not go with other/],
+    ["--allow-egress 10.0.0.0/8", 2, /egress is allowed where none is denied/],
+    ["--deny-egress ::/0 --no-antispoof", 2, /cannot be restricted: leave out --no-antispoof/],
+    ["--isolated --no-isolated", 2, /--isolated and --no-isolated do not go together/],
+    ["--network flat --deny-egress ::/0", 1, /this host is not the router of network "flat"/],
+  ];
+  for (const [flags, expected, message] of cases) {
+    const { code, stderr } = await host.tapkit("attach-vm", "a", ...flags.split(" "));
+    assertEquals(code, expected, `${flags}: ${stderr}`);
+    assertMatch(stderr, message, flags);
+  }
+  await host.assertRestored(before);
+  const warned = await host.mustTapkit("attach-vm", "a", "--deny-egress", "10.0.0.0/8");
+  assertMatch(warned.stderr, /10\.0\.0\.0\/8 holds neighbours of "eth0".*--isolated/);
+  const late = await host.tapkit("attach-vm", "a", "--no-antispoof");
+  assertEquals(late.code, 2);
+  assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
+  await host.mustTapkit("attach-vm", "a", "--remove");
+  await host.assertRestored(before);
+});
