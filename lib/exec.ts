@@ -60,3 +60,146 @@ export function runSync(program: string, args: readonly string[]): string {
   const reason = said.findLast((line) => !line.startsWith("Try ")) ?? "";
   throw new TapkitError(`${program} ${args[0] ?? ""} failed with ${output.code}: ${reason}`);
 }
+
+/** How to run a program that reads its input from a pipe and is given so long. */
+export interface PipedRun {
+  readonly args?: readonly string[];
+  /** Added to this process's own environment. */
+  readonly env: Readonly<Record<string, string>>;
+  readonly stdin: string;
+  /** When it is killed, with its whole process group. */
+  readonly timeoutMs: number;
+  /** More bytes than these on its standard output, and it is killed. */
+  readonly maxStdout: number;
+}
+
+/** What became of such a program. */
+export interface PipedOutcome {
+  readonly stdout: string;
+  /** The end of it, where it was long. */
+  readonly stderr: string;
+  readonly code: number;
+  /** The signal that ended it: `"SIGSEGV"`. */
+  readonly signal?: string;
+  /** Why it was killed here. */
+  readonly killed?: "timeout" | "output";
+}
+
+/** How much is kept of what a program says on its standard error. */
+const MAX_STDERR = 16 * 1024;
+/** How long a program that has ended may have its pipes open: a child of its may hold them for good. */
+const PIPE_GRACE_MS = 200;
+
+/**
+ * Deno forks for its own `detached`, copying the page tables of a large process, which takes longer
+ * than many a program runs; without it there is a vfork.
+ */
+const SETSID = "/usr/bin/setsid";
+
+/**
+ * Runs a program in a session, and so a process group, of its own, in the network namespace the
+ * calling thread is in, until it ends. A child of its that keeps the pipes open is not waited for.
+ *
+ * @throws {Deno.errors.NotFound} when there is no such program
+ * @throws {Deno.errors.PermissionDenied} when it cannot be executed
+ */
+export async function runPiped(program: string, run: PipedRun): Promise<PipedOutcome> {
+  // Throws for what setsid would only print.
+  const executable = (Deno.statSync(program).mode ?? 0) & 0o111;
+  if (executable === 0) throw new Deno.errors.PermissionDenied(`${program} is not executable`);
+  const setsid = isFile(SETSID);
+  const child = new Deno.Command(setsid ? SETSID : program, {
+    args: [...setsid ? [program] : [], ...run.args ?? []],
+    env: { ...run.env },
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "piped",
+    detached: !setsid,
+  }).spawn();
+  let killed: PipedOutcome["killed"];
+  const kill = (why: typeof killed) => {
+    killed ??= why;
+    killGroup(child.pid);
+  };
+  const timer = setTimeout(() => kill("timeout"), run.timeoutMs);
+  const stdout = collect(child.stdout, { limit: run.maxStdout, onMore: () => kill("output") });
+  const stderr = collect(child.stderr, { limit: MAX_STDERR });
+  const written = writeInput(child.stdin, run.stdin);
+  try {
+    const { code, signal } = await child.status;
+    const [out, err] = await Promise.all([stdout.end(PIPE_GRACE_MS), stderr.end(PIPE_GRACE_MS)]);
+    await written.end();
+    return {
+      stdout: out,
+      stderr: err,
+      code,
+      ...signal === null ? {} : { signal },
+      ...killed === undefined ? {} : { killed },
+    };
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** A program need not read its input. */
+function writeInput(stream: WritableStream<Uint8Array>, text: string) {
+  const writer = stream.getWriter();
+  const done = writer.write(new TextEncoder().encode(text)).then(() => writer.close())
+    .catch(() => {});
+  return {
+    async end(): Promise<void> {
+      await Promise.race([writer.abort().catch(() => {}), done]);
+    },
+  };
+}
+
+/** Reads a pipe as it fills; keeps its end, or where more than `limit` matters, says so. */
+function collect(
+  stream: ReadableStream<Uint8Array>,
+  { limit, onMore }: { limit: number; onMore?: () => void },
+) {
+  const reader = stream.getReader();
+  const chunks: Uint8Array[] = [];
+  let size = 0;
+  const reading = (async () => {
+    for (let next = await reader.read(); !next.done; next = await reader.read()) {
+      chunks.push(next.value);
+      size += next.value.length;
+      if (size > limit) onMore?.();
+      while (chunks.length > 1 && size - chunks[0]!.length > limit) size -= chunks.shift()!.length;
+    }
+  })().catch(() => {});
+  return {
+    async end(graceMs: number): Promise<string> {
+      let timer: ReturnType<typeof setTimeout> | undefined;
+      const grace = new Promise<void>((resolve) => timer = setTimeout(resolve, graceMs));
+      await Promise.race([reading, grace]);
+      clearTimeout(timer);
+      await reader.cancel().catch(() => {});
+      await reading;
+      const bytes = new Uint8Array(size);
+      let at = 0;
+      for (const chunk of chunks) {
+        bytes.set(chunk, at);
+        at += chunk.length;
+      }
+      return new TextDecoder().decode(bytes.subarray(Math.max(0, size - limit)));
+    },
+  };
+}
+
+function isFile(path: string): boolean {
+  try {
+    return Deno.statSync(path).isFile;
+  } catch {
+    return false;
+  }
+}
+
+function killGroup(pid: number): void {
+  try {
+    Deno.kill(-pid, "SIGKILL");
+  } catch {
+    // It has ended meanwhile.
+  }
+}

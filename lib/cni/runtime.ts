@@ -8,53 +8,17 @@
  * @module
  */
 
-import { InputError, TapkitError } from "../errors.ts";
+import { TapkitError } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";
+import { parseCidr } from "../inet/ip.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
+import { getLink } from "../netlink/link.ts";
+import { getRoute } from "../netlink/route.ts";
 import type { Netns } from "../sys/netns.ts";
 import type { UndoStack } from "../undo.ts";
-import { validateContainerId, validateInterfaceName, validateNetworkName } from "./conflist.ts";
+import { builtinPlugin, type NetworkAttachment, type PluginHost } from "./plan.ts";
 import type { BuiltinPlugin, GuestContribution } from "./plugin.ts";
-import { bridge } from "./plugins/bridge.ts";
-import { firewall } from "./plugins/firewall.ts";
-import { loopback } from "./plugins/loopback.ts";
-import { portmap } from "./plugins/portmap.ts";
-import type { NetworkConfigList, PluginConfig, Result, RuntimeConfig } from "./types.ts";
-
-const BUILTIN: Readonly<Record<string, BuiltinPlugin>> = { bridge, firewall, loopback, portmap };
-
-/** A plugin of a chain as it ran. */
-export interface RecordedPlugin {
-  readonly type: string;
-  readonly implementation: "builtin";
-  /** Its configuration, with what the runtime injected. */
-  readonly config: PluginConfig;
-}
-
-/** An interface on a network, as planned and, with a result, as made. Plain data: it is recorded. */
-export interface NetworkAttachment {
-  readonly network: string;
-  readonly containerId: string;
-  readonly ifName: string;
-  readonly cniArgs: Readonly<Record<string, string>>;
-  readonly plugins: readonly RecordedPlugin[];
-  /** What ADD gave; absent until it succeeded. */
-  readonly result?: Result;
-}
-
-/** What is wanted of a network. */
-export interface NetworkRequest {
-  readonly list: NetworkConfigList;
-  readonly containerId: string;
-  /** `"eth0"`. */
-  readonly ifName: string;
-  /**
-   * By capability. Wanted `ips` and a `mac` reach networks that declare no such capability too, by
-   * the `args` convention; port mappings need a plugin that declares them.
-   */
-  readonly runtimeConfig?: RuntimeConfig;
-  readonly cniArgs?: Readonly<Record<string, string>>;
-}
+import type { PluginConfig, Result } from "./types.ts";
 
 /** Where an attachment is made. */
 export interface AddEnvironment {
@@ -75,6 +39,8 @@ export interface AddEnvironment {
   readonly mtu?: number;
   /** Nothing of this attachment exists: its address is not looked for in the pool first. */
   readonly fresh?: boolean;
+  /** Where plugins are executed. */
+  readonly plugins?: PluginHost;
   note(text: string): void;
 }
 
@@ -83,6 +49,8 @@ export interface AttachmentEnvironment {
   readonly netnsPath: string;
   readonly hostNl: NetlinkConnection;
   readonly vmNl?: NetlinkConnection;
+  /** Where plugins are executed. */
+  readonly plugins?: PluginHost;
   note(text: string): void;
 }
 
@@ -95,75 +63,33 @@ export interface Added {
   readonly guest?: GuestRules;
 }
 
-/** Which plugin of a network, and which key of it, has no built-in implementation; else undefined. */
-export function findUnsupported(
-  list: NetworkConfigList,
-): { readonly type: string; readonly key?: string } | undefined {
-  for (const conf of list.plugins) {
-    const { type } = conf;
-    const plugin = builtinPlugin(type);
-    if (plugin === undefined) return { type };
-    const key = plugin.supports(conf);
-    if (key !== true) return { type, key };
-  }
-  return undefined;
-}
-
-/**
- * Validates a request and completes the configuration of every plugin. Nothing is touched.
- *
- * @throws {InputError} for a name, an address or a port that cannot be honoured
- * @throws {TapkitError} for a chain that has no built-in implementation, or is misconfigured
- */
-export function planNetwork(request: NetworkRequest): NetworkAttachment {
-  const { list, containerId, ifName, runtimeConfig = {}, cniArgs = {} } = request;
-  validateContainerId(containerId);
-  validateNetworkName(list.name);
-  validateInterfaceName(ifName);
-  const unsupported = findUnsupported(list);
-  if (unsupported !== undefined) {
-    const { type, key } = unsupported;
-    const what = key === undefined ? `plugin "${type}"` : `key "${key}" of plugin "${type}"`;
-    throw new TapkitError(`network "${list.name}" needs the ${what}, which is not built in`, {
-      mend: `change ${list.path ?? "its configuration"}, or choose another network`,
-    });
-  }
-  const declares = (capability: string): boolean =>
-    list.plugins.some(({ capabilities }) => capabilities?.[capability] === true);
-  if ((runtimeConfig.portMappings?.length ?? 0) > 0 && !declares("portMappings")) {
-    throw new InputError(`network "${list.name}" cannot publish ports`, {
-      mend: `add {"type": "portmap", "capabilities": {"portMappings": true}} to ` +
-        `${list.path ?? "its configuration"}, or leave the ports out`,
-    });
-  }
-  const undeclared: Record<string, unknown> = {};
-  for (const key of ["ips", "mac"]) {
-    if (runtimeConfig[key] !== undefined && !declares(key)) undeclared[key] = runtimeConfig[key];
-  }
-  const plugins = list.plugins.map((conf, index): RecordedPlugin => {
-    const config = inject(list, conf, runtimeConfig, index === 0 ? undeclared : {});
-    builtinPlugin(conf.type)!.validate(config, cniArgs);
-    return { type: conf.type, implementation: "builtin", config };
-  });
-  return { network: list.name, containerId, ifName, cniArgs, plugins };
-}
-
 /**
  * Attaches: runs the chain's ADD. On a failure the caller unwinds the undo stack.
  *
  * The caller holds the host's lock, and applies the firewall rules that are returned. A chain that
  * is built in altogether has run when this returns; so it is with DEL and CHECK.
  */
-// deno-lint-ignore require-await -- executed plugins need it.
 export async function addNetwork(
   attachment: NetworkAttachment,
   environment: AddEnvironment,
 ): Promise<Added> {
-  const { owner, fresh = false, ...rest } = environment;
+  const { owner, fresh = false, plugins: host, ...rest } = environment;
   const { containerId, ifName, cniArgs, network } = attachment;
   let result: Result | undefined;
   let guest: GuestContribution = {};
-  for (const { type, config } of attachment.plugins) {
+  if (hasExecuted(attachment)) {
+    await (await import("./executed.ts")).requireReady(attachment, requireHost(host, network));
+  }
+  for (const plugin of attachment.plugins) {
+    const { type, config } = plugin;
+    if (plugin.implementation === "exec") {
+      const { addExecuted, delExecuted } = await import("./executed.ts");
+      const netns = environment.netnsPath;
+      const executed = { attachment, plugin, host: requireHost(host, network), netns };
+      environment.undo.push(`plugin "${type}"`, () => delExecuted(executed));
+      result = await addExecuted(executed, result);
+      continue;
+    }
     const outcome = requirePlugin(type).add({
       ...rest,
       note: (text) => environment.note(text),
@@ -178,9 +104,16 @@ export async function addNetwork(
     guest = { ...guest, ...outcome.guest };
   }
   if (result === undefined) throw new TapkitError(`network "${network}" has no plugins`);
-  const rules = completeRules(owner, guest);
+  const added = { ...attachment, result };
+  if (hasExecuted(attachment)) {
+    const { writeCache, removeCache } = await import("./cache.ts");
+    const { stateDir } = requireHost(host, network);
+    environment.undo.push(`cached result of "${network}"`, () => removeCache(stateDir, attachment));
+    writeCache(stateDir, added, environment.netnsPath);
+  }
+  const rules = completeRules(owner, guest, result, environment);
   return {
-    attachment: { ...attachment, result },
+    attachment: added,
     result,
     ...(rules === undefined ? {} : { guest: rules }),
   };
@@ -191,18 +124,29 @@ export async function addNetwork(
  *
  * @returns what failed
  */
-// deno-lint-ignore require-await -- executed plugins need it.
 export async function delNetwork(
   attachment: NetworkAttachment,
   environment: AttachmentEnvironment,
 ): Promise<Error[]> {
   const failures: Error[] = [];
-  for (const { type, config } of attachment.plugins.toReversed()) {
+  const { plugins: host, vmNl, netnsPath } = environment;
+  for (const plugin of attachment.plugins.toReversed()) {
     try {
-      requirePlugin(type).del(contextOf(attachment, environment, config));
+      if (plugin.implementation === "exec") {
+        const { delExecuted } = await import("./executed.ts");
+        const netns = vmNl === undefined ? "" : netnsPath;
+        const executed = { attachment, plugin, host: requireHost(host, attachment.network), netns };
+        await delExecuted(executed, attachment.result);
+      } else {
+        requirePlugin(plugin.type).del(contextOf(attachment, environment, plugin.config));
+      }
     } catch (error) {
       failures.push(error instanceof Error ? error : new Error(String(error)));
     }
+  }
+  if (failures.length === 0 && hasExecuted(attachment)) {
+    const { removeCache } = await import("./cache.ts");
+    removeCache(requireHost(host, attachment.network).stateDir, attachment);
   }
   return failures;
 }
@@ -211,29 +155,48 @@ export async function delNetwork(
 export interface CheckEnvironment extends AttachmentEnvironment {
   /**
    * Whether address, MAC and routes of the interface were moved to the guest since: then they are
-   * not looked for there.
+   * not looked for there, and plugins that are executed, which would look, are not asked.
    */
   readonly identityMoved?: boolean;
 }
 
 /** Compares what ADD made with what is there; returns the differences as sentences. */
-// deno-lint-ignore require-await -- executed plugins need it.
 export async function checkNetwork(
   attachment: NetworkAttachment,
   environment: CheckEnvironment,
 ): Promise<string[]> {
   const { result, network, ifName, plugins } = attachment;
   if (result === undefined) return [`"${ifName}" was never completely attached to "${network}"`];
-  return plugins.flatMap(({ type, config }) =>
-    requirePlugin(type).check({
-      ...contextOf(attachment, environment, config),
-      prevResult: result,
-    })
+  const problems: string[] = [];
+  for (const plugin of plugins) {
+    if (plugin.implementation === "builtin") {
+      const context = contextOf(attachment, environment, plugin.config);
+      problems.push(...requirePlugin(plugin.type).check({ ...context, prevResult: result }));
+    } else if (environment.identityMoved !== true) {
+      const { checkExecuted } = await import("./executed.ts");
+      const host = requireHost(environment.plugins, network);
+      const executed = { attachment, plugin, host, netns: environment.netnsPath };
+      problems.push(...await checkExecuted(executed, result));
+    }
+  }
+  return problems;
+}
+
+/** Whether any of its plugins is executed. */
+export function hasExecuted({ plugins }: NetworkAttachment): boolean {
+  return plugins.some(({ implementation }) => implementation === "exec");
+}
+
+/** Whether an executed plugin sees to the published ports, so that tapkit's firewall need not. */
+export function publishesByPlugin({ plugins }: NetworkAttachment): boolean {
+  return plugins.some(({ implementation, config }) =>
+    implementation === "exec" && config.capabilities?.portMappings === true
   );
 }
 
-function builtinPlugin(type: string): BuiltinPlugin | undefined {
-  return Object.hasOwn(BUILTIN, type) ? BUILTIN[type] : undefined;
+function requireHost(host: PluginHost | undefined, network: string): PluginHost {
+  if (host !== undefined) return host;
+  throw new TypeError(`network "${network}" is executed, but nothing says where`);
 }
 
 function requirePlugin(type: string): BuiltinPlugin {
@@ -244,37 +207,15 @@ function requirePlugin(type: string): BuiltinPlugin {
   });
 }
 
-/** What libcni injects: the list's name and version, and what the plugin declares capable of. */
-function inject(
-  list: NetworkConfigList,
-  conf: PluginConfig,
-  runtimeConfig: RuntimeConfig,
-  undeclared: Readonly<Record<string, unknown>>,
-): PluginConfig {
-  const declared = Object.fromEntries(
-    Object.entries(runtimeConfig).filter(([key, value]) =>
-      value !== undefined && conf.capabilities?.[key] === true
-    ),
-  );
-  return {
-    ...conf,
-    name: list.name,
-    cniVersion: list.cniVersion,
-    ...(Object.keys(declared).length === 0 ? {} : { runtimeConfig: declared }),
-    ...(Object.keys(undeclared).length === 0
-      ? {}
-      : { args: { ...conf.args, cni: { ...conf.args?.cni, ...undeclared } } }),
-  };
-}
-
 function contextOf(
   attachment: NetworkAttachment,
   environment: AttachmentEnvironment,
   conf: PluginConfig,
 ) {
   const { containerId, ifName, cniArgs, result } = attachment;
+  const { plugins: _, ...rest } = environment;
   return {
-    ...environment,
+    ...rest,
     note: (text: string) => environment.note(text),
     containerId,
     ifName,
@@ -284,8 +225,21 @@ function contextOf(
   };
 }
 
-function completeRules(owner: string, guest: GuestContribution): GuestRules | undefined {
-  const { link = "", addresses = [], masquerade = false, forward = false, ports = [] } = guest;
+function completeRules(
+  owner: string,
+  guest: GuestContribution,
+  result: Result,
+  { hostNl }: AddEnvironment,
+): GuestRules | undefined {
+  const { masquerade = false, forward = false, ports = [] } = guest;
   if (!masquerade && !forward && ports.length === 0) return undefined;
+  // After a plugin that was executed, nobody has said where the guest is.
+  const addresses = guest.addresses ?? result.ips.map(({ address }) => parseCidr(address).address);
+  const link = guest.link ?? linkTowards(hostNl, addresses[0]);
   return { owner, link, addresses, masquerade, forward, ports };
+}
+
+function linkTowards(nl: NetlinkConnection, address: string | undefined): string {
+  const oif = address === undefined ? undefined : getRoute(nl, address)?.oif;
+  return (oif === undefined ? undefined : getLink(nl, oif)?.name) ?? "";
 }

@@ -8,7 +8,8 @@
  */
 
 import { tidyDefaultCni } from "../cni/default-network.ts";
-import { type Added, addNetwork, type NetworkAttachment } from "../cni/runtime.ts";
+import type { NetworkAttachment } from "../cni/plan.ts";
+import { type Added, addNetwork } from "../cni/runtime.ts";
 import type { Result } from "../cni/types.ts";
 import { TapkitError } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";

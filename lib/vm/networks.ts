@@ -6,7 +6,7 @@
 
 import { findNetwork } from "../cni/conflist.ts";
 import { installDefaultCni } from "../cni/default-network.ts";
-import { type NetworkAttachment, planNetwork } from "../cni/runtime.ts";
+import { type NetworkAttachment, planNetwork } from "../cni/plan.ts";
 import { assertNoOverlap } from "../cni/subnets.ts";
 import type { NetworkConfigList } from "../cni/types.ts";
 import { TapkitError } from "../errors.ts";

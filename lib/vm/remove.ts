@@ -6,7 +6,8 @@
 
 import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
 import { tidyDefaultCni } from "../cni/default-network.ts";
-import { delNetwork, type NetworkAttachment, planNetwork } from "../cni/runtime.ts";
+import { type NetworkAttachment, planNetwork } from "../cni/plan.ts";
+import { delNetwork } from "../cni/runtime.ts";
 import { TapkitError } from "../errors.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import { deleteNamedNetns, netnsPath } from "../sys/netns.ts";

@@ -18,7 +18,7 @@
  */
 
 import { InputError, TapkitError } from "../errors.ts";
-import type { NetworkAttachment } from "../cni/runtime.ts";
+import type { NetworkAttachment } from "../cni/plan.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import type { FirewallKind } from "../firewall/store.ts";

@@ -1,14 +1,8 @@
 import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 import { parseConfig } from "../../lib/cni/conflist.ts";
 import { hostVethName } from "../../lib/cni/plugins/bridge-veth.ts";
-import {
-  type Added,
-  addNetwork,
-  checkNetwork,
-  delNetwork,
-  type NetworkAttachment,
-  planNetwork,
-} from "../../lib/cni/runtime.ts";
+import { type NetworkAttachment, planNetwork } from "../../lib/cni/plan.ts";
+import { type Added, addNetwork, checkNetwork, delNetwork } from "../../lib/cni/runtime.ts";
 import { CniError, type NetworkConfigList, type RuntimeConfig } from "../../lib/cni/types.ts";
 import type { NetlinkConnection } from "../../lib/netlink/connection.ts";
 import { withNetns } from "../../lib/sys/netns.ts";

@@ -2,7 +2,7 @@ import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows }
 import { findNetwork } from "../../lib/cni/conflist.ts";
 import { type DefaultCniOptions, installDefaultCni } from "../../lib/cni/default-network.ts";
 import { recognizeDefaultNetwork, renderDefaultNetwork } from "../../lib/cni/default-network.ts";
-import { findUnsupported } from "../../lib/cni/runtime.ts";
+import { findUnsupported } from "../../lib/cni/plan.ts";
 import { assertNoOverlap } from "../../lib/cni/subnets.ts";
 import { InputError, TapkitError } from "../../lib/errors.ts";
 import { CniHost } from "../support/cni-reference.ts";

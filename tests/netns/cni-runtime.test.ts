@@ -1,13 +1,12 @@
 import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 import { parseConfig } from "../../lib/cni/conflist.ts";
 import { renderDefaultNetwork } from "../../lib/cni/default-network.ts";
+import { type NetworkAttachment, planNetwork } from "../../lib/cni/plan.ts";
 import {
   type AddEnvironment,
   addNetwork,
   checkNetwork,
   delNetwork,
-  type NetworkAttachment,
-  planNetwork,
 } from "../../lib/cni/runtime.ts";
 import { CniError, type NetworkConfigList } from "../../lib/cni/types.ts";
 import { UndoStack } from "../../lib/undo.ts";

@@ -1,6 +1,6 @@
 import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { parseConfig } from "../../lib/cni/conflist.ts";
-import { findUnsupported, planNetwork } from "../../lib/cni/runtime.ts";
+import { findUnsupported, planNetwork } from "../../lib/cni/plan.ts";
 import { CniError } from "../../lib/cni/types.ts";
 import { InputError, TapkitError } from "../../lib/errors.ts";
 

@@ -1,0 +1,135 @@
+/**
+ * What executed networks gave, in files of libcni's format, so that people and tools that know it
+ * can read it: `STATE/cni/results/NETWORK-CONTAINER-INTERFACE`.
+ *
+ * The directory is tapkit's own: another runtime's garbage collection removes what it finds in the
+ * cache it uses. The truth is the VM's record, which has the result too; this is read only where
+ * the record is lost, and one that is broken or missing does no harm.
+ *
+ * @module
+ */
+
+import { parseConfig } from "./conflist.ts";
+import { formatResult, parseResult } from "./convert.ts";
+import type { NetworkAttachment } from "./plan.ts";
+import type { CapabilityPortMapping, NetworkConfigList, Result } from "./types.ts";
+
+const KIND = "cniCacheV1";
+
+/** An attachment as the cache has it. */
+export interface CachedAttachment {
+  readonly list: NetworkConfigList;
+  readonly containerId: string;
+  readonly ifName: string;
+  readonly netns?: string;
+  readonly cniArgs: Readonly<Record<string, string>>;
+  readonly capabilityArgs: Readonly<Record<string, unknown>>;
+  readonly result?: Result;
+}
+
+function resultsDir(stateDir: string): string {
+  return `${stateDir}/cni/results`;
+}
+
+function cachePath(stateDir: string, { network, containerId, ifName }: NetworkAttachment): string {
+  return `${resultsDir(stateDir)}/${network}-${containerId}-${ifName}`;
+}
+
+/** Writes what an attachment came to. */
+export function writeCache(
+  stateDir: string,
+  attachment: NetworkAttachment & { readonly result: Result },
+  netns: string,
+): void {
+  const { network, containerId, ifName, cniArgs, plugins, result, disableCheck } = attachment;
+  const cniVersion = plugins[0]?.config.cniVersion ?? result.cniVersion;
+  const list = {
+    cniVersion,
+    name: network,
+    ...disableCheck === true ? { disableCheck } : {},
+    plugins: plugins.map(({ config }) => {
+      const { name: _name, cniVersion: _version, runtimeConfig: _runtime, ...written } = config;
+      return written;
+    }),
+  };
+  const capabilityArgs = Object.assign({}, ...plugins.map(({ config }) => config.runtimeConfig));
+  const args = Object.entries(cniArgs);
+  const entry = {
+    kind: KIND,
+    containerId,
+    config: new TextEncoder().encode(JSON.stringify(list)).toBase64(),
+    ifName,
+    networkName: network,
+    netns,
+    ...args.length === 0 ? {} : { cniArgs: args },
+    ...Object.keys(capabilityArgs).length === 0 ? {} : { capabilityArgs },
+    result: formatResult(result, cniVersion),
+  };
+  const path = cachePath(stateDir, attachment);
+  Deno.mkdirSync(resultsDir(stateDir), { recursive: true, mode: 0o700 });
+  Deno.writeTextFileSync(`${path}.tmp`, JSON.stringify(entry), { mode: 0o600 });
+  Deno.renameSync(`${path}.tmp`, path);
+}
+
+/** Forgets an attachment; the directory goes with the last one. */
+export function removeCache(stateDir: string, attachment: NetworkAttachment): void {
+  const path = cachePath(stateDir, attachment);
+  for (const file of [path, `${path}.tmp`]) {
+    try {
+      Deno.removeSync(file);
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    }
+  }
+  for (const directory of [resultsDir(stateDir), `${stateDir}/cni`]) {
+    try {
+      Deno.removeSync(directory);
+    } catch {
+      // Not empty, or gone already.
+    }
+  }
+}
+
+/** What the cache has, of one container or of all; files that make no sense are passed over. */
+export function readCache(stateDir: string, containerId?: string): CachedAttachment[] {
+  let names: string[];
+  try {
+    names = [...Deno.readDirSync(resultsDir(stateDir))].map(({ name }) => name).sort();
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return [];
+    throw error;
+  }
+  return names
+    .filter((name) => containerId === undefined || name.includes(`-${containerId}-`))
+    .flatMap((name) => readEntry(`${resultsDir(stateDir)}/${name}`) ?? [])
+    .filter((entry) => containerId === undefined || entry.containerId === containerId);
+}
+
+/** The host ports that executed plugins publish, by container id. */
+export function cachedPorts(
+  stateDir: string,
+): { readonly containerId: string; readonly mappings: readonly CapabilityPortMapping[] }[] {
+  return readCache(stateDir).flatMap(({ containerId, capabilityArgs: { portMappings } }) =>
+    Array.isArray(portMappings) ? { containerId, mappings: portMappings } : []
+  );
+}
+
+function readEntry(path: string): CachedAttachment | undefined {
+  try {
+    const entry = JSON.parse(Deno.readTextFileSync(path));
+    if (entry.kind !== KIND) return undefined;
+    const text = new TextDecoder().decode(Uint8Array.fromBase64(entry.config));
+    const list = parseConfig(text, path);
+    return {
+      list,
+      containerId: String(entry.containerId),
+      ifName: String(entry.ifName),
+      ...typeof entry.netns === "string" ? { netns: entry.netns } : {},
+      cniArgs: Object.fromEntries(entry.cniArgs ?? []),
+      capabilityArgs: entry.capabilityArgs ?? {},
+      ...entry.result === undefined ? {} : { result: parseResult(entry.result, list.cniVersion) },
+    };
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,154 @@
+/**
+ * Executing a plugin by the specification: environment, standard input, and what its end means.
+ *
+ * @see https://www.cni.dev/docs/spec/#section-2-execution-protocol
+ * @module
+ */
+
+import { TapkitError } from "../errors.ts";
+import { type PipedOutcome, runPiped } from "../exec.ts";
+import { findPlugin, type PluginHost } from "./plan.ts";
+import { CniCode, CniError } from "./types.ts";
+
+/** The specification's verbs. */
+export type Verb = "ADD" | "DEL" | "CHECK" | "GC" | "STATUS" | "VERSION";
+
+/** One call of a plugin. */
+export interface PluginCall {
+  readonly verb: Verb;
+  /** The name of its program: `"bridge"`. */
+  readonly type: string;
+  /** What it reads on its standard input. */
+  readonly config: Readonly<Record<string, unknown>>;
+  readonly host: PluginHost;
+  /** Empty with GC, STATUS and VERSION, which concern no attachment. */
+  readonly containerId?: string;
+  /** The namespace's path; empty when it is gone. */
+  readonly netns?: string;
+  readonly ifName?: string;
+  readonly cniArgs?: Readonly<Record<string, string>>;
+}
+
+const DEFAULT_TIMEOUT_MS = 120_000;
+const MAX_STDOUT = 4 * 1024 * 1024;
+
+/**
+ * Runs a plugin and returns what it printed.
+ *
+ * @throws {CniError} when it fails, does not end in time, dies by a signal, or prints too much
+ */
+export async function callPlugin(call: PluginCall): Promise<string> {
+  const { verb, type, host, containerId = "", netns = "", ifName = "", cniArgs = {} } = call;
+  const program = findPlugin(type, host.binDirs);
+  if (program === undefined) throw missingPlugin(type, host);
+  const timeoutMs = host.timeoutMs ?? DEFAULT_TIMEOUT_MS;
+  let outcome: PipedOutcome;
+  try {
+    outcome = await runPiped(program, {
+      env: {
+        CNI_COMMAND: verb,
+        CNI_CONTAINERID: containerId,
+        CNI_NETNS: netns,
+        CNI_IFNAME: ifName,
+        CNI_ARGS: Object.entries(cniArgs).map(([key, value]) => `${key}=${value}`).join(";"),
+        CNI_PATH: host.binDirs.join(":"),
+      },
+      stdin: JSON.stringify(call.config),
+      timeoutMs,
+      maxStdout: MAX_STDOUT,
+    });
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw failure(call, `${program} cannot be executed: ${reason}`, {
+      mend: "see to it that it is an executable program for this machine",
+      cause,
+    });
+  }
+  if (outcome.killed === "timeout") {
+    throw failure(call, `did not end within ${timeoutMs / 1000} s, and was killed`, {
+      mend: "look at what it waits for, or set TAPKIT_PLUGIN_TIMEOUT to more seconds",
+      outcome,
+    });
+  }
+  if (outcome.killed === "output") {
+    throw failure(call, `printed more than ${MAX_STDOUT >> 20} MiB, and was killed`, {
+      mend: "run it by hand to see what it prints",
+      outcome,
+    });
+  }
+  if (outcome.signal !== undefined) {
+    throw failure(call, `was ended by ${outcome.signal}`, {
+      mend: "see the kernel's log: memory may be short, or the program is broken",
+      outcome,
+    });
+  }
+  if (outcome.code !== 0) throw refusal(call, outcome);
+  return outcome.stdout;
+}
+
+/** The error for a plugin whose program is nowhere. */
+export function missingPlugin(type: string, { binDirs }: PluginHost): TapkitError {
+  return new TapkitError(`plugin "${type}" is in none of ${binDirs.join(", ")}`, {
+    mend: "install it there, or say where it is with --cni-bin-dir",
+  });
+}
+
+interface FailureOptions {
+  readonly code?: number;
+  readonly mend?: string | undefined;
+  readonly outcome?: PipedOutcome;
+  readonly cause?: unknown;
+}
+
+function failure({ type, verb }: PluginCall, what: string, options: FailureOptions): CniError {
+  const { code = CniCode.INTERNAL, mend, outcome, cause } = options;
+  const said = outcome?.stderr.trim().split("\n").slice(-5).join(" | ");
+  return new CniError(`${verb} ${what}${said ? ` (it said: ${said})` : ""}`, {
+    plugin: type,
+    code,
+  }, { mend, cause });
+}
+
+/** A plugin that fails prints `{"code": 7, "msg": "…", "details": "…"}`. */
+function refusal(call: PluginCall, outcome: PipedOutcome): CniError {
+  let error: { code?: unknown; msg?: unknown; details?: unknown } | null = null;
+  try {
+    error = JSON.parse(outcome.stdout);
+  } catch {
+    // Told apart below.
+  }
+  if (typeof error?.msg !== "string") {
+    const printed = outcome.stdout.trim().slice(0, 200);
+    return failure(
+      call,
+      `failed with exit code ${outcome.code} and ` +
+        (printed === "" ? "no message" : `what is no CNI error: ${printed}`),
+      { mend: "run it by hand to see why", outcome },
+    );
+  }
+  const code = typeof error.code === "number" ? error.code : CniCode.INTERNAL;
+  const details = typeof error.details === "string" && error.details !== ""
+    ? `: ${error.details}`
+    : "";
+  return failure(call, `failed with code ${code}: ${error.msg}${details}`, {
+    code,
+    mend: MENDS[code],
+    outcome,
+  });
+}
+
+const MENDS: Readonly<Record<number, string>> = {
+  [CniCode.INCOMPATIBLE_CNI_VERSION]:
+    "write a cniVersion into the configuration that the plugin knows, or install a newer plugin",
+  [CniCode.UNSUPPORTED_FIELD]: "take the key that it names out of the configuration",
+  [CniCode.UNKNOWN_CONTAINER]: "run attach-vm NAME --remove, then attach it again",
+  [CniCode.INVALID_ENVIRONMENT_VARIABLES]:
+    "the plugin wants other arguments: see its documentation",
+  [CniCode.IO_FAILURE]: "see that disk and network are well, then try again",
+  [CniCode.DECODING_FAILURE]: "correct the network's configuration",
+  [CniCode.INVALID_NETWORK_CONFIG]: "correct the network's configuration",
+  [CniCode.TRY_AGAIN_LATER]: "try again in a while",
+  [CniCode.PLUGIN_NOT_AVAILABLE]: "see that what the network runs on this host is up",
+  [CniCode.PLUGIN_NOT_AVAILABLE_LIMITED_CONNECTIVITY]:
+    "see that what the network runs on this host is up",
+};

@@ -1,0 +1,173 @@
+/**
+ * The verbs of plugins that are executed, on an attachment's recorded configuration.
+ *
+ * What they observe is what libcni shows them: the configuration with name, version, capability
+ * arguments and the previous result in the version of the list.
+ *
+ * @module
+ */
+
+import { describe, TapkitError } from "../errors.ts";
+import { formatResult, isAtLeast, parseResult } from "./convert.ts";
+import { callPlugin, type PluginCall } from "./exec.ts";
+import type { PluginHost } from "./plan.ts";
+import type { NetworkAttachment, RecordedPlugin } from "./plan.ts";
+import {
+  CniCode,
+  CniError,
+  type NetworkConfigList,
+  type PluginConfig,
+  type Result,
+} from "./types.ts";
+
+/** One plugin of an attachment, and where it is executed. */
+export interface ExecutedPlugin {
+  readonly attachment: NetworkAttachment;
+  readonly plugin: RecordedPlugin;
+  readonly host: PluginHost;
+  /** The namespace's path; empty when it is gone. */
+  readonly netns: string;
+}
+
+/**
+ * Runs ADD and returns the result in the shape of spec 1.0.0.
+ *
+ * @throws {CniError} when the plugin fails, or prints what is no result
+ */
+export async function addExecuted(executed: ExecutedPlugin, prevResult?: Result): Promise<Result> {
+  const { plugin } = executed;
+  const printed = await call(executed, "ADD", prevResult).catch(async (error) => {
+    throw await withKnownVersions(executed, error);
+  });
+  try {
+    return parseResult(JSON.parse(printed), versionOf(plugin.config));
+  } catch (cause) {
+    const reason = cause instanceof TypeError
+      ? cause.message
+      : `what it printed is no JSON: ${printed.trim().slice(0, 200) || "nothing"}`;
+    throw new CniError(`ADD gave no usable result: ${reason}`, {
+      plugin: plugin.type,
+      code: CniCode.DECODING_FAILURE,
+    }, { mend: "install a plugin that keeps to the CNI specification", cause });
+  }
+}
+
+/** Runs DEL; spec versions before 0.4.0 give no previous result to it. */
+export async function delExecuted(executed: ExecutedPlugin, prevResult?: Result): Promise<void> {
+  const known = isAtLeast(versionOf(executed.plugin.config), "0.4.0");
+  await call(executed, "DEL", known ? prevResult : undefined);
+}
+
+/** Runs CHECK, which spec versions before 0.4.0 have not; what it finds is a sentence. */
+export async function checkExecuted(executed: ExecutedPlugin, result: Result): Promise<string[]> {
+  const { attachment, plugin } = executed;
+  if (attachment.disableCheck === true) return [];
+  if (!isAtLeast(versionOf(plugin.config), "0.4.0")) return [];
+  try {
+    await call(executed, "CHECK", result);
+    return [];
+  } catch (error) {
+    if (!(error instanceof CniError)) throw error;
+    return [error.message];
+  }
+}
+
+/** An attachment that is not to be collected. */
+export interface ValidAttachment {
+  readonly containerID: string;
+  readonly ifname: string;
+}
+
+/** Runs GC of a network's plugins (spec 1.1): all they have but these attachments goes. */
+export async function gcNetwork(
+  list: NetworkConfigList,
+  host: PluginHost,
+  valid: readonly ValidAttachment[],
+): Promise<Error[]> {
+  if (list.disableGC || !isAtLeast(list.cniVersion, "1.1.0")) return [];
+  const failures: Error[] = [];
+  for (const conf of list.plugins) {
+    const { name, cniVersion } = list;
+    // libcni gives both names: the specification's text had the second one once.
+    const attachments = { "cni.dev/valid-attachments": valid, "cni.dev/attachments": valid };
+    const config = { ...conf, name, cniVersion, ...attachments };
+    try {
+      await callPlugin({ verb: "GC", type: conf.type, config, host });
+    } catch (error) {
+      failures.push(error instanceof Error ? error : new Error(String(error)));
+    }
+  }
+  return failures;
+}
+
+/**
+ * Asks the plugins of a network whether it can be attached to (STATUS of spec 1.1).
+ *
+ * @throws {TapkitError} when one says that it cannot
+ */
+export async function requireReady(
+  { network, plugins }: NetworkAttachment,
+  host: PluginHost,
+): Promise<void> {
+  for (const { type, config, implementation } of plugins) {
+    if (implementation !== "exec" || !isAtLeast(versionOf(config), "1.1.0")) continue;
+    const { runtimeConfig: _, ...status } = config;
+    try {
+      await callPlugin({ verb: "STATUS", type, config: status, host });
+    } catch (error) {
+      const limited = error instanceof CniError &&
+        error.code === CniCode.PLUGIN_NOT_AVAILABLE_LIMITED_CONNECTIVITY;
+      if (limited) continue;
+      throw new TapkitError(`network "${network}" is not ready: ${describe(error)}`, {
+        mend: "try again when it is",
+        cause: error,
+      });
+    }
+  }
+}
+
+function call(
+  { attachment, plugin, host, netns }: ExecutedPlugin,
+  verb: PluginCall["verb"],
+  prevResult?: Result,
+): Promise<string> {
+  const { containerId, ifName, cniArgs } = attachment;
+  const { type, config } = plugin;
+  return callPlugin({
+    verb,
+    type,
+    config: {
+      ...config,
+      ...prevResult === undefined
+        ? {}
+        : { prevResult: formatResult(prevResult, versionOf(config)) },
+    },
+    host,
+    containerId,
+    netns,
+    ifName,
+    cniArgs,
+  });
+}
+
+function versionOf({ cniVersion }: PluginConfig): string {
+  return cniVersion ?? "0.1.0";
+}
+
+/** Says of a plugin that refuses the configuration's version which ones it knows. */
+async function withKnownVersions({ plugin, host }: ExecutedPlugin, error: unknown) {
+  if (!(error instanceof CniError) || error.code !== CniCode.INCOMPATIBLE_CNI_VERSION) return error;
+  const { type, config } = plugin;
+  try {
+    const version = { cniVersion: versionOf(config) };
+    const printed = await callPlugin({ verb: "VERSION", type, config: version, host });
+    const { supportedVersions } = JSON.parse(printed);
+    return new CniError(error.message.slice(`${type}: `.length), error, {
+      mend: `write one of ${supportedVersions.join(", ")} as cniVersion into the configuration, ` +
+        "or install a newer plugin",
+      cause: error,
+    });
+  } catch {
+    return error;
+  }
+}

@@ -1,0 +1,231 @@
+/**
+ * What attaching to a network comes to: each plugin's complete configuration, and whether it runs
+ * built in or is executed. Nothing is touched.
+ *
+ * @module
+ */
+
+import { InputError, TapkitError } from "../errors.ts";
+import { validateContainerId, validateInterfaceName, validateNetworkName } from "./conflist.ts";
+import type { BuiltinPlugin } from "./plugin.ts";
+import { bridge } from "./plugins/bridge.ts";
+import { firewall } from "./plugins/firewall.ts";
+import { loopback } from "./plugins/loopback.ts";
+import { portmap } from "./plugins/portmap.ts";
+import type { NetworkConfigList, PluginConfig, Result, RuntimeConfig } from "./types.ts";
+
+const BUILTIN: Readonly<Record<string, BuiltinPlugin>> = { bridge, firewall, loopback, portmap };
+
+/** A plugin of a chain as it ran. */
+export interface RecordedPlugin {
+  readonly type: string;
+  readonly implementation: "builtin" | "exec";
+  /** Its configuration, with what the runtime injected. */
+  readonly config: PluginConfig;
+}
+
+/** An interface on a network, as planned and, with a result, as made. Plain data: it is recorded. */
+export interface NetworkAttachment {
+  readonly network: string;
+  readonly containerId: string;
+  readonly ifName: string;
+  readonly cniArgs: Readonly<Record<string, string>>;
+  readonly plugins: readonly RecordedPlugin[];
+  /** The configuration says that CHECK is not to be called. */
+  readonly disableCheck?: true;
+  /** What ADD gave; absent until it succeeded. */
+  readonly result?: Result;
+}
+
+/** What is wanted of a network. */
+export interface NetworkRequest {
+  readonly list: NetworkConfigList;
+  readonly containerId: string;
+  /** `"eth0"`. */
+  readonly ifName: string;
+  /**
+   * By capability. Wanted `ips` and a `mac` reach networks that declare no such capability too, by
+   * the `args` convention; port mappings need a plugin that declares them.
+   */
+  readonly runtimeConfig?: RuntimeConfig;
+  /** Which plugins are executed; none unless it is said. */
+  readonly choice?: PluginChoice;
+}
+
+/** Which plugins are executed, and which run built in. */
+export interface PluginChoice {
+  /**
+   * `builtin` executes none, `exec` all. `auto` takes built-in ones for tapkit's own default network,
+   * and where a program is missing; else it executes what was configured.
+   */
+  readonly mode: "auto" | "builtin" | "exec";
+  /** Whether the network is tapkit's default one. */
+  readonly isDefault: boolean;
+  readonly host: PluginHost;
+}
+
+/** What executing plugins needs of the host. */
+export interface PluginHost {
+  /** Where their programs are looked for, in this order. */
+  readonly binDirs: readonly string[];
+  /** Where tapkit keeps what it knows of results: see cache.ts. */
+  readonly stateDir: string;
+  /** How long one may take, in milliseconds. */
+  readonly timeoutMs?: number;
+}
+
+/** The path of a plugin's program in the first directory that has it. */
+export function findPlugin(type: string, binDirs: readonly string[]): string | undefined {
+  // A type is no path: it must not lead out of the directories.
+  if (type === "" || type.includes("/") || type === "..") return undefined;
+  return binDirs.map((directory) => `${directory}/${type}`).find((path) => {
+    try {
+      return Deno.statSync(path).isFile;
+    } catch {
+      return false;
+    }
+  });
+}
+
+/** Which plugin of a network, and which key of it, has no built-in implementation; else undefined. */
+export function findUnsupported(
+  list: NetworkConfigList,
+): { readonly type: string; readonly key?: string } | undefined {
+  for (const conf of list.plugins) {
+    const { type } = conf;
+    const plugin = builtinPlugin(type);
+    if (plugin === undefined) return { type };
+    const key = plugin.supports(conf);
+    if (key !== true) return { type, key };
+  }
+  return undefined;
+}
+
+/**
+ * Validates a request and completes the configuration of every plugin. Nothing is touched.
+ *
+ * @throws {InputError} for a name, an address or a port that cannot be honoured
+ * @throws {TapkitError} for a plugin that can neither run built in nor be executed, or is
+ * misconfigured
+ */
+export function planNetwork(request: NetworkRequest): NetworkAttachment {
+  const { list, containerId, ifName, runtimeConfig = {} } = request;
+  validateContainerId(containerId);
+  validateNetworkName(list.name);
+  validateInterfaceName(ifName);
+  const executed = chooseExecuted(list, request.choice);
+  for (const [capability, what, example] of REFUSED_UNDECLARED) {
+    const wanted = runtimeConfig[capability];
+    if (wanted === undefined || (Array.isArray(wanted) && wanted.length === 0)) continue;
+    if (declares(list, capability)) continue;
+    throw new InputError(`network "${list.name}" cannot ${what}`, {
+      mend: `add ${example} to ${list.path ?? "its configuration"}, or leave it out`,
+    });
+  }
+  const undeclared: Record<string, unknown> = {};
+  for (const key of ["ips", "mac"]) {
+    if (runtimeConfig[key] !== undefined && !declares(list, key)) {
+      undeclared[key] = runtimeConfig[key];
+    }
+  }
+  const cniArgs = executed.includes(true) ? argsOf(undeclared) : {};
+  const plugins = list.plugins.map((conf, index): RecordedPlugin => {
+    const config = inject(list, conf, runtimeConfig, index === 0 ? undeclared : {});
+    if (executed[index]) return { type: conf.type, implementation: "exec", config };
+    builtinPlugin(conf.type)!.validate(config, cniArgs);
+    return { type: conf.type, implementation: "builtin", config };
+  });
+  const disableCheck = list.disableCheck ? { disableCheck: true as const } : {};
+  return { network: list.name, containerId, ifName, cniArgs, plugins, ...disableCheck };
+}
+
+/** What is asked for that only a plugin which declares the capability can give. */
+const REFUSED_UNDECLARED = [
+  [
+    "portMappings",
+    "publish ports",
+    '{"type": "portmap", "capabilities": {"portMappings": true}}',
+  ],
+  [
+    "bandwidth",
+    "limit bandwidth",
+    '{"type": "bandwidth", "capabilities": {"bandwidth": true}}',
+  ],
+] as const;
+
+/** For each plugin of a list, whether it is executed. */
+function chooseExecuted(list: NetworkConfigList, choice?: PluginChoice): boolean[] {
+  const { plugins } = list;
+  const unsupported = findUnsupported(list);
+  if (choice === undefined || choice.mode === "builtin") {
+    if (unsupported === undefined) return plugins.map(() => false);
+    const { type, key } = unsupported;
+    const what = key === undefined ? `plugin "${type}"` : `key "${key}" of plugin "${type}"`;
+    throw new TapkitError(`network "${list.name}" needs the ${what}, which is not built in`, {
+      mend: `change ${list.path ?? "its configuration"}, or choose another network` +
+        (choice === undefined ? "" : ", or leave out --plugins builtin"),
+    });
+  }
+  const { mode, isDefault, host } = choice;
+  const missing = plugins.map((conf) =>
+    [conf.type, conf.ipam?.type].find((type) =>
+      typeof type === "string" && type !== "" && findPlugin(type, host.binDirs) === undefined
+    )
+  );
+  const someMissing = missing.some((type) => type !== undefined);
+  if (mode === "auto" && unsupported === undefined && (isDefault || someMissing)) {
+    return plugins.map(() => false);
+  }
+  return plugins.map((conf, index) => {
+    const type = missing[index];
+    if (type === undefined) return true;
+    if (mode === "auto" && builtinPlugin(conf.type)?.supports(conf) === true) return false;
+    throw new TapkitError(
+      `network "${list.name}" needs the plugin "${type}", which is in none of ` +
+        host.binDirs.join(", "),
+      { mend: "install it there, or say where it is with --cni-bin-dir" },
+    );
+  });
+}
+
+/** Whether a plugin of the network takes what is asked for under this name. */
+export function declares({ plugins }: NetworkConfigList, capability: string): boolean {
+  return plugins.some(({ capabilities }) => capabilities?.[capability] === true);
+}
+
+/** What plugins that know neither capability nor `args` are asked by. */
+function argsOf({ ips, mac }: Readonly<Record<string, unknown>>): Record<string, string> {
+  const args = {
+    ...Array.isArray(ips) && ips.length > 0 ? { IP: String(ips[0]) } : {},
+    ...typeof mac === "string" ? { MAC: mac } : {},
+  };
+  return Object.keys(args).length === 0 ? {} : { IgnoreUnknown: "1", ...args };
+}
+
+/** The built-in plugin of that name. */
+export function builtinPlugin(type: string): BuiltinPlugin | undefined {
+  return Object.hasOwn(BUILTIN, type) ? BUILTIN[type] : undefined;
+}
+
+/** What libcni injects: the list's name and version, and what the plugin declares capable of. */
+function inject(
+  list: NetworkConfigList,
+  conf: PluginConfig,
+  runtimeConfig: RuntimeConfig,
+  undeclared: Readonly<Record<string, unknown>>,
+): PluginConfig {
+  const declared = Object.fromEntries(
+    Object.entries(runtimeConfig).filter(([key, value]) =>
+      value !== undefined && conf.capabilities?.[key] === true
+    ),
+  );
+  return {
+    ...conf,
+    name: list.name,
+    cniVersion: list.cniVersion,
+    ...(Object.keys(declared).length === 0 ? {} : { runtimeConfig: declared }),
+    ...(Object.keys(undeclared).length === 0
+      ? {}
+      : { args: { ...conf.args, cni: { ...conf.args?.cni, ...undeclared } } }),
+  };
+}
