@@ -21,6 +21,7 @@ import type { InstallOptions } from "./lib/vm/default-network.ts";
 import type { ServeOptions } from "./lib/vm/dhcp.ts";
 import type {
   AttachRequest,
+  Collected,
   HostOptions,
   HostSession,
   MappedPorts,
@@ -28,6 +29,7 @@ import type {
   Restored,
   VmRecord,
 } from "./lib/vm/types.ts";
+import type { GcOptions } from "./lib/vm/gc.ts";
 import type { VmmOptions } from "./lib/vm/vmm.ts";
 
 export { InputError, SyscallError, TapkitError, VmmError } from "./lib/errors.ts";
@@ -35,6 +37,7 @@ export type { PortMapping, Protocol } from "./lib/inet/ports.ts";
 export type {
   AttachMode,
   AttachRequest,
+  Collected,
   HostOptions,
   HostSession,
   MappedPorts,
@@ -48,7 +51,7 @@ export type {
   VmRoute,
 } from "./lib/vm/types.ts";
 export type { DefaultCniOptions, DefaultCniReport } from "./lib/cni/default-network.ts";
-export type { InstallOptions, ServeOptions, VmmOptions };
+export type { GcOptions, InstallOptions, ServeOptions, VmmOptions };
 export { ensureDhcpServer } from "./lib/vm/dhcp-start.ts";
 export { listVms } from "./lib/vm/list.ts";
 export { formatRecord } from "./lib/vm/output.ts";
@@ -172,6 +175,14 @@ export async function* restoreVms(options: HostOptions = {}): AsyncGenerator<Res
  */
 export async function openSession(vms: number): Promise<HostSession> {
   return new (await import("./lib/vm/session.ts")).OpenSession({ batch: vms > 1 });
+}
+
+/**
+ * Removes attachments whose namespace is gone or that were left half made, each a transaction of its
+ * own; nobody else's. With `exclusive` the plugins' own GC is called too.
+ */
+export async function* collectVms(options: GcOptions = {}): AsyncGenerator<Collected> {
+  yield* (await import("./lib/vm/gc.ts")).collectVms(options);
 }
 
 /**

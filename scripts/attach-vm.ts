@@ -18,7 +18,7 @@ import {
   serveDhcpCommand,
   withoutUndefined,
 } from "../lib/cli/main.ts";
-import type { AttachRequest, VmRecord } from "../mod.ts";
+import type { AttachRequest, Collected, Restored, VmRecord } from "../mod.ts";
 
 /** Runs attach-vm with `args`; returns its exit code. */
 export async function main(args: readonly string[]): Promise<number> {
@@ -33,17 +33,11 @@ export async function main(args: readonly string[]): Promise<number> {
     const options = hostOptions(ATTACH_VM.name, parsed.flags, session);
     const ensureDhcp = once(() => tapkit.ensureDhcpServer(options, serveDhcpCommand(parsed.flags)));
     const print = (record: VmRecord) => printText(tapkit.formatRecord(record, output));
-    const report = (record: VmRecord) => {
-      print(record);
-      ensureDhcp();
-    };
+    const report = (record: VmRecord) => (print(record), ensureDhcp());
     const failed = verb === "run" ? EXIT.notStarted : EXIT.failed;
     const doing = { script: ATTACH_VM.name, verb, failed };
     const forEach = (act: (request: AttachRequest) => Promise<number | void>) =>
-      forEachVm(doing, requests, (request) => {
-        requireRoot();
-        return act(request);
-      });
+      forEachVm(doing, requests, (request) => (requireRoot(), act(request)));
 
     switch (verb) {
       case "list":
@@ -52,11 +46,17 @@ export async function main(args: readonly string[]): Promise<number> {
       case "attach":
         return await forEach(async (request) => report(await tapkit.attachVm(request, options)));
       case "restore":
+      case "gc": {
         requireRoot();
-        return await forEachVm(doing, tapkit.restoreVms(options), ({ record, error }) => {
-          if (record === undefined) throw error;
-          report(record);
+        const exclusive = parsed.flags.exclusive === true;
+        const vms: AsyncIterable<Restored | Collected> = verb === "restore"
+          ? tapkit.restoreVms(options)
+          : tapkit.collectVms({ ...options, exclusive });
+        return await forEachVm(doing, vms, ({ name, record, error }) => {
+          if (error !== undefined) throw error;
+          return record === undefined ? printJson({ vm: name, removed: true }) : report(record);
         });
+      }
       case "check":
         return await forEach(async ({ name }) => {
           const problems = await tapkit.checkVm(name, options);
@@ -64,9 +64,9 @@ export async function main(args: readonly string[]): Promise<number> {
           return problems.length === 0 ? EXIT.done : EXIT.differs;
         });
       case "remove":
-        return await forEach(async ({ name }) => {
-          printJson({ vm: name, removed: await tapkit.removeVm(name, options) });
-        });
+        return await forEach(async ({ name: vm }) =>
+          printJson({ vm, removed: await tapkit.removeVm(vm, options) })
+        );
       case "run": {
         const { "record-file": recordFile } = parsed.flags;
         const more = { ...withoutUndefined({ recordFile }), onAttached: ensureDhcp };

@@ -10,7 +10,7 @@ import { apart, type Command, type Parsed, wholeNumber } from "./args.ts";
 import { HOST_OPTIONS, withoutUndefined } from "./main.ts";
 
 /** What attach-vm does with the VMs it names. */
-export type AttachVerb = "attach" | "check" | "remove" | "list" | "restore" | "run";
+export type AttachVerb = "attach" | "check" | "remove" | "list" | "restore" | "gc" | "run";
 
 /** A command line of attach-vm that makes sense. */
 export interface AttachCommand {
@@ -30,7 +30,7 @@ export const ATTACH_VM = {
     "NAME… [options] [-- VMM ARG…]",
     "--from FILE|-",
     "NAME… --check | --remove",
-    "--list | --restore",
+    "--list | --restore | --gc [--exclusive]",
   ],
   words: { metavar: "NAME", help: "1–63 of a-z A-Z 0-9 . _ -, beginning with a letter or digit" },
   rest: {
@@ -53,6 +53,12 @@ export const ATTACH_VM = {
       metavar: "PATH",
       help: "use this network namespace, which is never deleted",
       default: "/run/netns/tapkit-NAME, made here",
+    },
+    {
+      name: "bandwidth",
+      metavar: "RATE",
+      help:
+        "limit each interface to 100mbit, say, either way; the network needs the bandwidth plugin",
     },
     { name: "mtu", metavar: "BYTES", help: "give the VM's interfaces this MTU" },
     {
@@ -103,8 +109,10 @@ export const ATTACH_VM = {
     {
       name: "plugins",
       metavar: "HOW",
-      choices: ["auto", "builtin"],
-      help: "auto, or builtin to run no plugin from disk",
+      choices: ["auto", "builtin", "exec"],
+      help:
+        "exec runs every CNI plugin from disk, builtin none; auto runs those that are configured, " +
+        "but not for the default network, nor where one is missing that is built in",
       default: "auto",
     },
     {
@@ -140,11 +148,20 @@ export const ATTACH_VM = {
       name: "restore",
       help: "after a reboot: bring every recorded VM back with its addresses, MACs and ports",
     },
+    {
+      name: "gc",
+      help: "remove attachments whose namespace is gone or that were left half made; no one else's",
+    },
+    {
+      name: "exclusive",
+      help:
+        "with --gc, on a host where only tapkit attaches: the plugins collect what they have too",
+    },
     { name: "check", help: "compare records and kernel, change nothing" },
     { name: "remove", help: "take the VMs off their networks" },
     ...HOST_OPTIONS,
   ],
-  notOffered: ["network-plugin", "gc", "exclusive"],
+  notOffered: ["network-plugin"],
   examples: [
     {
       does: "a VM on the default network, its port 80 published as the host's 8080",
@@ -181,6 +198,7 @@ const SHAPING = [
   "mac",
   "netns",
   "mtu",
+  "bandwidth",
   "tap-owner",
   "network",
   "mode",
@@ -225,7 +243,7 @@ export async function readAttachCommand(parsed: Parsed<typeof ATTACH_VM>): Promi
 
 function verbOf({ flags, rest }: Parsed<typeof ATTACH_VM>): AttachVerb {
   const verbs = [
-    ...(["list", "restore", "check", "remove"] as const).filter((verb) => flags[verb]),
+    ...(["list", "restore", "gc", "check", "remove"] as const).filter((verb) => flags[verb]),
     ...rest === undefined ? [] : ["run" as const],
   ];
   if (verbs.length > 1) {
@@ -239,7 +257,7 @@ function verbOf({ flags, rest }: Parsed<typeof ATTACH_VM>): AttachVerb {
 
 function refuseUnlessPlain(verb: AttachVerb, flags: AttachFlags, words: readonly string[]): void {
   const named = flags.from !== undefined || words.length > 0;
-  const ofAll = verb === "list" || verb === "restore";
+  const ofAll = verb === "list" || verb === "restore" || verb === "gc";
   if (ofAll && words.length > 0) {
     throw new InputError(`--${verb} takes no names`, { mend: "it is for every attached VM" });
   }
@@ -265,6 +283,9 @@ function refuseUnlessPlain(verb: AttachVerb, flags: AttachFlags, words: readonly
     throw new InputError(`--output does not go with ${other}`, {
       mend: verb === "run" ? "use --record-file" : "leave it out",
     });
+  }
+  if (flags.exclusive && verb !== "gc") {
+    throw new InputError("--exclusive is for --gc", { mend: "leave it out" });
   }
   if (flags["record-file"] !== undefined && verb !== "run") {
     throw new InputError("--record-file is for -- VMM", { mend: "the record is on stdout" });
@@ -303,6 +324,7 @@ function shape(flags: ShapingFlags): Omit<AttachRequest, "name"> {
     mac: flags.mac,
     mtu: flags.mtu === undefined ? undefined : wholeNumber("--mtu", flags.mtu),
     netns: flags.netns,
+    bandwidth: flags.bandwidth,
     tapOwner: flags["tap-owner"],
     plugins: flags.plugins,
     mode: flags.mode,

@@ -12,7 +12,7 @@
 import { parseConfig } from "./conflist.ts";
 import { formatResult, parseResult } from "./convert.ts";
 import type { NetworkAttachment } from "./plan.ts";
-import type { CapabilityPortMapping, NetworkConfigList, Result } from "./types.ts";
+import type { NetworkConfigList, Result } from "./types.ts";
 
 const KIND = "cniCacheV1";
 
@@ -90,8 +90,8 @@ export function removeCache(stateDir: string, attachment: NetworkAttachment): vo
   }
 }
 
-/** What the cache has, of one container or of all; files that make no sense are passed over. */
-export function readCache(stateDir: string, containerId?: string): CachedAttachment[] {
+/** What the cache has of a container; files that make no sense are passed over. */
+export function readCache(stateDir: string, containerId: string): CachedAttachment[] {
   let names: string[];
   try {
     names = [...Deno.readDirSync(resultsDir(stateDir))].map(({ name }) => name).sort();
@@ -100,18 +100,9 @@ export function readCache(stateDir: string, containerId?: string): CachedAttachm
     throw error;
   }
   return names
-    .filter((name) => containerId === undefined || name.includes(`-${containerId}-`))
+    .filter((name) => name.includes(`-${containerId}-`))
     .flatMap((name) => readEntry(`${resultsDir(stateDir)}/${name}`) ?? [])
-    .filter((entry) => containerId === undefined || entry.containerId === containerId);
-}
-
-/** The host ports that executed plugins publish, by container id. */
-export function cachedPorts(
-  stateDir: string,
-): { readonly containerId: string; readonly mappings: readonly CapabilityPortMapping[] }[] {
-  return readCache(stateDir).flatMap(({ containerId, capabilityArgs: { portMappings } }) =>
-    Array.isArray(portMappings) ? { containerId, mappings: portMappings } : []
-  );
+    .filter((entry) => entry.containerId === containerId);
 }
 
 function readEntry(path: string): CachedAttachment | undefined {

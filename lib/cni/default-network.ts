@@ -24,7 +24,8 @@ import {
 import type { NetworkConfigList } from "./types.ts";
 
 const FILE = "10-ignite.conflist";
-const NETWORK = "ignite-cni-bridge";
+/** The default network's name. */
+export const DEFAULT_NETWORK = "ignite-cni-bridge";
 const BRIDGE = "ignite0";
 const MIN_MTU = 68; // RFC 791
 const MIN_MTU_IPV6 = 1280; // RFC 8200
@@ -126,7 +127,7 @@ export function renderDefaultNetwork(network: DefaultNetwork): string {
   const pool = ipv6 === undefined ? { subnet } : { ranges: [[{ subnet }], [{ subnet: ipv6 }]] };
   const list = {
     cniVersion: "0.4.0",
-    name: NETWORK,
+    name: DEFAULT_NETWORK,
     ...(allowOverlap ? { tapkit: { allowOverlap } } : {}),
     plugins: [
       {
@@ -288,7 +289,7 @@ function remove(path: string, inUse: readonly string[]): DefaultCniReport {
 
 function describeNetwork({ bridge, subnet, ipv6, mtu }: DefaultNetwork) {
   return {
-    network: NETWORK,
+    network: DEFAULT_NETWORK,
     bridge,
     subnet,
     ...(ipv6 === undefined ? {} : { ipv6 }),

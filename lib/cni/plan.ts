@@ -114,18 +114,18 @@ export function planNetwork(request: NetworkRequest): NetworkAttachment {
   validateNetworkName(list.name);
   validateInterfaceName(ifName);
   const executed = chooseExecuted(list, request.choice);
-  for (const [capability, what, example] of REFUSED_UNDECLARED) {
-    const wanted = runtimeConfig[capability];
-    if (wanted === undefined || (Array.isArray(wanted) && wanted.length === 0)) continue;
-    if (declares(list, capability)) continue;
-    throw new InputError(`network "${list.name}" cannot ${what}`, {
-      mend: `add ${example} to ${list.path ?? "its configuration"}, or leave it out`,
+  if ((runtimeConfig.portMappings?.length ?? 0) > 0 && !declares(list, "portMappings")) {
+    throw new InputError(`network "${list.name}" cannot publish ports`, {
+      mend: `add {"type": "portmap", "capabilities": {"portMappings": true}} to ` +
+        `${list.path ?? "its configuration"}, or leave the ports out`,
     });
   }
   const undeclared: Record<string, unknown> = {};
   for (const key of ["ips", "mac"]) {
-    if (runtimeConfig[key] !== undefined && !declares(list, key)) {
-      undeclared[key] = runtimeConfig[key];
+    const wanted = runtimeConfig[key];
+    if (wanted === undefined || (Array.isArray(wanted) && wanted.length === 0)) continue;
+    if (!declares(list, key)) {
+      undeclared[key] = wanted;
     }
   }
   const cniArgs = executed.includes(true) ? argsOf(undeclared) : {};
@@ -138,20 +138,6 @@ export function planNetwork(request: NetworkRequest): NetworkAttachment {
   const disableCheck = list.disableCheck ? { disableCheck: true as const } : {};
   return { network: list.name, containerId, ifName, cniArgs, plugins, ...disableCheck };
 }
-
-/** What is asked for that only a plugin which declares the capability can give. */
-const REFUSED_UNDECLARED = [
-  [
-    "portMappings",
-    "publish ports",
-    '{"type": "portmap", "capabilities": {"portMappings": true}}',
-  ],
-  [
-    "bandwidth",
-    "limit bandwidth",
-    '{"type": "bandwidth", "capabilities": {"bandwidth": true}}',
-  ],
-] as const;
 
 /** For each plugin of a list, whether it is executed. */
 function chooseExecuted(list: NetworkConfigList, choice?: PluginChoice): boolean[] {
@@ -196,7 +182,7 @@ export function declares({ plugins }: NetworkConfigList, capability: string): bo
 /** What plugins that know neither capability nor `args` are asked by. */
 function argsOf({ ips, mac }: Readonly<Record<string, unknown>>): Record<string, string> {
   const args = {
-    ...Array.isArray(ips) && ips.length > 0 ? { IP: String(ips[0]) } : {},
+    ...Array.isArray(ips) && ips.length > 0 ? { IP: String(ips[0]).split("/", 1)[0]! } : {},
     ...typeof mac === "string" ? { MAC: mac } : {},
   };
   return Object.keys(args).length === 0 ? {} : { IgnoreUnknown: "1", ...args };

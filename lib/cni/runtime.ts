@@ -187,13 +187,6 @@ export function hasExecuted({ plugins }: NetworkAttachment): boolean {
   return plugins.some(({ implementation }) => implementation === "exec");
 }
 
-/** Whether an executed plugin sees to the published ports, so that tapkit's firewall need not. */
-export function publishesByPlugin({ plugins }: NetworkAttachment): boolean {
-  return plugins.some(({ implementation, config }) =>
-    implementation === "exec" && config.capabilities?.portMappings === true
-  );
-}
-
 function requireHost(host: PluginHost | undefined, network: string): PluginHost {
   if (host !== undefined) return host;
   throw new TypeError(`network "${network}" is executed, but nothing says where`);

@@ -177,10 +177,9 @@ export class Firewall implements Disposable {
   check(rules: GuestRules): string[] {
     const valid = validateRules(rules);
     const wanted = elementsOf(valid);
-    const problems = [
-      ...this.#policies.check(valid),
-      ...this.#store.look(familiesOf(wanted)).problems,
-    ];
+    const problems = [...this.#policies.check(valid)];
+    if (wanted.length === 0) return problems;
+    problems.push(...this.#store.look(familiesOf(wanted)).problems);
     const present = this.#store.read(wanted);
     const kind = this.#store.kind;
     for (const element of wanted) {

@@ -22,6 +22,8 @@ const SYSCTL_DIR = "/proc/sys";
 export function neededSysctls(rules: GuestRules): Sysctl[] {
   const { addresses, link, ports } = rules;
   const needed: Sysctl[] = [];
+  // Whose network asks nothing of the firewall is nothing to the host's forwarding either.
+  if (link === "" && ports.length === 0) return needed;
   if (addresses.some((address) => isIp(address) === 4)) {
     needed.push({ path: "net/ipv4/ip_forward", value: "1" });
     // Packets from 127.0.0.1 leave by this link, and their answers come back by it.

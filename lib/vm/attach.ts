@@ -9,14 +9,13 @@
 
 import { tidyDefaultCni } from "../cni/default-network.ts";
 import type { NetworkAttachment } from "../cni/plan.ts";
-import { type Added, addNetwork } from "../cni/runtime.ts";
+import { type Added, addNetwork, hasExecuted } from "../cni/runtime.ts";
 import type { Result } from "../cni/types.ts";
 import { TapkitError } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { FirewallKind } from "../firewall/store.ts";
 import { ensureSysctls } from "../firewall/sysctls.ts";
 import { parseCidr } from "../inet/ip.ts";
-import { formatMac, parseMac, randomMac } from "../inet/mac.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink, requireLink, setLink } from "../netlink/link.ts";
 import {
@@ -29,13 +28,15 @@ import {
 } from "../sys/netns.ts";
 import { UndoStack } from "../undo.ts";
 import { checkAttachment } from "./check.ts";
-import { planNetworks } from "./networks.ts";
+import { assertAsAsked, describeInterface, planNetworks } from "./networks.ts";
 import {
   allPorts,
   bindToFamilies,
   hasPorts,
   noteClosed,
   portOwners,
+  portsOfFirewall,
+  publishedByPlugin,
   reservePorts,
 } from "./ports.ts";
 import { removeAttachment, removeMade } from "./remove.ts";
@@ -252,15 +253,22 @@ async function changeRules(
   wanted: AttachRequest,
 ): Promise<StoredRecord> {
   const [rules] = old.made.guests;
+  if (!hasPorts(old, wanted) && publishedByPlugin(old.made.networks)) {
+    throw new TapkitError(
+      "its ports are published by a CNI plugin, and stay while it is attached",
+      { mend: `run attach-vm ${old.vm} --remove first, or use map-port` },
+    );
+  }
   const firewall = await host.session.firewall(firewallOf(old.made));
   const owners = portOwners(old);
   const attach = hasPorts(old, wanted)
     ? owners.attach
     : bindToFamilies(await reservePorts(host, firewall, wanted, old), rules?.addresses ?? []);
   const ports = allPorts({ ...owners, attach });
+  const own = portsOfFirewall(old.made.networks, ports, old);
   const mapped = old.made.guests.map((guest, index) => ({
     ...guest,
-    ...index === 0 ? { ports } : {},
+    ...index === 0 ? { ports: own } : {},
     ...openPorts(wanted),
   }));
   const guests = samePolicy(old.made.request, wanted)
@@ -329,9 +337,8 @@ async function attachAnew(
     const kind = request.firewall ?? (old && firewallOf(old.made));
     const firewall = await host.session.firewall(kind);
     const ports = await reservePorts(host, firewall, request, old);
-    const mac = request.mac === undefined ? randomMac() : formatMac(parseMac(request.mac));
     const before = old?.interfaces ?? [];
-    const networks = planNetworks(host, hostNl, id, { ...request, mac }, ports, before);
+    const networks = planNetworks(host, hostNl, id, request, ports, before);
     const planned = plannedRecord(id, request, firewall.kind, networks, old);
     refuseTaken(planned);
     undo.push(
@@ -356,15 +363,21 @@ async function attachAnew(
         undo,
         owner: `${name}/${network.ifName}`,
         fresh: old === undefined,
+        plugins: host,
         note: host.note,
         ...mtu === undefined ? {} : { mtu },
       };
       added.push(await addNetwork(network, environment));
     }
     const wiring = wireRequest(request, { netns, nl: vmNl, undo, note: host.note });
-    const interfaces = added.map(({ attachment, result }) =>
-      addWire(wiring, guardedAs(describeInterface(vmNl, attachment, result), request))
-    );
+    const interfaces = added.map(({ attachment, result }, index) => {
+      if (mtu !== undefined && hasExecuted(attachment)) {
+        setLink(vmNl, requireLink(vmNl, attachment.ifName).index, { mtu });
+      }
+      const link = describeInterface(vmNl, attachment, result);
+      assertAsAsked(link, index === 0 ? request : { name }, before[index], host.note);
+      return addWire(wiring, guardedAs(link, request));
+    });
 
     const attach = bindToFamilies(ports, addressesOf(interfaces[0]));
     const bound = old === undefined ? attach : allPorts({ ...portOwners(old), attach });
@@ -372,12 +385,8 @@ async function attachAnew(
       const link = interfaces[index]!;
       const rules = guest ?? plainRules(`${name}/${link.name}`, link);
       const ends = { hostNl, vmNl, note: host.note };
-      return withPolicy(
-        { ...rules, ports: index === 0 ? bound : [], ...openPorts(request) },
-        link,
-        request,
-        ends,
-      );
+      const own = index === 0 ? portsOfFirewall(networks, bound, old) : [];
+      return withPolicy({ ...rules, ports: own, ...openPorts(request) }, link, request, ends);
     });
     for (const guest of guests) {
       undo.push(`the rules of ${guest.owner}`, () => {
@@ -491,26 +500,6 @@ function enterableNetns({ name, netns }: AttachRequest, undo: UndoStack): Netns 
 
 function bringLoopbackUp(vmNl: NetlinkConnection): void {
   setLink(vmNl, requireLink(vmNl, "lo").index, { up: true });
-}
-
-/** An interface as the kernel and the network's result have it. */
-function describeInterface(
-  vmNl: NetlinkConnection,
-  { network, ifName }: NetworkAttachment,
-  result: Result,
-): UnwiredInterface {
-  const { mac = "", mtu } = requireLink(vmNl, ifName);
-  return {
-    name: ifName,
-    network,
-    mac,
-    mtu,
-    addresses: result.ips.map(({ address, gateway }) => ({
-      address,
-      ...gateway === undefined ? {} : { gateway },
-    })),
-    routes: result.routes.map(({ dst, gw }) => ({ dst, ...gw === undefined ? {} : { gw } })),
-  };
 }
 
 function wireRequest(

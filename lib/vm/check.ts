@@ -58,7 +58,7 @@ export async function checkAttachment(
       firewall: [],
     };
   }
-  const environment = { netnsPath, hostNl, vmNl, note: host.note };
+  const environment = { netnsPath, hostNl, vmNl, plugins: host, note: host.note };
   const network: string[] = [];
   for (const attachment of made.networks) {
     const link = interfaces.find(({ name }) => name === attachment.ifName);

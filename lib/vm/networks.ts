@@ -5,16 +5,20 @@
  */
 
 import { findNetwork } from "../cni/conflist.ts";
-import { installDefaultCni } from "../cni/default-network.ts";
-import { type NetworkAttachment, planNetwork } from "../cni/plan.ts";
+import { DEFAULT_NETWORK, installDefaultCni } from "../cni/default-network.ts";
+import { declares, type NetworkAttachment, planNetwork } from "../cni/plan.ts";
 import { assertNoOverlap } from "../cni/subnets.ts";
-import type { NetworkConfigList } from "../cni/types.ts";
-import { TapkitError } from "../errors.ts";
-import { parseCidr } from "../inet/ip.ts";
+import type { IpConfig, NetworkConfigList, Result } from "../cni/types.ts";
+import { InputError, TapkitError } from "../errors.ts";
+import { canonicalIp, parseCidr } from "../inet/ip.ts";
+import { formatMac, parseMac } from "../inet/mac.ts";
 import { expandPorts, type PortMapping } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
+import { requireLink } from "../netlink/link.ts";
+import { parseRate } from "./request.ts";
 import type { HostPaths } from "./state.ts";
-import type { AttachRequest, VmInterface } from "./types.ts";
+import type { AttachRequest, VmAddress, VmInterface } from "./types.ts";
+import type { UnwiredInterface } from "./wires.ts";
 
 /**
  * Plans a VM's networks: eth0 on the first, eth1 on the second, …
@@ -33,24 +37,35 @@ export function planNetworks(
   ports: readonly PortMapping[],
   before: readonly VmInterface[] = [],
 ): NetworkAttachment[] {
-  const { networks = [], ip, mac } = request;
+  const { networks = [], ip, mac, bandwidth, plugins = "auto" } = request;
   const lists = networks.length === 0
     ? [firstNetwork(host, before[0]?.network)]
     : networks.map((name) => requireNetwork(host, name));
   return lists.map((list, index) => {
-    assertNoOverlap(list, hostNl);
+    const isDefault = list.name === DEFAULT_NETWORK;
+    // How the subnets of other networks and the host's routes go together is their makers' business.
+    if (isDefault) assertNoOverlap(list, hostNl);
+    if (bandwidth !== undefined && !declares(list, "bandwidth")) {
+      throw new InputError(`network "${list.name}" cannot limit bandwidth`, {
+        mend: 'add {"type": "bandwidth", "capabilities": {"bandwidth": true}} to ' +
+          `${list.path}, or leave --bandwidth out`,
+      });
+    }
     return planNetwork({
       list,
       containerId,
       ifName: `eth${index}`,
+      choice: { mode: plugins, isDefault, host },
       // An address, a MAC and ports are asked for the VM's first interface.
       runtimeConfig: {
+        ...index > 0 || mac === undefined ? {} : { mac: formatMac(parseMac(mac)) },
         ...index > 0 || ip === undefined ? {} : { ips: [ip] },
-        ...index > 0 || mac === undefined ? {} : { mac },
         ...identity(before[index]),
-        ...index > 0 || !declares(list, "portMappings")
+        ...hasFixedAddresses(list) ? { ips: [] } : {},
+        ...index > 0 || ports.length === 0 || !declares(list, "portMappings")
           ? {}
           : { portMappings: portMappings(ports) },
+        ...bandwidth === undefined ? {} : { bandwidth: shape(parseRate(bandwidth)) },
       },
     });
   });
@@ -59,7 +74,87 @@ export function planNetworks(
 /** What asks for the addresses and the MAC that an interface had. */
 function identity(link: VmInterface | undefined): { ips?: string[]; mac?: string } {
   if (link === undefined) return {};
-  return { ips: link.addresses.map(({ address }) => parseCidr(address).address), mac: link.mac };
+  return { ips: link.addresses.map(({ address }) => address), mac: link.mac };
+}
+
+/** Whether the IPAM gives what is configured and nothing else: it fails when it is asked for more. */
+function hasFixedAddresses(list: NetworkConfigList): boolean {
+  return list.plugins.some(({ ipam }) => ipam?.type === "static") && !declares(list, "ips");
+}
+
+/** The `bandwidth` capability: the same both ways, with room for what comes at once. */
+function shape(rate: number) {
+  const burst = Math.min(Math.max(rate / BURSTS_A_SECOND, MIN_BURST_BITS), MAX_BURST_BITS);
+  return { ingressRate: rate, ingressBurst: burst, egressRate: rate, egressBurst: burst };
+}
+
+const BURSTS_A_SECOND = 50;
+const MIN_BURST_BITS = 512 * 1024;
+const MAX_BURST_BITS = 2 ** 31 - 1;
+
+/** An interface as the kernel and the network's result have it. */
+export function describeInterface(
+  vmNl: NetlinkConnection,
+  { network, ifName }: NetworkAttachment,
+  result: Result,
+): UnwiredInterface {
+  const { mac = "", mtu } = requireLink(vmNl, ifName);
+  const isOurs = ({ interface: index }: IpConfig) => {
+    const link = index === undefined ? undefined : result.interfaces[index];
+    return link === undefined || (link.name === ifName && (link.sandbox ?? "") !== "");
+  };
+  return {
+    name: ifName,
+    network,
+    mac,
+    mtu,
+    addresses: result.ips.filter(isOurs).map(({ address, gateway }) => ({
+      address,
+      ...gateway === undefined ? {} : { gateway },
+    })),
+    routes: result.routes.map(({ dst, gw }) => ({ dst, ...gw === undefined ? {} : { gw } })),
+  };
+}
+
+/**
+ * Compares an interface with what was asked of its network, which only some can be asked.
+ *
+ * @throws {TapkitError} when the address or the MAC of the request was not given
+ */
+export function assertAsAsked(
+  link: UnwiredInterface,
+  { ip, mac }: AttachRequest,
+  before: VmInterface | undefined,
+  note: (text: string) => void,
+): void {
+  const addresses = link.addresses.map(bare);
+  const now = addresses.join(", ") || "none";
+  if (before !== undefined) {
+    const had = before.addresses.map(bare);
+    if (had.some((address) => !addresses.includes(address))) {
+      note(`warning: "${link.name}" had the address ${had.join(", ")}, now it has ${now}`);
+    }
+    if (before.mac !== link.mac) {
+      note(`warning: "${link.name}" had the MAC address ${before.mac}, now it has ${link.mac}`);
+    }
+    return;
+  }
+  if (ip !== undefined && !addresses.includes(canonicalIp(ip))) {
+    throw new TapkitError(`network "${link.network}" gave the address ${now}, not ${ip}`, {
+      mend: "leave --ip out: this network's IPAM cannot be asked for an address",
+    });
+  }
+  if (mac !== undefined && formatMac(parseMac(mac)) !== link.mac) {
+    throw new TapkitError(`network "${link.network}" gave the MAC ${link.mac}, not ${mac}`, {
+      mend:
+        'add {"type": "tuning", "capabilities": {"mac": true}} to its configuration, or leave ' +
+        "--mac out",
+    });
+  }
+}
+
+function bare({ address }: VmAddress): string {
+  return parseCidr(address).address;
 }
 
 /** @param name of the network that was the first when the VM was attached before */
@@ -77,10 +172,6 @@ function requireNetwork(host: HostPaths, name?: string): NetworkConfigList {
   throw new TapkitError(`${host.confDir} holds no CNI configuration`, {
     mend: "run install-default-cni",
   });
-}
-
-function declares({ plugins }: NetworkConfigList, capability: string): boolean {
-  return plugins.some(({ capabilities }) => capabilities?.[capability] === true);
 }
 
 /** The `portMappings` capability knows no ranges. */

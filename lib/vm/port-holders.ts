@@ -16,7 +16,7 @@ import {
   locateVm,
   writeAddress,
 } from "./addresses.ts";
-import { allPorts, portOwners } from "./ports.ts";
+import { allPorts, portOwners, publishedByPlugin } from "./ports.ts";
 import type { Host } from "./session.ts";
 import {
   firewallOf,
@@ -73,13 +73,16 @@ export function vmHolder(host: HostPaths, record: StoredRecord): Holder {
   const [rules, ...others] = record.made.guests;
   if (rules === undefined) throw new TapkitError(`VM "${record.vm}" has no interface`);
   const before = portOwners(record);
+  // What a plugin publishes is not this firewall's to map or to drop.
+  const byPlugin = publishedByPlugin(record.made.networks) ? before.attach : undefined;
   return {
     owner: record.vm,
     rules,
-    owners: before,
+    owners: byPlugin === undefined ? before : { ...before, attach: [] },
     firewall: firewallOf(record.made),
     restore: () => writeRecord(host, record),
-    write: (rules, owners) =>
+    write: (rules, changed) => {
+      const owners = byPlugin === undefined ? changed : { ...changed, attach: byPlugin };
       writeRecord(host, {
         ...record,
         ports: allPorts(owners),
@@ -89,7 +92,8 @@ export function vmHolder(host: HostPaths, record: StoredRecord): Holder {
           request: keepRequest(record.made.request, before.attach, owners.attach),
           guests: [rules, ...others],
         },
-      }),
+      });
+    },
   };
 }
 

@@ -32,11 +32,29 @@ import {
   type StoredRecord,
   writeGeneration,
 } from "./state.ts";
+import type { NetworkAttachment } from "../cni/plan.ts";
 import type { AttachRequest } from "./types.ts";
 
 /** Whose a record's ports are. */
 export function portOwners({ ports, made }: Pick<StoredRecord, "ports" | "made">): PortOwners {
   return made.portOwners ?? { attach: ports, mapPort: [] };
+}
+
+/** Whether the ports of a VM's first interface are published by a plugin that is executed. */
+export function publishedByPlugin([first]: readonly NetworkAttachment[]): boolean {
+  return first?.plugins.some(({ implementation, config }) =>
+    implementation === "exec" && config.capabilities?.portMappings === true
+  ) ?? false;
+}
+
+/** Of a VM's ports those that tapkit's own firewall maps: map-port's alone, where a plugin is at it. */
+export function portsOfFirewall(
+  networks: readonly NetworkAttachment[],
+  ports: readonly PortMapping[],
+  old: StoredRecord | undefined,
+): readonly PortMapping[] {
+  if (!publishedByPlugin(networks)) return ports;
+  return old === undefined ? [] : portOwners(old).mapPort;
 }
 
 /** All ports as a record shows them, each once: attach-vm's first. */
@@ -165,9 +183,14 @@ async function recordedOnly(host: HostPaths, firewall: Firewall): Promise<TakenP
     const held = new Map(
       firewall.listGuests().map(({ owner, ports }) => [owner, countPorts(ports)]),
     );
-    if (guests.every(({ owner, ports }) => countPorts(ports) <= (held.get(owner) ?? 0))) {
-      writeGeneration(host, generation);
-    }
+    // What a plugin publishes is never in tapkit's own rules.
+    const byPlugin = records.some(({ made, ports }) =>
+      ports.length > 0 && publishedByPlugin(made.networks)
+    );
+    const complete = guests.every(({ owner, ports }) =>
+      countPorts(ports) <= (held.get(owner) ?? 0)
+    );
+    if (complete && !byPlugin) writeGeneration(host, generation);
   }
   return [
     ...records.map(({ vm, ports }) => ({ owner: vm, mappings: ports })),

@@ -5,8 +5,8 @@
  */
 
 import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
-import { tidyDefaultCni } from "../cni/default-network.ts";
-import { type NetworkAttachment, planNetwork } from "../cni/plan.ts";
+import { DEFAULT_NETWORK, tidyDefaultCni } from "../cni/default-network.ts";
+import { type NetworkAttachment, planNetwork, type PluginChoice } from "../cni/plan.ts";
 import { delNetwork } from "../cni/runtime.ts";
 import { TapkitError } from "../errors.ts";
 import type { Firewall } from "../firewall/firewall.ts";
@@ -123,6 +123,7 @@ export async function removeMade(host: Host, record: Removable): Promise<void> {
     netnsPath: netns,
     hostNl,
     ...vmNl === undefined ? {} : { vmNl },
+    plugins: host,
     note: host.note,
   };
   for (const network of made.networks.toReversed()) {
@@ -160,7 +161,12 @@ function leftBehind(failures: readonly unknown[]): TapkitError {
 /** Takes away what an attachment without a record would have made, on every network there is. */
 async function removeLost(host: Host, name: string, id: string): Promise<boolean> {
   const netns = netnsPath(netnsName(name));
-  const found = recordNames(host).includes(name) || isThere(netns);
+  const cached = await cachedNetworks(host, id);
+  const found = recordNames(host).includes(name) || isThere(netns) || cached.length > 0;
+  const names = cached.map(({ network }) => network);
+  // A plugin of another maker is asked to take away only what there is a sign of.
+  const known = knownNetworks(host, id, found ? "auto" : "builtin")
+    .filter(({ network }) => !names.includes(network));
   await removeAttachment(host, {
     vm: name,
     id,
@@ -168,18 +174,41 @@ async function removeLost(host: Host, name: string, id: string): Promise<boolean
     made: {
       phase: "attaching",
       netnsGiven: false,
-      networks: knownNetworks(host, id),
+      networks: [...cached, ...known],
       guests: [],
     },
   });
   return found;
 }
 
-/** eth0 on each network of the directory; one that is broken, or not built in, is passed over. */
-function knownNetworks(host: HostPaths, containerId: string): NetworkAttachment[] {
+/** eth0 on each network of the directory; one that is broken is passed over. */
+function knownNetworks(
+  host: HostPaths,
+  containerId: string,
+  mode: PluginChoice["mode"],
+): NetworkAttachment[] {
   return listConfigFiles(host.confDir).flatMap((path) => {
     try {
-      return planNetwork({ list: readConfigFile(path), containerId, ifName: "eth0" });
+      const list = readConfigFile(path);
+      const choice = { mode, isDefault: list.name === DEFAULT_NETWORK, host };
+      return planNetwork({ list, containerId, ifName: "eth0", choice });
+    } catch (error) {
+      if (error instanceof TapkitError) return [];
+      throw error;
+    }
+  });
+}
+
+/** What the cache of executed networks has of a VM. */
+async function cachedNetworks(host: HostPaths, containerId: string): Promise<NetworkAttachment[]> {
+  if (!isThere(`${host.stateDir}/cni`)) return [];
+  const { readCache } = await import("../cni/cache.ts");
+  return readCache(host.stateDir, containerId).flatMap(({ list, ifName, result, ...entry }) => {
+    const choice = { mode: "auto", isDefault: list.name === DEFAULT_NETWORK, host } as const;
+    try {
+      const { capabilityArgs: runtimeConfig, cniArgs } = entry;
+      const plan = planNetwork({ list, containerId, ifName, runtimeConfig, choice });
+      return { ...plan, cniArgs, ...result === undefined ? {} : { result } };
     } catch (error) {
       if (error instanceof TapkitError) return [];
       throw error;

@@ -25,6 +25,7 @@ export function validateAttach(request: AttachRequest): void {
   validateName(request.name);
   if (request.ports !== undefined && request.ports !== "none") parsePorts(request.ports);
   if (request.ip !== undefined) ipToBytes(request.ip);
+  if (request.bandwidth !== undefined) parseRate(request.bandwidth);
   if (request.mac !== undefined) parseMac(request.mac);
   if (request.mtu !== undefined) validateMtu(request.mtu);
   if (request.tapOwner !== undefined) resolveOwner(request.tapOwner);
@@ -55,6 +56,23 @@ export function validatePolicy({ name, antispoof, denyEgress, allowEgress }: Att
       mend: "leave out --no-antispoof, or --deny-egress",
     });
   }
+}
+
+const RATE_UNITS = ["bit", "kbit", "mbit", "gbit", "tbit"];
+
+/**
+ * Reads a rate as tc(8) writes it, in bits a second: `"100mbit"` is 100,000,000.
+ *
+ * @throws {InputError} when it is none
+ */
+export function parseRate(text: string): number {
+  const [, number, unit = ""] = /^(\d{1,12}(?:\.\d{1,6})?)([a-z]+)$/i.exec(text) ?? [];
+  const power = RATE_UNITS.indexOf(unit.toLowerCase());
+  const rate = Math.round(Number(number) * 1000 ** power);
+  if (power >= 0 && rate >= 8 && rate <= Number.MAX_SAFE_INTEGER) return rate;
+  throw new InputError(`bandwidth "${text}" is no rate`, {
+    mend: "write it as 100mbit, with bit, kbit, mbit, gbit or tbit",
+  });
 }
 
 function validateMtu(mtu: number): void {
@@ -125,7 +143,7 @@ export function mergeRequest(record: StoredRecord, request: AttachRequest): Atta
 
 /** The first thing a request wants otherwise than the VM has it, and that cannot be live. */
 function changedIdentity(record: StoredRecord, request: AttachRequest): string | undefined {
-  const { ip, mac, mtu, netns, tapOwner, mode = "auto", networks, firewall } = request;
+  const { ip, mac, mtu, netns, tapOwner, mode = "auto", networks, bandwidth, firewall } = request;
   const first = record.interfaces[0]!;
   const addresses = first.addresses.map(({ address }) => parseCidr(address).address);
   const names = record.interfaces.map(({ network }) => network);
@@ -135,6 +153,7 @@ function changedIdentity(record: StoredRecord, request: AttachRequest): string |
     ["MTU", mtu !== undefined && mtu !== first.mtu],
     ["network namespace", netns !== undefined && netns !== record.netns],
     ["TAP owner", tapOwner !== undefined && tapOwner !== record.made.request.tapOwner],
+    ["bandwidth", bandwidth !== undefined && bandwidth !== record.made.request.bandwidth],
     ["mode", mode !== "auto" && mode !== first.mode],
     ["firewall backend", firewall !== undefined && firewall !== firewallOf(record.made)],
     ["network", networks !== undefined && networks.join() !== names.join()],

@@ -30,6 +30,8 @@ export interface HostPaths {
   readonly stateDir: string;
   readonly confDir: string;
   readonly binDirs: readonly string[];
+  /** How long an executed plugin may take. */
+  readonly timeoutMs?: number;
   readonly note: (text: string) => void;
 }
 
@@ -82,8 +84,14 @@ export function hostPaths(options: HostOptions): HostPaths {
     stateDir: options.stateDir ?? (Deno.env.get("TAPKIT_STATE_DIR") || "/var/lib/tapkit"),
     confDir: options.confDir ?? (Deno.env.get("NETCONFPATH") || "/etc/cni/net.d"),
     binDirs: options.binDirs ?? (cniPath?.length ? cniPath : ["/opt/cni/bin", "/usr/lib/cni"]),
+    ...pluginTimeout(options),
     note: options.note ?? (() => {}),
   };
+}
+
+function pluginTimeout({ pluginTimeout }: HostOptions): { timeoutMs?: number } {
+  const seconds = pluginTimeout ?? Number(Deno.env.get("TAPKIT_PLUGIN_TIMEOUT"));
+  return seconds > 0 ? { timeoutMs: seconds * 1000 } : {};
 }
 
 /**

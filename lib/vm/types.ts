@@ -90,6 +90,13 @@ export type MappedPorts =
   & ({ readonly vm: string } | { readonly to: string })
   & { readonly ports: readonly PortMapping[] };
 
+/** A dead VM's attachment that was collected, or why it is still there. */
+export interface Collected {
+  readonly name: string;
+  readonly record?: undefined;
+  readonly error?: unknown;
+}
+
 /** Where things are on this host; each falls back to the environment, then to its default. */
 export interface HostOptions {
   /** Records and locks: `TAPKIT_STATE_DIR`, then `/var/lib/tapkit`. */
@@ -98,6 +105,8 @@ export interface HostOptions {
   readonly confDir?: string;
   /** CNI plugins: `CNI_PATH`, then `/opt/cni/bin` and `/usr/lib/cni`. */
   readonly binDirs?: readonly string[];
+  /** How long a CNI plugin may take, in seconds: `TAPKIT_PLUGIN_TIMEOUT`, then 120. */
+  readonly pluginTimeout?: number;
   /** Called with each line of progress or warning meant for people. */
   readonly note?: (text: string) => void;
   /** What several calls keep open between them; without it each opens and closes its own. */
@@ -129,8 +138,13 @@ export interface AttachRequest {
   readonly netns?: string;
   /** `USER[:GROUP]`, by name or number, who may open the TAP without being root. */
   readonly tapOwner?: string;
-  /** Whether plugins run built in, or as what the configuration allows. */
-  readonly plugins?: "auto" | "builtin";
+  /** What each interface may send and receive, in bits a second: `"100mbit"`. */
+  readonly bandwidth?: string;
+  /**
+   * `builtin` executes no plugin, `exec` all; `auto` executes what is configured, but for tapkit's
+   * own default network, and where a program is missing that is built in.
+   */
+  readonly plugins?: "auto" | "builtin" | "exec";
   readonly mode?: "auto" | AttachMode;
   /** What rules are made by; absent, nftables where kernel and libnftables allow it. */
   readonly firewall?: FirewallKind;

@@ -87,7 +87,9 @@ Deno.test("scripts: what is wrong is refused with exit code 2, one line and its 
     ["attach-vm", ["web", "--gc"], "--gc"],
     ["attach-vm", ["web", "--network-plugin", "docker-bridge"], "--network-plugin"],
     ["attach-vm", ["web", "--mode", "macvtap"], '"macvtap"'],
-    ["attach-vm", ["web", "--plugins", "exec"], '"exec"'],
+    ["attach-vm", ["web", "--plugins", "all"], '"all"'],
+    ["attach-vm", ["web", "--exclusive"], "--exclusive is for --gc"],
+    ["attach-vm", ["--gc", "--bandwidth", "1mbit"], "--bandwidth does not go with --gc"],
     ["attach-vm", ["web", "--output", "firecracker"], '"firecracker"'],
   ];
   for (const [name, args, object] of cases) {

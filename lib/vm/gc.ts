@@ -1,0 +1,86 @@
+/**
+ * Collecting what is dead: tapkit's own attachments, and, where it is asked for, what plugins have
+ * beside the living ones.
+ *
+ * @module
+ */
+
+import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
+import { gcNetwork } from "../cni/executed.ts";
+import { describe, TapkitError } from "../errors.ts";
+import { removeAttachment } from "./remove.ts";
+import { type Host, openHost } from "./session.ts";
+import {
+  type HostPaths,
+  isThere,
+  lockHost,
+  lockVm,
+  readRecord,
+  readRecords,
+  recordNames,
+  type StoredRecord,
+  tidyState,
+} from "./state.ts";
+import type { Collected, HostOptions } from "./types.ts";
+
+/** How to collect. */
+export interface GcOptions extends HostOptions {
+  /**
+   * Nobody else attaches to this host's networks: the plugins' own GC is called, which takes
+   * everything but tapkit's attachments.
+   */
+  readonly exclusive?: boolean;
+}
+
+/**
+ * Removes attachments whose namespace is gone, or that were left half made, each a transaction of
+ * its own, past failures. What others attached is not touched, unless `exclusive` is given.
+ */
+export async function* collectVms(options: GcOptions = {}): AsyncGenerator<Collected> {
+  using host = openHost(options);
+  try {
+    for (const name of recordNames(host)) {
+      try {
+        if (await collect(host, name)) yield { name };
+      } catch (error) {
+        yield { name, error };
+      }
+    }
+    if (options.exclusive === true) await collectNetworks(host);
+  } finally {
+    await tidyState(host);
+  }
+}
+
+async function collect(host: Host, name: string): Promise<boolean> {
+  using _vm = await lockVm(host, name);
+  using _host = await lockHost(host);
+  const record = readRecord(host, name);
+  if (record === undefined || !isDead(record)) return false;
+  await removeAttachment(host, record);
+  return true;
+}
+
+/** With the VM's lock held, nobody is making what is half made. */
+function isDead({ netns, made }: StoredRecord): boolean {
+  return made.phase !== "attached" || !isThere(netns);
+}
+
+/** Calls GC of every configured network that has it (spec 1.1). */
+async function collectNetworks(host: HostPaths): Promise<void> {
+  using _host = await lockHost(host);
+  const attachments = readRecords(host).flatMap(({ made }) => made.networks);
+  const failures: string[] = [];
+  for (const path of listConfigFiles(host.confDir)) {
+    try {
+      const list = readConfigFile(path);
+      const valid = attachments.filter(({ network }) => network === list.name)
+        .map(({ containerId, ifName }) => ({ containerID: containerId, ifname: ifName }));
+      failures.push(...(await gcNetwork(list, host, valid)).map(describe));
+    } catch (error) {
+      if (!(error instanceof TapkitError)) throw error;
+      failures.push(describe(error));
+    }
+  }
+  if (failures.length > 0) throw new TapkitError(failures.join("; "));
+}
