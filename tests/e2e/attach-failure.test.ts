@@ -75,11 +75,12 @@ Deno.test("attach-vm: a step that fails leaves nothing of those before it", asyn
       await host.addLan();
       await host.mustTapkit("install-default-cni");
       await host.writeFile("/etc/cni/net.d/20-small.conflist", SMALL);
-      await host.mustTapkit("attach-vm", "other", "--network", "small");
+      const builtin = ["--plugins", "builtin"];
+      await host.mustTapkit("attach-vm", "other", "--network", "small", ...builtin);
       await host.sh(prepare);
       // The bridge's IPv6 address comes by itself a second or two after it.
       const before = await host.snapshot();
-      const { code, stdout, stderr } = await host.tapkit("attach-vm", "web", ...args);
+      const { code, stdout, stderr } = await host.tapkit("attach-vm", "web", ...builtin, ...args);
       assertEquals([code, stdout], [1, ""], stderr);
       assertMatch(stderr, message);
       await host.assertRestored(before, { except: [/fe80:/, /ff00::/, /serve-dhcp/] });

@@ -88,7 +88,7 @@ Deno.test("attach-vm: a configuration that cannot be used is named, and nothing 
   for (const [text, message] of cases) {
     await host.writeFile(path, text);
     const before = await host.snapshot();
-    const { code, stdout, stderr } = await host.tapkit("attach-vm", "web");
+    const { code, stdout, stderr } = await host.tapkit("attach-vm", "web", "--plugins", "builtin");
     assertEquals([code, stdout], [1, ""], stderr);
     assertMatch(stderr, /^attach-vm: cannot attach "web": [^\n]+\n$/);
     assertMatch(stderr, message);

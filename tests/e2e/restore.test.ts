@@ -23,7 +23,10 @@ Deno.test("attach-vm --restore: after a reboot every VM is what it was", async (
   const attached = [
     ["web", "--ports", "8080:80", "--ports", "0:22", "--ip", "172.18.0.9"],
     ["old", "--mode", "dhcp-bridge", "--mtu", "1400"],
-    ["two", "--network", "second", "--network", "ignite-cni-bridge", "--mac", "02:00:00:00:00:07"],
+    [
+      ...["two", "--network", "second", "--network", "ignite-cni-bridge"],
+      ...["--mac", "02:00:00:00:00:07", "--plugins", "builtin"],
+    ],
     ["given", "--netns", "/run/netns/mine"],
   ];
   await host.must("ip", ["netns", "add", "mine"]);
