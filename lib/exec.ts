@@ -5,6 +5,7 @@
  */
 
 import { TapkitError } from "./errors.ts";
+import { spawnSession } from "./sys/spawn.ts";
 
 /**
  * Starts a program that outlives this one: in a session of its own, with no descriptor of ours.
@@ -12,14 +13,7 @@ import { TapkitError } from "./errors.ts";
  * Equivalent to: `setsid PROGRAM ARG… </dev/null >/dev/null 2>&1 &`
  */
 export function spawnDetached(program: string, args: readonly string[]): void {
-  const child = new Deno.Command(program, {
-    args: [...args],
-    stdin: "null",
-    stdout: "null",
-    stderr: "null",
-    detached: true,
-  }).spawn();
-  child.unref();
+  spawnSession(program, args);
 }
 
 /**

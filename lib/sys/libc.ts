@@ -69,6 +69,17 @@ const SYMBOLS = {
   inotify_init1: { parameters: ["i32"], result: "i32" },
   // int fd, const char *path, uint32_t mask
   inotify_add_watch: { parameters: ["i32", "buffer", "u32"], result: "i32" },
+  // pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions,
+  // const posix_spawnattr_t *attr, char *const argv[], char *const envp[]
+  posix_spawnp: {
+    parameters: ["buffer", "buffer", "buffer", "buffer", "buffer", "buffer"],
+    result: "i32",
+  },
+  // posix_spawn_file_actions_t *actions, int fd, const char *path, int flags, mode_t mode
+  posix_spawn_file_actions_addopen: {
+    parameters: ["buffer", "i32", "buffer", "i32", "u32"],
+    result: "i32",
+  },
   // int fd
   tcgetpgrp: { parameters: ["i32"], result: "i32" },
   getpgrp: { parameters: [], result: "i32" },

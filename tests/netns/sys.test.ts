@@ -6,6 +6,7 @@ import { Inotify, InotifyEvent } from "../../lib/sys/inotify.ts";
 import { closeFd, errnoName, writeFd } from "../../lib/sys/libc.ts";
 import { currentNetns, type Netns, newNetns, openNetns, withNetns } from "../../lib/sys/netns.ts";
 import { openPacketSocket } from "../../lib/sys/packet.ts";
+import { spawnSession } from "../../lib/sys/spawn.ts";
 import { createTap, openTap } from "../../lib/sys/tap.ts";
 
 function inside(netns: Netns, program: string, ...args: string[]): string {
@@ -123,6 +124,30 @@ Deno.test("Inotify: wakes an epoll when a file arrives, and is drained by name",
     Deno.removeSync(directory);
     assertEquals(inotify.drain(), undefined);
     Deno.mkdirSync(directory);
+  } finally {
+    Deno.removeSync(directory, { recursive: true });
+  }
+});
+
+Deno.test("spawnSession: a session of its own, /dev/null as stdio, arguments and environment", async () => {
+  const directory = Deno.makeTempDirSync();
+  const path = `${directory}/said`;
+  const script = `
+    { readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2
+      [ "$(cut -d' ' -f6 /proc/$$/stat)" = $$ ] && echo leader
+      echo "$1 $HOME"; } >${path}.tmp
+    mv ${path}.tmp ${path}`;
+  try {
+    spawnSession("sh", ["-c", script, "sh", "two words"]);
+    const directoryHas = () => [...Deno.readDirSync(directory)].some(({ name }) => name === "said");
+    for (let tries = 0; tries < 200 && !directoryHas(); tries++) {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+    const lines = ["/dev/null", "/dev/null", "/dev/null", "leader"];
+    lines.push(`two words ${Deno.env.get("HOME")}`, "");
+    assertEquals(Deno.readTextFileSync(path).split("\n"), lines);
+    const error = assertThrows(() => spawnSession("no-such-program", []), SyscallError);
+    assertEquals(error.code, "ENOENT");
   } finally {
     Deno.removeSync(directory, { recursive: true });
   }

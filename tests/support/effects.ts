@@ -37,6 +37,7 @@ const CHANGES: Readonly<Record<string, (args: string) => boolean>> = {
   openat: (args) => args.includes("O_CREAT") && OWN_FILE.test(args),
   ioctl: (args) => /\bTUN\w+/.test(args),
   clone: (args) => !args.includes("CLONE_THREAD"),
+  clone3: (args) => args.includes("CLONE_VFORK"),
   ...Object.fromEntries(
     FILE_CALLS.map((syscall) => [syscall, (args: string) => OWN_FILE.test(args)]),
   ),
