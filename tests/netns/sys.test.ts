@@ -133,7 +133,8 @@ Deno.test("spawnSession: a session of its own, /dev/null as stdio, arguments and
   const directory = Deno.makeTempDirSync();
   const path = `${directory}/said`;
   const script = `
-    { readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2
+    stdio=$(readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2)
+    { echo "$stdio"
       [ "$(cut -d' ' -f6 /proc/$$/stat)" = $$ ] && echo leader
       echo "$1 $HOME"; } >${path}.tmp
     mv ${path}.tmp ${path}`;
