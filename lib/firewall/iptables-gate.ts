@@ -109,11 +109,14 @@ function passes(rules: GuestRules, ports: "open" | "closed", family: Family): st
   });
 }
 
-/** Reads what `iptables-save -t filter` prints. */
+/** Reads what `iptables-save` prints, whichever tables it does. */
 function parseFilter(text: string): Filter {
   const chains = new Map<string, string[]>();
   let policy = "ACCEPT";
+  let table = "";
   for (const line of text.split("\n")) {
+    if (line.startsWith("*")) table = line.slice(1).trim();
+    if (table !== "filter") continue;
     const [, name, chainPolicy] = /^:(\S+) (\S+)/.exec(line) ?? [];
     if (name !== undefined) {
       chains.set(name, []);

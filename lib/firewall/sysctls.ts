@@ -18,8 +18,20 @@ interface Sysctl {
 
 const SYSCTL_DIR = "/proc/sys";
 
+/** What else is to be known of a guest. */
+export interface SysctlOptions {
+  /**
+   * Whether the guest may answer by another link than it was asked by: it has several, and is not
+   * held to its own addresses on each. A strict reverse path filter would drop the answers.
+   */
+  readonly asymmetric?: boolean;
+}
+
 /** What the rules need, whatever the kernel has. */
-export function neededSysctls(rules: GuestRules): Sysctl[] {
+export function neededSysctls(
+  rules: GuestRules,
+  { asymmetric = false }: SysctlOptions = {},
+): Sysctl[] {
   const { addresses, link, ports } = rules;
   const needed: Sysctl[] = [];
   // Whose network asks nothing of the firewall is nothing to the host's forwarding either.
@@ -29,6 +41,9 @@ export function neededSysctls(rules: GuestRules): Sysctl[] {
     // Packets from 127.0.0.1 leave by this link, and their answers come back by it.
     if (link !== "" && ports.some(listensOnLoopback)) {
       needed.push({ path: `net/ipv4/conf/${link}/route_localnet`, value: "1" });
+    }
+    if (link !== "" && asymmetric) {
+      needed.push({ path: `net/ipv4/conf/${link}/rp_filter`, value: "2" });
     }
   }
   if (addresses.some((address) => isIp(address) === 6)) {
@@ -50,8 +65,8 @@ function listensOnLoopback({ hostIP }: PortMapping): boolean {
  * @returns the settings changed: `"net.ipv4.ip_forward=1"`
  * @throws {TapkitError} when one cannot be written
  */
-export function ensureSysctls(rules: GuestRules): string[] {
-  const missing = neededSysctls(rules).filter(({ path, value }) => read(path) !== value);
+export function ensureSysctls(rules: GuestRules, options?: SysctlOptions): string[] {
+  const missing = neededSysctls(rules, options).filter((sysctl) => !isSet(sysctl));
   const changes = missing.flatMap((sysctl) =>
     sysctl.path === "net/ipv6/conf/all/forwarding"
       ? [...keepRouterAdvertisements(rules.link), sysctl]
@@ -62,8 +77,8 @@ export function ensureSysctls(rules: GuestRules): string[] {
 }
 
 /** A sentence for each setting that the rules need and the kernel has not. */
-export function checkSysctls(rules: GuestRules): string[] {
-  return neededSysctls(rules).filter(({ path, value }) => read(path) !== value)
+export function checkSysctls(rules: GuestRules, options?: SysctlOptions): string[] {
+  return neededSysctls(rules, options).filter((sysctl) => !isSet(sysctl))
     .map((sysctl) => `the sysctl ${describeSysctl(sysctl)} is not set`);
 }
 
@@ -77,6 +92,14 @@ function keepRouterAdvertisements(guestLink: string): Sysctl[] {
     sysctls.push({ path: `${path}/accept_ra`, value: "2" });
   }
   return sysctls;
+}
+
+function isSet({ path, value }: Sysctl): boolean {
+  const STRICT = "1";
+  if (!path.endsWith("/rp_filter")) return read(path) === value;
+  // The kernel takes the greater of a link's own and that of all; 0 is no filter, 2 a loose one.
+  const effective = [read(path), read("net/ipv4/conf/all/rp_filter")].sort().at(-1);
+  return effective !== STRICT;
 }
 
 function describeSysctl({ path, value }: Sysctl): string {

@@ -43,13 +43,15 @@ export class Xtables {
   /**
    * What `iptables-save` prints; nothing for a family that the kernel or the host has not.
    *
-   * @param table one of them, where not all are wanted
+   * @param table one of them, where others are not wanted; they may come all the same
    */
   save(family: Family, table?: string): string {
     if (family === 6 && !hasIpv6()) return "";
     const program = this.#program(family, "save");
     if (program === undefined) return "";
-    return this.#run(program, table === undefined ? [] : ["-t", table]);
+    // Of the old tables, one that is named comes into being.
+    const all = table === undefined || this.variant === "legacy";
+    return this.#run(program, all ? [] : ["-t", table]);
   }
 
   /**

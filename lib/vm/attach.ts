@@ -27,7 +27,7 @@ import {
   withNetns,
 } from "../sys/netns.ts";
 import { UndoStack } from "../undo.ts";
-import { checkAttachment } from "./check.ts";
+import { checkAttachment, sysctlOptions } from "./check.ts";
 import { assertAsAsked, describeInterface, planNetworks } from "./networks.ts";
 import {
   allPorts,
@@ -290,7 +290,7 @@ async function changeRules(
       undo.push(`the rules of ${guest.owner}`, () => firewall.replace(guest, before));
       firewall.replace(before, guest);
     });
-    setSysctls(host, guests);
+    setSysctls(host, guests, wanted);
     noteClosed(host, firewall, guests);
     writeRecord(host, record);
     return record;
@@ -395,7 +395,7 @@ async function attachAnew(
       });
       firewall.add(guest);
     }
-    setSysctls(host, guests);
+    setSysctls(host, guests, request);
     noteClosed(host, firewall, guests);
 
     const record: StoredRecord = {
@@ -529,8 +529,10 @@ function openPorts({ openFirewall = false }: AttachRequest): Pick<GuestRules, "o
   return { openPorts: openFirewall };
 }
 
-function setSysctls(host: Host, guests: readonly GuestRules[]): void {
-  for (const change of guests.flatMap(ensureSysctls)) host.note(`set ${change}`);
+function setSysctls(host: Host, guests: readonly GuestRules[], request: AttachRequest): void {
+  const options = sysctlOptions(guests, request);
+  const changes = guests.flatMap((rules) => ensureSysctls(rules, options));
+  for (const change of changes) host.note(`set ${change}`);
 }
 
 /** What the networks say of name resolution, else what the host has. */

@@ -5,12 +5,13 @@
  */
 
 import { checkNetwork } from "../cni/runtime.ts";
-import { checkSysctls } from "../firewall/sysctls.ts";
+import type { GuestRules } from "../firewall/model.ts";
+import { checkSysctls, type SysctlOptions } from "../firewall/sysctls.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
 import { type Host, openHost } from "./session.ts";
 import { firewallOf, readRecord, type StoredRecord, validateName } from "./state.ts";
-import type { HostOptions } from "./types.ts";
+import type { AttachRequest, HostOptions } from "./types.ts";
 import { checkGuards, checkWire, movesIdentity } from "./wires.ts";
 
 /** Sentences on what differs, by what mends it. */
@@ -65,12 +66,23 @@ export async function checkAttachment(
     const identityMoved = link !== undefined && movesIdentity(link.mode);
     network.push(...await checkNetwork(attachment, { ...environment, identityMoved }));
   }
+  const options = sysctlOptions(made.guests, made.request);
   return {
     network,
     wire: interfaces.flatMap((link) => checkWire(vmNl, link)),
     guards: interfaces.flatMap((link) => checkGuards(vmNl, link)),
-    firewall: made.guests.flatMap((rules) => [...firewall.check(rules), ...checkSysctls(rules)]),
+    firewall: made.guests.flatMap((
+      rules,
+    ) => [...firewall.check(rules), ...checkSysctls(rules, options)]),
   };
+}
+
+/** What the settings of a VM's links depend on. */
+export function sysctlOptions(
+  guests: readonly GuestRules[],
+  { antispoof = true }: Pick<AttachRequest, "antispoof">,
+): SysctlOptions {
+  return { asymmetric: guests.length > 1 && !antispoof };
 }
 
 /** A connection of the VM's namespace, or `undefined` when that is gone. */

@@ -227,6 +227,47 @@ Deno.test("ensureSysctls: sets what the rules need, once", () => {
   });
 });
 
+Deno.test("ensureSysctls: a guest that answers by its other link is no spoofer", async () => {
+  await using lan = await Topology.start({ bridgeNetfilter: false });
+  using firewall = await openFirewall({ netns: lan.host });
+  const { machine, guest1 } = lan.peers;
+  runInside(
+    lan.host,
+    `ip link add second type bridge
+     ip address add 172.19.0.1/16 dev second
+     ip link set second up
+     ip link add veth3 type veth peer name eth1 netns /proc/${Deno.pid}/fd/${lan.guest1.fd}
+     ip link set veth3 master second up
+     for file in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 >$file; done`,
+  );
+  runInside(
+    lan.guest1,
+    `ip link set eth1 up
+     ip address add 172.19.0.2/16 dev eth1
+     ip route replace default via 172.19.0.1`,
+  );
+  await guest1.serve("tcp", 80);
+  const first = guest(1, ["8080:80"]);
+  const second = guest(1, [], { owner: "guest1/eth1", link: "second", addresses: ["172.19.0.2"] });
+  withNetns(lan.host, () => {
+    for (const rules of [first, second]) {
+      ensureSysctls(rules);
+      firewall.add(rules);
+    }
+  });
+  assertEquals(await machine.failToAsk("tcp", "192.0.2.1", 8080), "timeout");
+  withNetns(lan.host, () => {
+    assertEquals(checkSysctls(second, { asymmetric: true }), [
+      "the sysctl net.ipv4.conf.second.rp_filter=2 is not set",
+    ]);
+    assertEquals(ensureSysctls(second, { asymmetric: true }), [
+      "net.ipv4.conf.second.rp_filter=2",
+    ]);
+    assertEquals(ensureSysctls(second, { asymmetric: true }), []);
+  });
+  assertEquals((await machine.ask("tcp", "192.0.2.1", 8080)).server, "guest1");
+});
+
 Deno.test("findListener: names the process that listens on a host port", async () => {
   await using lan = await Topology.start({ bridgeNetfilter: false });
   const { host, machine } = lan.peers;

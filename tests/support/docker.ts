@@ -29,14 +29,21 @@ export class DockerEngine implements AsyncDisposable {
     this.#daemon = daemon;
   }
 
-  static async start(host: Host): Promise<DockerEngine> {
+  /** @param variant the one that Docker takes for iptables */
+  static async start(host: Host, variant: "nft" | "legacy"): Promise<DockerEngine> {
     await host.writeFile(RUNTIME, WRAPPER, 0o755);
+    await host.sh(
+      `mkdir -p /run/docker-bin
+       for name in iptables ip6tables; do
+         ln -s "$(command -v $name-${variant})" /run/docker-bin/$name
+       done`,
+    );
     const daemon = host.spawn("dockerd", [
       ...["--data-root", "/run/docker-data", "--exec-root", "/run/docker-exec"],
       ...["--storage-driver", "vfs", "--pidfile", "/run/docker.pid"],
       ...["-H", "unix:///run/docker.sock"],
       ...["--add-runtime", `nocap=${RUNTIME}`, "--default-runtime", "nocap"],
-    ]);
+    ], { env: { PATH: `/run/docker-bin:${Deno.env.get("PATH")}` } });
     const engine = new DockerEngine(host, daemon);
     try {
       await host.sh(
