@@ -13,6 +13,7 @@ import { reboot } from "../support/reboot.ts";
 
 const ATTACH = ["web", "--ports", "8080:80"];
 const BY_BRIDGE = [...ATTACH, "--mode", "dhcp-bridge"];
+const POLICED = [...ATTACH, "--isolated", "--deny-egress", "169.254.169.254/32"];
 
 /** A command that is cut off. */
 interface Scenario {
@@ -57,6 +58,22 @@ const SCENARIOS: readonly Scenario[] = [
     prepare: `attach-vm ${BY_BRIDGE.join(" ")}`,
     again: BY_BRIDGE,
     stride: 24,
+  },
+  { name: "attach with a policy", args: POLICED, again: POLICED, stride: 40 },
+  {
+    name: "remove with a policy",
+    args: ["web", "--remove"],
+    prepare: `attach-vm ${POLICED.join(" ")}`,
+    again: POLICED,
+    stride: 24,
+  },
+  {
+    name: "another policy",
+    args: ["web", "--no-isolated", "--no-antispoof", "--deny-egress", "none"],
+    prepare: `attach-vm ${POLICED.join(" ")}`,
+    again: POLICED.concat("--antispoof"),
+    keeps: true,
+    stride: 16,
   },
   {
     name: "restore",

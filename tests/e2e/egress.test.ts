@@ -120,7 +120,8 @@ Deno.test("attach-vm --deny-egress, --allow-egress: drop new connections, and no
   assertEquals((await a.dhcp()).ip, record.interfaces[0].addresses[0].address.split("/")[0]);
   // Not from a link-local address either.
   const shown = await host.must("ip", ["-j", "-6", "addr", "show", "dev", "cni0", "scope", "link"]);
-  const local = `http://[${JSON.parse(shown)[0].addr_info[0].local}%eth0]:8000/`;
+  const { local: linkLocal } = JSON.parse(shown)[0].addr_info.find(({ local }: Json) => local);
+  const local = `http://[${linkLocal}%eth0]:8000/`;
   assertEquals((await a.fetch(local, { timeoutSeconds: 1 })).status, 0);
   assertEquals((await b.fetch(local, { timeoutSeconds: 1 })).status, 200);
   assertEquals(await reached(b), all);
