@@ -44,8 +44,10 @@ const Arp = { TYPES: 0, LENGTHS: 4, OPERATION: 6, SENDER_MAC: 8, SENDER_IP: 14 }
 const Ipv4 = { VERSION_IHL: 0, FRAGMENT: 6, PROTOCOL: 9, SOURCE: 12 } as const;
 const Ipv6 = { NEXT_HEADER: 6, SOURCE: 8, SIZE: 40 } as const;
 const Extension = { NEXT_HEADER: 0, LENGTH: 1, FRAGMENT: 2, LEAST_SIZE: 8 } as const;
-const Udp = { SOURCE: 0, DESTINATION: 2, PORTS_SIZE: 4 } as const;
-const Icmpv6 = { TYPE: 0, TARGET: 8, TYPE_SIZE: 1, TARGET_END: 24 } as const;
+const Udp = { SOURCE: 0, DESTINATION: 2 } as const;
+const Icmpv6 = { TYPE: 0, TARGET: 8, TARGET_END: 24 } as const;
+/** What is looked at of any header behind an extension. */
+const LEAST_HEADER = 4;
 
 const IPV4_OFFSET_MASK = 0x1fff;
 const IPV6_OFFSET_MASK = 0xfff8;
@@ -62,8 +64,8 @@ const NdType = { ROUTER_ADVERT: 134, NEIGHBOUR_SOLICIT: 135, NEIGHBOUR_ADVERT: 1
 const MAX_EXTENSIONS = 4;
 const MAX_INLINE_VLAN_TAGS = 2;
 
-/** Scratch memory: a header's type, X, and whether the source is the unspecified address. */
-const Memory = { TYPE: 0, X: 1, UNSPECIFIED: 2 } as const;
+/** Scratch memory: a header's type and size, X, and whether the source is unspecified. */
+const Memory = { TYPE: 0, X: 1, UNSPECIFIED: 2, SIZE: 3 } as const;
 
 const { ifEqual, ifAnyBit, loadHalf, loadWord, loadByteAtX, loadHalfAtX, loadWordAtX, ret } = bpf;
 
@@ -215,7 +217,6 @@ function sourceSteps(own: readonly string[], foreign: readonly string[]): BpfSou
 /** X holds the offset of the ICMPv6 header. */
 function neighbourSteps(own: readonly string[], foreign: readonly string[]): BpfSource {
   return [
-    ...lengthSteps(Icmpv6.TYPE_SIZE),
     loadByteAtX(Icmpv6.TYPE),
     ifEqual(NdType.ROUTER_ADVERT, "drop"),
     ifEqual(NdType.REDIRECT, "drop"),
@@ -354,34 +355,33 @@ function ipv6Steps(icmpv6: readonly "icmpv6"[]): BpfSource {
     const [authentication, next] = [`authentication ${count}`, `next ${count}`];
     steps.push(
       ...typeSteps(extension, fragment, authentication),
+      fragment,
+      loadHalfAtX(Extension.FRAGMENT),
+      ifAnyBit(IPV6_OFFSET_MASK, "pass"),
+      // Its second byte is no length, whatever it says.
+      bpf.setA(Extension.LEAST_SIZE),
+      bpf.goTo(next),
       authentication,
-      ...lengthSteps(Extension.LEAST_SIZE),
-      loadByteAtX(Extension.NEXT_HEADER),
-      bpf.store(Memory.TYPE),
       // Counted in 4 bytes, without the first 8 (RFC 4302).
       loadByteAtX(Extension.LENGTH),
       bpf.add(2),
       bpf.shiftLeft(2),
       bpf.goTo(next),
-      fragment,
-      loadHalfAtX(Extension.FRAGMENT),
-      ifAnyBit(IPV6_OFFSET_MASK, "pass"),
-      ...lengthSteps(Extension.LEAST_SIZE),
-      loadByteAtX(Extension.NEXT_HEADER),
-      bpf.store(Memory.TYPE),
-      // The second byte is no length here, whatever it says.
-      bpf.setA(Extension.LEAST_SIZE),
-      bpf.goTo(next),
       extension,
-      ...lengthSteps(Extension.LEAST_SIZE),
-      loadByteAtX(Extension.NEXT_HEADER),
-      bpf.store(Memory.TYPE),
       // Counted in 8 bytes, without the first 8.
       loadByteAtX(Extension.LENGTH),
       bpf.add(1),
       bpf.shiftLeft(3),
       next,
-      ...nextHeader,
+      bpf.store(Memory.SIZE),
+      loadByteAtX(Extension.NEXT_HEADER),
+      bpf.store(Memory.TYPE),
+      bpf.recall(Memory.SIZE),
+      bpf.addX(),
+      bpf.xFromA(),
+      // A first fragment may end here, and what follows be in the next.
+      ...lengthSteps(LEAST_HEADER),
+      bpf.recall(Memory.TYPE),
     );
   }
   return [
@@ -389,7 +389,6 @@ function ipv6Steps(icmpv6: readonly "icmpv6"[]): BpfSource {
     ...typeSteps("drop", "drop", "drop"),
     ...icmpv6.flatMap((label) => [`to ${label}`, bpf.goTo(label)]),
     "udp over ipv6",
-    ...lengthSteps(Udp.PORTS_SIZE),
     ...portSteps(DHCPV6),
   ];
 }
