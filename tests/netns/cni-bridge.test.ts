@@ -390,11 +390,16 @@ Deno.test("bridge: any request that fails is undone with all before it", async (
 
 /** A connection whose request fails when the counter reaches nothing. */
 function failing(nl: NetlinkConnection, counter: { left: number }): NetlinkConnection {
-  const through = <A extends unknown[], R>(method: (...args: A) => R) => (...args: A): R => {
-    if (--counter.left === 0) throw new Error("injected");
-    return method.apply(nl, args);
-  };
-  return { request: through(nl.request), dump: through(nl.dump) } as unknown as NetlinkConnection;
+  return new Proxy(nl, {
+    get(_, name) {
+      const method = Reflect.get(nl, name, nl);
+      if (typeof method !== "function") return method;
+      return (...args: unknown[]) => {
+        if (--counter.left === 0) throw new Error("injected");
+        return method.apply(nl, args);
+      };
+    },
+  });
 }
 
 Deno.test("bridge: DEL works twice, without the namespace, without a result, after a rename", async () => {
