@@ -18,6 +18,8 @@ const POLICED = [...ATTACH, "--isolated", "--deny-egress", "169.254.169.254/32"]
 /** A command that is cut off. */
 interface Scenario {
   readonly name: string;
+  /** attach-vm, unless given; another is run once more before what ends attached. */
+  readonly script?: string;
   readonly args: readonly string[];
   /** Commands before it; nothing at all is there, unless given. */
   readonly prepare?: string;
@@ -85,6 +87,27 @@ const SCENARIOS: readonly Scenario[] = [
   },
 ];
 
+const MAPPED: readonly Scenario[] = [
+  {
+    name: "map ports",
+    script: "map-port",
+    args: ["web", "9090:80", "9000-9002:1-3/udp", "0:81"],
+    prepare: PREPARED,
+    again: ["web"],
+    keeps: true,
+    stride: 3,
+  },
+  {
+    name: "unmap ports",
+    script: "map-port",
+    args: ["web", "--remove", "9090:80", "9001:2/udp", "8080:80"],
+    prepare: `${PREPARED}; map-port web 9090:80 9000-9002:1-3/udp`,
+    again: ["web"],
+    keeps: true,
+    stride: 3,
+  },
+];
+
 /** Which errors a system call fails with, for the ordinary run in turn. */
 const ERRORS: readonly Fault[] = ["ENOSPC", "EMFILE", "ENOMEM"];
 
@@ -92,7 +115,11 @@ const ERRORS: readonly Fault[] = ["ENOSPC", "EMFILE", "ENOMEM"];
 const ENDS_WITH_PROCESS = ["setns", "unshare", "fsync", "fdatasync"];
 
 const ALL = Deno.env.get("TAPKIT_CRASH") === "all";
-const DENO = ["run", "-A", "--no-code-cache", `${ROOT}/scripts/attach-vm.ts`];
+const DENO = ["run", "-A", "--no-code-cache"];
+
+function commandOf({ script = "attach-vm", args }: Scenario): string[] {
+  return [...DENO, `${ROOT}/scripts/${script}.ts`, ...args];
+}
 
 /** The host as it comes, whatever an earlier round made of it. */
 const RESET = `
@@ -123,7 +150,7 @@ class Bench implements AsyncDisposable {
     // Once before, so that the runtime's caches are as they will be.
     await bench.#attached();
     await bench.#restored();
-    bench.effects = await traceEffects(bench.#host, Deno.execPath(), [...DENO, ...scenario.args]);
+    bench.effects = await traceEffects(bench.#host, Deno.execPath(), commandOf(scenario));
     await bench.#restored();
     return bench;
   }
@@ -158,19 +185,22 @@ class Bench implements AsyncDisposable {
       effect,
       fault,
       Deno.execPath(),
-      [...DENO, ...this.#scenario.args],
+      commandOf(this.#scenario),
     );
     const failed = this.#scenario.args.includes("--") ? 125 : 1;
     assert(code === 0 || code === failed, `exit ${code}: ${stderr}`);
-    if (code === failed && !this.#scenario.args.includes("--remove")) {
-      await this.#host.assertRestored(before, { except: [/serve-dhcp/, /fe80:/, /ff00::/] });
+    const { script, args } = this.#scenario;
+    if (code === failed && (script !== undefined || !args.includes("--remove"))) {
+      await this.#host.assertRestored(before, {
+        except: [/serve-dhcp/, /fe80:/, /ff00::/, /tapkit\/generation/],
+      });
     }
     await this.#attached();
     await this.#restored();
   }
 
   async #die(effect: Effect): Promise<void> {
-    const args = [...DENO, ...this.#scenario.args];
+    const args = commandOf(this.#scenario);
     const { code, stderr } = await runWithFault(
       this.#host,
       effect,
@@ -184,13 +214,20 @@ class Bench implements AsyncDisposable {
 
   /** Runs what ends attached, and compares with the end that has always been. */
   async #attached(): Promise<void> {
+    const { script, args, again = ATTACH } = this.#scenario;
+    if (script !== undefined) await this.#host.mustTapkit(script, ...args);
     const { json: [record] } = await this.#host.mustTapkit(
       "attach-vm",
-      ...this.#scenario.again ?? ATTACH,
+      ...again,
     );
     const check = await this.#host.tapkit("attach-vm", "web", "--check");
     assertEquals([check.code, check.json], [0, [{ vm: "web", problems: [] }]], check.stderr);
-    const { interfaces, ...end } = record;
+    const { interfaces, ...rest } = record;
+    // A host port that is chosen is another one each time.
+    const ports = rest.ports.map((port: { vmPort: number }) =>
+      port.vmPort === 81 ? { ...port, hostPort: 0 } : port
+    );
+    const end = { ...rest, ports };
     this.#end ??= end;
     assertEquals(end, this.#end);
     if (this.#scenario.keeps) assertEquals(interfaces, this.#prepared.interfaces);
@@ -208,7 +245,8 @@ class Bench implements AsyncDisposable {
       const [program = "", ...args] = command.split(" ");
       if (program === "attach-vm") {
         this.#prepared = (await this.#host.mustTapkit(program, ...args)).json[0];
-      } else if (program === "reboot") await reboot(this.#host);
+      } else if (program === "map-port") await this.#host.mustTapkit(program, ...args);
+      else if (program === "reboot") await reboot(this.#host);
       else await this.#host.must(program, args);
     }
   }
@@ -246,7 +284,7 @@ async function sweep(
   if (failures.length > 0) throw new Error(failures.join("\n\n"));
 }
 
-for (const scenario of SCENARIOS) {
+for (const scenario of [...SCENARIOS, ...MAPPED]) {
   Deno.test(`crash: ${scenario.name}: killed at any effect, nothing is lost or left`, async () => {
     await sweep(scenario, (effect, number) => {
       if (ENDS_WITH_PROCESS.includes(effect.syscall)) return [];
@@ -259,7 +297,7 @@ for (const scenario of SCENARIOS) {
   });
 }
 
-for (const scenario of ALL ? SCENARIOS : SCENARIOS.slice(0, 3)) {
+for (const scenario of [...ALL ? SCENARIOS : SCENARIOS.slice(0, 3), ...MAPPED]) {
   Deno.test(`failure: ${scenario.name}: an error at any effect undoes the others`, async () => {
     await sweep(scenario, (effect, number) => {
       const errors = ALL ? ERRORS : [ERRORS[number / scenario.stride % ERRORS.length]!];

@@ -96,3 +96,34 @@ Deno.test("attach-vm --restore: a half attached VM is attached, a torn record re
     record.interfaces[0].mac,
   );
 });
+
+Deno.test("attach-vm: after a reboot, no VM gets a port of one that is not back yet", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  const before = await host.snapshot();
+  await host.mustTapkit("attach-vm", "one", "--ports", "8080:80");
+  await host.mustTapkit("attach-vm", "two");
+  await host.mustTapkit("map-port", "two", "8081:80");
+  for (const gone of [() => reboot(host), () => host.must("nft", ["flush", "ruleset"])]) {
+    await gone();
+    // It makes the rules anew, without the others'.
+    await host.mustTapkit("attach-vm", "new");
+    for (const [port, owner] of [[8080, "one"], [8081, "two"]]) {
+      for (const command of [["attach-vm", "new", "--ports"], ["map-port", "new"]] as const) {
+        const [script, ...args] = command;
+        const refused = await host.tapkit(script, ...args, `${port}:80`);
+        assertEquals(refused.code, 1);
+        assertMatch(refused.stderr, new RegExp(`${port}/tcp is already mapped to VM "${owner}"`));
+      }
+    }
+    await host.mustTapkit("attach-vm", "--restore");
+    const check = await host.tapkit("attach-vm", "one", "two", "new", "--check");
+    assertEquals(check.code, 0, check.stdout);
+  }
+  // With all of them there again, the records need not be read.
+  await host.mustTapkit("map-port", "new", "8082:80");
+  const generation = await host.readFile("/var/lib/tapkit/generation");
+  assertMatch(await host.must("nft", ["list", "table", "inet", "tapkit"]), new RegExp(generation));
+  await host.mustTapkit("attach-vm", "one", "two", "new", "--remove");
+  await host.assertRestored(before);
+});
