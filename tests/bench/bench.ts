@@ -5,16 +5,17 @@
  * the load of the machine meets all alike. What counts is ratios. The table goes to
  * tests/bench/results.md.
  *
- * Flags: `--rounds N` (12), `--many N` (300), `--full` (the CNI plugins with that many too, which
+ * Flags: `--rounds N` (12), `--many N` (300), `--mappings N` (10,000), `--full` (the CNI plugins with that many too, which
  * takes minutes), `--dry` (print, do not write results.md).
  */
 
 import { parseArgs } from "@std/cli/parse-args";
 import { Host } from "../support/host.ts";
-import { ROOT, type Running } from "../support/machine.ts";
+import { ROOT } from "../support/machine.ts";
 import { ensureRequirements, NotHere } from "../support/requirements.ts";
-import type { Answer, Contestant, Job } from "./contestant.ts";
+import { Booth, JOB_TIMEOUT_MS } from "./booth.ts";
 import { moduleCounts } from "./modules.ts";
+import { measurePortMaps } from "./port-maps.ts";
 import {
   type BatchFigures,
   type Lap,
@@ -26,63 +27,9 @@ import {
 
 const SCRIPT = `${ROOT}/scripts/attach-vm.ts`;
 const RESULTS = `${ROOT}/tests/bench/results.md`;
-/** A contestant's search path: a directory with the iptables of one kind comes first. */
-const BIN_DIR = "/run/bench-bin";
-const IPTABLES_NAMES = ["iptables", "ip6tables"].flatMap((name) =>
-  ["", "-save", "-restore"].map((suffix) => name + suffix)
-);
 /** How long what a command left in the background is given to settle before the next. */
 const SETTLE_MS = { alone: 150, many: 40 } as const;
-const JOB_TIMEOUT_MS = 600_000;
 const DHCP_EXCHANGES = 300;
-
-/** A host with one contestant in it. */
-class Booth implements AsyncDisposable {
-  readonly name: string;
-  readonly host: Host;
-  readonly #process: Running;
-
-  private constructor(name: string, host: Host, process: Running) {
-    this.name = name;
-    this.host = host;
-    this.#process = process;
-  }
-
-  static async open(
-    name: string,
-    contestant: Contestant,
-    iptables: "nft" | "legacy" = "nft",
-  ): Promise<Booth> {
-    const host = await Host.create({ name: "bench" });
-    await host.addLan();
-    await Deno.mkdir(host.path(BIN_DIR));
-    for (const tool of IPTABLES_NAMES) {
-      await Deno.symlink(`/usr/sbin/xtables-${iptables}-multi`, host.path(`${BIN_DIR}/${tool}`));
-    }
-    const script = `${ROOT}/tests/bench/contestant.ts`;
-    const path = `${BIN_DIR}:${Deno.env.get("PATH") ?? "/usr/bin:/bin"}:/usr/sbin:/sbin`;
-    const process = host.spawn(
-      Deno.execPath(),
-      ["run", "-A", script, JSON.stringify(contestant)],
-      { env: { PATH: path } },
-    );
-    await process.line((line) => line === "ready");
-    return new Booth(name, host, process);
-  }
-
-  async do(job: Job): Promise<Answer & { ms: number; cpuMs: number }> {
-    const from = this.#process.lines.length;
-    await this.#process.write(`${JSON.stringify(job)}\n`);
-    const line = await this.#process.line(() => true, { from, timeoutMs: JOB_TIMEOUT_MS });
-    const answer: Answer = JSON.parse(line);
-    if (answer.error !== undefined) throw new Error(`${this.name}: ${answer.error}`);
-    return { ...answer, ms: answer.ms!, cpuMs: answer.cpuMs! };
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.host[Symbol.asyncDispose]();
-  }
-}
 
 interface Laps {
   readonly attach: Lap[];
@@ -170,13 +117,17 @@ async function compileBaseline(directory: string): Promise<string | undefined> {
 }
 
 async function main(args: readonly string[]): Promise<void> {
-  const flags = parseArgs([...args], { string: ["rounds", "many"], boolean: ["full", "dry"] });
+  const flags = parseArgs([...args], {
+    string: ["rounds", "many", "mappings"],
+    boolean: ["full", "dry"],
+  });
   const rounds = Number(flags.rounds ?? 12);
   const many = Number(flags.many ?? 300);
+  const mappings = Number(flags.mappings ?? 10_000);
   await ensureRequirements("bench");
   const directory = await Deno.makeTempDir({ prefix: "tapkit-bench-" });
   try {
-    const results = await measure(directory, { rounds, many, full: flags.full === true });
+    const results = await measure(directory, { rounds, many, mappings, full: flags.full === true });
     const text = writeReport(results);
     console.log(text);
     if (flags.dry !== true) await Deno.writeTextFile(RESULTS, text);
@@ -187,7 +138,12 @@ async function main(args: readonly string[]): Promise<void> {
 
 async function measure(
   directory: string,
-  { rounds, many, full }: { rounds: number; many: number; full: boolean },
+  { rounds, many, mappings, full }: {
+    rounds: number;
+    many: number;
+    mappings: number;
+    full: boolean;
+  },
 ): Promise<Results> {
   const began = performance.now();
   const say = (text: string) =>
@@ -237,6 +193,8 @@ async function measure(
 
   say("DHCP");
   const dhcp = await measureDhcp(source.host);
+  say(`${mappings} mappings`);
+  const portMaps = await measurePortMaps(mappings, rounds);
   say("done");
   return {
     many,
@@ -245,6 +203,7 @@ async function measure(
     crowded,
     batch,
     dhcp,
+    portMaps,
     modules: await moduleCounts(),
     bundleBytes: (await Deno.stat(bundle)).size,
     machine: await describeMachine(),

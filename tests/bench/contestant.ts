@@ -10,7 +10,8 @@ import { TextLineStream } from "./lines.ts";
 
 /** What a contestant is told to do. */
 export type Job =
-  | { readonly do: "attach" | "remove"; readonly vm: number }
+  /** With so many ports; one, unless given. */
+  | { readonly do: "attach" | "remove"; readonly vm: number; readonly ports?: number }
   | { readonly do: "batch"; readonly from: number; readonly count: number };
 
 /** What became of it. */
@@ -116,13 +117,19 @@ const CHAIN = [
 /** Runs the chain as the CNI specification says. */
 async function cni(job: Job): Promise<Answer> {
   if (job.do === "batch") return await oneByOne(cni, job.from, job.count);
-  const { vm } = job;
+  const { vm, ports = 1 } = job;
   const add = job.do === "attach";
   if (add) await run(ip("add", vm));
   let prevResult: unknown = undefined;
   for (const plugin of add ? CHAIN : CHAIN.toReversed()) {
     const runtimeConfig = plugin.type === "portmap"
-      ? { portMappings: [{ hostPort: hostPort(vm), containerPort: 80, protocol: "tcp" }] }
+      ? {
+        portMappings: Array.from({ length: ports }, (_, index) => ({
+          hostPort: hostPort(vm) + index,
+          containerPort: 80 + index,
+          protocol: "tcp",
+        })),
+      }
       : undefined;
     const config = { cniVersion: "0.4.0", name: "bench", ...plugin, runtimeConfig, prevResult };
     const output = await run({
@@ -147,20 +154,20 @@ const NETAVARK = "/usr/lib/podman/netavark";
 
 async function netavark(job: Job): Promise<Answer> {
   if (job.do === "batch") return await oneByOne(netavark, job.from, job.count);
-  const { vm } = job;
+  const { vm, ports = 1 } = job;
   const add = job.do === "attach";
   const address = `10.89.${(vm + 2) >> 8}.${(vm + 2) & 255}`;
   const id = (text: string) => text.padEnd(64, "0");
   const options = {
     container_id: id(`c${vm}`),
     container_name: vmName(vm),
-    port_mappings: [{
-      container_port: 80,
+    port_mappings: Array.from({ length: ports }, (_, index) => ({
+      container_port: 80 + index,
       host_ip: "",
-      host_port: hostPort(vm),
+      host_port: hostPort(vm) + index,
       protocol: "tcp",
       range: 1,
-    }],
+    })),
     networks: { bench: { static_ips: [address], interface_name: "eth0" } },
     network_info: {
       bench: {

@@ -5,6 +5,7 @@
  */
 
 import type { ModuleCount } from "./modules.ts";
+import type { PortMapFigures } from "./port-maps.ts";
 
 /** One command: from process start to exit, and what of that its processes computed. */
 export interface Lap {
@@ -41,6 +42,7 @@ export interface Results {
   readonly batch: ReadonlyMap<string, readonly BatchFigures[]>;
   /** Microseconds. */
   readonly dhcp: readonly number[];
+  readonly portMaps: PortMapFigures;
   readonly modules: readonly ModuleCount[];
   readonly bundleBytes: number;
   readonly machine: readonly string[];
@@ -56,6 +58,10 @@ const BOUNDS = {
   batchMs: 5,
   batchOfC: 1.5,
   lastOfFirst: 2,
+  oneMoreOfOne: 1.2,
+  oneMoreMs: 0.5,
+  bulkMs: 2000,
+  connectLastOfOnly: 1.1,
 } as const;
 
 /** The middle one of the values. */
@@ -151,6 +157,79 @@ function verdicts({ alone, crowded, batch, many }: Results): Verdict[] {
   return list;
 }
 
+function portMapVerdicts(
+  { mappings, process, inProcess, bulk, connect }: PortMapFigures,
+): Verdict[] {
+  const tapkit = connect.find(({ name }) => name === "tapkit")!;
+  return [
+    [
+      `map-port: one more with ${mappings} there, of one with none`,
+      BOUNDS.oneMoreOfOne,
+      median(process.many) / median(process.none),
+    ],
+    [
+      `one more in process with ${mappings} there, ms`,
+      BOUNDS.oneMoreMs,
+      median(inProcess.many.call),
+    ],
+    [`${mappings} in one call, ms`, BOUNDS.bulkMs, median(bulk.single)],
+    [
+      `connect to the last of ${mappings}, of to the only one`,
+      BOUNDS.connectLastOfOnly,
+      median(tapkit.last) / median(tapkit.alone),
+    ],
+  ];
+}
+
+function verdictTable(list: readonly Verdict[]): string[] {
+  return table(
+    ["", "at most", "reached", ""],
+    list.map(([what, bound, reached]) => [
+      what,
+      String(bound),
+      reached.toFixed(2),
+      reached <= bound ? "met" : "**missed**",
+    ]),
+  );
+}
+
+/** The part of results.md that is about port mappings. */
+export function portMapReport(figures: PortMapFigures): string[] {
+  const { mappings, process, inProcess, bulk, connect } = figures;
+  const each = (values: readonly number[]) => ms(median(values));
+  const fine = (values: readonly number[]) => median(values).toFixed(2);
+  return [
+    `## ${mappings} port mappings`,
+    "",
+    "Milliseconds, medians. In process, the first figure is the library's call with its record on",
+    "disk, locks and looks for other holders of the port; the second is the firewall's part of it.",
+    "",
+    ...table(["", "with none there", `with ${mappings} there`], [
+      ["one more, `map-port`", each(process.none), each(process.many)],
+      ["one more, in process", fine(inProcess.none.call), fine(inProcess.many.call)],
+      ["of that, the firewall", fine(inProcess.none.firewall), fine(inProcess.many.firewall)],
+      [`${mappings} in one call, each by itself`, each(bulk.single), ""],
+      [`${mappings} in one call, as a range`, each(bulk.range), ""],
+    ]),
+    "",
+    "Microseconds that a TCP connection from the LAN takes. The peers' rules are those of their own",
+    "programs, made for one container with 15 ports and repeated for the others.",
+    "",
+    ...table(
+      ["", "to the only one", `to the last of ${mappings}`, "ratio"],
+      connect.map(({ name, alone, last }) => [
+        name,
+        median(alone).toFixed(0),
+        median(last).toFixed(0),
+        (median(last) / median(alone)).toFixed(2),
+      ]),
+    ),
+    "",
+    ...verdictTable(portMapVerdicts(figures)),
+    "",
+  ];
+}
+
 /** The text of results.md. */
 export function writeReport(results: Results): string {
   const { batch, dhcp, modules, many, rounds } = results;
@@ -191,16 +270,9 @@ export function writeReport(results: Results): string {
     "",
     "## Bounds",
     "",
-    ...table(
-      ["", "at most", "reached", ""],
-      verdicts(results).map(([what, bound, reached]) => [
-        what,
-        String(bound),
-        reached.toFixed(2),
-        reached <= bound ? "met" : "**missed**",
-      ]),
-    ),
+    ...verdictTable(verdicts(results)),
     "",
+    ...portMapReport(results.portMaps),
     "## Start-up and DHCP",
     "",
     "Modules a script evaluates at once, and with those it loads when they are needed:",
