@@ -15,12 +15,14 @@ import {
   type TakenPorts,
 } from "../inet/ports.ts";
 import { nfgenmsg, NFNL_SUBSYS, nfnlType, openNetfilter } from "../netlink/conntrack.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
 import { NetlinkError } from "../netlink/errors.ts";
-import { AF } from "../netlink/message.ts";
 
 /** How the owners of Docker's ports begin; the container's address follows. */
 export const DOCKER_OWNER = "docker:";
 
+/** linux/netfilter.h. */
+const NFPROTO = { IPV4: 2, IPV6: 10 } as const;
 /** linux/netfilter/nf_tables.h. */
 const NFT_MSG_GETCHAIN = 4;
 const NFTA_CHAIN = { TABLE: 1, NAME: 3 } as const;
@@ -30,9 +32,10 @@ const NFTA_CHAIN = { TABLE: 1, NAME: 3 } as const;
  * costs two looks at the kernel.
  */
 export function dockerPorts(): TakenPorts[] {
+  using nl = openNetfilter();
   const rules = [
-    ...hasNftChain(AF.INET) ? natRules("iptables-nft-save") : [],
-    ...hasNftChain(AF.INET6) ? natRules("ip6tables-nft-save") : [],
+    ...hasNftChain(nl, NFPROTO.IPV4) ? natRules("iptables-nft-save") : [],
+    ...hasNftChain(nl, NFPROTO.IPV6) ? natRules("ip6tables-nft-save") : [],
     ...hasLegacyTable("ip_tables_names") ? natRules("iptables-legacy-save") : [],
     ...hasLegacyTable("ip6_tables_names") ? natRules("ip6tables-legacy-save") : [],
   ];
@@ -40,9 +43,8 @@ export function dockerPorts(): TakenPorts[] {
 }
 
 /** Whether iptables-nft has a chain DOCKER in its nat table. */
-function hasNftChain(family: number): boolean {
-  using nl = openNetfilter();
-  const payload = nfgenmsg(family === AF.INET ? NFPROTO.IPV4 : NFPROTO.IPV6)
+function hasNftChain(nl: NetlinkConnection, family: number): boolean {
+  const payload = nfgenmsg(family)
     .attrString(NFTA_CHAIN.TABLE, "nat").attrString(NFTA_CHAIN.NAME, "DOCKER").finish();
   try {
     const subject = { action: "look up", object: 'iptables chain "DOCKER"' };
@@ -53,9 +55,6 @@ function hasNftChain(family: number): boolean {
     throw error;
   }
 }
-
-/** linux/netfilter.h. */
-const NFPROTO = { IPV4: 2, IPV6: 10 } as const;
 
 /** /proc lists the tables that iptables-legacy has ever made in this namespace. */
 function hasLegacyTable(list: string): boolean {
@@ -109,6 +108,22 @@ export function dockerConflict(conflict: PortConflict): PortConflictError {
     }`,
     "choose another host port, or stop that container",
   );
+}
+
+/**
+ * The owner that a listener is of, where it is Docker's proxy for a container.
+ *
+ * @param pid of the process
+ */
+export function proxiedContainer(pid: number): string | undefined {
+  try {
+    const words = Deno.readTextFileSync(`/proc/${pid}/cmdline`).split("\0");
+    const address = words[words.indexOf("-container-ip") + 1];
+    return words[0]?.endsWith("docker-proxy") && address ? `${DOCKER_OWNER}${address}` : undefined;
+  } catch {
+    // It ended meanwhile.
+    return undefined;
+  }
 }
 
 /** The container that publishes a host port, where the engine answers. */

@@ -15,6 +15,7 @@ import {
   type PortMapping,
   portsOverlap,
 } from "../inet/ports.ts";
+import { dockerConflict, proxiedContainer } from "./docker-ports.ts";
 import { LITTLE_ENDIAN } from "../netlink/wire.ts";
 import { Errno } from "../sys/libc.ts";
 import { Socket } from "../sys/socket.ts";
@@ -73,6 +74,10 @@ export function refuseListeners(mappings: readonly PortMapping[]): void {
     const { hostPort, process } = listener;
     const owner = process === undefined ? "the kernel" : `${process.name} (pid ${process.pid})`;
     const { protocol, hostIP } = mapping;
+    const container = process && proxiedContainer(process.pid);
+    if (container !== undefined) {
+      throw dockerConflict({ protocol, hostIP, hostPort, owner: container });
+    }
     throw new PortConflictError(
       { protocol, hostIP, hostPort, owner },
       `in use by ${owner}`,

@@ -33,6 +33,7 @@ import {
   addressPorts,
   type Holder,
   locatedHolder,
+  refuseUnknown,
   requireRecord,
   requireRunning,
   vmHolder,
@@ -164,7 +165,7 @@ async function changeVm(
   act: (host: Host, record: StoredRecord) => Promise<readonly PortMapping[]>,
 ): Promise<MappedPorts> {
   using host = openHost(options);
-  requireRecord(host, vm);
+  refuseUnknown(host, vm);
   try {
     using _vm = await lockVm(host, vm);
     using _host = await lockHost(host);

@@ -20,6 +20,7 @@ import { allPorts, portOwners, publishedByPlugin } from "./ports.ts";
 import type { Host } from "./session.ts";
 import {
   firewallOf,
+  hasRecord,
   type HostPaths,
   isThere,
   type PortOwners,
@@ -47,17 +48,25 @@ export interface Holder {
 }
 
 /**
+ * Refuses a VM that has no record, before anything is locked.
+ *
+ * @throws {InputError} when it has none
+ */
+export function refuseUnknown(host: HostPaths, vm: string): void {
+  validateName(vm);
+  if (hasRecord(host, vm)) return;
+  throw new InputError(`VM "${vm}" is not attached`, { mend: "see attach-vm --list" });
+}
+
+/**
  * The record of a VM that is attached.
  *
  * @throws {InputError} when there is none
  */
 export function requireRecord(host: HostPaths, vm: string): StoredRecord {
-  validateName(vm);
+  refuseUnknown(host, vm);
   const record = readRecord(host, vm);
-  if (record === undefined) {
-    throw new InputError(`VM "${vm}" is not attached`, { mend: "see attach-vm --list" });
-  }
-  if (record.made.phase === "attached") return record;
+  if (record?.made.phase === "attached") return record;
   throw new TapkitError(`VM "${vm}" was left half attached`, { mend: `run attach-vm ${vm} first` });
 }
 

@@ -318,6 +318,11 @@ export function recordNames(host: HostPaths): string[] {
   return jsonNames(vmsDir(host));
 }
 
+/** Whether a VM has a record, readable or not. */
+export function hasRecord(host: HostPaths, name: string): boolean {
+  return isThere(recordPath(host, name));
+}
+
 /** The addresses, not attached by tapkit, that ports are mapped to, in order. */
 export function addressNames(host: HostPaths): string[] {
   return jsonNames(addressesDir(host));

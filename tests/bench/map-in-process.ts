@@ -8,9 +8,9 @@
 import { Firewall } from "../../lib/firewall/firewall.ts";
 import { mapPorts, openSession } from "../../mod.ts";
 
-const COUNT = 60;
+const COUNT = 300;
 /** The first ones run code that is not compiled yet. */
-const WARM_UP = 20;
+const WARM_UP = 200;
 
 const firewall: number[] = [];
 const add = Firewall.prototype.add;
@@ -25,7 +25,7 @@ Firewall.prototype.add = function (...args): boolean {
 
 using session = await openSession(1);
 const call: number[] = [];
-for (let port = 30_000; port < 30_000 + COUNT; port++) {
+for (let port = 40_000; port < 40_000 + COUNT; port++) {
   const start = performance.now();
   await mapPorts("web", [`${port}:80`], { session });
   call.push(performance.now() - start);

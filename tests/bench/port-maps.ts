@@ -102,7 +102,7 @@ async function timed(host: Host, ...words: string[]): Promise<number> {
   return performance.now() - start;
 }
 
-/** Connections from the LAN to a port, before and after the others are there, twice. */
+/** Connections from the LAN to a port, before and after the others are there, in turn. */
 async function compare(
   name: string,
   peer: Machine,
@@ -115,7 +115,7 @@ async function compare(
     return lines.map(Number).slice(CONNECTS / 4);
   };
   const [alone, last]: [number[], number[]] = [[], []];
-  for (let round = 0; round < 2; round++) {
+  for (let round = 0; round < 4; round++) {
     alone.push(...await connect());
     await others.add();
     last.push(...await connect());

@@ -172,6 +172,7 @@ function portMapVerdicts(
       BOUNDS.oneMoreMs,
       median(inProcess.many.call),
     ],
+    ["of that, the firewall", BOUNDS.oneMoreMs, median(inProcess.many.firewall)],
     [`${mappings} in one call, ms`, BOUNDS.bulkMs, median(bulk.single)],
     [
       `connect to the last of ${mappings}, of to the only one`,
