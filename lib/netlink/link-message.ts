@@ -20,6 +20,7 @@ export const IFLA = {
   LINKINFO: 18,
   IFALIAS: 20,
   AF_SPEC: 26,
+  GROUP: 27,
   NET_NS_FD: 28,
   EXT_MASK: 29,
   LINK_NETNSID: 37,
@@ -155,6 +156,8 @@ export interface VethPeer {
   readonly mtu?: number;
   /** Descriptor of the namespace it is made in; the connection's own unless given. */
   readonly netnsFd?: number;
+  /** A number that several links share. */
+  readonly group?: number;
 }
 
 /** Everything a message about one link can say. */
@@ -171,6 +174,7 @@ export interface LinkRequest {
   readonly promiscuous?: boolean;
   /** Descriptor of the namespace the link moves to. */
   readonly netnsFd?: number;
+  readonly group?: number;
   readonly inet6AddrGenMode?: AddrGenMode;
   readonly kind?: string;
   readonly bridge?: BridgeOptions;
@@ -197,6 +201,7 @@ export function encodeLink(link: LinkRequest): Uint8Array<ArrayBuffer> {
   if (link.master !== undefined) encoder.attrU32(IFLA.MASTER, link.master);
   if (link.alias !== undefined) encoder.attrText(IFLA.IFALIAS, link.alias);
   if (link.netnsFd !== undefined) encoder.attrU32(IFLA.NET_NS_FD, link.netnsFd);
+  if (link.group !== undefined) encoder.attrU32(IFLA.GROUP, link.group);
   if (link.name !== undefined) encoder.attrString(IFLA.IFNAME, link.name);
   const { inet6AddrGenMode: mode } = link;
   if (mode !== undefined) {
@@ -229,6 +234,7 @@ function encodePeer(encoder: Encoder, peer: VethPeer): void {
   if (peer.mac !== undefined) encoder.attrBytes(IFLA.ADDRESS, parseMac(peer.mac));
   if (peer.mtu !== undefined) encoder.attrU32(IFLA.MTU, peer.mtu);
   if (peer.netnsFd !== undefined) encoder.attrU32(IFLA.NET_NS_FD, peer.netnsFd);
+  if (peer.group !== undefined) encoder.attrU32(IFLA.GROUP, peer.group);
   encoder.attrString(IFLA.IFNAME, peer.name);
 }
 

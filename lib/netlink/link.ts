@@ -232,6 +232,8 @@ export interface LinkChanges {
   readonly name?: string;
   /** Descriptor of the namespace it moves to; other changes are applied there. */
   readonly netnsFd?: number;
+  /** A number that several links share. */
+  readonly group?: number;
   readonly inet6AddrGenMode?: AddrGenMode;
 }
 
@@ -285,6 +287,25 @@ export function deleteLink(nl: NetlinkConnection, key: LinkKey): boolean {
   const subject: Subject = { action: "delete", object: () => linkLabel(nl, key) };
   try {
     nl.request(RTM.DELLINK, 0, encodeLink(byKey(key)), subject);
+    return true;
+  } catch (error) {
+    if (isAbsent(error)) return false;
+    throw error;
+  }
+}
+
+/**
+ * Deletes all links of a group, waiting once for the kernel to let go of them, where deleting one
+ * after the other waits for each.
+ *
+ * Equivalent to: `ip link delete group NUMBER`
+ *
+ * @returns whether there were any
+ */
+export function deleteLinkGroup(nl: NetlinkConnection, group: number): boolean {
+  try {
+    const subject = { action: "delete", object: `links of group ${group}` };
+    nl.request(RTM.DELLINK, 0, encodeLink({ group }), subject);
     return true;
   } catch (error) {
     if (isAbsent(error)) return false;

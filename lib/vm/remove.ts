@@ -8,7 +8,9 @@ import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
 import { DEFAULT_NETWORK, tidyDefaultCni } from "../cni/default-network.ts";
 import { type NetworkAttachment, planNetwork, type PluginChoice } from "../cni/plan.ts";
 import { delNetwork } from "../cni/runtime.ts";
+import { LINK_GROUP } from "../cni/plugins/bridge-device.ts";
 import { TapkitError } from "../errors.ts";
+import { deleteLinkGroup } from "../netlink/link.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import { deleteNamedNetns, netnsPath } from "../sys/netns.ts";
 import { openVm } from "./check.ts";
@@ -115,6 +117,8 @@ export async function removeMade(host: Host, record: Removable): Promise<void> {
     failures.push(error);
   }
   if (vmNl !== undefined) {
+    // Almost all there is; what is left by another version, or half made, goes by its name.
+    step(() => deleteLinkGroup(vmNl, LINK_GROUP));
     for (const { ifName } of made.networks) {
       step(() => removeWire(vmNl, ifName, modeOf(record, ifName)));
     }

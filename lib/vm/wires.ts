@@ -19,6 +19,7 @@ import { type Netns, withNetns } from "../sys/netns.ts";
 import { writeSysctl } from "../sys/sysctl.ts";
 import { createTap } from "../sys/tap.ts";
 import type { UndoStack } from "../undo.ts";
+import { LINK_GROUP } from "../cni/plugins/bridge-device.ts";
 import { dhcpGuard, guestGuard, wireGuard } from "./guard.ts";
 import { innerBridge } from "./inner-bridge.ts";
 import { redirect } from "./redirect.ts";
@@ -91,7 +92,7 @@ export function addWire(request: WireRequest, made: UnwiredInterface): VmInterfa
     link: requireLink(nl, names.link),
     tap: requireLink(nl, names.tap),
   };
-  setLink(nl, ends.tap.index, { mtu: made.mtu });
+  setLink(nl, ends.tap.index, { mtu: made.mtu, group: LINK_GROUP });
   const modes = request.mode === "auto" ? MODES : [request.mode];
   for (const [index, mode] of modes.entries()) {
     const wire = WIRES[mode];

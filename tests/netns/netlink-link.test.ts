@@ -7,6 +7,7 @@ import {
   createBridge,
   createVeth,
   deleteLink,
+  deleteLinkGroup,
   getLink,
   listLinks,
   requireLink,
@@ -14,7 +15,7 @@ import {
   setLink,
 } from "../../lib/netlink/link.ts";
 import { RTM } from "../../lib/netlink/message.ts";
-import { withNetns } from "../../lib/sys/netns.ts";
+import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
 import { createTap } from "../../lib/sys/tap.ts";
 import { Sandbox } from "../support/oracle.ts";
 
@@ -268,6 +269,22 @@ Deno.test("getLink, requireLink, deleteLink: tell what is not there from what fa
   }
   const error = assertRefused("EOPNOTSUPP", () => deleteLink(nl, "lo"));
   assertEquals(error.object, 'link "lo"');
+});
+
+Deno.test("deleteLinkGroup: the links of one group go, their other ends too, others stay", () => {
+  using here = newNetns();
+  using there = newNetns();
+  const open = (netns: Netns) => withNetns(netns, () => NetlinkConnection.open());
+  using nl = open(here);
+  using other = open(there);
+  createVeth(nl, { name: "a", peer: { name: "eth0", netnsFd: there.fd, group: 77 } });
+  createVeth(nl, { name: "b", peer: { name: "eth1", netnsFd: there.fd } });
+  const bridge = createBridge(other, { name: "br0" });
+  setLink(other, bridge, { group: 77 });
+  assertEquals(deleteLinkGroup(other, 77), true);
+  const names = (of: NetlinkConnection) => listLinks(of).map(({ name }) => name).sort();
+  assertEquals([names(nl), names(other)], [["b", "lo"], ["eth1", "lo"]]);
+  assertEquals(deleteLinkGroup(other, 77), false);
 });
 
 Deno.test("TAPKIT_DEBUG=netlink: prints every message on stderr", () => {

@@ -26,6 +26,8 @@ import type { BridgeConfig } from "./bridge-config.ts";
 
 /** The alias of links that tapkit made. */
 export const ALIAS = "tapkit";
+/** The group of the links that tapkit makes in a VM's namespace, which are deleted together. */
+export const LINK_GROUP = 0x746b;
 /**
  * How the MAC of a bridge made here begins ("tk", locally administered). The kernel takes no alias when it
  * makes a link, so this tells whose bridge it is after a crash between the two.

@@ -30,13 +30,20 @@ export function hostVethAlias({ containerId, ifName }: LinkOwner): string {
   return `${ALIAS}:${containerId}:${ifName}`;
 }
 
-/** The host's end, by its name or, where someone renamed it, by its alias. */
+/**
+ * The host's end, by its name or, where someone renamed it, by its alias.
+ *
+ * @param vmNl of the namespace, if it is there: without the other end there is no renamed one
+ */
 export function findHostVeth(
   nl: NetlinkConnection,
   owner: LinkOwner,
+  vmNl?: NetlinkConnection,
 ): Link | undefined {
-  return findNamedVeth(nl, owner) ??
-    listLinks(nl, { kind: "veth" }).find(({ alias }) => alias === hostVethAlias(owner));
+  const named = findNamedVeth(nl, owner);
+  if (named !== undefined) return named;
+  if (vmNl !== undefined && getLink(vmNl, owner.ifName) === undefined) return undefined;
+  return listLinks(nl, { kind: "veth" }).find(({ alias }) => alias === hostVethAlias(owner));
 }
 
 /** The host's end by its name. */

@@ -42,7 +42,7 @@ import {
 } from "../types.ts";
 import { type BridgeConfig, parseBridge, supportsBridge } from "./bridge-config.ts";
 import { checkBridge } from "./bridge-check.ts";
-import { ensureBridge, ensureGateway, removeBridgeIfUnused } from "./bridge-device.ts";
+import { ensureBridge, ensureGateway, LINK_GROUP, removeBridgeIfUnused } from "./bridge-device.ts";
 import { findHostVeth, findNamedVeth, hostVethAlias, hostVethName } from "./bridge-veth.ts";
 import { allocate, release } from "./host-local.ts";
 
@@ -104,7 +104,7 @@ export const bridge: BuiltinPlugin = {
   del(context: DelContext): void {
     const { hostNl, prevResult } = context;
     const config = parseBridge(withoutRequests(context.conf), {});
-    const veth = findHostVeth(hostNl, context);
+    const veth = findHostVeth(hostNl, context, context.vmNl);
     if (veth !== undefined) deleteLink(hostNl, veth.index);
     if (config.ipam !== undefined) {
       const known = prevResult?.ips.map(({ address }) => parseCidr(address).address);
@@ -174,7 +174,7 @@ function makeVeth(
     ...host,
     mtu,
     master: bridgeIndex,
-    peer: { name: ifName, mac, mtu, netnsFd: netns.fd },
+    peer: { name: ifName, mac, mtu, netnsFd: netns.fd, group: LINK_GROUP },
   });
   // Before either end comes up.
   withNetns(netns, () => prepareIpv6(context, ipv6, config.enabledad));
