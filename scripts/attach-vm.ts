@@ -29,7 +29,7 @@ export async function main(args: readonly string[]): Promise<number> {
     const { verb, requests, output, vmm } = await readAttachCommand(parsed);
     const tapkit = await import("../mod.ts");
     for (const request of requests) tapkit.validateAttach(request);
-    using session = await tapkit.openSession(requests.length);
+    using session = requests.length > 1 ? await tapkit.openSession(requests.length) : undefined;
     const options = hostOptions(ATTACH_VM.name, parsed.flags, session);
     const ensureDhcp = once(() => tapkit.ensureDhcpServer(options, serveDhcpCommand(parsed.flags)));
     const print = (record: VmRecord) => printText(tapkit.formatRecord(record, output));

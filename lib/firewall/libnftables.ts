@@ -134,11 +134,10 @@ export class Nftables implements Disposable {
    */
   static open(): Nftables {
     const library = libnftables();
-    const before = new Set(inheritableDescriptors());
     const context = library.nft_ctx_new(Nft.NFT_CTX_DEFAULT);
     if (context === null) throw new TapkitError("libnftables gave no context");
     // The library opens its socket without SOCK_CLOEXEC.
-    for (const fd of inheritableDescriptors()) if (!before.has(fd)) closeOnExec(fd);
+    closeSocketsOnExec();
     library.nft_ctx_buffer_output(context);
     library.nft_ctx_buffer_error(context);
     return new Nftables(context);
@@ -176,17 +175,14 @@ function text(pointer: Deno.PointerValue): string {
   return pointer === null ? "" : new Deno.UnsafePointerView(pointer).getCString();
 }
 
-/** The descriptors that a child would inherit. */
-function inheritableDescriptors(): number[] {
-  const descriptors: number[] = [];
+/** Keeps sockets from children, whoever opened them; standard input, output and error apart. */
+function closeSocketsOnExec(): void {
   for (const { name } of Deno.readDirSync("/proc/self/fd")) {
+    const fd = Number(name);
     // The descriptor that the directory was read by is listed too, and closed by now.
-    const flags = libc().fcntl(Number(name), F_GETFD, 0);
-    if (flags !== -1 && (flags & FD_CLOEXEC) === 0) descriptors.push(Number(name));
+    const flags = libc().fcntl(fd, F_GETFD, 0);
+    if (fd <= 2 || flags === -1 || (flags & FD_CLOEXEC) !== 0) continue;
+    if (!Deno.readLinkSync(`/proc/self/fd/${fd}`).startsWith("socket:")) continue;
+    syscall("fcntl", `descriptor ${fd}`, () => libc().fcntl(fd, F_SETFD, FD_CLOEXEC));
   }
-  return descriptors;
-}
-
-function closeOnExec(fd: number): void {
-  syscall("fcntl", `descriptor ${fd}`, () => libc().fcntl(fd, F_SETFD, FD_CLOEXEC));
 }
