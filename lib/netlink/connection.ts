@@ -9,7 +9,6 @@ import { Errno } from "../sys/libc.ts";
 import { Socket, SocketConst } from "../sys/socket.ts";
 import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
 import {
-  AF,
   collectReply,
   decodeAcknowledgement,
   decodeMessages,
@@ -21,16 +20,12 @@ import {
   type Reply,
   routeMessageName,
 } from "./message.ts";
-import { LITTLE_ENDIAN } from "./wire.ts";
 
 /** Netlink socket options (linux/netlink.h), and their level (linux/socket.h). */
 const OPTION = { SOL_NETLINK: 270, CAP_ACK: 10, EXT_ACK: 11, GET_STRICT_CHK: 12 } as const;
 
 /** asm-generic/socket.h. */
 const SO_RCVTIMEO = 20;
-
-/** `sizeof(struct sockaddr_nl)`, and where its nl_pid is (linux/netlink.h). */
-const SOCKADDR_NL = { SIZE: 12, PID_OFFSET: 4 } as const;
 
 const SO_SNDBUFFORCE = 32;
 
@@ -74,14 +69,12 @@ export interface BatchedRequest {
 export class NetlinkConnection implements Disposable {
   readonly #socket: Socket;
   readonly #protocol: number;
-  readonly #portId: number;
   readonly #debug: boolean;
   #seq = 0;
 
-  private constructor(socket: Socket, protocol: number, portId: number) {
+  private constructor(socket: Socket, protocol: number) {
     this.#socket = socket;
     this.#protocol = protocol;
-    this.#portId = portId;
     this.#debug = (Deno.env.get("TAPKIT_DEBUG") ?? "").split(",").includes("netlink");
   }
 
@@ -94,17 +87,13 @@ export class NetlinkConnection implements Disposable {
     const { AF_NETLINK, SOCK_RAW, SOL_SOCKET } = SocketConst;
     const socket = Socket.open(AF_NETLINK, SOCK_RAW, protocol, "netlink socket");
     try {
-      const address = new Uint8Array(SOCKADDR_NL.SIZE);
-      new DataView(address.buffer).setUint16(0, AF.NETLINK, LITTLE_ENDIAN);
-      socket.bind(address);
       for (const option of [OPTION.CAP_ACK, OPTION.EXT_ACK, OPTION.GET_STRICT_CHK]) {
         socket.setOption(OPTION.SOL_NETLINK, option, 1);
       }
       const timeout = new BigInt64Array([BigInt(ANSWER_TIMEOUT_SECONDS), 0n]);
       socket.setOption(SOL_SOCKET, SO_RCVTIMEO, new Uint8Array(timeout.buffer));
-      const bound = new DataView(socket.localAddress(SOCKADDR_NL.SIZE).buffer);
-      const portId = bound.getUint32(SOCKADDR_NL.PID_OFFSET, LITTLE_ENDIAN);
-      return new NetlinkConnection(socket, protocol, portId);
+      // The kernel binds it to a port id when it sends first.
+      return new NetlinkConnection(socket, protocol);
     } catch (error) {
       socket[Symbol.dispose]();
       throw error;
@@ -152,7 +141,7 @@ export class NetlinkConnection implements Disposable {
     const parts = requests.map(({ type, flags, payload }) => {
       const seq = ++this.#seq;
       if ((flags & NLM_F.ACK) !== 0) pending.set(seq, type);
-      const message = { type, flags: flags | NLM_F.REQUEST, seq, pid: this.#portId, payload };
+      const message = { type, flags: flags | NLM_F.REQUEST, seq, pid: 0, payload };
       if (this.#debug) this.#trace(">", message);
       return encodeMessage(message);
     });
@@ -160,8 +149,7 @@ export class NetlinkConnection implements Disposable {
     while (pending.size > 0) {
       for (const message of this.#receive(requests[0]!.type, subject)) {
         if (this.#debug) this.#trace("<", message);
-        const ours = message.pid === this.#portId && message.seq >= first;
-        if (!ours || message.type !== NLMSG.ERROR) continue;
+        if (message.seq < first || message.type !== NLMSG.ERROR) continue;
         const verdict = decodeAcknowledgement(message);
         const type = requests[message.seq - first]?.type ?? requests[0]!.type;
         if (verdict.errno !== 0) throw this.#refusal(type, subject, verdict);
@@ -201,7 +189,7 @@ export class NetlinkConnection implements Disposable {
   #exchange(type: number, flags: number, payload: Uint8Array, subject: Subject): Reply {
     this.#seq = this.#seq === 0xffffffff ? 1 : this.#seq + 1;
     const seq = this.#seq;
-    const request: Message = { type, flags, seq, pid: this.#portId, payload };
+    const request: Message = { type, flags, seq, pid: 0, payload };
     if (this.#debug) this.#trace(">", request);
     this.#socket.send(encodeMessage(request));
     const reply: Reply = { messages: [], interrupted: false };

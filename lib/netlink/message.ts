@@ -162,18 +162,18 @@ export interface Reply {
 }
 
 /**
- * Adds the messages of one datagram to the reply of the request with that sequence number and
- * port id. Others are left out: an abandoned request's rest, and multicast. A request that asked
+ * Adds the messages of one datagram to the reply of the request with that sequence number. Others
+ * are left out: an abandoned request's rest. A request that asked
  * for neither an acknowledgement nor a dump is answered by one message.
  */
 export function collectReply(
   reply: Reply,
   messages: readonly Message[],
-  request: { readonly seq: number; readonly pid: number; readonly flags: number },
+  request: { readonly seq: number; readonly flags: number },
 ): void {
   const awaitsVerdict = (request.flags & (NLM_F.ACK | NLM_F.DUMP)) !== 0;
   for (const message of messages) {
-    if (message.seq !== request.seq || message.pid !== request.pid) continue;
+    if (message.seq !== request.seq) continue;
     if ((message.flags & NLM_F.DUMP_INTR) !== 0) reply.interrupted = true;
     if (message.type === NLMSG.OVERRUN) reply.verdict = { errno: Errno.ENOBUFS };
     else if (message.type === NLMSG.ERROR || message.type === NLMSG.DONE) {

@@ -45,8 +45,6 @@ const SYMBOLS = {
   socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // int fd, const struct sockaddr *addr, socklen_t len
   bind: { parameters: ["i32", "buffer", "u32"], result: "i32" },
-  // int fd, struct sockaddr *addr, socklen_t *len
-  getsockname: { parameters: ["i32", "buffer", "buffer"], result: "i32" },
   // int fd, int level, int name, const void *value, socklen_t len
   setsockopt: { parameters: ["i32", "i32", "i32", "buffer", "u32"], result: "i32" },
   // int fd, const void *buf, size_t len, int flags, const struct sockaddr *addr, socklen_t addrlen

@@ -47,14 +47,6 @@ export class Socket implements Disposable {
     syscall("bind", this.#name, () => libc().bind(this.fd, address, address.length));
   }
 
-  /** The address the socket is bound to, a `struct sockaddr` of `size` bytes. */
-  localAddress(size: number): Uint8Array<ArrayBuffer> {
-    const address = new Uint8Array(size);
-    const length = new Uint32Array([size]);
-    syscall("getsockname", this.#name, () => libc().getsockname(this.fd, address, length));
-    return address;
-  }
-
   /** Sets an option to bytes, or to an int in host order. */
   setOption(level: number, option: number, value: Uint8Array<ArrayBuffer> | number): void {
     const bytes = typeof value === "number"

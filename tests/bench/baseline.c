@@ -35,8 +35,11 @@
 #include <unistd.h>
 
 #define BRIDGE "bench0"
-/* As many as the longest of tapkit's guards. */
-#define GUARD_LENGTH 110
+/* Instructions of tapkit's guards of a TAP and of its interface. */
+#define TAP_GUARD_LENGTH 236
+#define LINK_GUARD_LENGTH 181
+/* The group of the links in a VM's namespace. */
+#define LINK_GROUP 0x746b
 
 struct message {
 	struct nlmsghdr header;
@@ -214,6 +217,7 @@ static int add_veth(int fd, const char *name, int bridge, int netns)
 	text(&m, IFLA_IFNAME, "eth0");
 	u32(&m, IFLA_MTU, 1500);
 	u32(&m, IFLA_NET_NS_FD, netns);
+	u32(&m, IFLA_GROUP, LINK_GROUP);
 	end(&m, peer);
 	end(&m, data);
 	end(&m, link);
@@ -259,18 +263,17 @@ static void begin_filter(struct message *m, int index, int priority, const char 
 	text(m, TCA_KIND, kind);
 }
 
-static void add_guard(int fd, int index)
+static void add_guard(int fd, int index, unsigned short length)
 {
 	struct message m;
-	struct sock_filter program[GUARD_LENGTH];
-	unsigned short length = GUARD_LENGTH;
-	for (int i = 0; i < GUARD_LENGTH - 1; i++)
+	struct sock_filter program[TAP_GUARD_LENGTH];
+	for (int i = 0; i < length - 1; i++)
 		program[i] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 12);
-	program[GUARD_LENGTH - 1] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, TC_ACT_UNSPEC);
+	program[length - 1] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, TC_ACT_UNSPEC);
 	begin_filter(&m, index, 1, "bpf");
 	struct rtattr *options = nest(&m, TCA_OPTIONS);
 	attribute(&m, TCA_BPF_OPS_LEN, &length, sizeof length);
-	attribute(&m, TCA_BPF_OPS, program, sizeof program);
+	attribute(&m, TCA_BPF_OPS, program, length * sizeof *program);
 	text(&m, TCA_BPF_NAME, "guard");
 	u32(&m, TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT);
 	end(&m, options);
@@ -393,8 +396,8 @@ static void attach(int n, int home, int host, int bridge, void *nft, const char 
 	int tap = find_link(guest, "vm_eth0");
 	add_ingress(guest, tap);
 	add_ingress(guest, eth0);
-	add_guard(guest, tap);
-	add_guard(guest, eth0);
+	add_guard(guest, tap, TAP_GUARD_LENGTH);
+	add_guard(guest, eth0, LINK_GUARD_LENGTH);
 	add_redirect(guest, tap, eth0);
 	add_redirect(guest, eth0, tap);
 	set_up(guest, tap, 1500);

@@ -107,7 +107,7 @@ Deno.test("decodeAcknowledgement: refuses one that is cut, or claims a shorter r
   );
 });
 
-const REQUEST = { seq: 7, pid: 42, flags: NLM_F.REQUEST | NLM_F.ACK };
+const REQUEST = { seq: 7, flags: NLM_F.REQUEST | NLM_F.ACK };
 
 function collect(...messages: Message[]): Reply {
   const reply: Reply = { messages: [], interrupted: false };
@@ -136,9 +136,9 @@ Deno.test("collectReply: keeps the messages of the request and ends with the ver
   });
 });
 
-Deno.test("collectReply: leaves out what belongs to another request or socket", () => {
+Deno.test("collectReply: leaves out what belongs to another request", () => {
   const stale = message({ seq: 6, type: NLMSG.ERROR, payload: verdict(17, 32) });
-  assertEquals(collect(stale, message({ pid: 43 }), message({ pid: 0, seq: 0 })), {
+  assertEquals(collect(stale, message({ seq: 0 })), {
     messages: [],
     interrupted: false,
   });
