@@ -6,6 +6,10 @@ import { Host } from "../support/host.ts";
 
 const [IP, IPV6, ARP] = [0x0800, 0x86dd, 0x0806];
 const ALL = "ff:ff:ff:ff:ff:ff";
+/** Whatever other plugins the machine has. */
+const BUILTIN = ["--plugins", "builtin"] as const;
+/** Of the network, which is not translated on the way to its own. */
+const NOBODY = "10.5.0.77";
 const OTHER_MAC = "02:00:00:00:00:99";
 const DUAL_STACK = JSON.stringify({
   cniVersion: "1.0.0",
@@ -47,9 +51,15 @@ function forgeries(mac: string, own: string, own6: string) {
   const forged = [
     [
       "another's MAC",
-      bytes(ethernet(IP, { ...macs, from: OTHER_MAC }), ipv4(payload, { source: own })),
+      bytes(
+        ethernet(IP, { ...macs, from: OTHER_MAC }),
+        ipv4(payload, { source: own, destination: NOBODY }),
+      ),
     ],
-    ["another's IPv4 address", bytes(ethernet(IP, macs), ipv4(payload, { source: "10.5.0.200" }))],
+    [
+      "another's IPv4 address",
+      bytes(ethernet(IP, macs), ipv4(payload, { source: "10.5.0.200", destination: NOBODY })),
+    ],
     ["another's IPv6 address", bytes(ethernet(IPV6, macs), ipv6(payload, 17, "fd00:5::200"))],
     [
       "ARP answer for the gateway",
@@ -82,7 +92,7 @@ function forgeries(mac: string, own: string, own6: string) {
     ["another protocol", bytes(ethernet(0x88cc, macs), new Uint8Array(60))],
   ] as const;
   const honest = [
-    ["IPv4", bytes(ethernet(IP, macs), ipv4(payload, { source: own }))],
+    ["IPv4", bytes(ethernet(IP, macs), ipv4(payload, { source: own, destination: NOBODY }))],
     ["IPv6", bytes(ethernet(IPV6, macs), ipv6(payload, 17, own6))],
     ["IPv6 link-local", bytes(ethernet(IPV6, macs), ipv6(payload, 17, linkLocal))],
     ["gratuitous ARP", bytes(ethernet(ARP, macs), arp({ senderMac: mac, senderIp: own }))],
@@ -102,7 +112,7 @@ for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
     // Else the host itself reassembles fragments and drops what makes no sense.
     await host.must("sysctl", ["-qw", "net.bridge.bridge-nf-call-ip6tables=0"]);
     const before = await host.snapshot();
-    const { json } = await host.mustTapkit("attach-vm", "a", "b", "--mode", mode);
+    const { json } = await host.mustTapkit("attach-vm", "a", "b", "--mode", mode, ...BUILTIN);
     const [a, b] = json;
     assertEquals(a.interfaces[0].antispoof, undefined);
     {

@@ -22,6 +22,9 @@ const NETWORK = {
 const [GATEWAY, GATEWAY6] = ["10.5.0.1", "fd00:5::1"];
 const [LAN, LAN6, METADATA] = ["192.0.2.2", "2001:db8::2", "169.254.169.254"];
 
+/** Whatever other plugins the machine has. */
+const BUILTIN = ["--plugins", "builtin"] as const;
+
 // deno-lint-ignore no-explicit-any -- attach-vm's record.
 type Json = any;
 
@@ -57,9 +60,16 @@ Deno.test("attach-vm --deny-egress, --allow-egress: drop new connections, and no
   const before = await host.snapshot();
   const { json: [record] } = await host.mustTapkit(
     ...["attach-vm", "a", "--ports", "8080:80", "--deny-egress", `${METADATA}/32`] as const,
+    ...BUILTIN,
   );
   assertEquals(record.denyEgress, [`${METADATA}/32`]);
-  const { json: [other] } = await host.mustTapkit("attach-vm", "b", "--ports", "8081:80");
+  const { json: [other] } = await host.mustTapkit(
+    "attach-vm",
+    "b",
+    "--ports",
+    "8081:80",
+    ...BUILTIN,
+  );
   const [a, b] = [await startGuest(host, record), await startGuest(host, other)];
   const bIp = other.interfaces[0].addresses[0].address.split("/")[0];
 
@@ -178,12 +188,12 @@ Deno.test("attach-vm: refuses policies that nothing could keep, and touches noth
     ["--network flat --deny-egress ::/0", 1, /this host is not the router of network "flat"/],
   ];
   for (const [flags, expected, message] of cases) {
-    const { code, stderr } = await host.tapkit("attach-vm", "a", ...flags.split(" "));
+    const { code, stderr } = await host.tapkit("attach-vm", "a", ...flags.split(" "), ...BUILTIN);
     assertEquals(code, expected, `${flags}: ${stderr}`);
     assertMatch(stderr, message, flags);
   }
   await host.assertRestored(before);
-  const warned = await host.mustTapkit("attach-vm", "a", "--deny-egress", "10.0.0.0/8");
+  const warned = await host.mustTapkit("attach-vm", "a", "--deny-egress", "10.0.0.0/8", ...BUILTIN);
   assertMatch(warned.stderr, /10\.0\.0\.0\/8 holds neighbours of "eth0".*--isolated/);
   const late = await host.tapkit("attach-vm", "a", "--no-antispoof");
   assertEquals(late.code, 2);

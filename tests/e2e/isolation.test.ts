@@ -22,6 +22,9 @@ const NETWORK = { cniVersion: "1.0.0", name: "dual" };
 const [GATEWAY, GATEWAY6] = ["10.5.0.1", "fd00:5::1"];
 const IP = 0x0800;
 
+/** Whatever other plugins the machine has. */
+const BUILTIN = ["--plugins", "builtin"] as const;
+
 // deno-lint-ignore no-explicit-any -- attach-vm's record.
 type Json = any;
 
@@ -105,9 +108,9 @@ Deno.test("attach-vm --isolated: nothing to or from others of the network, by an
   await host.must("sysctl", ["-qw", "net.ipv6.conf.all.forwarding=1"]);
   const before = await host.snapshot();
   const { json: [record] } = await host.mustTapkit(
-    ...["attach-vm", "a", "--isolated", "--ports", "8080:80"] as const,
+    ...["attach-vm", "a", "--isolated", "--ports", "8080:80", ...BUILTIN] as const,
   );
-  const { json: [other] } = await host.mustTapkit("attach-vm", "b", "--no-antispoof");
+  const { json: [other] } = await host.mustTapkit("attach-vm", "b", "--no-antispoof", ...BUILTIN);
   assertEquals([record.isolated, other.isolated], [true, undefined]);
   {
     const a = await startGuest(host, record);
@@ -224,4 +227,41 @@ Deno.test("attach-vm --isolated: nothing to or from others of the network, by an
   await host.mustTapkit("attach-vm", "a", "b", "--remove");
   assertEquals((await host.must("nft", ["list", "tables"])).includes("tapkit"), false);
   await host.assertRestored(before);
+});
+
+Deno.test("attach-vm --isolated, --deny-egress: on a bridge of the reference plugin", async () => {
+  requireReference();
+  await using host = await Host.create();
+  const peer = await host.addLan();
+  await withNetwork(host);
+  await host.must("sysctl", ["-qw", "net.ipv6.conf.all.forwarding=1"]);
+  const exec = ["--plugins", "exec"] as const;
+  const { json: [record] } = await host.mustTapkit(
+    ...["attach-vm", "a", "--isolated", "--deny-egress", "192.0.2.2/32", ...exec] as const,
+  );
+  const { json: [other] } = await host.mustTapkit("attach-vm", "b", ...exec);
+  const a = await startGuest(host, record);
+  const b = await startGuest(host, other);
+  await peer.serveHttp(80, "lan");
+  for (const call of [0, 1] as const) {
+    await callBridge(host, call);
+    for (
+      const [from, url, expected] of [
+        [a, `http://${b.ip}/`, false],
+        [b, `http://${a.ip}/`, false],
+        [a, `http://[${b.ip6}]/`, false],
+        [b, `http://[${a.ip6}]/`, false],
+        [{ machine: host }, `http://${a.ip}/`, true],
+        [b, "http://192.0.2.2/", true],
+        [a, "http://192.0.2.2/", false],
+      ] as const
+    ) {
+      assertEquals(await reaches(from, url), expected, `${url}, bridge-nf-call ${call}`);
+    }
+  }
+  assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
+  await host.mustTapkit("attach-vm", "a", "--no-isolated");
+  assertEquals(await reaches(b, `http://${a.ip}/`), true);
+  await host.mustTapkit("attach-vm", "a", "b", "--remove");
+  assertEquals((await host.must("nft", ["list", "tables"])).includes("tapkit"), false);
 });
