@@ -86,7 +86,8 @@ export interface GuestIdentity {
  * to the next filter.
  *
  * Behind VLAN tags too, since a host takes tags of VLAN 0 for none. Fragments other than the
- * first pass: without the first they are nothing.
+ * first pass: without the first they are nothing. A first IPv6 fragment that ends before the upper
+ * header is dropped (RFC 7112), and so is what more than four extension headers hide.
  */
 export function dhcpGuard(): BpfInstruction[] {
   return assembleBpf(dhcpSteps());
@@ -120,9 +121,7 @@ export function wireGuard(mac: string): BpfInstruction[] {
  * - ARP in the name of another MAC or address; a probe (RFC 5227) claims nothing and passes;
  * - IPv4 and IPv6 from another address. Link-local ones and the unspecified one pass;
  * - router advertisements, redirects, and advertisements of another's address, which includes a
- *   link-local one of the gateways'. Duplicate detection asks for the guest's own address only;
- * - IPv6 whose headers hide what they lead to (RFC 7113): more than four extensions, or a first
- *   fragment that ends before the upper header.
+ *   link-local one of the gateways'. Duplicate detection asks for the guest's own address only.
  *
  * Where no address is known the MAC alone is pinned.
  *

@@ -144,7 +144,8 @@ for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
       // While the guest runs it may be let loose, and held again.
       const loose = await host.mustTapkit("attach-vm", "a", "--no-antispoof");
       assertEquals(loose.json[0].interfaces[0].antispoof, false);
-      const names = forged.map(([name]) => name);
+      // What may hide DHCP is dropped even then.
+      const names = forged.map(([name]) => name).filter((name) => !name.includes("hides"));
       assertEquals(await reach(guestA, guestB, forged), names);
       await host.mustTapkit("attach-vm", "a");
       assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
