@@ -5,6 +5,7 @@
  */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { DockerEngine } from "../support/docker.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 
@@ -263,4 +264,80 @@ Deno.test("map-port --to: from everywhere to an address tapkit did not attach", 
   await map("2001:db8::2", "--remove", "8080:80");
   await map("2001:db8::2", "--remove", "8080:80");
   await host.assertRestored(before);
+});
+
+for (
+  const [what, variant, flags] of [
+    ["by rules alone, iptables-nft", "nft", ["--userland-proxy=false"]],
+    ["by rules alone, iptables-legacy", "legacy", ["--userland-proxy=false"]],
+    ["by its proxy alone", "nft", ["--iptables=false"]],
+  ] as const
+) {
+  Deno.test(`map-port: a port that Docker publishes is refused by name (${what})`, async () => {
+    await using host = await Host.create();
+    await host.addLan();
+    await host.mustTapkit("attach-vm", "web");
+    {
+      await using docker = await DockerEngine.start(host, variant, flags);
+      await docker.serve("shop", 8080);
+      for (
+        const command of [["map-port", "web", "8080:80"], [
+          "attach-vm",
+          "web",
+          "--ports",
+          "8080:80",
+        ]]
+      ) {
+        const [script = "", ...args] = command;
+        const { code, stderr } = await host.tapkit(script, ...args);
+        assertEquals(code, 1);
+        assertMatch(
+          stderr,
+          /host port 8080\/tcp is published by Docker's container "shop": choose another/,
+        );
+      }
+      const other = await host.tapkit("map-port", "web", "8080:80/udp");
+      assertEquals(other.code, 0, other.stderr);
+    }
+    await host.mustTapkit("map-port", "web", "8080:80");
+  });
+}
+
+Deno.test("map-port: a port that a process listens on is refused by its name and pid", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await host.mustTapkit("attach-vm", "web");
+  await host.serveHttp(8080, "mine");
+  const { code, stderr } = await host.tapkit("map-port", "web", "8079-8081:79-81");
+  assertEquals(code, 1);
+  assertMatch(stderr, /host port 8080\/tcp is in use by busybox \(pid \d+\): /);
+  assertEquals((await host.mustTapkit("map-port", "web", "--list")).json[0].ports, []);
+});
+
+Deno.test("map-port: connections live on while other ports change, those of a dropped one end", async () => {
+  await using host = await Host.create();
+  const peer = await host.addLan();
+  const { json: [web, two] } = await host.mustTapkit("attach-vm", "web", "two");
+  await using guest = await NetnsGuest.start(host, web);
+  await using other = await NetnsGuest.start(host, two);
+  await guest.dhcp();
+  await other.dhcp();
+  await guest.serveUdp(53, "web");
+  await other.serveUdp(53, "two");
+  await host.mustTapkit("map-port", "web", "53:53/udp", "54:53/udp");
+  const kept = await peer.udpClient("192.0.2.1", 54);
+  const moved = await peer.udpClient("192.0.2.1", 53);
+  const first = await kept.ask("hello");
+  assertMatch(first ?? "", /^web 192\.0\.2\.2 \d+$/, "the client's address is kept");
+  assertMatch(await moved.ask("hello") ?? "", /^web /);
+  const flow = async () => /dport=54.*/.exec(await host.must("conntrack", ["-L", "-o", "id"]))?.[0];
+  const before = (await flow())?.match(/id=\d+/)?.[0];
+  await host.mustTapkit("map-port", "web", "--remove", "53:53/udp");
+  assertEquals(await moved.ask("hello"), undefined, "its flow ended");
+  await host.mustTapkit("map-port", "two", "53:53/udp");
+  assertMatch(await moved.ask("hello") ?? "", /^two /, "an old client's next datagram");
+  await host.mustTapkit("map-port", "web", "55:53/udp");
+  assertEquals(await kept.ask("hello"), first);
+  assert(before !== undefined);
+  assertEquals((await flow())?.match(/id=\d+/)?.[0], before, "the same flow");
 });

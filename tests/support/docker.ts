@@ -29,8 +29,15 @@ export class DockerEngine implements AsyncDisposable {
     this.#daemon = daemon;
   }
 
-  /** @param variant the one that Docker takes for iptables */
-  static async start(host: Host, variant: "nft" | "legacy"): Promise<DockerEngine> {
+  /**
+   * @param variant the one that Docker takes for iptables
+   * @param flags of dockerd
+   */
+  static async start(
+    host: Host,
+    variant: "nft" | "legacy",
+    flags: readonly string[] = [],
+  ): Promise<DockerEngine> {
     await host.writeFile(RUNTIME, WRAPPER, 0o755);
     await host.sh(
       `mkdir -p /run/docker-bin
@@ -43,6 +50,7 @@ export class DockerEngine implements AsyncDisposable {
       ...["--storage-driver", "vfs", "--pidfile", "/run/docker.pid"],
       ...["-H", "unix:///run/docker.sock"],
       ...["--add-runtime", `nocap=${RUNTIME}`, "--default-runtime", "nocap"],
+      ...flags,
     ], { env: { PATH: `/run/docker-bin:${Deno.env.get("PATH")}` } });
     const engine = new DockerEngine(host, daemon);
     try {
