@@ -24,6 +24,7 @@ import type {
   Collected,
   HostOptions,
   HostSession,
+  MapOptions,
   MappedPorts,
   PortTarget,
   Restored,
@@ -40,6 +41,7 @@ export type {
   Collected,
   HostOptions,
   HostSession,
+  MapOptions,
   MappedPorts,
   OutputFormat,
   PortTarget,
@@ -109,7 +111,7 @@ export async function checkVm(name: string, options: HostOptions = {}): Promise<
 export async function mapPorts(
   target: PortTarget,
   ports: readonly string[],
-  options: HostOptions = {},
+  options: MapOptions = {},
 ): Promise<MappedPorts> {
   return await (await import("./lib/vm/map-ports.ts")).mapPorts(target, ports, options);
 }

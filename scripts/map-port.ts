@@ -31,8 +31,12 @@ export async function main(args: readonly string[]): Promise<number> {
         printJson(typeof target === "string" ? { vm: target, problems } : { ...target, problems });
         return problems.length === 0 ? EXIT.done : EXIT.differs;
       }
-      const change = verb === "map" ? tapkit.mapPorts : tapkit.unmapPorts;
-      printJson(await change(target, ports, options));
+      const openFirewall = parsed.flags["open-firewall"];
+      printJson(
+        verb === "map"
+          ? await tapkit.mapPorts(target, ports, { ...options, openFirewall })
+          : await tapkit.unmapPorts(target, ports, options),
+      );
       return EXIT.done;
     } catch (error) {
       const name = typeof target === "string" ? target : target.to;

@@ -42,6 +42,10 @@ export const MAP_PORT = {
       help: "map to this address, which tapkit did not attach, instead of to a VM; it sees the " +
         "host's address as the client's, so that it needs no route back through the host",
     },
+    {
+      name: "open-firewall",
+      help: "open all of its ports also where ufw or firewalld denies what is not allowed",
+    },
     { name: "remove", help: "take these mappings away, attach-vm's own too" },
     { name: "list", help: "print the mappings of one VM, or of all" },
     { name: "check", help: "compare the VM's mappings with the kernel, change nothing" },
@@ -66,6 +70,9 @@ export const MAP_PORT = {
 export function readMapCommand({ flags, words }: Parsed<typeof MAP_PORT>): MapCommand {
   exclusive(flags, ["remove", "list", "check"]);
   const verb = (["remove", "list", "check"] as const).find((name) => flags[name]) ?? "map";
+  if (verb !== "map" && flags["open-firewall"]) {
+    throw new InputError(`--open-firewall does not go with --${verb}`, { mend: "leave it out" });
+  }
   const ports = flags.to === undefined ? words.slice(1) : words;
   const target = flags.to === undefined ? words[0] : { to: flags.to };
   if (target === undefined) {

@@ -94,7 +94,7 @@ export class IptablesGate implements Gate {
 
 /** The rules that let a guest pass, as `iptables-save` prints them but for quotes. */
 function passes(rules: GuestRules, ports: "open" | "closed", family: Family): string[] {
-  const { owner, link, addresses } = rules;
+  const { owner, link, addresses, relayed } = rules;
   const whose = `-m comment --comment ${owner}`;
   const [from, to] = link === "" ? ["", ""] : [` -i ${link}`, ` -o ${link}`];
   return addresses.filter((address) => isIp(address) === family).flatMap((address) => {
@@ -102,7 +102,10 @@ function passes(rules: GuestRules, ports: "open" | "closed", family: Family): st
     const state = (name: string) =>
       `-d ${host}${to} -m conntrack --ctstate ${name} ${whose} -j ACCEPT`;
     return [
-      `-s ${host}${from} ${whose} -j ACCEPT`,
+      // What is no guest of tapkit's answers, and no more.
+      relayed
+        ? `-s ${host}${from} -m conntrack --ctstate RELATED,ESTABLISHED ${whose} -j ACCEPT`
+        : `-s ${host}${from} ${whose} -j ACCEPT`,
       state("RELATED,ESTABLISHED"),
       ...ports === "open" ? [state("DNAT")] : [],
     ];

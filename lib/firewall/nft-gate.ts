@@ -112,7 +112,8 @@ export class ClosedPorts implements Gate {
 
 /** The rules that let a guest pass, the last of which is to come first. */
 function passes(rules: GuestRules, ports: "open" | "closed", family: string): Wanted[] {
-  const { owner, link, addresses } = rules;
+  const { owner, link, addresses, relayed } = rules;
+  const known = "ct state established,related";
   const [from, to] = link === "" ? ["", ""] : [`iifname "${link}" `, `oifname "${link}" `];
   return addresses.filter((address) => family === "inet" || family === nameOf(address))
     .flatMap((address) => {
@@ -122,8 +123,9 @@ function passes(rules: GuestRules, ports: "open" | "closed", family: string): Wa
         rule,
       });
       return [
-        wanted("out", `${from}${ip} saddr ${address} accept`),
-        wanted("in", `${to}${ip} daddr ${address} ct state established,related accept`),
+        // What is no guest of tapkit's answers, and no more.
+        wanted("out", `${from}${ip} saddr ${address} ${relayed ? known : ""} accept`),
+        wanted("in", `${to}${ip} daddr ${address} ${known} accept`),
         ...ports === "open"
           ? [wanted("ports", `${to}${ip} daddr ${address} ct status dnat accept`)]
           : [],

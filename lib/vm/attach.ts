@@ -291,7 +291,7 @@ async function changeRules(
       firewall.replace(before, guest);
     });
     setSysctls(host, guests, wanted);
-    noteClosed(host, firewall, guests);
+    noteClosed(host, firewall, guests, `attach-vm ${old.vm}`);
     writeRecord(host, record);
     return record;
   } catch (error) {
@@ -396,7 +396,7 @@ async function attachAnew(
       firewall.add(guest);
     }
     setSysctls(host, guests, request);
-    noteClosed(host, firewall, guests);
+    noteClosed(host, firewall, guests, `attach-vm ${name}`);
 
     const record: StoredRecord = {
       ...planned,

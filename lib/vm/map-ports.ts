@@ -38,7 +38,7 @@ import {
   requireRunning,
   vmHolder,
 } from "./port-holders.ts";
-import { allPorts, bindToFamilies, portLookup, refuseTaken } from "./ports.ts";
+import { allPorts, bindToFamilies, noteClosed, portLookup, refuseTaken } from "./ports.ts";
 import { type Host, openHost } from "./session.ts";
 import {
   hostPaths,
@@ -49,7 +49,7 @@ import {
   type StoredRecord,
   tidyState,
 } from "./state.ts";
-import type { HostOptions, MappedPorts, PortTarget } from "./types.ts";
+import type { HostOptions, MapOptions, MappedPorts, PortTarget } from "./types.ts";
 
 /**
  * Maps host ports to a VM, or to an address that tapkit did not attach, beside those it has. What
@@ -63,19 +63,19 @@ import type { HostOptions, MappedPorts, PortTarget } from "./types.ts";
 export async function mapPorts(
   target: PortTarget,
   ports: readonly string[],
-  options: HostOptions = {},
+  { openFirewall = false, ...options }: MapOptions = {},
 ): Promise<MappedPorts> {
   const asked = parseAsked(ports);
   if (typeof target !== "string") {
     return await changeAddress(target.to, options, async (host, record) => {
       const { kind } = await host.session.firewall();
       const known = record ?? newAddress(host, host.session.nl, validateAddress(target.to), kind);
-      return await addPorts(host, addressHolder(host, known, record), asked);
+      return await addPorts(host, addressHolder(host, known, record), asked, openFirewall);
     });
   }
   return await changeVm(target, options, (host, record) => {
     requireRunning(record);
-    return addPorts(host, locatedHolder(host, record), asked);
+    return addPorts(host, locatedHolder(host, record), asked, openFirewall);
   });
 }
 
@@ -199,8 +199,11 @@ async function addPorts(
   host: Host,
   holder: Holder,
   asked: readonly PortMapping[],
+  openFirewall: boolean,
 ): Promise<readonly PortMapping[]> {
-  const { rules, owners } = holder;
+  const { owners } = holder;
+  const opening = openFirewall && !holder.rules.openPorts;
+  const rules = opening ? { ...holder.rules, openPorts: true } : holder.rules;
   const have = allPorts(owners);
   const firewall = await host.session.firewall(holder.firewall);
   const ports = await choosePorts(host, firewall, holder, asked);
@@ -215,16 +218,18 @@ async function addPorts(
   const change = whole ? after : { ...rules, ports: ours };
   const undo = new UndoStack();
   try {
-    if (added.length > 0) {
+    if (added.length > 0 || opening) {
       undo.push(`the record of ${rules.owner}`, holder.restore);
       holder.write(after, wanted);
     }
     undo.push(`the ports of ${rules.owner}`, () => {
+      if (opening) firewall.add({ ...holder.rules, ports: [] });
       if (have.length === 0 && holder.leave !== undefined) return holder.leave(firewall);
       firewall.removePorts({ ...rules, ports: subtractPorts(ours, rules.ports) });
     });
     firewall.add(change);
     for (const setting of ensureSysctls(change)) host.note(`set ${setting}`);
+    noteClosed(host, firewall, [after], holder.command);
   } catch (error) {
     throw await undo.fail(error);
   }

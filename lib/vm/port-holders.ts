@@ -34,6 +34,8 @@ import {
 export interface Holder {
   /** As conflicts name it. */
   readonly owner: string;
+  /** The command that opens its ports where a firewall keeps them closed. */
+  readonly command: string;
   /** Its rules in the firewall, with all ports that tapkit maps to it. */
   readonly rules: GuestRules;
   readonly owners: PortOwners;
@@ -86,6 +88,7 @@ export function vmHolder(host: HostPaths, record: StoredRecord): Holder {
   const byPlugin = publishedByPlugin(record.made.networks) ? before.attach : undefined;
   return {
     owner: record.vm,
+    command: `attach-vm ${record.vm}`,
     rules,
     owners: byPlugin === undefined ? before : { ...before, attach: [] },
     firewall: firewallOf(record.made),
@@ -98,7 +101,10 @@ export function vmHolder(host: HostPaths, record: StoredRecord): Holder {
         made: {
           ...record.made,
           portOwners: owners,
-          request: keepRequest(record.made.request, before.attach, owners.attach),
+          request: {
+            ...keepRequest(record.made.request, before.attach, owners.attach),
+            ...rules.openPorts ? { openFirewall: true } : {},
+          },
           guests: [rules, ...others],
         },
       });
@@ -127,6 +133,7 @@ export function addressHolder(
   const { to, rules, mapPort } = record;
   return {
     owner: rules.owner,
+    command: `map-port --to ${to} …`,
     rules,
     owners: { attach: [], mapPort },
     firewall: record.firewall,

@@ -219,19 +219,21 @@ export function hasPorts(record: StoredRecord, { ports }: AttachRequest): boolea
   return JSON.stringify(record.made.request.ports ?? "none") === JSON.stringify(ports ?? "none");
 }
 
-/** Says which firewall keeps published ports closed to other machines, and how to open them. */
+/**
+ * Says which firewall keeps published ports closed to other machines.
+ *
+ * @param command that opens them: `attach-vm web`
+ */
 export function noteClosed(
   host: HostPaths,
   firewall: Firewall,
   guests: readonly GuestRules[],
+  command: string,
 ): void {
-  for (const rules of guests) {
-    const closedBy = firewall.closedBy(rules);
-    if (closedBy === undefined) continue;
-    const [vm] = rules.owner.split("/", 1);
-    host.note(
-      `${closedBy} keeps the published ports of "${vm}" closed to other machines: ` +
-        `open them with attach-vm ${vm} --open-firewall`,
-    );
-  }
+  const closedBy = guests.map((rules) => firewall.closedBy(rules)).find(Boolean);
+  if (closedBy === undefined) return;
+  host.note(
+    `${closedBy} keeps the published ports closed to other machines: ` +
+      `open them with ${command} --open-firewall`,
+  );
 }

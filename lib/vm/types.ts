@@ -122,6 +122,12 @@ export interface HostSession extends Disposable {
   firewalls(kind: FirewallKind): Promise<readonly Firewall[]>;
 }
 
+/** How ports are mapped to something that is there. */
+export interface MapOptions extends HostOptions {
+  /** Opens all of its ports also where ufw or firewalld denies what is not allowed. */
+  readonly openFirewall?: boolean;
+}
+
 /** What is asked for one VM. Absent fields keep what is recorded, or take the default. */
 export interface AttachRequest {
   /** 1–63 of `a-z A-Z 0-9 . _ -`, beginning with a letter or a digit. */
