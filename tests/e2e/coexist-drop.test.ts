@@ -5,21 +5,28 @@ import { LIST_IPTABLES, testCoexistence } from "../support/coexist.ts";
 
 const listIptables = (host: Host) => host.sh(LIST_IPTABLES);
 
-for (const variant of ["nft", "legacy"] as const) {
+const CASES = [
+  { variant: "nft", options: [] },
+  { variant: "legacy", options: [] },
+  { variant: "legacy", options: ["--firewall", "iptables"] },
+];
+
+for (const { variant, options } of CASES) {
   const [four, six] = [`iptables-${variant}`, `ip6tables-${variant}`];
-  Deno.test(`attach-vm: a DROP policy in iptables-${variant}`, async () => {
+  Deno.test(`${["attach-vm", ...options].join(" ")}: a DROP policy in iptables-${variant}`, async () => {
     await using host = await Host.create();
     const peer = await host.addLan();
-    // The table of addresses is made beforehand: it stays once it was looked at.
+    // Tables are made beforehand: they stay once they were looked at.
     await host.sh(
       `for program in ${four} ${six}; do
-         $program -t nat -S >/dev/null
+         for table in raw nat; do $program -t $table -S >/dev/null; done
          $program -P FORWARD DROP
          $program -A FORWARD -p icmp -j ACCEPT
        done`,
     );
     await testCoexistence(host, peer, {
       list: listIptables,
+      options,
       reload: `for program in ${four} ${six}; do
         $program -F; $program -A FORWARD -p icmp -j ACCEPT
       done`,

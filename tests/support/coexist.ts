@@ -16,6 +16,8 @@ export interface OtherFirewall {
   readonly reload: string;
   /** What `--check` says then. */
   readonly problem: RegExp;
+  /** Further words for attach-vm. */
+  readonly options?: readonly string[];
   /** Called where everything is in place, for what is particular. */
   readonly meanwhile?: (host: Host, peer: Machine) => Promise<void>;
 }
@@ -36,8 +38,8 @@ export async function testCoexistence(
 ): Promise<void> {
   await serveName(peer, 8000);
   const before = await other.list(host);
-  const attach = ["attach-vm", "web", "--ports", "8080:80"] as const;
-  const { json: [record], stderr } = await host.mustTapkit(...attach);
+  const attach = ["web", "--ports", "8080:80", ...other.options ?? []];
+  const { json: [record], stderr } = await host.mustTapkit("attach-vm", ...attach);
   await using guest = await NetnsGuest.start(host, record);
   await guest.dhcp();
   await serveName(guest);
