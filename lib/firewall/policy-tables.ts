@@ -17,7 +17,7 @@ const NAME = "tapkit_policy";
 const BITS: Readonly<Record<Family, number>> = { 4: 32, 6: 128 };
 
 /** The fingerprints of what {@linkcode policyLayoutText} gives; a test compares them. */
-export const POLICY_LAYOUTS = { bridge: "3f894c0a", inet: "7a09ea7f" } as const;
+export const POLICY_LAYOUTS = { bridge: "c7720d48", inet: "7a09ea7f" } as const;
 
 /** What the layout of one of the tables is made of. */
 export function policyLayoutText({ sets, chains }: Pick<Table, "sets" | "chains">): string {
@@ -33,6 +33,9 @@ const BRIDGE_SETS: Sets = {
   isolated_pairs: { key: ["ifname", "ifname"] },
   isolated_macs: { key: ["ether_addr"] },
   isolated_senders: { key: ["ifname", "ether_addr"] },
+  /** Their IPv4 addresses, which ARP from elsewhere is not believed about. */
+  isolated_names: { key: ["ipv4_addr"] },
+  isolated_holders: { key: ["ifname", "ipv4_addr"] },
 };
 
 const BRIDGE_CHAINS: readonly Chain[] = [
@@ -43,6 +46,10 @@ const BRIDGE_CHAINS: readonly Chain[] = [
     rules: [
       ["an isolated guest's MAC elsewhere", sendersRule("ether saddr @isolated_macs")],
       ["another MAC of an isolated guest", sendersRule("iifname @isolated_ports")],
+      [
+        "an isolated guest's address elsewhere",
+        "arp saddr ip @isolated_names iifname . arp saddr ip != @isolated_holders drop",
+      ],
     ],
   },
   {
@@ -197,6 +204,12 @@ export function policyElements(
     inet.push({ set: "isolated_links", key: [mac, link], owner });
     for (const address of addresses) {
       const family = isIp(address) === 6 ? 6 : 4;
+      if (family === 4) {
+        bridge.push(
+          { set: "isolated_names", key: [address], owner },
+          { set: "isolated_holders", key: [port, address], owner },
+        );
+      }
       inet.push(
         { set: `isolated_guests${family}`, key: [address, link], owner },
         { set: `isolated_selves${family}`, key: [mac, address], owner },

@@ -73,6 +73,8 @@ export type PolicySetName =
   | "isolated_macs"
   | "isolated_senders"
   | "isolated_pairs"
+  | "isolated_names"
+  | "isolated_holders"
   | "isolated_links"
   | `isolated_guests${Family}`
   | `isolated_selves${Family}`

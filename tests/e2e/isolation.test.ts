@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { REFERENCE_DIR, requireReference } from "../support/cni-reference.ts";
-import { bytes, ethernet, ipv4, udp } from "../support/frames.ts";
+import { arp, bytes, ethernet, ipv4, udp } from "../support/frames.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import type { Machine } from "../support/machine.ts";
@@ -20,7 +20,7 @@ const PLUGIN = {
 };
 const NETWORK = { cniVersion: "1.0.0", name: "dual" };
 const [GATEWAY, GATEWAY6] = ["10.5.0.1", "fd00:5::1"];
-const IP = 0x0800;
+const [IP, ARP] = [0x0800, 0x0806];
 
 /** Whatever other plugins the machine has. */
 const BUILTIN = ["--plugins", "builtin"] as const;
@@ -185,7 +185,18 @@ Deno.test("attach-vm --isolated: nothing to or from others of the network, by an
           const hex = frame.toHex();
           assert(!seen.some(({ bytes }) => bytes.toHex() === hex), `forged ${from}`);
         }
-        // The bridge has not learnt that the guest is elsewhere.
+        const claim = arp({
+          senderMac: other.interfaces[0].mac,
+          senderIp: a.ip,
+          targetMac: gatewayMac.address,
+          targetIp: GATEWAY,
+          operation: 2,
+        });
+        const macs = { from: other.interfaces[0].mac, to: gatewayMac.address };
+        // What it has just learnt a host keeps for a second.
+        await new Promise((resolve) => setTimeout(resolve, 1100));
+        await b.machine.sendFrame(bytes(ethernet(ARP, macs), claim, new Uint8Array(18)));
+        // Neither the bridge nor the host has learnt that the guest is elsewhere.
         assertEquals(await reaches({ machine: host }, `http://${a.ip}/`), true);
       });
     }
