@@ -1,7 +1,8 @@
 /**
  * What many mappings cost: adding one more, adding them all, and connecting to the last of them;
  * the last beside the chains of the CNI plugin portmap and of netavark. Alone:
- * `deno run -A tests/bench/port-maps.ts [--mappings N] [--rounds N]`.
+ * `deno run -A tests/bench/port-maps.ts [--mappings N] [--rounds N] [--write]`, which with `--write`
+ * puts its part of results.md in the place of the old one.
  *
  * The peers' rules are those of their own programs, made for one container with fifteen ports, as
  * many as portmap puts into one rule, and repeated for the other ports: their programs would take
@@ -35,6 +36,8 @@ export interface PortMapFigures {
   /** Milliseconds of one `map-port` with all of them, as one range and one by one. */
   readonly bulk: { readonly range: readonly number[]; readonly single: readonly number[] };
   readonly connect: readonly ConnectFigures[];
+  /** How many processes wanted to run meanwhile, on average of a quarter of an hour. */
+  readonly load: number;
 }
 
 /** Milliseconds of each. */
@@ -71,7 +74,8 @@ export async function measurePortMaps(mappings: number, rounds: number): Promise
   await many.mustTapkit("map-port", "full", range);
   const process = { none: [] as number[], many: [] as number[] };
   for (let round = -2; round < rounds; round++) {
-    for (const [kind, host] of [["none", none], ["many", many]] as const) {
+    const turns = [["none", none], ["many", many]] as const;
+    for (const [kind, host] of round % 2 === 0 ? turns : turns.toReversed()) {
       const ms = await timed(host, "web", "30000:80");
       if (round >= 0) process[kind].push(ms);
       await host.mustTapkit("map-port", "web", "30000:80", "--remove");
@@ -86,6 +90,7 @@ export async function measurePortMaps(mappings: number, rounds: number): Promise
     process,
     inProcess: { none: await inProcess(none), many: await inProcess(many) },
     bulk,
+    load: Deno.loadavg()[2] ?? 0,
     connect: [
       await connectTapkit(mappings),
       await connectPeer("CNI portmap, iptables-nft", "cni", "nft", mappings),
@@ -209,13 +214,21 @@ function repeated(saved: string, groups: number): string {
 }
 
 if (import.meta.main) {
-  const flags = parseArgs(Deno.args, { string: ["mappings", "rounds"] });
+  const flags = parseArgs(Deno.args, { string: ["mappings", "rounds"], boolean: ["write"] });
   await ensureRequirements("bench");
   const { portMapReport } = await import("./report.ts");
   const figures = await measurePortMaps(
     Number(flags.mappings ?? 10_000),
-    Number(flags.rounds ?? 12),
+    Number(flags.rounds ?? 16),
   );
-  console.log(portMapReport(figures).join("\n"));
+  const text = portMapReport(figures).join("\n");
+  console.log(text);
+  if (flags.write) {
+    const path = `${ROOT}/tests/bench/results.md`;
+    const results = await Deno.readTextFile(path);
+    const [before = "", rest = ""] = results.split(/^## \d+ port mappings\n[^]*?(?=^## )/m);
+    const [head, tail] = rest === "" ? results.split(/^(?=## Start-up)/m) : [before, rest];
+    await Deno.writeTextFile(path, `${head}${text}\n${tail}`);
+  }
   Deno.exit(0);
 }

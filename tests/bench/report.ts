@@ -196,7 +196,7 @@ function verdictTable(list: readonly Verdict[]): string[] {
 
 /** The part of results.md that is about port mappings. */
 export function portMapReport(figures: PortMapFigures): string[] {
-  const { mappings, process, inProcess, bulk, connect } = figures;
+  const { mappings, process, inProcess, bulk, connect, load } = figures;
   const each = (values: readonly number[]) => ms(median(values));
   const fine = (values: readonly number[]) => median(values).toFixed(2);
   return [
@@ -204,6 +204,7 @@ export function portMapReport(figures: PortMapFigures): string[] {
     "",
     "Milliseconds, medians. In process, the first figure is the library's call with its record on",
     "disk, locks and looks for other holders of the port; the second is the firewall's part of it.",
+    `The machine's load was ${load.toFixed(1)}.`,
     "",
     ...table(["", "with none there", `with ${mappings} there`], [
       ["one more, `map-port`", each(process.none), each(process.many)],
