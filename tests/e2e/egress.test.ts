@@ -1,6 +1,7 @@
 /** Egress rules of guests, with real packets. */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { requireReference } from "../support/cni-reference.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 
@@ -164,6 +165,7 @@ Deno.test("attach-vm --deny-egress, --allow-egress: drop new connections, and no
 
 Deno.test("attach-vm: refuses policies that nothing could keep, and touches nothing", async () => {
   await using host = await hostWithNetwork();
+  requireReference();
   await host.addLan();
   await host.writeFile(
     "/etc/cni/net.d/20-flat.conflist",
@@ -191,6 +193,32 @@ Deno.test("attach-vm: refuses policies that nothing could keep, and touches noth
     const { code, stderr } = await host.tapkit("attach-vm", "a", ...flags.split(" "), ...BUILTIN);
     assertEquals(code, expected, `${flags}: ${stderr}`);
     assertMatch(stderr, message, flags);
+  }
+  // A network past the host: its frames are the LAN's.
+  await host.writeFile(
+    "/etc/cni/net.d/30-past.conflist",
+    JSON.stringify({
+      cniVersion: "1.0.0",
+      name: "past",
+      plugins: [{
+        type: "macvlan",
+        master: "eth-lan",
+        ipam: {
+          type: "host-local",
+          ranges: [[{ subnet: "192.0.2.0/24", rangeStart: "192.0.2.100", gateway: "192.0.2.2" }]],
+        },
+      }],
+    }),
+  );
+  for (
+    const [flag, message] of [
+      ["--isolated", /"eth0" cannot be isolated: network "past" is no bridge of this host/],
+      ["--deny-egress=::/0", /this host is not the router of network "past"/],
+    ] as const
+  ) {
+    const { code, stderr } = await host.tapkit("attach-vm", "a", "--network", "past", flag);
+    assertEquals(code, 1, stderr);
+    assertMatch(stderr, message);
   }
   await host.assertRestored(before);
   const warned = await host.mustTapkit("attach-vm", "a", "--deny-egress", "10.0.0.0/8", ...BUILTIN);

@@ -276,3 +276,31 @@ Deno.test("attach-vm --isolated, --deny-egress: on a bridge of the reference plu
   await host.mustTapkit("attach-vm", "a", "b", "--remove");
   assertEquals((await host.must("nft", ["list", "tables"])).includes("tapkit"), false);
 });
+
+Deno.test("attach-vm --isolated: with the rest of the firewall in iptables", async () => {
+  await using host = await Host.create();
+  const peer = await host.addLan();
+  await withNetwork(host);
+  await host.must("sysctl", ["-qw", "net.ipv6.conf.all.forwarding=1"]);
+  const { json: [record] } = await host.mustTapkit(
+    ...["attach-vm", "a", "--isolated", "--ports", "8080:80", "--firewall", "iptables"] as const,
+    ...BUILTIN,
+  );
+  const { json: [other] } = await host.mustTapkit(
+    ...["attach-vm", "b", "--firewall", "iptables", ...BUILTIN] as const,
+  );
+  const a = await startGuest(host, record);
+  const b = await startGuest(host, other);
+  for (const call of [0, 1] as const) {
+    await callBridge(host, call);
+    assertEquals(await reaches(b, `http://${a.ip}/`), false);
+    assertEquals(await reaches(a, `http://[${b.ip6}]/`), false);
+    assertEquals(await reaches(b, `http://${GATEWAY}:8080/`), false);
+    assertEquals(await reaches({ machine: peer }, "http://192.0.2.1:8080/"), true);
+  }
+  assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
+  await host.mustTapkit("attach-vm", "a", "--no-isolated");
+  assertEquals(await reaches(b, `http://${a.ip}/`), true);
+  await host.mustTapkit("attach-vm", "a", "b", "--remove");
+  assertEquals((await host.must("nft", ["list", "tables"])).includes("tapkit_policy"), false);
+});

@@ -46,6 +46,36 @@ Deno.test("readAttachCommand: turns flags into a request", async () => {
   assertEquals((await read("web", "--ports", "none")).requests, [{ name: "web", ports: "none" }]);
 });
 
+Deno.test("readAttachCommand: policies, by flags and by lines", async () => {
+  const { requests } = await read(
+    ...["web", "--isolated", "--no-antispoof", "--deny-egress", "10.0.0.0/8", "--deny-egress"],
+    ...["::/0", "--allow-egress", "none"],
+  );
+  const wanted = {
+    name: "web",
+    isolated: true,
+    antispoof: false,
+    denyEgress: ["10.0.0.0/8", "::/0"],
+    allowEgress: "none" as const,
+  };
+  assertEquals(requests, [wanted]);
+  const line = '{"name":"web","isolated":true,"no-antispoof":true,' +
+    '"deny-egress":["10.0.0.0/8","::/0"],"allow-egress":[]}';
+  await withLines([line], async (path) => {
+    assertEquals((await read("--from", path)).requests, [wanted]);
+  });
+  const other = await read("web", "--no-isolated", "--antispoof", "--deny-egress", "none");
+  assertEquals(other.requests, [
+    { name: "web", isolated: false, antispoof: true, denyEgress: "none" },
+  ]);
+  await withLines(['{"name":"web","isolated":false}'], async (path) => {
+    await assertRejects(() => read("--from", path), InputError, '"isolated" holds false');
+  });
+  for (const flag of ["--isolated", "--deny-egress=::/0"]) {
+    await assertRejects(() => read("web", "--remove", flag), InputError, "does not go with");
+  }
+});
+
 Deno.test("readAttachCommand: knows the verb by its flag", async () => {
   assertEquals((await read("--list")).verb, "list");
   assertEquals((await read("--restore")).verb, "restore");
