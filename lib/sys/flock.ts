@@ -24,7 +24,11 @@ export class Lock implements Disposable {
 
   [Symbol.dispose](): void {
     // Removed while it is held: whoever waits for it finds the file gone and makes a new one.
-    if (this.#remove) removeFile(this.#path);
+    try {
+      if (this.#remove) removeFile(this.#path);
+    } catch {
+      // What was done under the lock is done: a file that nobody holds is taken by the next.
+    }
     closeFd(this.#fd);
   }
 }
