@@ -357,11 +357,14 @@ function commit(
   ], subject);
 }
 
+const ABSENT: ReadonlySet<string> = new Set(["ENOENT", "EINVAL"]);
+
 function tolerateAbsence<T>(read: () => T): T | undefined {
   try {
     return read();
   } catch (error) {
-    if (error instanceof NetlinkError && error.code === "ENOENT") return undefined;
+    // EINVAL is nfnetlink's answer where the kernel has no nf_tables.
+    if (error instanceof NetlinkError && ABSENT.has(error.code)) return undefined;
     throw error;
   }
 }
