@@ -341,3 +341,45 @@ Deno.test("map-port: connections live on while other ports change, those of a dr
   assert(before !== undefined);
   assertEquals((await flow())?.match(/id=\d+/)?.[0], before, "the same flow");
 });
+
+Deno.test("map-port: to a VM whose network maps no ports, and to one in iptables", async () => {
+  await using host = await Host.create();
+  const peer = await host.addLan();
+  await host.writeFile(
+    "/etc/cni/net.d/10-plain.conflist",
+    JSON.stringify({
+      cniVersion: "0.4.0",
+      name: "plain",
+      plugins: [{
+        type: "bridge",
+        bridge: "br-plain",
+        isGateway: true,
+        ipam: {
+          type: "host-local",
+          subnet: "10.9.9.0/24",
+          routes: [{ dst: "0.0.0.0/0" }],
+        },
+      }],
+    }),
+  );
+  for (const firewall of ["nftables", "iptables"]) {
+    const { json: [web] } = await host.mustTapkit("attach-vm", "web", "--firewall", firewall);
+    {
+      await using guest = await NetnsGuest.start(host, web);
+      await guest.dhcp();
+      await guest.serveHttp(80, "plain");
+      const { json } = await host.mustTapkit("map-port", "web", "8080:80");
+      assertEquals(json, [{ vm: "web", ports: [mapping(8080, 80)] }]);
+      assertEquals((await peer.fetch("http://192.0.2.1:8080/")).body, "plain", firewall);
+      assertEquals((await host.fetch("http://127.0.0.1:8080/")).body, "plain", firewall);
+      const check = await host.tapkit("map-port", "web", "--check");
+      assertEquals([check.code, check.json], [0, [{ vm: "web", problems: [] }]]);
+      await host.mustTapkit("map-port", "web", "8080:80", "--remove");
+      assertEquals((await host.mustTapkit("map-port", "web", "--list")).json[0].ports, []);
+      await host.mustTapkit("map-port", "web", "8081:80");
+    }
+    await host.mustTapkit("attach-vm", "web", "--remove");
+  }
+  const rules = await host.must("nft", ["list", "ruleset"]);
+  assertEquals(rules.match(/tapkit/i), null, rules);
+});
