@@ -16,6 +16,7 @@ import type { GuestRules } from "../firewall/model.ts";
 import type { FirewallKind } from "../firewall/store.ts";
 import { ensureSysctls } from "../firewall/sysctls.ts";
 import { parseCidr } from "../inet/ip.ts";
+import type { PortMapping } from "../inet/ports.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink, requireLink, setLink } from "../netlink/link.ts";
 import {
@@ -339,7 +340,7 @@ async function attachAnew(
     const ports = await reservePorts(host, firewall, request, old);
     const before = old?.interfaces ?? [];
     const networks = planNetworks(host, hostNl, id, request, ports, before);
-    const planned = plannedRecord(id, request, firewall.kind, networks, old);
+    const planned = plannedRecord(id, request, firewall.kind, networks, ports, old);
     refuseTaken(planned);
     undo.push(
       `record of "${name}"`,
@@ -424,23 +425,26 @@ function plannedRecord(
   request: AttachRequest,
   firewall: FirewallKind,
   networks: readonly NetworkAttachment[],
+  ports: readonly PortMapping[],
   old?: StoredRecord,
 ): StoredRecord {
+  // After a crash they are asked for again.
+  const interfaces = old?.interfaces ?? [];
+  const attach = old === undefined ? [] : bindToFamilies(ports, addressesOf(interfaces[0]));
   return {
     version: 1,
     vm: request.name,
     id,
     networkPlugin: "cni",
     netns: request.netns ?? netnsPath(netnsName(request.name)),
-    // After a crash they are asked for again.
-    interfaces: old?.interfaces ?? [],
+    interfaces,
     dns: old?.dns ?? { nameservers: [], search: [] },
-    ports: old?.ports ?? [],
+    ports: old === undefined ? [] : allPorts({ ...portOwners(old), attach }),
     ...recordedPolicy(request),
     made: {
       phase: "attaching",
       netnsGiven: request.netns !== undefined,
-      ...ownersOf(old),
+      ...ownersOf(old, attach),
       firewall,
       request,
       networks,
@@ -452,10 +456,10 @@ function plannedRecord(
 /** Whose ports are, where map-port has been at it; attach-vm's may be others now. */
 function ownersOf(
   old: StoredRecord | undefined,
-  attach = old?.made.portOwners?.attach,
+  attach: readonly PortMapping[],
 ): Pick<StoredRecord["made"], "portOwners"> {
   const owners = old?.made.portOwners;
-  return owners === undefined || attach === undefined ? {} : { portOwners: { ...owners, attach } };
+  return owners === undefined ? {} : { portOwners: { ...owners, attach } };
 }
 
 /**

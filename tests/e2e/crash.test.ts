@@ -52,6 +52,14 @@ const SCENARIOS: readonly Scenario[] = [
     keeps: true,
     stride: 32,
   },
+  {
+    name: "mend with other ports",
+    args: ["web", "--ports", "9090:80"],
+    prepare: `${PREPARED}; ip -n tapkit-web link delete eth0`,
+    again: ["web", "--ports", "9090:80"],
+    keeps: true,
+    stride: 31,
+  },
   { name: "run a VMM", args: [...ATTACH, "--", "true"], stride: 50 },
   { name: "attach by a bridge", args: BY_BRIDGE, again: BY_BRIDGE, stride: 40 },
   {
