@@ -4,8 +4,8 @@
  * @module
  */
 
-import { assert, assertEquals, assertMatch } from "@std/assert";
-import { requireReference } from "../support/cni-reference.ts";
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { REFERENCE_DIR, requireReference } from "../support/cni-reference.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import type { Machine } from "../support/machine.ts";
@@ -20,6 +20,9 @@ const SHARED = [
   /^ip6?tables-\S+ (\*|:|COMMIT|-A \S+ .*CNI-|-A CNI-(FORWARD|ADMIN|HOSTPORT))/,
   /^nft table ip6? (nat|filter|mangle)/,
   /cnibr0/,
+  /anycast/,
+  /^link hd0 /,
+  /^directory \/run\/cni/,
   /^(address|route) .*(10\.20\.0\.|fe80:|ff00:)/,
   /serve-dhcp/,
 ];
@@ -35,6 +38,7 @@ const LAN_POOL = {
   rangeStart: "192.0.2.100",
   rangeEnd: "192.0.2.110",
 };
+const STATIC = { type: "static", addresses: [{ address: "10.8.0.2/24" }] };
 
 /** A network, what is asked of it, and a page of somebody whom its guest must reach. */
 interface Case {
@@ -42,6 +46,7 @@ interface Case {
   readonly plugins: readonly Json[];
   readonly args?: readonly string[];
   readonly disableCheck?: boolean;
+  readonly prepare?: string;
   readonly url: string;
   /** Looked at while it is attached. */
   readonly look?: (host: Host, peer: Machine, record: Json) => Promise<void>;
@@ -79,6 +84,26 @@ const CASES: readonly Case[] = [
     url: "http://192.0.2.2/",
   },
   {
+    name: "host-device, static",
+    plugins: [{ type: "host-device", device: "hd0", ipam: STATIC }],
+    prepare:
+      "ip link add hd0 type veth peer hd1; ip link set hd1 up; ip addr add 10.8.0.1/24 dev hd1",
+    url: "http://10.8.0.1/",
+  },
+  {
+    name: "tuning",
+    plugins: [bridge(POOL), { type: "tuning", mtu: 1400, capabilities: { mac: true } }],
+    args: ["--mac", "02:00:00:00:00:78"],
+    url: "http://10.20.0.1/",
+    look: (_host, _peer, record) => {
+      assertEquals([record.interfaces[0].mac, record.interfaces[0].mtu], [
+        "02:00:00:00:00:78",
+        1400,
+      ]);
+      return Promise.resolve();
+    },
+  },
+  {
     name: "bandwidth",
     plugins: [bridge(POOL), { type: "bandwidth", capabilities: { bandwidth: true } }],
     args: ["--bandwidth", "100mbit"],
@@ -104,9 +129,10 @@ async function writeNetwork(host: Host, conf: Json): Promise<void> {
 Deno.test("attach-vm: networks of the reference plugins: attach, packets, CHECK, DEL, nothing left", async (t) => {
   const { host: one, peer } = await hostOnLan();
   await using host = one;
-  for (const { name, plugins, args = [], disableCheck = false, url, look } of CASES) {
+  for (const { name, plugins, args = [], disableCheck = false, prepare, url, look } of CASES) {
     await t.step(name, async () => {
       await writeNetwork(host, { disableCheck, plugins });
+      if (prepare !== undefined) await host.sh(prepare);
       const before = await host.snapshot();
       const { json: [record] } = await host.mustTapkit("attach-vm", "web", ...args);
       assertEquals(record.interfaces[0].mode, "tc-redirect");
@@ -132,6 +158,120 @@ Deno.test("attach-vm: networks of the reference plugins: attach, packets, CHECK,
       await host.mustTapkit("attach-vm", "web", "--remove");
     });
   }
+});
+
+Deno.test("attach-vm: three networks of different plugins, each with its TAP", async () => {
+  const { host: one } = await hostOnLan();
+  await using host = one;
+  const networks: Record<string, Json> = {
+    a: bridge({ ...POOL, ranges: [[{ subnet: "fd00:20::/64" }]] }),
+    b: { type: "macvlan", master: "eth-lan", ipam: LAN_POOL },
+    c: { type: "ptp", ipam: { type: "host-local", subnet: "10.21.0.0/24" } },
+  };
+  for (const [name, plugin] of Object.entries(networks)) {
+    const list = { cniVersion: "1.0.0", name, plugins: [plugin] };
+    await host.writeFile(`/etc/cni/net.d/${name}.conflist`, JSON.stringify(list));
+  }
+  const before = await host.snapshot();
+  const words = Object.keys(networks).flatMap((name) => ["--network", name]);
+  const { json: [record] } = await host.mustTapkit("attach-vm", "web", ...words);
+  const described = record.interfaces.map((
+    { name, network, tap, addresses }: Json,
+  ) => [name, network, tap, addresses.map(({ address }: Json) => address).join()]);
+  assertEquals(described, [
+    ["eth0", "a", "vm_eth0", "10.20.0.2/24,fd00:20::2/64"],
+    ["eth1", "b", "vm_eth1", "192.0.2.100/24"],
+    ["eth2", "c", "vm_eth2", "10.21.0.2/24"],
+  ]);
+  const check = await host.tapkit("attach-vm", "web", "--check");
+  assertEquals([check.code, check.json[0]?.problems], [0, []], check.stderr);
+  const stored = JSON.parse(await host.readFile("/var/lib/tapkit/vms/web.json"));
+  const how = stored.made.networks.flatMap(({ plugins }: Json) =>
+    plugins.map(({ type, implementation }: Json) => `${type} ${implementation}`)
+  );
+  assertEquals(how, ["bridge exec", "macvlan exec", "ptp exec"]);
+  // The configuration may go: DEL goes by what is recorded.
+  await host.sh("rm /etc/cni/net.d/*");
+  await host.mustTapkit("attach-vm", "web", "--remove");
+  await host.assertRestored(before, { except: [...SHARED, /\/etc\/cni\/net\.d\//] });
+});
+
+Deno.test("attach-vm: restored, removed and collected beside others' attachments, which stay", async () => {
+  const { host: one } = await hostOnLan();
+  await using host = one;
+  // With ipMasq the reference bridge leaves a rule behind when its DEL finds the namespace gone.
+  const plugin = bridge(POOL, { ipMasq: false });
+  await writeNetwork(host, { plugins: [plugin] });
+  // A container, as another runtime with libcni's own cache makes it.
+  const foreign = { ...plugin, name: "net", cniVersion: "0.4.0" };
+  await host.must("ip", ["netns", "add", "pod"]);
+  const result = await host.must(`${REFERENCE_DIR}/bridge`, [], {
+    stdin: JSON.stringify(foreign),
+    env: {
+      CNI_COMMAND: "ADD",
+      CNI_CONTAINERID: "pod",
+      CNI_NETNS: "/run/netns/pod",
+      CNI_IFNAME: "eth0",
+      CNI_PATH: REFERENCE_DIR,
+    },
+  });
+  const podAddress = JSON.parse(result).ips[0].address.split("/")[0];
+  await host.writeFile("/var/lib/cni/results/net-pod-eth0", "{}");
+  const podIsThere = async () => {
+    assertEquals(
+      (await host.readFile(`/var/lib/cni/networks/net/${podAddress}`)).split(/\s/)[0],
+      "pod",
+    );
+    assertEquals(await host.readFile("/var/lib/cni/results/net-pod-eth0"), "{}");
+    const [link] = JSON.parse(await host.must("ip", ["-n", "pod", "-j", "addr", "show", "eth0"]));
+    assertEquals(link.addr_info[0].local, podAddress);
+  };
+
+  const { json: [web] } = await host.mustTapkit("attach-vm", "web");
+  {
+    // The two reach each other.
+    await host.writeFile("/run/pod/index.html", "pod");
+    host.spawn("ip", [
+      "netns",
+      "exec",
+      "pod",
+      "busybox",
+      "httpd",
+      "-f",
+      "-p",
+      "80",
+      "-h",
+      "/run/pod",
+    ]);
+    await using guest = await NetnsGuest.start(host, web);
+    await guest.dhcp();
+    assertStringIncludes((await guest.fetch(`http://${podAddress}/`)).body, "pod");
+    await guest.serveHttp(80, "vm");
+    const vmAddress = web.interfaces[0].addresses[0].address.split("/")[0];
+    assertEquals((await host.fetch(`http://${vmAddress}/`, { netns: "pod" })).body, "vm");
+  }
+  // As after a reboot: the namespace is gone, the pool's file is not.
+  await host.sh("ip netns delete tapkit-web; sleep 0.3");
+  const { json: [restored] } = await host.mustTapkit("attach-vm", "--restore");
+  assertEquals(restored, web);
+  await podIsThere();
+
+  // A living one is not collected, a dead one is, also when its record is the only sign of it.
+  assertEquals((await host.mustTapkit("attach-vm", "--gc")).json, []);
+  await host.sh("ip netns delete tapkit-web");
+  assertEquals((await host.mustTapkit("attach-vm", "--gc")).json, [{ vm: "web", removed: true }]);
+  assertEquals((await host.run("ls", ["/var/lib/tapkit"])).code, 2);
+  await podIsThere();
+
+  // A lost record: the cache tells which network it was on.
+  await host.mustTapkit("attach-vm", "web");
+  await host.sh("rm /var/lib/tapkit/vms/web.json; rm /etc/cni/net.d/*");
+  assertEquals((await host.mustTapkit("attach-vm", "web", "--remove")).json, [
+    { vm: "web", removed: true },
+  ]);
+  const pool = await host.sh("ls /var/lib/cni/networks/net");
+  assertEquals(pool.split(/\s+/).filter((name) => name.startsWith("10.")), [podAddress]);
+  await podIsThere();
 });
 
 Deno.test("attach-vm: a plugin that fails leaves no trace, and a missing one is named", async () => {
