@@ -15,6 +15,7 @@ import { ROOT } from "../support/machine.ts";
 import { ensureRequirements, NotHere } from "../support/requirements.ts";
 import { Booth, JOB_TIMEOUT_MS } from "./booth.ts";
 import { moduleCounts } from "./modules.ts";
+import { measureExecuted } from "./executed.ts";
 import { measurePortMaps } from "./port-maps.ts";
 import {
   type BatchFigures,
@@ -195,6 +196,8 @@ async function measure(
   const dhcp = await measureDhcp(source.host);
   say(`${mappings} mappings`);
   const portMaps = await measurePortMaps(mappings, rounds);
+  say("executed plugins");
+  const executed = await measureExecuted(rounds);
   say("done");
   return {
     many,
@@ -204,6 +207,7 @@ async function measure(
     batch,
     dhcp,
     portMaps,
+    executed,
     modules: await moduleCounts(),
     bundleBytes: (await Deno.stat(bundle)).size,
     machine: await describeMachine(),

@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { ExecutedFigures } from "./executed.ts";
 import type { ModuleCount } from "./modules.ts";
 import type { PortMapFigures } from "./port-maps.ts";
 
@@ -43,6 +44,7 @@ export interface Results {
   /** Microseconds. */
   readonly dhcp: readonly number[];
   readonly portMaps: PortMapFigures;
+  readonly executed: ExecutedFigures;
   readonly modules: readonly ModuleCount[];
   readonly bundleBytes: number;
   readonly machine: readonly string[];
@@ -62,6 +64,8 @@ const BOUNDS = {
   oneMoreMs: 0.5,
   bulkMs: 2000,
   connectLastOfOnly: 1.1,
+  chainOfBare: 1.15,
+  threeOfOne: 3,
 } as const;
 
 /** The middle one of the values. */
@@ -232,6 +236,32 @@ export function portMapReport(figures: PortMapFigures): string[] {
   ];
 }
 
+/** The part of results.md that is about executed plugins. */
+export function executedReport({ chain, networks }: ExecutedFigures): string[] {
+  const [own, bare] = [median(chain.tapkit), median(chain.bare)];
+  const [one, three] = [median(networks.one), median(networks.three)];
+  return [
+    "## Executed plugins",
+    "",
+    "Milliseconds, medians. ADD and DEL of bridge, portmap and firewall in a process that lives on, as",
+    "tapkit executes them and as a loop that starts the same processes with the same input; and",
+    "attach-vm with its removal on networks of the reference bridge.",
+    "",
+    ...table(["", "ms"], [
+      ["the chain, by tapkit", ms(own)],
+      ["the chain, by a bare loop", ms(bare)],
+      ["attach-vm and removal, one network", ms(one)],
+      ["attach-vm and removal, three networks", ms(three)],
+    ]),
+    "",
+    ...verdictTable([
+      ["the chain, of the bare loop", BOUNDS.chainOfBare, own / bare],
+      ["three networks, of one", BOUNDS.threeOfOne, three / one],
+    ]),
+    "",
+  ];
+}
+
 /** The text of results.md. */
 export function writeReport(results: Results): string {
   const { batch, dhcp, modules, many, rounds } = results;
@@ -275,6 +305,7 @@ export function writeReport(results: Results): string {
     ...verdictTable(verdicts(results)),
     "",
     ...portMapReport(results.portMaps),
+    ...executedReport(results.executed),
     "## Start-up and DHCP",
     "",
     "Modules a script evaluates at once, and with those it loads when they are needed:",
