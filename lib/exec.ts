@@ -5,6 +5,7 @@
  */
 
 import { TapkitError } from "./errors.ts";
+import { isFile } from "./files.ts";
 import { spawnSession } from "./sys/spawn.ts";
 
 /**
@@ -180,14 +181,6 @@ function collect(
       return new TextDecoder().decode(bytes.subarray(Math.max(0, size - limit)));
     },
   };
-}
-
-function isFile(path: string): boolean {
-  try {
-    return Deno.statSync(path).isFile;
-  } catch {
-    return false;
-  }
 }
 
 function killGroup(pid: number): void {

@@ -9,6 +9,7 @@
  * @module
  */
 
+import { discardFile, removeIfEmpty } from "../files.ts";
 import { parseConfig } from "./conflist.ts";
 import { formatResult, parseResult } from "./convert.ts";
 import type { NetworkAttachment } from "./plan.ts";
@@ -73,21 +74,9 @@ export function writeCache(
 
 /** Forgets an attachment; the directory goes with the last one. */
 export function removeCache(stateDir: string, attachment: NetworkAttachment): void {
-  const path = cachePath(stateDir, attachment);
-  for (const file of [path, `${path}.tmp`]) {
-    try {
-      Deno.removeSync(file);
-    } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound)) throw error;
-    }
-  }
-  for (const directory of [resultsDir(stateDir), `${stateDir}/cni`]) {
-    try {
-      Deno.removeSync(directory);
-    } catch {
-      // Not empty, or gone already.
-    }
-  }
+  discardFile(cachePath(stateDir, attachment));
+  removeIfEmpty(resultsDir(stateDir));
+  removeIfEmpty(`${stateDir}/cni`);
 }
 
 /** What the cache has of a container; files that make no sense are passed over. */

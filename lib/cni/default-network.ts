@@ -5,6 +5,7 @@
  */
 
 import { InputError, TapkitError } from "../errors.ts";
+import { removeIfThere } from "../files.ts";
 import { parseCidr } from "../inet/ip.ts";
 import { listAddresses } from "../netlink/address.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
@@ -274,15 +275,13 @@ function remove(path: string, inUse: readonly string[]): DefaultCniReport {
     );
   }
   try {
-    Deno.removeSync(path);
+    removeIfThere(path);
   } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) {
-      const reason = error instanceof Error ? error.message : String(error);
-      throw new TapkitError(`cannot remove ${path}: ${reason}`, {
-        mend: "run as root",
-        cause: error,
-      });
-    }
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new TapkitError(`cannot remove ${path}: ${reason}`, {
+      mend: "run as root",
+      cause: error,
+    });
   }
   return { path, installed: false, ...describeNetwork(network), removed: true };
 }

@@ -5,6 +5,7 @@
  */
 
 import { TapkitError } from "../errors.ts";
+import { isThere, removeIfThere, writeAll } from "../files.ts";
 
 /**
  * Writes a new file: whole, synced, and under its name only if the name is free at that moment.
@@ -59,26 +60,5 @@ export function sweepTemporaries(directory: string, name: string): void {
     const pid = found.slice(name.length + 2);
     const ended = pid === String(Deno.pid) || !isThere(`/proc/${pid}/stat`);
     if (/^\d+$/.test(pid) && ended) removeIfThere(`${directory}/${found}`);
-  }
-}
-
-function writeAll(file: Deno.FsFile, bytes: Uint8Array): void {
-  for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
-}
-
-function removeIfThere(path: string): void {
-  try {
-    Deno.removeSync(path);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  }
-}
-
-function isThere(path: string): boolean {
-  try {
-    Deno.lstatSync(path);
-    return true;
-  } catch {
-    return false;
   }
 }

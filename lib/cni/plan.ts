@@ -6,6 +6,7 @@
  */
 
 import { InputError, TapkitError } from "../errors.ts";
+import { isFile } from "../files.ts";
 import { validateContainerId, validateInterfaceName, validateNetworkName } from "./conflist.ts";
 import type { BuiltinPlugin } from "./plugin.ts";
 import { bridge } from "./plugins/bridge.ts";
@@ -78,13 +79,7 @@ export interface PluginHost {
 export function findPlugin(type: string, binDirs: readonly string[]): string | undefined {
   // A type is no path: it must not lead out of the directories.
   if (type === "" || type.includes("/") || type === "..") return undefined;
-  return binDirs.map((directory) => `${directory}/${type}`).find((path) => {
-    try {
-      return Deno.statSync(path).isFile;
-    } catch {
-      return false;
-    }
-  });
+  return binDirs.map((directory) => `${directory}/${type}`).find(isFile);
 }
 
 /** Which plugin of a network, and which key of it, has no built-in implementation; else undefined. */

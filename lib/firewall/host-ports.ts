@@ -6,6 +6,7 @@
  */
 
 import { SyscallError, TapkitError } from "../errors.ts";
+import { readIfThere } from "../files.ts";
 import { bytesToIp, type Family, ipToBytes, isIp } from "../inet/ip.ts";
 import {
   expandPorts,
@@ -202,12 +203,7 @@ function findSocket(port: PortMapping, family: Family): string | undefined {
 
 /** /proc/net would be the main thread's namespace. */
 function readTable(table: string): string {
-  try {
-    return Deno.readTextFileSync(`/proc/thread-self/net/${table}`);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return "";
-    throw error;
-  }
+  return readIfThere(`/proc/thread-self/net/${table}`) ?? "";
 }
 
 /** Words of four bytes in host order, in hexadecimal. */

@@ -7,7 +7,7 @@
 import { TapkitError } from "../errors.ts";
 import { isIp, isLoopback } from "../inet/ip.ts";
 import { isWildcard, type PortMapping } from "../inet/ports.ts";
-import { writeSysctl } from "../sys/sysctl.ts";
+import { readSysctl, writeSysctl } from "../sys/sysctl.ts";
 import type { GuestRules } from "./model.ts";
 
 /** A setting by its path below /proc/sys, and the value it needs. */
@@ -15,8 +15,6 @@ interface Sysctl {
   readonly path: string;
   readonly value: string;
 }
-
-const SYSCTL_DIR = "/proc/sys";
 
 /** What else is to be known of a guest. */
 export interface SysctlOptions {
@@ -85,10 +83,12 @@ export function checkSysctls(rules: GuestRules, options?: SysctlOptions): string
 /** accept_ra 1 means "unless forwarding", 2 "also then". */
 function keepRouterAdvertisements(guestLink: string): Sysctl[] {
   const sysctls: Sysctl[] = [];
-  for (const { name } of Deno.readDirSync(`${SYSCTL_DIR}/net/ipv6/conf`)) {
+  for (const { name } of Deno.readDirSync("/proc/sys/net/ipv6/conf")) {
     if (["all", "default", "lo", guestLink].includes(name)) continue;
     const path = `net/ipv6/conf/${name}`;
-    if (read(`${path}/accept_ra`) !== "1" || read(`${path}/forwarding`) !== "0") continue;
+    if (readSysctl(`${path}/accept_ra`) !== "1" || readSysctl(`${path}/forwarding`) !== "0") {
+      continue;
+    }
     sysctls.push({ path: `${path}/accept_ra`, value: "2" });
   }
   return sysctls;
@@ -96,9 +96,9 @@ function keepRouterAdvertisements(guestLink: string): Sysctl[] {
 
 function isSet({ path, value }: Sysctl): boolean {
   const STRICT = "1";
-  if (!path.endsWith("/rp_filter")) return read(path) === value;
+  if (!path.endsWith("/rp_filter")) return readSysctl(path) === value;
   // The kernel takes the greater of a link's own and that of all; 0 is no filter, 2 a loose one.
-  const effective = [read(path), read("net/ipv4/conf/all/rp_filter")].sort().at(-1);
+  const effective = [readSysctl(path), readSysctl("net/ipv4/conf/all/rp_filter")].sort().at(-1);
   return effective !== STRICT;
 }
 
@@ -106,15 +106,6 @@ function describeSysctl({ path, value }: Sysctl): string {
   // sysctl(8) writes a dot within a link's name as a slash.
   const parts = path.split("/").map((part) => part.replaceAll(".", "/"));
   return `${parts.join(".")}=${value}`;
-}
-
-function read(path: string): string | undefined {
-  try {
-    return Deno.readTextFileSync(`${SYSCTL_DIR}/${path}`).trim();
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
-  }
 }
 
 function write(sysctl: Sysctl): void {

@@ -6,6 +6,7 @@
 
 import { describe, TapkitError } from "../errors.ts";
 import { runSync } from "../exec.ts";
+import { isFile, isThere } from "../files.ts";
 import type { Family } from "../inet/ip.ts";
 import { memoryFile } from "../sys/memfd.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
@@ -46,7 +47,7 @@ export class Xtables {
    * @param table one of them, where others are not wanted; they may come all the same
    */
   save(family: Family, table?: string): string {
-    if (family === 6 && !hasIpv6()) return "";
+    if (family === 6 && !isThere("/proc/sys/net/ipv6")) return "";
     const program = this.#program(family, "save");
     if (program === undefined) return "";
     // Of the old tables, one that is named comes into being.
@@ -92,24 +93,9 @@ export class Xtables {
   }
 }
 
-function hasIpv6(): boolean {
-  try {
-    Deno.statSync("/proc/sys/net/ipv6");
-    return true;
-  } catch {
-    return false;
-  }
-}
-
 function findProgram(name: string): string | undefined {
   const path = (Deno.env.get("PATH") ?? "").split(":").filter((directory) => directory !== "");
-  return [...path, ...DIRECTORIES].map((directory) => `${directory}/${name}`).find((candidate) => {
-    try {
-      return Deno.statSync(candidate).isFile;
-    } catch {
-      return false;
-    }
-  });
+  return [...path, ...DIRECTORIES].map((directory) => `${directory}/${name}`).find(isFile);
 }
 
 /** All of a variant's programs are links to one. */

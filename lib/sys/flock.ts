@@ -24,11 +24,7 @@ export class Lock implements Disposable {
 
   [Symbol.dispose](): void {
     // Removed while it is held: whoever waits for it finds the file gone and makes a new one.
-    try {
-      if (this.#remove) removeFile(this.#path);
-    } catch {
-      // What was done under the lock is done: a file that nobody holds is taken by the next.
-    }
+    if (this.#remove) removeFile(this.#path);
     closeFd(this.#fd);
   }
 }
@@ -99,6 +95,6 @@ function removeFile(path: string): void {
   try {
     Deno.removeSync(path);
   } catch {
-    // What stays is a lock that nobody holds: the next to come takes it.
+    // What was done under the lock is done; a file that stays is taken by the next to come.
   }
 }

@@ -9,6 +9,7 @@
  */
 
 import { SyscallError, TapkitError } from "../errors.ts";
+import { removeIfThere } from "../files.ts";
 import { closeFd, cstr, Errno, libc, O_CREAT, O_EXCL, O_RDONLY, openFd, syscall } from "./libc.ts";
 
 /** Where named namespaces are bound, as `ip netns` has it. */
@@ -175,11 +176,5 @@ export function deleteNamedNetns(name: string): boolean {
     const errno = error instanceof SyscallError ? error.errno : undefined;
     if (errno !== Errno.EINVAL && errno !== Errno.ENOENT) throw error;
   }
-  try {
-    Deno.removeSync(path);
-    return true;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
-  }
+  return removeIfThere(path);
 }

@@ -5,6 +5,12 @@
  */
 
 import { TapkitError } from "../errors.ts";
+import { readIfThere } from "../files.ts";
+
+/** A setting's value; undefined where this kernel, or this link, has no such setting. */
+export function readSysctl(name: string): string | undefined {
+  return readIfThere(`/proc/sys/${name}`)?.trim();
+}
 
 /**
  * Writes a setting.

@@ -6,6 +6,7 @@
  */
 
 import { InputError, TapkitError } from "../errors.ts";
+import { discardFile, replaceFile } from "../files.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { FirewallKind } from "../firewall/store.ts";
@@ -14,22 +15,18 @@ import { canonicalIp, isIp, isLoopback, isMulticast, parseCidr } from "../inet/i
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { requireLink } from "../netlink/link.ts";
 import { getRoute } from "../netlink/route.ts";
-import { writeSysctl } from "../sys/sysctl.ts";
+import { readSysctl, writeSysctl } from "../sys/sysctl.ts";
+import { isVersioned, PORTS_SHAPE, RULES_SHAPE, type Shape } from "./shape.ts";
 import {
   addressesDir,
   addressNames,
   addressOwner,
-  hasShape,
   type HostPaths,
   inDirectory,
   type MappedPort,
-  PORTS_SHAPE,
+  readEach,
   readJson,
   readRecords,
-  removeIfThere,
-  replaceFile,
-  RULES_SHAPE,
-  type Shape,
 } from "./state.ts";
 import type { VmInterface } from "./types.ts";
 
@@ -55,39 +52,29 @@ const addressPath = (host: HostPaths, to: string) => `${addressesDir(host)}/${to
  * @throws {TapkitError} when the file is torn or foreign
  */
 export function readAddress(host: HostPaths, to: string): AddressRecord | undefined {
-  const path = addressPath(host, to);
-  const mend = `move the file away, then map what you want to ${to} anew`;
-  const value = readJson(path, mend) as Partial<AddressRecord> | null | undefined;
-  if (value === undefined) return undefined;
   const shape: Shape = { rules: RULES_SHAPE, mapPort: PORTS_SHAPE, firewall: "string" };
-  if (value?.version === 1 && value.to === to && hasShape(value, shape)) {
-    return value as AddressRecord;
-  }
-  throw new TapkitError(`the record ${path} is not one of this version of tapkit`, { mend });
+  return readJson(
+    addressPath(host, to),
+    (value): value is AddressRecord =>
+      isVersioned(value, shape) && (value as AddressRecord).to === to,
+    `move the file away, then map what you want to ${to} anew`,
+  );
 }
 
 /** All that can be read; what cannot is passed to `host.note`. */
 export function readAddresses(host: HostPaths): AddressRecord[] {
-  return addressNames(host).flatMap((to) => {
-    try {
-      return readAddress(host, to) ?? [];
-    } catch (error) {
-      if (!(error instanceof TapkitError)) throw error;
-      host.note(`warning: ${error.message}: ${error.mend}`);
-      return [];
-    }
-  });
+  return readEach(host, addressNames(host), (to) => readAddress(host, to));
 }
 
 /** Puts what is mapped to an address on disk. */
 export function writeAddress(host: HostPaths, record: AddressRecord): void {
-  inDirectory(addressesDir(host), () => replaceFile(addressPath(host, record.to), record));
+  const text = `${JSON.stringify(record)}\n`;
+  inDirectory(addressesDir(host), () => replaceFile(addressPath(host, record.to), text));
 }
 
 /** Forgets what was mapped to an address. */
 export function deleteAddress(host: HostPaths, to: string): void {
-  removeIfThere(`${addressPath(host, to)}.tmp`);
-  removeIfThere(addressPath(host, to));
+  discardFile(addressPath(host, to));
 }
 
 /**
@@ -141,7 +128,9 @@ export function newAddress(
     },
     mapPort: [],
     firewall,
-    ...isIp(to) === 4 && readLocalnet(link) === "0" ? { localnet: true } : {},
+    ...isIp(to) === 4 && link !== "" && readSysctl(localnetPath(link)) === "0"
+      ? { localnet: true }
+      : {},
   };
 }
 
@@ -153,16 +142,6 @@ function linkTowards(nl: NetlinkConnection, address: string): string | undefined
 }
 
 const localnetPath = (link: string) => `net/ipv4/conf/${link}/route_localnet`;
-
-function readLocalnet(link: string): string | undefined {
-  if (link === "") return undefined;
-  try {
-    return Deno.readTextFileSync(`/proc/sys/${localnetPath(link)}`).trim();
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
-  }
-}
 
 /** Takes away what is there of an address but its record, when its last port goes. */
 export function leaveAddress(host: HostPaths, firewall: Firewall, record: AddressRecord): void {

@@ -12,6 +12,7 @@ import type { NetworkAttachment } from "../cni/plan.ts";
 import { type Added, addNetwork, hasExecuted } from "../cni/runtime.ts";
 import type { Result } from "../cni/types.ts";
 import { TapkitError } from "../errors.ts";
+import { isThere } from "../files.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { FirewallKind } from "../firewall/store.ts";
 import { ensureSysctls } from "../firewall/sysctls.ts";
@@ -51,7 +52,6 @@ import {
   deleteRecord,
   firewallOf,
   forgetGeneration,
-  isThere,
   lockHost,
   lockVm,
   netnsName,

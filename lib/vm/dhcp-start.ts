@@ -5,7 +5,8 @@
  */
 
 import { spawnDetached } from "../exec.ts";
-import { hostPaths, isThere, lockDhcpServer, recordNames } from "./state.ts";
+import { isThere } from "../files.ts";
+import { hostPaths, lockDhcpServer, recordNames } from "./state.ts";
 import type { HostOptions } from "./types.ts";
 
 const UNIT = "tapkit-dhcp.service";

@@ -8,11 +8,11 @@
 import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
 import { gcNetwork } from "../cni/executed.ts";
 import { describe, TapkitError } from "../errors.ts";
+import { isThere } from "../files.ts";
 import { removeAttachment } from "./remove.ts";
 import { type Host, openHost } from "./session.ts";
 import {
   type HostPaths,
-  isThere,
   lockHost,
   lockVm,
   readRecord,

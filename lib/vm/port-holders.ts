@@ -5,6 +5,7 @@
  */
 
 import { InputError, TapkitError } from "../errors.ts";
+import { isThere } from "../files.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { FirewallKind } from "../firewall/store.ts";
@@ -22,7 +23,6 @@ import {
   firewallOf,
   hasRecord,
   type HostPaths,
-  isThere,
   type PortOwners,
   readRecord,
   type StoredRecord,

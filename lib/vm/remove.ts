@@ -10,6 +10,7 @@ import { type NetworkAttachment, planNetwork, type PluginChoice } from "../cni/p
 import { delNetwork } from "../cni/runtime.ts";
 import { LINK_GROUP } from "../cni/plugins/bridge-device.ts";
 import { TapkitError } from "../errors.ts";
+import { isThere } from "../files.ts";
 import { deleteLinkGroup } from "../netlink/link.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import { deleteNamedNetns, netnsPath } from "../sys/netns.ts";
@@ -20,7 +21,6 @@ import {
   deleteRecord,
   firewallOf,
   type HostPaths,
-  isThere,
   lockHost,
   lockVm,
   netnsName,

@@ -18,11 +18,20 @@
  */
 
 import { InputError, TapkitError } from "../errors.ts";
+import {
+  discardFile,
+  isThere,
+  readIfThere,
+  removeIfEmpty,
+  removeIfThere,
+  replaceFile,
+} from "../files.ts";
 import type { NetworkAttachment } from "../cni/plan.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import type { FirewallKind } from "../firewall/store.ts";
 import { type Lock, lockFile, lockFileAsync } from "../sys/flock.ts";
+import { isRecord } from "./shape.ts";
 import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
 
 /** {@linkcode HostOptions} with every default filled in. */
@@ -203,37 +212,24 @@ export async function tidyState(host: HostPaths): Promise<void> {
       removeIfThere(generationPath(host));
       removeIfThere(`${host.stateDir}/lock`);
       // Files are made in these with the lock held.
-      removeEmpty(idsDir(host));
-      removeEmpty(vmsDir(host));
-      removeEmpty(addressesDir(host));
+      removeIfEmpty(idsDir(host));
+      removeIfEmpty(vmsDir(host));
+      removeIfEmpty(addressesDir(host));
     }
   }
-  removeEmpty(locksDir(host));
-  removeEmpty(host.stateDir);
+  removeIfEmpty(locksDir(host));
+  removeIfEmpty(host.stateDir);
 }
 
 function isUsed(host: HostPaths): boolean {
   return recordNames(host).length + addressNames(host).length > 0;
 }
 
-function removeEmpty(directory: string): void {
-  try {
-    Deno.removeSync(directory);
-  } catch {
-    // Not empty, or gone already.
-  }
-}
-
 const generationPath = (host: HostPaths) => `${host.stateDir}/generation`;
 
 /** Which rules in the kernel were last seen to have every record's ports. */
 export function readGeneration(host: HostPaths): string | undefined {
-  try {
-    return Deno.readTextFileSync(generationPath(host));
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
-  }
+  return readIfThere(generationPath(host));
 }
 
 /** Remembers that certain rules have every record's ports. The caller holds the host's lock. */
@@ -245,26 +241,6 @@ export function writeGeneration(host: HostPaths, generation: string): void {
 /** Forgets it: a record's ports are about to be out of the kernel. */
 export function forgetGeneration(host: HostPaths): void {
   removeIfThere(generationPath(host));
-}
-
-/** Whether a path names anything at all. */
-export function isThere(path: string): boolean {
-  try {
-    Deno.lstatSync(path);
-    return true;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
-  }
-}
-
-/** Deletes a file that may be there. */
-export function removeIfThere(path: string): void {
-  try {
-    Deno.removeSync(path);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  }
 }
 
 /** How much of a container id names a link: what Weave Net takes of it. */
@@ -352,15 +328,28 @@ export function addressOf(owner: string): string | undefined {
   return owner.startsWith(ADDRESS_OWNER) ? owner.slice(ADDRESS_OWNER.length) : undefined;
 }
 
-/** Reads a JSON file; undefined where there is none. */
-export function readJson(path: string, mend: string): unknown {
+/**
+ * Reads a file that tapkit wrote; undefined where there is none.
+ *
+ * @param isOurs whether it is what a file of that name holds
+ * @param mend what to do with one that is not
+ * @throws {TapkitError} when the file is torn or foreign
+ */
+export function readJson<T>(
+  path: string,
+  isOurs: (value: unknown) => value is T,
+  mend: string,
+): T | undefined {
+  const text = readIfThere(path);
+  if (text === undefined) return undefined;
+  let value: unknown;
   try {
-    return JSON.parse(Deno.readTextFileSync(path));
+    value = JSON.parse(text);
   } catch (cause) {
-    if (cause instanceof Deno.errors.NotFound) return undefined;
-    if (!(cause instanceof SyntaxError)) throw cause;
     throw new TapkitError(`the record ${path} is no JSON`, { mend, cause });
   }
+  if (isOurs(value)) return value;
+  throw new TapkitError(`the record ${path} is not one of this version of tapkit`, { mend });
 }
 
 /**
@@ -370,86 +359,11 @@ export function readJson(path: string, mend: string): unknown {
  * @throws {TapkitError} when the file is torn or foreign
  */
 export function readRecord(host: HostPaths, name: string): StoredRecord | undefined {
-  const path = recordPath(host, name);
-  const mend = `move the file away, then run attach-vm ${name} --remove`;
-  const value = readJson(path, mend) as Partial<StoredRecord> | null | undefined;
-  if (value === undefined) return undefined;
-  if (value?.version !== 1 || value.vm !== name || !isRecord(value)) {
-    throw new TapkitError(`the record ${path} is not one of this version of tapkit`, { mend });
-  }
-  return value as StoredRecord;
-}
-
-/** A type's name, a list of one shape, or what an object has at least. */
-export type Shape = "boolean" | "number" | "string" | readonly [Shape] | {
-  readonly [key: string]: Shape;
-};
-
-/** Port mappings. */
-export const PORTS_SHAPE: Shape = [
-  { hostIP: "string", hostPort: "number", vmPort: "number", protocol: "string" },
-];
-
-/** What the firewall does for one interface. */
-export const RULES_SHAPE: Shape = {
-  owner: "string",
-  link: "string",
-  addresses: ["string"],
-  ports: PORTS_SHAPE,
-};
-
-/** What is relied upon of a record, which anybody may have written. */
-const RECORD_SHAPE: Shape = {
-  id: "string",
-  netns: "string",
-  interfaces: [{
-    name: "string",
-    network: "string",
-    mode: "string",
-    tap: "string",
-    mac: "string",
-    mtu: "number",
-    addresses: [{ address: "string" }],
-    routes: [{ dst: "string" }],
-  }],
-  dns: { nameservers: ["string"], search: ["string"] },
-  ports: PORTS_SHAPE,
-  made: {
-    phase: "string",
-    netnsGiven: "boolean",
-    request: { name: "string" },
-    networks: [{
-      network: "string",
-      containerId: "string",
-      ifName: "string",
-      plugins: [{ type: "string", config: {} }],
-    }],
-    guests: [RULES_SHAPE],
-  },
-};
-
-function isRecord(value: Partial<StoredRecord>): boolean {
-  if (!hasShape(value, RECORD_SHAPE)) return false;
-  const owners = value.made?.portOwners;
-  return owners === undefined || hasShape(owners, { attach: PORTS_SHAPE, mapPort: PORTS_SHAPE });
-}
-
-/** Whether a value has at least what a shape says. */
-export function hasShape(value: unknown, shape: Shape): boolean {
-  if (typeof shape === "string") {
-    const type: string = typeof value;
-    return type === shape;
-  }
-  if (isListShape(shape)) {
-    return Array.isArray(value) && value.every((item) => hasShape(item, shape[0]));
-  }
-  if (typeof value !== "object" || value === null) return false;
-  const fields: Readonly<Record<string, unknown>> = { ...value };
-  return Object.entries(shape).every(([key, inner]) => hasShape(fields[key], inner));
-}
-
-function isListShape(shape: Exclude<Shape, string>): shape is readonly [Shape] {
-  return Array.isArray(shape);
+  return readJson(
+    recordPath(host, name),
+    (value): value is StoredRecord => isRecord(value) && (value as StoredRecord).vm === name,
+    `move the file away, then run attach-vm ${name} --remove`,
+  );
 }
 
 /** All readable records, or those of the names; one that is not readable is passed to `host.note`. */
@@ -457,9 +371,18 @@ export function readRecords(
   host: HostPaths,
   names: readonly string[] = recordNames(host),
 ): StoredRecord[] {
+  return readEach(host, names, (name) => readRecord(host, name));
+}
+
+/** What is there of these names and can be read; what cannot is passed to `host.note`. */
+export function readEach<T>(
+  host: HostPaths,
+  names: readonly string[],
+  read: (name: string) => T | undefined,
+): T[] {
   return names.flatMap((name) => {
     try {
-      return readRecord(host, name) ?? [];
+      return read(name) ?? [];
     } catch (error) {
       if (!(error instanceof TapkitError)) throw error;
       host.note(`warning: ${error.message}: ${error.mend}`);
@@ -470,32 +393,12 @@ export function readRecords(
 
 /** Puts a record in place of the one before: whole or not at all, also after a power failure. */
 export function writeRecord(host: HostPaths, record: StoredRecord): void {
-  inRecordsDir(host, (directory) => replaceFile(`${directory}/${record.vm}.json`, record));
-}
-
-/** Writes a value as JSON in place of what a file held, whole or not at all. */
-export function replaceFile(path: string, value: unknown): void {
-  const temporary = `${path}.tmp`;
-  {
-    using file = Deno.openSync(temporary, {
-      write: true,
-      create: true,
-      truncate: true,
-      mode: 0o600,
-    });
-    const bytes = new TextEncoder().encode(`${JSON.stringify(value)}\n`);
-    for (let written = 0; written < bytes.length;) {
-      written += file.writeSync(bytes.subarray(written));
-    }
-    file.syncDataSync();
-  }
-  Deno.renameSync(temporary, path);
+  inRecordsDir(host, () => replaceFile(recordPath(host, record.vm), `${JSON.stringify(record)}\n`));
 }
 
 /** Takes a record away, and what a crash left of the next one. */
 export function deleteRecord(host: HostPaths, name: string): void {
-  removeIfThere(`${recordPath(host, name)}.tmp`);
-  removeIfThere(recordPath(host, name));
+  discardFile(recordPath(host, name));
 }
 
 /** What is printed of a record. */

@@ -5,7 +5,7 @@
  */
 
 import { assertEquals } from "@std/assert";
-import { isThere } from "../../lib/vm/state.ts";
+import { isThere } from "../../lib/files.ts";
 
 const PROCESSES = 4;
 const ROUNDS = 150;

@@ -10,6 +10,7 @@
  */
 
 import { TapkitError } from "../../errors.ts";
+import { readIfThere, removeIfThere } from "../../files.ts";
 import { bigIntToIp, ipToBigInt, isIp } from "../../inet/ip.ts";
 import { lockFile } from "../../sys/flock.ts";
 import type { UndoStack } from "../../undo.ts";
@@ -304,18 +305,17 @@ function listNames(directory: string): string[] {
 
 function readFile(path: string): string | undefined {
   try {
-    return Deno.readTextFileSync(path);
+    return readIfThere(path);
   } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
     throw ioFailure(path, error);
   }
 }
 
 function remove(path: string): void {
   try {
-    Deno.removeSync(path);
+    removeIfThere(path);
   } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw ioFailure(path, error);
+    throw ioFailure(path, error);
   }
 }
 

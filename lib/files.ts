@@ -1,0 +1,88 @@
+/**
+ * Files that may be there or not, and files that change as a whole.
+ *
+ * @module
+ */
+
+/** Whether a path names anything at all, a dangling link too. */
+export function isThere(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch (error) {
+    if (isAbsence(error)) return false;
+    throw error;
+  }
+}
+
+/** Whether a path names a file, by way of links too. */
+export function isFile(path: string): boolean {
+  try {
+    return Deno.statSync(path).isFile;
+  } catch {
+    return false;
+  }
+}
+
+/** What a file holds; undefined where there is none. */
+export function readIfThere(path: string): string | undefined {
+  try {
+    return Deno.readTextFileSync(path);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
+}
+
+/** Deletes a file that may be there; returns whether it was. */
+export function removeIfThere(path: string): boolean {
+  try {
+    Deno.removeSync(path);
+    return true;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
+/** Deletes a directory unless something is in it, or it is gone already. */
+export function removeIfEmpty(directory: string): void {
+  try {
+    Deno.removeSync(directory);
+  } catch {
+    // Another process may fill it, or delete it, at any moment.
+  }
+}
+
+/** Writes all of the bytes: one write may take a part of them. */
+export function writeAll(file: Deno.FsFile, bytes: Uint8Array): void {
+  for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
+}
+
+const temporaryOf = (path: string) => `${path}.tmp`;
+
+/** Puts a text, for root alone, in place of what a file held: whole or not at all, also after a power failure. */
+export function replaceFile(path: string, text: string): void {
+  const temporary = temporaryOf(path);
+  {
+    using file = Deno.openSync(temporary, {
+      write: true,
+      create: true,
+      truncate: true,
+      mode: 0o600,
+    });
+    writeAll(file, new TextEncoder().encode(text));
+    file.syncDataSync();
+  }
+  Deno.renameSync(temporary, path);
+}
+
+/** Deletes a file that may be there, and what a crash left of the one to replace it. */
+export function discardFile(path: string): void {
+  removeIfThere(temporaryOf(path));
+  removeIfThere(path);
+}
+
+function isAbsence(error: unknown): boolean {
+  return error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory;
+}
