@@ -12,8 +12,7 @@ import { TapkitError } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import { parseCidr } from "../inet/ip.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
-import { getLink } from "../netlink/link.ts";
-import { getRoute } from "../netlink/route.ts";
+import { linkTowards } from "../netlink/route.ts";
 import type { Netns } from "../sys/netns.ts";
 import type { UndoStack } from "../undo.ts";
 import { builtinPlugin, type NetworkAttachment, type PluginHost } from "./plan.ts";
@@ -228,11 +227,7 @@ function completeRules(
   if (!masquerade && !forward && ports.length === 0) return undefined;
   // After a plugin that was executed, nobody has said where the guest is.
   const addresses = guest.addresses ?? result.ips.map(({ address }) => parseCidr(address).address);
-  const link = guest.link ?? linkTowards(hostNl, addresses[0]);
+  const [first] = addresses;
+  const link = guest.link ?? (first && linkTowards(hostNl, first)) ?? "";
   return { owner, link, addresses, masquerade, forward, ports };
-}
-
-function linkTowards(nl: NetlinkConnection, address: string | undefined): string {
-  const oif = address === undefined ? undefined : getRoute(nl, address)?.oif;
-  return (oif === undefined ? undefined : getLink(nl, oif)?.name) ?? "";
 }

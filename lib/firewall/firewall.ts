@@ -6,7 +6,6 @@
 
 import { isIp, isLoopback } from "../inet/ip.ts";
 import { PortConflictError, type PortMapping, type TakenPorts } from "../inet/ports.ts";
-import { listAddresses } from "../netlink/address.ts";
 import { deleteConntrack } from "../netlink/conntrack.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { NetlinkError } from "../netlink/errors.ts";
@@ -56,7 +55,7 @@ export class Firewall implements Disposable {
   readonly #store: ElementStore;
   readonly #policies: PolicyStore;
   readonly #netfilter: NetlinkConnection;
-  readonly #route: NetlinkConnection;
+  readonly #ownAddresses: () => ReadonlySet<string>;
   /** Changes whose tracked connections have not been looked for yet. */
   readonly #putOff: FlowChange[] = [];
   #putOffLimit = 0;
@@ -64,13 +63,14 @@ export class Firewall implements Disposable {
   readonly mixed: boolean;
   readonly #gates: readonly Gate[];
 
-  /** @param store closed with this, as the connections are; all of one namespace */
+  /** @param store closed with this, as the connection is; all of one namespace */
   constructor(
     store: ElementStore,
-    { policies, netfilter, route, mixed, gates }: {
+    { policies, netfilter, ownAddresses, mixed, gates }: {
       readonly policies: PolicyStore;
       readonly netfilter: NetlinkConnection;
-      readonly route: NetlinkConnection;
+      /** The namespace's, without prefix lengths. */
+      readonly ownAddresses: () => ReadonlySet<string>;
       readonly mixed: boolean;
       readonly gates: readonly Gate[];
     },
@@ -78,7 +78,7 @@ export class Firewall implements Disposable {
     this.#store = store;
     this.#policies = policies;
     this.#netfilter = netfilter;
-    this.#route = route;
+    this.#ownAddresses = ownAddresses;
     this.mixed = mixed;
     this.#gates = gates;
   }
@@ -294,7 +294,7 @@ export class Firewall implements Disposable {
 
   [Symbol.dispose](): void {
     using stack = new DisposableStack();
-    for (const part of [this.#route, this.#netfilter, this.#store]) stack.use(part);
+    for (const part of [this.#netfilter, this.#store]) stack.use(part);
     this.#endPutOffFlows();
   }
 
@@ -374,12 +374,8 @@ export class Firewall implements Disposable {
     if (matches.length === 0) return;
     let local: ReadonlySet<string> | undefined;
     const isLocal = (address: string) =>
-      isLoopback(address) || (local ??= this.#localAddresses()).has(address);
+      isLoopback(address) || (local ??= this.#ownAddresses()).has(address);
     deleteConntrack(this.#netfilter, matches, (flow) => flowIsStale(flow, change, isLocal));
-  }
-
-  #localAddresses(): Set<string> {
-    return new Set(listAddresses(this.#route).map(({ address }) => address.split("/", 1)[0]!));
   }
 }
 

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { ownAddresses } from "../netlink/address.ts";
 import { openNetfilter } from "../netlink/conntrack.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { currentNetns, type Netns, withNetns } from "../sys/netns.ts";
@@ -34,7 +35,6 @@ export async function openFirewall({ kind, netns: at }: OpenOptions = {}): Promi
   using stack = new DisposableStack();
   const netns = stack.use(inside(at, currentNetns));
   const netfilter = stack.use(inside(at, openNetfilter));
-  const route = stack.use(inside(at, () => NetlinkConnection.open()));
   const survey = { tables: listTables(netfilter), legacy: inside(at, legacyTables) };
   const store = (kind ?? await usualKind(survey)) === "nftables"
     ? new NftStore(netns, netfilter)
@@ -48,7 +48,11 @@ export async function openFirewall({ kind, netns: at }: OpenOptions = {}): Promi
   return new Firewall(store, {
     policies: new PolicyStore(netns, netfilter),
     netfilter,
-    route,
+    ownAddresses: () =>
+      withNetns(netns, () => {
+        using nl = NetlinkConnection.open();
+        return ownAddresses(nl);
+      }),
     mixed: mixed ?? false,
     gates,
   });

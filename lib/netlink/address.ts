@@ -193,6 +193,11 @@ export function addAddress(nl: NetlinkConnection, request: AddressRequest): bool
   }
 }
 
+/** All addresses of the namespace, without prefix lengths. */
+export function ownAddresses(nl: NetlinkConnection): Set<string> {
+  return new Set(listAddresses(nl).map(({ address }) => address.split("/", 1)[0]!));
+}
+
 /**
  * Takes an address from a link.
  *

@@ -9,6 +9,7 @@ import { Errno } from "../sys/libc.ts";
 import { addressFamily, decodeIp, ipFamily, RT_SCOPE, type Scope, scopeOf } from "./address.ts";
 import type { NetlinkConnection } from "./connection.ts";
 import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
+import { getLink } from "./link.ts";
 import { NLM_F, RTM } from "./message.ts";
 import { Decoder, Encoder } from "./wire.ts";
 
@@ -382,6 +383,18 @@ export function getRoute(nl: NetlinkConnection, destination: string): Route | un
     if (error instanceof NetlinkError && unreachable.includes(error.errno)) return undefined;
     throw error;
   }
+}
+
+/**
+ * The name of the link by which packets to an address leave.
+ *
+ * @returns `""` for the host's own, undefined where it cannot be reached
+ * @throws {InputError} when the address is malformed
+ */
+export function linkTowards(nl: NetlinkConnection, address: string): string | undefined {
+  const route = getRoute(nl, address);
+  if (route?.oif === undefined) return undefined;
+  return route.type === "local" ? "" : getLink(nl, route.oif)?.name;
 }
 
 function subjectOf(action: string, key: RouteKey): Subject {

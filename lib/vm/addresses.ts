@@ -13,8 +13,7 @@ import type { FirewallKind } from "../firewall/store.ts";
 import { ensureSysctls } from "../firewall/sysctls.ts";
 import { canonicalIp, isIp, isLoopback, isMulticast, parseCidr } from "../inet/ip.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
-import { requireLink } from "../netlink/link.ts";
-import { getRoute } from "../netlink/route.ts";
+import { getRoute, linkTowards } from "../netlink/route.ts";
 import { readSysctl, writeSysctl } from "../sys/sysctl.ts";
 import { isVersioned, PORTS_SHAPE, RULES_SHAPE, type Shape } from "./shape.ts";
 import {
@@ -132,13 +131,6 @@ export function newAddress(
       ? { localnet: true }
       : {},
   };
-}
-
-/** The link by which packets to an address leave; `""` for the host's own. */
-function linkTowards(nl: NetlinkConnection, address: string): string | undefined {
-  const route = getRoute(nl, address);
-  if (route?.oif === undefined) return undefined;
-  return route.type === "local" ? "" : requireLink(nl, route.oif).name;
 }
 
 const localnetPath = (link: string) => `net/ipv4/conf/${link}/route_localnet`;

@@ -7,7 +7,7 @@
 import { TapkitError } from "../errors.ts";
 import type { EgressRule, GuestRules } from "../firewall/model.ts";
 import { cidrsOverlap, parseCidr } from "../inet/ip.ts";
-import { listAddresses } from "../netlink/address.ts";
+import { ownAddresses } from "../netlink/address.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink } from "../netlink/link.ts";
 import type { AttachRequest, VmInterface, VmRecord } from "./types.ts";
@@ -107,7 +107,7 @@ function requireRouting(
   hostLink: string | undefined,
   { hostNl }: LinkEnds,
 ): void {
-  const own = new Set(listAddresses(hostNl).map(({ address }) => address.split("/", 1)[0]!));
+  const own = ownAddresses(hostNl);
   const gateways = addresses.flatMap(({ gateway }) => gateway ?? []);
   const why =
     hostLink === undefined || gateways.length === 0 || !gateways.every((ip) => own.has(ip))
