@@ -14,66 +14,42 @@ import {
   type Protocol,
   type TakenPorts,
 } from "../inet/ports.ts";
-import { nfgenmsg, NFNL_SUBSYS, nfnlType, openNetfilter } from "../netlink/conntrack.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
-import { NetlinkError } from "../netlink/errors.ts";
+import { currentNetns } from "../sys/netns.ts";
+import type { NftTable } from "./store.ts";
+import { chainExists, legacyTables } from "./survey.ts";
 
 /** How the owners of Docker's ports begin; the container's address follows. */
 export const DOCKER_OWNER = "docker:";
 
-/** linux/netfilter.h. */
-const NFPROTO = { IPV4: 2, IPV6: 10 } as const;
-/** linux/netfilter/nf_tables.h. */
-const NFT_MSG_GETCHAIN = 4;
-const NFTA_CHAIN = { TABLE: 1, NAME: 3 } as const;
+const NAT_TABLES: readonly NftTable[] = ["ip", "ip6"].map((family) => ({ family, name: "nat" }));
 
 /**
  * The ports that Docker's rules map in the current network namespace. Without such rules this
  * costs two looks at the kernel.
+ *
+ * @param nl a connection to its netfilter
  */
-export function dockerPorts(): TakenPorts[] {
-  using nl = openNetfilter();
-  const rules = [
-    ...hasNftChain(nl, NFPROTO.IPV4) ? natRules("iptables-nft-save") : [],
-    ...hasNftChain(nl, NFPROTO.IPV6) ? natRules("ip6tables-nft-save") : [],
-    ...hasLegacyTable("ip_tables_names") ? natRules("iptables-legacy-save") : [],
-    ...hasLegacyTable("ip6_tables_names") ? natRules("ip6tables-legacy-save") : [],
+export async function dockerPorts(nl: NetlinkConnection): Promise<TakenPorts[]> {
+  const places = [
+    ...NAT_TABLES.filter((table) => chainExists(nl, table, "DOCKER"))
+      .map(({ family }) => ({ variant: "nft", family } as const)),
+    ...legacyTables().filter(({ name }) => name === "nat")
+      .map(({ family }) => ({ variant: "legacy", family } as const)),
   ];
-  return rules.flatMap((rule) => parseDockerRule(rule) ?? []);
-}
-
-/** Whether iptables-nft has a chain DOCKER in its nat table. */
-function hasNftChain(nl: NetlinkConnection, family: number): boolean {
-  const payload = nfgenmsg(family)
-    .attrString(NFTA_CHAIN.TABLE, "nat").attrString(NFTA_CHAIN.NAME, "DOCKER").finish();
-  try {
-    const subject = { action: "look up", object: 'iptables chain "DOCKER"' };
-    return nl.request(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG_GETCHAIN), 0, payload, subject)
-      .length > 0;
-  } catch (error) {
-    if (error instanceof NetlinkError) return false;
-    throw error;
-  }
-}
-
-/** /proc lists the tables that iptables-legacy has ever made in this namespace. */
-function hasLegacyTable(list: string): boolean {
-  try {
-    return Deno.readTextFileSync(`/proc/thread-self/net/${list}`).split("\n").includes("nat");
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
-  }
-}
-
-function natRules(command: string): string[] {
-  try {
-    return runSync(command, ["-t", "nat"]).split("\n");
-  } catch (error) {
-    // Whoever made the rules had the program; without it they cannot be read.
-    if (error instanceof TapkitError) return [];
-    throw error;
-  }
+  if (places.length === 0) return [];
+  const { Xtables } = await import("./xtables.ts");
+  using netns = currentNetns();
+  return places.flatMap(({ variant, family }) => {
+    try {
+      const saved = new Xtables(variant, netns).save(family === "ip6" ? 6 : 4, "nat");
+      return saved.split("\n").flatMap((rule) => parseDockerRule(rule) ?? []);
+    } catch (error) {
+      // What cannot be read cannot be told of; a listener may still be found.
+      if (error instanceof TapkitError) return [];
+      throw error;
+    }
+  });
 }
 
 /**

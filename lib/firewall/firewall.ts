@@ -9,6 +9,7 @@ import { PortConflictError, type PortMapping, type TakenPorts } from "../inet/po
 import { deleteConntrack } from "../netlink/conntrack.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { NetlinkError } from "../netlink/errors.ts";
+import { dockerPorts } from "./docker-ports.ts";
 import { type FlowChange, flowIsStale, flowMatches } from "./flows.ts";
 import { NftablesError } from "./libnftables.ts";
 import type { Gate } from "./gate.ts";
@@ -253,6 +254,11 @@ export class Firewall implements Disposable {
       owner: element.owner,
       mappings: [{ ...hostPortOf(element), vmPort: Number(element.value?.[1]) }],
     }));
+  }
+
+  /** The ports that Docker maps in this namespace, by its containers' addresses. */
+  async dockerPorts(): Promise<TakenPorts[]> {
+    return await dockerPorts(this.#netfilter);
   }
 
   /**

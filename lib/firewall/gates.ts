@@ -8,11 +8,11 @@ import type { NetlinkConnection } from "../netlink/connection.ts";
 import type { Netns } from "../sys/netns.ts";
 import type { Gate } from "./gate.ts";
 import { IptablesGate } from "./iptables-gate.ts";
-import { listForwardChains } from "./kernel.ts";
 import { hasLibnftables } from "./libnftables.ts";
 import { ClosedPorts, NftGate } from "./nft-gate.ts";
 import { CLOSED_TABLE } from "./ruleset.ts";
 import type { ForwardChain, Survey } from "./store.ts";
+import { listForwardChains } from "./survey.ts";
 import { installedVariants, Xtables } from "./xtables.ts";
 
 /**

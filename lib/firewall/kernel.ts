@@ -7,9 +7,9 @@
  * @module
  */
 
-import { nfgenmsg, NFGENMSG_LEN, NFNL_SUBSYS, nfnlType } from "../netlink/conntrack.ts";
+import { NFGENMSG_LEN, NFNL_SUBSYS, nfnlType } from "../netlink/conntrack.ts";
 import type { BatchedRequest, NetlinkConnection } from "../netlink/connection.ts";
-import { NetlinkError, type Subject } from "../netlink/errors.ts";
+import type { Subject } from "../netlink/errors.ts";
 import { AF, NLM_F } from "../netlink/message.ts";
 import { Decoder, Encoder } from "../netlink/wire.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
@@ -36,23 +36,9 @@ import {
   type Table,
   tableLabel,
 } from "./ruleset.ts";
-import type { ElementStore, ForwardChain, NftTable, StoreState } from "./store.ts";
+import type { ElementStore, StoreState } from "./store.ts";
+import { NFT_MSG, NFTA_TABLE, tolerateAbsence } from "./survey.ts";
 
-/** linux/netfilter/nf_tables.h. */
-const NFT_MSG = {
-  GETTABLE: 1,
-  DELTABLE: 2,
-  GETCHAIN: 4,
-  GETRULE: 7,
-  NEWSETELEM: 12,
-  GETSETELEM: 13,
-  DELSETELEM: 14,
-} as const;
-const NFTA_TABLE = { NAME: 1, USERDATA: 6 } as const;
-const NFTA_CHAIN = { TABLE: 1, NAME: 3, HOOK: 4, POLICY: 5, TYPE: 7 } as const;
-const NFTA_HOOK_HOOKNUM = 1;
-/** linux/netfilter.h. */
-const NF = { DROP: 0, INET_FORWARD: 2 } as const;
 /** linux/netfilter/nfnetlink.h. */
 const NFNL_MSG_BATCH = { BEGIN: 0x10, END: 0x11 } as const;
 
@@ -142,85 +128,6 @@ export class NftStore implements ElementStore {
 
 function markText({ chain, comment }: RuleMark): string {
   return `${chain}: ${comment}`;
-}
-
-/** linux/netfilter.h. */
-const NFPROTO: Readonly<Record<number, string>> = {
-  1: "inet",
-  2: "ip",
-  3: "arp",
-  5: "netdev",
-  7: "bridge",
-  10: "ip6",
-};
-
-/**
- * All tables of all families.
- *
- * Equivalent to: `nft list tables`
- *
- * @returns undefined where the kernel has no nf_tables
- */
-export function listTables(nl: NetlinkConnection): NftTable[] | undefined {
-  let messages;
-  try {
-    messages = nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETTABLE), nfgenmsg(0).finish(), {
-      op: "NFT_MSG_GETTABLE",
-      action: "list",
-      object: "nftables tables",
-    });
-  } catch (error) {
-    // nfnetlink answers so for a subsystem that is not there.
-    if (error instanceof NetlinkError && error.code === "EINVAL") return undefined;
-    throw error;
-  }
-  return messages.map(({ payload }) => {
-    const family = payload[0]!;
-    const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
-    const name = attributes.find(({ type }) => type === NFTA_TABLE.NAME)?.value.asString() ?? "";
-    return { family: NFPROTO[family] ?? `${family}`, name };
-  });
-}
-
-/** All chains that filter what is forwarded, and whether their policy is to drop it. */
-export function listForwardChains(
-  nl: NetlinkConnection,
-): (ForwardChain & { readonly drops: boolean })[] {
-  const messages = nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETCHAIN), nfgenmsg(0).finish(), {
-    op: "NFT_MSG_GETCHAIN",
-    action: "list",
-    object: "nftables chains",
-  });
-  return messages.flatMap(({ payload }) => {
-    const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
-    const get = (wanted: number) => attributes.find(({ type }) => type === wanted)?.value;
-    const family = NFPROTO[payload[0]!] ?? "";
-    const hook = get(NFTA_CHAIN.HOOK)?.attributes().find(({ type }) => type === NFTA_HOOK_HOOKNUM);
-    if (!["inet", "ip", "ip6"].includes(family) || hook === undefined) return [];
-    if (hook.value.asU32be() !== NF.INET_FORWARD) return [];
-    if (get(NFTA_CHAIN.TYPE)?.asString() !== "filter") return [];
-    return [{
-      family,
-      table: get(NFTA_CHAIN.TABLE)?.asString() ?? "",
-      chain: get(NFTA_CHAIN.NAME)?.asString() ?? "",
-      drops: get(NFTA_CHAIN.POLICY)?.asU32be() === NF.DROP,
-    }];
-  });
-}
-
-/** Whether a chain is there. */
-export function chainExists(nl: NetlinkConnection, { family, name }: NftTable, chain: string) {
-  const number = Number(Object.entries(NFPROTO).find(([, text]) => text === family)?.[0] ?? family);
-  const payload = nfgenmsg(number).attrString(NFTA_CHAIN.TABLE, name)
-    .attrString(NFTA_CHAIN.NAME, chain).finish();
-  const found = tolerateAbsence(() =>
-    nl.request(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETCHAIN), 0, payload, {
-      op: "NFT_MSG_GETCHAIN",
-      action: "look up",
-      object: `chain "${chain}" of nftables table "${family} ${name}"`,
-    })
-  );
-  return found !== undefined;
 }
 
 /** The table's comment, `""` where it has none; undefined where there is no table. */
@@ -355,16 +262,4 @@ function commit(
     ...requests,
     { type: NFNL_MSG_BATCH.END, flags: 0, payload },
   ], subject);
-}
-
-const ABSENT: ReadonlySet<string> = new Set(["ENOENT", "EINVAL"]);
-
-function tolerateAbsence<T>(read: () => T): T | undefined {
-  try {
-    return read();
-  } catch (error) {
-    // EINVAL is nfnetlink's answer where the kernel has no nf_tables.
-    if (error instanceof NetlinkError && ABSENT.has(error.code)) return undefined;
-    throw error;
-  }
 }

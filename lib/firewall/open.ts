@@ -9,11 +9,12 @@ import { openNetfilter } from "../netlink/conntrack.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { currentNetns, type Netns, withNetns } from "../sys/netns.ts";
 import { Firewall } from "./firewall.ts";
-import { chainExists, listTables, NftStore } from "./kernel.ts";
+import { NftStore } from "./kernel.ts";
 import { hasLibnftables } from "./libnftables.ts";
 import { CLOSED_TABLE, TABLE } from "./ruleset.ts";
 import { PolicyStore } from "./policy.ts";
 import type { FirewallKind, NftTable, Survey } from "./store.ts";
+import { chainExists, legacyTables, listTables } from "./survey.ts";
 
 /** The chain that tapkit has in iptables wherever it has any. */
 const PUBLISHED = "TAPKIT-PUBLISHED";
@@ -89,17 +90,4 @@ function isOwn(name: string): boolean {
 
 function isOwnTable({ family, name }: NftTable): boolean {
   return family === "inet" && name === TABLE;
-}
-
-/** The old tables of iptables that have been used in the current network namespace. */
-function legacyTables(): NftTable[] {
-  return ["ip", "ip6"].flatMap((family) => {
-    try {
-      const names = Deno.readTextFileSync(`/proc/thread-self/net/${family}_tables_names`);
-      return names.split("\n").filter(Boolean).map((name) => ({ family, name }));
-    } catch (error) {
-      if (error instanceof Deno.errors.NotFound) return [];
-      throw error;
-    }
-  });
 }

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { DOCKER_OWNER, dockerConflict, dockerPorts } from "../firewall/docker-ports.ts";
+import { DOCKER_OWNER, dockerConflict } from "../firewall/docker-ports.ts";
 import { chooseHostPorts, refuseListeners } from "../firewall/host-ports.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import type { GuestRules } from "../firewall/model.ts";
@@ -156,7 +156,7 @@ export async function portLookup(
   firewall: Firewall,
   except: string,
 ): Promise<PortLookup> {
-  const besides = [...await recordedOnly(host, firewall), ...dockerPorts()];
+  const besides = [...await recordedOnly(host, firewall), ...await firewall.dockerPorts()];
   return (wanted) =>
     [...portsInKernel(firewall, wanted), ...besides].filter(({ owner }) => owner !== except);
 }
