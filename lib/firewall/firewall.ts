@@ -15,6 +15,7 @@ import { NftablesError } from "./libnftables.ts";
 import type { Gate } from "./gate.ts";
 import { type GuestRules, validateRules } from "./model.ts";
 import type { PolicyStore } from "./policy.ts";
+import { type ElementChange, reconcile, sameValue } from "./reconcile.ts";
 import type { ElementStore, FirewallKind } from "./store.ts";
 import {
   type Element,
@@ -28,11 +29,7 @@ import {
 } from "./ruleset.ts";
 
 /** What a change comes to. */
-interface Change {
-  /** Whose rules, for errors. */
-  readonly owner: string;
-  readonly unwanted: readonly Element[];
-  readonly wanted: readonly Element[];
+interface Change extends ElementChange {
   /** Guests' addresses all flows of which end. */
   readonly leaving: readonly string[];
 }
@@ -321,41 +318,19 @@ export class Firewall implements Disposable {
   }
 
   #tryToApply(change: Change): boolean {
-    const { owner, unwanted, wanted, leaving } = change;
-    const store = this.#store;
-    const state = store.look(familiesOf(wanted));
-    const present = state.intact
-      ? store.read([...unwanted, ...wanted])
-      : new Map(store.readSets(SET_NAMES).map((element) => [elementId(element), element]));
-    const stale: Element[] = [];
-    const missing: Element[] = [];
-    // Addresses and ports that have become another owner's since.
-    const foreign = new Set<string>();
-    for (const element of unwanted) {
-      const holder = present.get(elementId(element))?.owner;
-      if (holder === owner) stale.push(element);
-      else if (holder !== undefined) foreign.add(element.key[0]!);
-    }
-    for (const element of wanted) {
-      const found = present.get(elementId(element));
-      if (found !== undefined && sameValue(found, element) && found.owner === owner) continue;
-      refuseConflict(found, element);
-      if (found !== undefined) stale.push(found);
-      missing.push(element);
-    }
-    // What is only removed does not call for rules.
-    const changed = !(state.intact || wanted.length === 0) || stale.length + missing.length > 0;
-    if (state.intact || wanted.length === 0) {
-      if (changed) store.change({ remove: stale, add: missing }, owner);
-    } else {
-      const gone = new Set(stale.map(elementId));
-      const kept = [...present.values()].filter((element) => !gone.has(elementId(element)));
-      store.remake([...kept, ...missing], state);
-    }
+    const { wanted, leaving } = change;
+    const { changed, touched, foreign } = reconcile(
+      this.#store,
+      SET_NAMES,
+      change,
+      refuseConflict,
+    );
+    // Of an address that has become another owner's since, the flows are theirs.
+    const taken = new Set(foreign.map(({ key }) => key[0]!));
     this.#forgetFlows({
-      changed: [...stale, ...missing],
+      changed: touched,
       wanted: new Map(wanted.map((element) => [elementId(element), element])),
-      leaving: leaving.filter((address) => !foreign.has(address)),
+      leaving: leaving.filter((address) => !taken.has(address)),
     });
     return changed;
   }
@@ -385,13 +360,9 @@ export class Firewall implements Disposable {
   }
 }
 
-function sameValue(a: Element, b: Element): boolean {
-  return (a.value ?? []).join() === (b.value ?? []).join();
-}
-
 /** A port that leads elsewhere for somebody else is theirs; anything else was left behind. */
-function refuseConflict(found: Element | undefined, wanted: Element): void {
-  if (found === undefined || found.owner === wanted.owner || sameValue(found, wanted)) return;
+function refuseConflict(found: Element, wanted: Element): void {
+  if (found.owner === wanted.owner || sameValue(found, wanted)) return;
   const { protocol, hostIP, hostPort } = hostPortOf(wanted);
   const owner = found.owner;
   const holder = owner === "" ? "somebody without a tag" : owner;

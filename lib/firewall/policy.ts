@@ -15,6 +15,7 @@ import {
   inetPolicyTable,
   policyElements,
 } from "./policy-tables.ts";
+import { isSame, reconcile } from "./reconcile.ts";
 import { type Element, elementId, setNames, type Table } from "./ruleset.ts";
 
 const TABLES = { bridge: bridgePolicyTable, inet: inetPolicyTable } as const;
@@ -91,32 +92,12 @@ export class PolicyStore {
   ): boolean {
     if (old.length + wanted.length === 0) return false;
     const { table, store } = this.#open(family);
-    const state = store.look();
-    if (!state.exists && wanted.length === 0) return false;
-    const present = state.intact
-      ? store.read([...old, ...wanted])
-      : new Map(store.readSets(setNames(table)).map((element) => [elementId(element), element]));
     const kept = new Set(wanted.map(elementId));
-    const found = (element: Element) => present.get(elementId(element));
-    const remove = old.filter((element) =>
-      !kept.has(elementId(element)) && found(element)?.owner === owner
-    );
-    const add = wanted.filter((element) => !isSame(found(element), element));
-    // One left behind by another owner, or with another verdict.
-    remove.push(...add.flatMap((element) => found(element) ?? []));
-    if (state.intact || wanted.length === 0) {
-      if (remove.length + add.length === 0) return false;
-      store.change({ remove, add }, owner);
-    } else {
-      const gone = new Set(remove.map(elementId));
-      store.remake([...present.values()].filter((e) => !gone.has(elementId(e))).concat(add), state);
+    const unwanted = old.filter((element) => !kept.has(elementId(element)));
+    const { changed } = reconcile(store, setNames(table), { owner, unwanted, wanted });
+    if (changed && wanted.length === 0 && store.readSets(setNames(table)).length === 0) {
+      store.delete();
     }
-    if (wanted.length === 0 && store.readSets(setNames(table)).length === 0) store.delete();
-    return true;
+    return changed;
   }
-}
-
-function isSame(found: Element | undefined, wanted: Element): boolean {
-  return found !== undefined && found.owner === wanted.owner &&
-    (found.value ?? []).join() === (wanted.value ?? []).join();
 }
