@@ -40,6 +40,15 @@ export function portOwners({ ports, made }: Pick<StoredRecord, "ports" | "made">
   return made.portOwners ?? { attach: ports, mapPort: [] };
 }
 
+/** Whose ports are, where map-port has been at it; attach-vm's may be others now. */
+export function ownersOf(
+  old: StoredRecord | undefined,
+  attach: readonly PortMapping[],
+): Pick<StoredRecord["made"], "portOwners"> {
+  const owners = old?.made.portOwners;
+  return owners === undefined ? {} : { portOwners: { ...owners, attach } };
+}
+
 /** Whether the ports of a VM's first interface are published by a plugin that is executed. */
 export function publishedByPlugin([first]: readonly NetworkAttachment[]): boolean {
   return first?.plugins.some(({ implementation, config }) =>
@@ -212,6 +221,11 @@ export function bindToFamilies(
   addresses: readonly string[],
 ): PortMapping[] {
   return bindPorts(ports, addresses.map(isIp).filter((family): family is Family => family !== 0));
+}
+
+/** What the firewall is told of opening a request's ports. */
+export function openPorts({ openFirewall = false }: AttachRequest): Pick<GuestRules, "openPorts"> {
+  return { openPorts: openFirewall };
 }
 
 /** Whether the VM has the ports that are asked for; a host port once chosen stays. */

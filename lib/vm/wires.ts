@@ -23,7 +23,8 @@ import { LINK_GROUP } from "../cni/plugins/bridge-device.ts";
 import { dhcpGuard, guestGuard, wireGuard } from "./guard.ts";
 import { innerBridge } from "./inner-bridge.ts";
 import { redirect } from "./redirect.ts";
-import type { AttachMode, VmInterface } from "./types.ts";
+import { resolveOwner } from "./request.ts";
+import type { AttachMode, AttachRequest, VmInterface } from "./types.ts";
 import type { Wire, WireNames } from "./wire.ts";
 
 const WIRES: Readonly<Record<AttachMode, Wire>> = {
@@ -53,6 +54,23 @@ export interface WireRequest {
   readonly group?: number;
   readonly undo: UndoStack;
   note(text: string): void;
+}
+
+/** What a request wants of a wire. */
+export function wireRequest(
+  { mode = "auto", tapOwner }: AttachRequest,
+  environment: Omit<WireRequest, "mode" | "owner" | "group">,
+): WireRequest {
+  return { ...environment, mode, ...tapOwner === undefined ? {} : resolveOwner(tapOwner) };
+}
+
+/** An interface with the guards that a request wants. */
+export function guardedAs<T extends UnwiredInterface>(
+  link: T,
+  { antispoof = true }: AttachRequest,
+): T {
+  const { antispoof: _, ...rest } = link;
+  return { ...rest, ...antispoof ? {} : { antispoof } } as T;
 }
 
 /** The names of the links of an interface's wire. */

@@ -1,0 +1,176 @@
+/**
+ * Changing what is attached while its guest runs: TAP, guards, rules, each by itself.
+ *
+ * @module
+ */
+
+import { TapkitError } from "../errors.ts";
+import type { GuestRules } from "../firewall/model.ts";
+import { ensureSysctls } from "../firewall/sysctls.ts";
+import { NetlinkConnection } from "../netlink/connection.ts";
+import { openNetns, withNetns } from "../sys/netns.ts";
+import { UndoStack } from "../undo.ts";
+import { sysctlOptions } from "./check.ts";
+import { recordedPolicy, samePolicy, withPolicy } from "./policy.ts";
+import {
+  allPorts,
+  bindToFamilies,
+  hasPorts,
+  noteClosed,
+  openPorts,
+  ownersOf,
+  portOwners,
+  portsOfFirewall,
+  publishedByPlugin,
+  reservePorts,
+} from "./ports.ts";
+import type { Host } from "./session.ts";
+import { firewallOf, type StoredRecord, writeRecord } from "./state.ts";
+import type { AttachRequest } from "./types.ts";
+import { addWire, guardedAs, removeWire, setGuards, wireRequest } from "./wires.ts";
+
+/** What is tagged with the VM: a change of its rules was cut off. */
+export async function dropRules({ session }: Host, { made }: StoredRecord): Promise<void> {
+  for (const firewall of await session.firewalls(firewallOf(made))) {
+    for (const { owner } of made.guests) firewall.removeOwner(owner);
+  }
+}
+
+/** The TAP and what joins it anew, on the interface that is there. */
+export function rewire(host: Host, record: StoredRecord, wanted: AttachRequest): StoredRecord {
+  const undo = new UndoStack();
+  using netns = openNetns(record.netns);
+  using nl = withNetns(netns, () => NetlinkConnection.open());
+  const interfaces = record.interfaces.map((link) => {
+    removeWire(nl, link.name, link.mode);
+    const { dhcpGuard: _, ...unwired } = link;
+    const request = wireRequest(record.made.request, { netns, nl, undo, note: host.note });
+    return addWire({ ...request, mode: link.mode }, guardedAs(unwired, wanted));
+  });
+  const request = { ...record.made.request, ...antispoofOf(wanted) };
+  const rewired = { ...record, interfaces, made: { ...record.made, request } };
+  writeRecord(host, rewired);
+  return rewired;
+}
+
+/** The guards that the record or the request wants, in place of those there are. */
+export async function reguard(
+  host: Host,
+  record: StoredRecord,
+  wanted: AttachRequest,
+): Promise<StoredRecord> {
+  const undo = new UndoStack();
+  using netns = openNetns(record.netns);
+  using nl = withNetns(netns, () => NetlinkConnection.open());
+  const interfaces = record.interfaces.map((link) => guardedAs(link, wanted));
+  const request = { ...record.made.request, ...antispoofOf(wanted) };
+  const reguarded = { ...record, interfaces, made: { ...record.made, request } };
+  try {
+    undo.push(`record of "${record.vm}"`, () => writeRecord(host, record));
+    writeRecord(host, reguarded);
+    for (const [index, link] of interfaces.entries()) {
+      undo.push(`the guards of "${link.name}"`, () => setGuards(nl, record.interfaces[index]!));
+      if (setGuards(nl, link)) continue;
+      throw new TapkitError(`this kernel cannot guard "${link.name}" any more`, {
+        mend: "use a kernel with CONFIG_NET_CLS_BPF",
+      });
+    }
+    return reguarded;
+  } catch (error) {
+    throw await undo.fail(error);
+  }
+}
+
+function antispoofOf({ antispoof }: AttachRequest): Pick<AttachRequest, "antispoof"> {
+  return antispoof === undefined ? {} : { antispoof };
+}
+
+/** Whether a request wants other guards than the interfaces have. */
+export function changesAntispoof(
+  { interfaces }: StoredRecord,
+  { antispoof = true }: AttachRequest,
+) {
+  return interfaces.some((link) => (link.antispoof ?? true) !== antispoof);
+}
+
+/** Puts the firewall's rules back, with the ports that are wanted now. */
+export async function changeRules(
+  host: Host,
+  old: StoredRecord,
+  wanted: AttachRequest,
+): Promise<StoredRecord> {
+  const [rules] = old.made.guests;
+  if (!hasPorts(old, wanted) && publishedByPlugin(old.made.networks)) {
+    throw new TapkitError(
+      "its ports are published by a CNI plugin, and stay while it is attached",
+      { mend: `run attach-vm ${old.vm} --remove first, or use map-port` },
+    );
+  }
+  const firewall = await host.session.firewall(firewallOf(old.made));
+  const owners = portOwners(old);
+  const attach = hasPorts(old, wanted)
+    ? owners.attach
+    : bindToFamilies(await reservePorts(host, firewall, wanted, old), rules?.addresses ?? []);
+  const ports = allPorts({ ...owners, attach });
+  const own = portsOfFirewall(old.made.networks, ports, old);
+  const mapped = old.made.guests.map((guest, index) => ({
+    ...guest,
+    ...index === 0 ? { ports: own } : {},
+    ...openPorts(wanted),
+  }));
+  const guests = samePolicy(old.made.request, wanted)
+    ? mapped
+    : policedGuests(host, old, mapped, wanted);
+  const { rulesInDoubt: _, ...made } = old.made;
+  const record: StoredRecord = {
+    ...withoutPolicy(old),
+    ports,
+    ...recordedPolicy(wanted),
+    made: { ...made, ...ownersOf(old, attach), request: wanted, guests },
+  };
+  const undo = new UndoStack();
+  try {
+    undo.push(`record of "${old.vm}"`, () => writeRecord(host, old));
+    writeRecord(host, { ...old, made: { ...made, rulesInDoubt: true } });
+    guests.forEach((guest, index) => {
+      const before = old.made.guests[index]!;
+      undo.push(`the rules of ${guest.owner}`, () => firewall.replace(guest, before));
+      firewall.replace(before, guest);
+    });
+    setSysctls(host, guests, wanted);
+    noteClosed(host, firewall, guests, `attach-vm ${old.vm}`);
+    writeRecord(host, record);
+    return record;
+  } catch (error) {
+    throw await undo.fail(error);
+  }
+}
+
+/** An attached VM's rules with another policy. */
+function policedGuests(
+  { session, note }: Host,
+  { netns: path, interfaces }: StoredRecord,
+  guests: readonly GuestRules[],
+  wanted: AttachRequest,
+): GuestRules[] {
+  using netns = openNetns(path);
+  using vmNl = withNetns(netns, () => NetlinkConnection.open());
+  const ends = { hostNl: session.nl, vmNl, note };
+  return guests.map((guest, index) => withPolicy(guest, interfaces[index]!, wanted, ends));
+}
+
+function withoutPolicy(record: StoredRecord): StoredRecord {
+  const { isolated: _, denyEgress: __, allowEgress: ___, ...rest } = record;
+  return rest;
+}
+
+/** Sets what the rules need of the kernel, and says what was changed. */
+export function setSysctls(
+  host: Host,
+  guests: readonly GuestRules[],
+  request: AttachRequest,
+): void {
+  const options = sysctlOptions(guests, request);
+  const changes = guests.flatMap((rules) => ensureSysctls(rules, options));
+  for (const change of changes) host.note(`set ${change}`);
+}
