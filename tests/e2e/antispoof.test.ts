@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { ipToBytes } from "../../lib/inet/ip.ts";
+import { DUAL_NETWORK } from "../support/dual-network.ts";
 import { arp, bytes, ethernet, extension, icmpv6, ipv4, ipv6, udp } from "../support/frames.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
@@ -11,21 +12,7 @@ const BUILTIN = ["--plugins", "builtin"] as const;
 /** Of the network, which is not translated on the way to its own. */
 const NOBODY = "10.5.0.77";
 const OTHER_MAC = "02:00:00:00:00:99";
-const DUAL_STACK = JSON.stringify({
-  cniVersion: "1.0.0",
-  name: "dual",
-  plugins: [{
-    type: "bridge",
-    bridge: "cni0",
-    isGateway: true,
-    isDefaultGateway: true,
-    ipMasq: true,
-    ipam: {
-      type: "host-local",
-      ranges: [[{ subnet: "10.5.0.0/24" }], [{ subnet: "fd00:5::/64" }]],
-    },
-  }],
-});
+const DUAL_STACK = JSON.stringify(DUAL_NETWORK);
 
 /** Sends frames as one guest and says which of them reached the other. */
 async function reach(

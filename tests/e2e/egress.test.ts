@@ -2,25 +2,10 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { requireReference } from "../support/cni-reference.ts";
+import { GATEWAY, GATEWAY6, PUBLISHING_NETWORK } from "../support/dual-network.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 
-const NETWORK = {
-  cniVersion: "1.0.0",
-  name: "dual",
-  plugins: [{
-    type: "bridge",
-    bridge: "cni0",
-    isGateway: true,
-    isDefaultGateway: true,
-    ipMasq: true,
-    ipam: {
-      type: "host-local",
-      ranges: [[{ subnet: "10.5.0.0/24" }], [{ subnet: "fd00:5::/64" }]],
-    },
-  }, { type: "portmap", capabilities: { portMappings: true } }],
-};
-const [GATEWAY, GATEWAY6] = ["10.5.0.1", "fd00:5::1"];
 const [LAN, LAN6, METADATA] = ["192.0.2.2", "2001:db8::2", "169.254.169.254"];
 
 /** Whatever other plugins the machine has. */
@@ -43,7 +28,7 @@ async function startGuest(host: Host, record: Json): Promise<NetnsGuest> {
 
 async function hostWithNetwork(): Promise<Host> {
   const host = await Host.create();
-  await host.writeFile("/etc/cni/net.d/10-dual.conflist", JSON.stringify(NETWORK));
+  await host.writeFile("/etc/cni/net.d/10-dual.conflist", JSON.stringify(PUBLISHING_NETWORK));
   // Which stays, with routes of its own.
   await host.must("sysctl", ["-qw", "net.ipv6.conf.all.forwarding=1"]);
   return host;

@@ -2,24 +2,12 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { REFERENCE_DIR, requireReference } from "../support/cni-reference.ts";
+import { DUAL_BRIDGE, GATEWAY, GATEWAY6, PUBLISHING_NETWORK } from "../support/dual-network.ts";
 import { arp, bytes, ethernet, ipv4, udp } from "../support/frames.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import type { Machine } from "../support/machine.ts";
 
-const PLUGIN = {
-  type: "bridge",
-  bridge: "cni0",
-  isGateway: true,
-  isDefaultGateway: true,
-  ipMasq: true,
-  ipam: {
-    type: "host-local",
-    ranges: [[{ subnet: "10.5.0.0/24" }], [{ subnet: "fd00:5::/64" }]],
-  },
-};
-const NETWORK = { cniVersion: "1.0.0", name: "dual" };
-const [GATEWAY, GATEWAY6] = ["10.5.0.1", "fd00:5::1"];
 const [IP, ARP] = [0x0800, 0x0806];
 
 /** Whatever other plugins the machine has. */
@@ -52,10 +40,11 @@ async function startGuest(host: Host, record: Json): Promise<Party & { machine: 
 /** A container of the reference plugin on the same bridge and from the same pool. */
 async function startContainer(host: Host): Promise<Party & { stop(): Promise<void> }> {
   await host.must("ip", ["netns", "add", "box"]);
+  const { cniVersion, name } = PUBLISHING_NETWORK;
   const run = (command: string) =>
     host.must(`${REFERENCE_DIR}/bridge`, [], {
       // The ruleset is flushed on the way, which it would not bear.
-      stdin: JSON.stringify({ ...NETWORK, ...PLUGIN, ipMasq: false }),
+      stdin: JSON.stringify({ cniVersion, name, ...DUAL_BRIDGE, ipMasq: false }),
       env: {
         CNI_COMMAND: command,
         CNI_CONTAINERID: "box",
@@ -86,10 +75,7 @@ async function reaches({ machine, netns }: Client, url: string): Promise<boolean
 async function withNetwork(host: Host): Promise<void> {
   await host.writeFile(
     "/etc/cni/net.d/10-dual.conflist",
-    JSON.stringify({
-      ...NETWORK,
-      plugins: [PLUGIN, { type: "portmap", capabilities: { portMappings: true } }],
-    }),
+    JSON.stringify(PUBLISHING_NETWORK),
   );
 }
 
