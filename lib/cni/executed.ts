@@ -10,8 +10,7 @@
 import { describe, TapkitError } from "../errors.ts";
 import { formatResult, isAtLeast, parseResult } from "./convert.ts";
 import { callPlugin, type PluginCall } from "./exec.ts";
-import type { PluginHost } from "./plan.ts";
-import type { NetworkAttachment, RecordedPlugin } from "./plan.ts";
+import type { NetworkAttachment, PluginHost, RecordedPlugin } from "./plan.ts";
 import {
   CniCode,
   CniError,

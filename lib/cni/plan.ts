@@ -119,9 +119,7 @@ export function planNetwork(request: NetworkRequest): NetworkAttachment {
   for (const key of ["ips", "mac"]) {
     const wanted = runtimeConfig[key];
     if (wanted === undefined || (Array.isArray(wanted) && wanted.length === 0)) continue;
-    if (!declares(list, key)) {
-      undeclared[key] = wanted;
-    }
+    if (!declares(list, key)) undeclared[key] = wanted;
   }
   const cniArgs = executed.includes(true) ? argsOf(undeclared) : {};
   const plugins = list.plugins.map((conf, index): RecordedPlugin => {

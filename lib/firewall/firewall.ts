@@ -155,9 +155,9 @@ export class Firewall implements Disposable {
    * @returns whether anything was removed
    */
   removePorts(rules: GuestRules): boolean {
-    const { owner, ...rest } = validateRules(rules);
-    const unwanted = elementsOf({ owner, ...rest }).filter(({ value }) => value !== undefined);
-    return this.#apply({ owner, unwanted, wanted: [], leaving: [] });
+    const valid = validateRules(rules);
+    const unwanted = elementsOf(valid).filter(({ value }) => value !== undefined);
+    return this.#apply({ owner: valid.owner, unwanted, wanted: [], leaving: [] });
   }
 
   /**
