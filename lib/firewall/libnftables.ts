@@ -5,7 +5,7 @@
  */
 
 import { TapkitError } from "../errors.ts";
-import { cstr, libc, syscall } from "../sys/libc.ts";
+import { cstr, libc, openLibrary, type Symbols, syscall } from "../sys/libc.ts";
 
 /** Each parameter's C type and name stand in a comment. */
 const SYMBOLS = {
@@ -26,8 +26,6 @@ const SYMBOLS = {
   // struct nft_ctx *ctx, const char *buf
   nft_run_cmd_from_buffer: { parameters: ["pointer", "buffer"], result: "i32" },
 } as const satisfies Deno.ForeignLibraryInterface;
-
-type Symbols = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
 
 /** nftables/libnftables.h. */
 const Nft = {
@@ -63,26 +61,18 @@ const MENDS: Readonly<Record<string, string>> = {
   EPROTONOSUPPORT: "the kernel lacks nf_tables: load the module nf_tables",
 };
 
-let symbols: Symbols | undefined;
+let symbols: Symbols<typeof SYMBOLS> | undefined;
 
-function libnftables(): Symbols {
-  if (symbols !== undefined) return symbols;
-  try {
-    symbols = Deno.dlopen("libnftables.so.1", SYMBOLS).symbols;
-  } catch (error) {
-    throw new TapkitError("the library libnftables.so.1 cannot be opened", {
-      mend: "install libnftables1 (Debian, Ubuntu) or nftables (Fedora, Arch, Alpine)",
-      cause: error,
-    });
-  }
-  return symbols;
+function libnftables(): Symbols<typeof SYMBOLS> {
+  return symbols ??= openLibrary("libnftables.so.1", SYMBOLS, {
+    mend: "install libnftables1 (Debian, Ubuntu) or nftables (Fedora, Arch, Alpine)",
+  });
 }
 
 /** Whether libnftables is installed. It is open then. */
 export function hasLibnftables(): boolean {
   try {
-    libnftables();
-    return true;
+    return libnftables().nft_ctx_new !== undefined;
   } catch {
     return false;
   }

@@ -1,5 +1,5 @@
 /**
- * libc through FFI: its symbols, opened at first use, and the one way to call them.
+ * libc through FFI: its functions, opened at first use, and the one way to call them.
  *
  * Every call here is synchronous: errno and network namespaces belong to a thread, and a
  * nonblocking FFI call runs on another one. Two that wait are the exceptions: `epoll_wait` and
@@ -83,37 +83,69 @@ const SYMBOLS = {
   getpgrp: { parameters: [], result: "i32" },
 } as const satisfies Deno.ForeignLibraryInterface;
 
-type Name = keyof typeof SYMBOLS;
-type Symbols = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
-
-let symbols: Symbols | undefined;
+let symbols: Symbols<typeof SYMBOLS> | undefined;
 let errnoView: Deno.UnsafePointerView | undefined;
 
-/** libc's symbols. Each is opened when it is first used: Deno makes machine code for every one. */
-export function libc(): Symbols {
-  return symbols ??= Object.defineProperties(
-    {} as Symbols,
-    Object.fromEntries((Object.keys(SYMBOLS) as Name[]).map((name) => [name, {
-      configurable: true,
-      get(this: Symbols): unknown {
-        const value = openSymbol(name);
-        Object.defineProperty(this, name, { value });
-        return value;
-      },
-    }])),
-  );
+/** libc's symbols. */
+export function libc(): Symbols<typeof SYMBOLS> {
+  return symbols ??= openLibrary("libc.so.6", SYMBOLS, {
+    mend: "tapkit needs Linux with glibc, and Deno's --allow-ffi",
+  });
 }
 
-function openSymbol(name: Name): unknown {
-  try {
-    return Deno.dlopen("libc.so.6", { [name]: SYMBOLS[name] }).symbols[name];
-  } catch (error) {
-    throw new TapkitError("the C library libc.so.6 cannot be opened", {
-      mend: "tapkit needs Linux with glibc, and Deno's --allow-ffi",
-      cause: error,
-    });
+type Functions = Readonly<Record<string, Deno.ForeignFunction>>;
+
+/** A library's functions by their names. */
+export type Symbols<T extends Functions> = Deno.DynamicLibrary<T>["symbols"];
+
+/** So many calls take as much longer without machine code as it takes to make it. */
+const CALLS_WITHOUT_CODE = 100;
+
+/**
+ * A library's functions, each looked up when it is first used.
+ *
+ * Deno makes machine code for every function that it opens by name, which takes a third of a
+ * millisecond. Most are called a few times only: these are called by their pointers.
+ *
+ * @param advice the mend where the library, or a function of it, is missing
+ * @throws {TapkitError} when a function is used that cannot be opened
+ */
+export function openLibrary<T extends Functions>(
+  library: string,
+  functions: T,
+  advice: { readonly mend: string },
+): Symbols<T> {
+  const open = (definitions: Deno.ForeignLibraryInterface) => {
+    try {
+      return Deno.dlopen(library, definitions).symbols;
+    } catch (cause) {
+      throw new TapkitError(`the library ${library} cannot be opened`, { ...advice, cause });
+    }
+  };
+  const opened = {};
+  for (const [name, definition] of Object.entries(functions)) {
+    const define = <V>(value: V): V => {
+      Object.defineProperty(opened, name, { configurable: true, value });
+      return value;
+    };
+    const compile = () => define(open({ [name]: definition })[name] as CFunction);
+    const get = (): CFunction => {
+      if (definition.nonblocking === true) return compile();
+      const { name: symbol = name } = definition;
+      const pointer = open({ [name]: { name: symbol, type: "pointer" } })[name];
+      const slow = new Deno.UnsafeFnPointer(pointer as Deno.PointerObject<never>, definition);
+      let calls = 0;
+      return define((...args) => {
+        calls++;
+        return calls > CALLS_WITHOUT_CODE ? compile()(...args) : slow.call(...args as never[]);
+      });
+    };
+    Object.defineProperty(opened, name, { configurable: true, get });
   }
+  return opened as Symbols<T>;
 }
+
+type CFunction = (...args: readonly unknown[]) => unknown;
 
 /** The calling thread's errno: to be read at once after a failed call. */
 export function errno(): number {
