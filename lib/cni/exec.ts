@@ -95,17 +95,19 @@ export function missingPlugin(type: string, { binDirs }: PluginHost): TapkitErro
 
 interface FailureOptions {
   readonly code?: number;
+  readonly refused?: boolean;
   readonly mend?: string | undefined;
   readonly outcome?: PipedOutcome;
   readonly cause?: unknown;
 }
 
 function failure({ type, verb }: PluginCall, what: string, options: FailureOptions): CniError {
-  const { code = CniCode.INTERNAL, mend, outcome, cause } = options;
+  const { code = CniCode.INTERNAL, refused = false, mend, outcome, cause } = options;
   const said = outcome?.stderr.trim().split("\n").slice(-5).join(" | ");
   return new CniError(`${verb} ${what}${said ? ` (it said: ${said})` : ""}`, {
     plugin: type,
     code,
+    refused,
   }, { mend, cause });
 }
 
@@ -123,7 +125,7 @@ function refusal(call: PluginCall, outcome: PipedOutcome): CniError {
       call,
       `failed with exit code ${outcome.code} and ` +
         (printed === "" ? "no message" : `what is no CNI error: ${printed}`),
-      { mend: "run it by hand to see why", outcome },
+      { refused: true, mend: "run it by hand to see why", outcome },
     );
   }
   const code = typeof error.code === "number" ? error.code : CniCode.INTERNAL;
@@ -132,6 +134,7 @@ function refusal(call: PluginCall, outcome: PipedOutcome): CniError {
     : "";
   return failure(call, `failed with code ${code}: ${error.msg}${details}`, {
     code,
+    refused: true,
     mend: MENDS[code],
     outcome,
   });

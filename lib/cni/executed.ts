@@ -51,10 +51,24 @@ export async function addExecuted(executed: ExecutedPlugin, prevResult?: Result)
   }
 }
 
-/** Runs DEL; spec versions before 0.4.0 give no previous result to it. */
-export async function delExecuted(executed: ExecutedPlugin, prevResult?: Result): Promise<void> {
-  const known = isAtLeast(versionOf(executed.plugin.config), "0.4.0");
-  await call(executed, "DEL", known ? prevResult : undefined);
+/**
+ * Runs DEL; spec versions before 0.4.0 give no previous result to it.
+ *
+ * One that is refused is called a second time: the reference plugins refuse when a rule they look
+ * for is gone already, having taken away what makes them look for it.
+ *
+ * @returns whether it took a second time, so that something may be left
+ */
+export async function delExecuted(executed: ExecutedPlugin, prevResult?: Result): Promise<boolean> {
+  const known = isAtLeast(versionOf(executed.plugin.config), "0.4.0") ? prevResult : undefined;
+  try {
+    await call(executed, "DEL", known);
+    return false;
+  } catch (error) {
+    if (!(error instanceof CniError) || !error.refused) throw error;
+  }
+  await call(executed, "DEL", known);
+  return true;
 }
 
 /** Runs CHECK, which spec versions before 0.4.0 have not; what it finds is a sentence. */

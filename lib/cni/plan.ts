@@ -34,6 +34,8 @@ export interface NetworkAttachment {
   readonly plugins: readonly RecordedPlugin[];
   /** The configuration says that CHECK is not to be called. */
   readonly disableCheck?: true;
+  /** Where plugins that were executed masquerade: see masquerade.ts. */
+  readonly masquerade?: readonly string[];
   /** What ADD gave; absent until it succeeded. */
   readonly result?: Result;
 }

@@ -103,8 +103,11 @@ export async function addNetwork(
     guest = { ...guest, ...outcome.guest };
   }
   if (result === undefined) throw new TapkitError(`network "${network}" has no plugins`);
-  const added = { ...attachment, result };
+  let added = { ...attachment, result };
   if (hasExecuted(attachment)) {
+    const { findMasquerade } = await import("./masquerade.ts");
+    const masquerade = await findMasquerade(attachment);
+    if (masquerade.length > 0) added = { ...added, masquerade };
     const { writeCache, removeCache } = await import("./cache.ts");
     const { stateDir } = requireHost(host, network);
     environment.undo.push(`cached result of "${network}"`, () => removeCache(stateDir, attachment));
@@ -121,6 +124,9 @@ export async function addNetwork(
 /**
  * Detaches: runs the chain's DEL backward, past failures. What is not there is no failure.
  *
+ * Plugins that are executed find less when the namespace is gone, or when they failed: what they
+ * leave then, and names the container, is taken away here.
+ *
  * @returns what failed
  */
 export async function delNetwork(
@@ -129,19 +135,24 @@ export async function delNetwork(
 ): Promise<Error[]> {
   const failures: Error[] = [];
   const { plugins: host, vmNl, netnsPath } = environment;
+  let remains = vmNl === undefined;
   for (const plugin of attachment.plugins.toReversed()) {
     try {
       if (plugin.implementation === "exec") {
         const { delExecuted } = await import("./executed.ts");
         const netns = vmNl === undefined ? "" : netnsPath;
         const executed = { attachment, plugin, host: requireHost(host, attachment.network), netns };
-        await delExecuted(executed, attachment.result);
+        if (await delExecuted(executed, attachment.result)) remains = true;
       } else {
         requirePlugin(plugin.type).del(contextOf(attachment, environment, plugin.config));
       }
     } catch (error) {
       failures.push(error instanceof Error ? error : new Error(String(error)));
     }
+  }
+  if ((remains || failures.length > 0) && hasExecuted(attachment)) {
+    const { removeRemains } = await import("./remains.ts");
+    failures.push(...removeRemains(attachment, environment.hostNl));
   }
   if (failures.length === 0 && hasExecuted(attachment)) {
     const { removeCache } = await import("./cache.ts");
@@ -177,6 +188,10 @@ export async function checkNetwork(
       const executed = { attachment, plugin, host, netns: environment.netnsPath };
       problems.push(...await checkExecuted(executed, result));
     }
+  }
+  if (attachment.masquerade !== undefined) {
+    const { checkMasquerade } = await import("./masquerade.ts");
+    problems.push(...await checkMasquerade(attachment));
   }
   return problems;
 }

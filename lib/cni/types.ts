@@ -137,6 +137,8 @@ export interface CniFailure {
   readonly plugin: string;
   /** A value of {@linkcode CniCode}, or a plugin's own from 100 on. */
   readonly code: number;
+  /** Whether the plugin ended by itself and said so; unless it is, it was killed or never ran. */
+  readonly refused?: boolean;
 }
 
 /** A plugin of a chain failed. */
@@ -144,10 +146,12 @@ export class CniError extends TapkitError {
   override readonly name: string = "CniError";
   readonly plugin: string;
   readonly code: number;
+  readonly refused: boolean;
 
   constructor(message: string, failure: CniFailure, options: TapkitErrorOptions = {}) {
     super(`${failure.plugin}: ${message}`, options);
     this.plugin = failure.plugin;
     this.code = failure.code;
+    this.refused = failure.refused ?? false;
   }
 }

@@ -250,8 +250,8 @@ function elementRequests(
   return requests;
 }
 
-/** nf_tables takes changes between the marks of a transaction only. */
-function commit(
+/** Makes changes of nf_tables, which takes them between the marks of a transaction only. */
+export function commit(
   nl: NetlinkConnection,
   requests: readonly BatchedRequest[],
   subject: Subject,

@@ -16,13 +16,15 @@ export const NFT_MSG = {
   GETTABLE: 1,
   DELTABLE: 2,
   GETCHAIN: 4,
+  DELCHAIN: 5,
   GETRULE: 7,
+  DELRULE: 8,
   NEWSETELEM: 12,
   GETSETELEM: 13,
   DELSETELEM: 14,
 } as const;
 export const NFTA_TABLE = { NAME: 1, USERDATA: 6 } as const;
-const NFTA_CHAIN = { TABLE: 1, NAME: 3, HOOK: 4, POLICY: 5, TYPE: 7 } as const;
+export const NFTA_CHAIN = { TABLE: 1, NAME: 3, HOOK: 4, POLICY: 5, TYPE: 7 } as const;
 const NFTA_HOOK_HOOKNUM = 1;
 /** linux/netfilter.h. */
 const NF = { DROP: 0, INET_FORWARD: 2 } as const;

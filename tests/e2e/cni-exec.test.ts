@@ -252,8 +252,7 @@ Deno.test("attach-vm: three networks of different plugins, each with its TAP", a
 Deno.test("attach-vm: restored, removed and collected beside others' attachments, which stay", async () => {
   const { host: one } = await hostOnLan();
   await using host = one;
-  // With ipMasq the reference bridge leaves a rule behind when its DEL finds the namespace gone.
-  const plugin = bridge(POOL, { ipMasq: false });
+  const plugin = bridge(POOL);
   await writeNetwork(host, { plugins: [plugin] });
   // A container, as another runtime with libcni's own cache makes it.
   const foreign = { ...plugin, name: "net", cniVersion: "0.4.0" };
@@ -278,6 +277,8 @@ Deno.test("attach-vm: restored, removed and collected beside others' attachments
     assertEquals(await host.readFile("/var/lib/cni/results/net-pod-eth0"), "{}");
     const [link] = JSON.parse(await host.must("ip", ["-n", "pod", "-j", "addr", "show", "eth0"]));
     assertEquals(link.addr_info[0].local, podAddress);
+    const masquerade = (await host.sh("iptables-save -t nat")).match(/id: \S+/g);
+    assertEquals(masquerade?.filter((text) => text.includes('"pod\\"')).length, 3);
   };
 
   const { json: [web] } = await host.mustTapkit("attach-vm", "web");

@@ -1,0 +1,40 @@
+/**
+ * What executed plugins leave behind when their DEL finds less than there is: they learn addresses
+ * from the namespace, and where that is gone, or the first of their steps fails, rules stay.
+ *
+ * @module
+ */
+
+import { removeRemains as removeRules } from "../firewall/remains.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import { deleteLink, getLink } from "../netlink/link.ts";
+import type { NetworkAttachment } from "./plan.ts";
+
+/**
+ * Takes away the host's ends of an attachment's veth pairs, which live on while a process is in a
+ * namespace that has no name any more, and all rules that name its container.
+ *
+ * @returns what failed
+ */
+export function removeRemains(
+  { containerId, result }: NetworkAttachment,
+  hostNl: NetlinkConnection,
+): Error[] {
+  const failures: Error[] = [];
+  const step = (action: () => void) => {
+    try {
+      action();
+    } catch (error) {
+      failures.push(error instanceof Error ? error : new Error(String(error)));
+    }
+  };
+  for (const { name, mac, sandbox = "" } of result?.interfaces ?? []) {
+    if (sandbox !== "") continue;
+    step(() => {
+      const link = getLink(hostNl, name);
+      if (link?.kind === "veth" && link.mac === mac?.toLowerCase()) deleteLink(hostNl, link.index);
+    });
+  }
+  step(() => removeRules(containerId));
+  return failures;
+}

@@ -1,0 +1,165 @@
+/**
+ * Rules that others made for a container and left behind: those whose comment has its id.
+ *
+ * The reference CNI plugins mark so what they make for one container, masquerading, published ports
+ * and checks of its MAC alike, and their DEL finds less of it when the namespace is gone.
+ *
+ * @module
+ */
+
+import { nfgenmsg, NFGENMSG_LEN, NFNL_SUBSYS, nfnlType } from "../netlink/conntrack.ts";
+import { type BatchedRequest, NetlinkConnection } from "../netlink/connection.ts";
+import { NetlinkError } from "../netlink/errors.ts";
+import { NETLINK, NLM_F } from "../netlink/message.ts";
+import { Decoder } from "../netlink/wire.ts";
+import { currentNetns } from "../sys/netns.ts";
+import { commit } from "./kernel.ts";
+import { legacyTables, NFT_MSG, NFTA_CHAIN, tolerateAbsence } from "./survey.ts";
+import { Xtables } from "./xtables.ts";
+
+/** linux/netfilter/nf_tables.h. */
+const NFTA_RULE = { TABLE: 1, CHAIN: 2, HANDLE: 3 } as const;
+const ATTEMPTS = 3;
+/** A shorter id may be a part of what others write into comments. */
+const MIN_ID = 32;
+
+/**
+ * Deletes the rules of nf_tables, iptables' among them, and of the old iptables that name a
+ * container, and the chains that have no other rules and that nothing else jumps to.
+ *
+ * @param id of a container; nothing is done for one so short that others' comments may have it
+ * @throws {NetlinkError} or {TapkitError} when some cannot be deleted
+ */
+export function removeRemains(id: string): void {
+  if (id.length < MIN_ID) return;
+  using nl = NetlinkConnection.open(NETLINK.NETFILTER);
+  removeFromNft(nl, id);
+  const families = new Set(legacyTables().map(({ family }) => family === "ip6" ? 6 : 4));
+  if (families.size === 0) return;
+  using netns = currentNetns();
+  const xtables = new Xtables("legacy", netns);
+  for (const family of families) {
+    const text = planRemoval(xtables.save(family), id);
+    xtables.restore(family, text, `remove what CNI plugins left of container ${id}`);
+  }
+}
+
+/** A rule as far as it matters here. */
+interface NftRule {
+  readonly family: number;
+  readonly table: string;
+  readonly chain: string;
+  readonly handle: Uint8Array;
+  readonly named: boolean;
+}
+
+function removeFromNft(nl: NetlinkConnection, id: string): void {
+  const subject = { action: "delete", object: `rules of container ${id}` };
+  for (let attempt = 1;; attempt++) {
+    const rules = listRules(nl, id);
+    const named = rules.filter((rule) => rule.named);
+    if (named.length === 0) return;
+    const requests = named.map(({ family, table, chain, handle }): BatchedRequest => ({
+      type: nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELRULE),
+      flags: NLM_F.ACK,
+      payload: nfgenmsg(family).attrString(NFTA_RULE.TABLE, table)
+        .attrString(NFTA_RULE.CHAIN, chain).attrBytes(NFTA_RULE.HANDLE, handle).finish(),
+    }));
+    try {
+      commit(nl, requests, { ...subject, op: "NFT_MSG_DELRULE" });
+    } catch (error) {
+      // Somebody else deletes them too.
+      if (!isRefusal(error, "ENOENT") || attempt === ATTEMPTS) throw error;
+      continue;
+    }
+    const key = ({ family, table, chain }: NftRule) => JSON.stringify([family, table, chain]);
+    const kept = new Set(rules.filter((rule) => !rule.named).map(key));
+    const emptied = new Map(named.map((rule) => [key(rule), rule]));
+    for (const [name, rule] of emptied) if (!kept.has(name)) deleteUserChain(nl, rule);
+    return;
+  }
+}
+
+function listRules(nl: NetlinkConnection, id: string): NftRule[] {
+  const messages = tolerateAbsence(() =>
+    nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETRULE), nfgenmsg(0).finish(), {
+      op: "NFT_MSG_GETRULE",
+      action: "list",
+      object: "nftables rules",
+    })
+  );
+  const decoder = new TextDecoder("latin1");
+  return (messages ?? []).map(({ payload }) => {
+    const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
+    const get = (wanted: number) => attributes.find(({ type }) => type === wanted)?.value;
+    return {
+      family: payload[0]!,
+      table: get(NFTA_RULE.TABLE)?.asString() ?? "",
+      chain: get(NFTA_RULE.CHAIN)?.asString() ?? "",
+      handle: get(NFTA_RULE.HANDLE)?.asBytes() ?? new Uint8Array(8),
+      // nft has a comment in the rule's user data, iptables in a match.
+      named: decoder.decode(payload).includes(id),
+    };
+  });
+}
+
+/** Deletes an empty chain, unless it is one that the kernel calls, or something jumps to it. */
+function deleteUserChain(nl: NetlinkConnection, { family, table, chain }: NftRule): void {
+  const payload = nfgenmsg(family).attrString(NFTA_CHAIN.TABLE, table)
+    .attrString(NFTA_CHAIN.NAME, chain).finish();
+  const object = `nftables chain "${chain}"`;
+  const type = nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETCHAIN);
+  const found = tolerateAbsence(() =>
+    nl.query(type, payload, { op: "NFT_MSG_GETCHAIN", action: "look up", object })
+  );
+  if (found === undefined) return;
+  const attributes = new Decoder(found.payload).skip(NFGENMSG_LEN).attributes();
+  if (attributes.some(({ type }) => type === NFTA_CHAIN.HOOK)) return;
+  const request = {
+    type: nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELCHAIN),
+    flags: NLM_F.ACK,
+    payload,
+  };
+  try {
+    commit(nl, [request], { op: "NFT_MSG_DELCHAIN", action: "delete", object });
+  } catch (error) {
+    if (!isRefusal(error, "EBUSY") && !isRefusal(error, "ENOENT")) throw error;
+  }
+}
+
+function isRefusal(error: unknown, code: string): boolean {
+  return error instanceof NetlinkError && error.code === code;
+}
+
+/**
+ * What `iptables-restore --noflush` has to be given to do the same to what `iptables-save` printed;
+ * empty where nothing names the id.
+ */
+export function planRemoval(saved: string, id: string): string {
+  return saved.split(/^(?=\*)/m).map((table) => planTable(table.split("\n"), id)).join("");
+}
+
+function planTable(lines: readonly string[], id: string): string {
+  const rules = lines.filter((line) => line.startsWith("-A "));
+  const named = rules.filter((rule) => rule.includes(id));
+  if (named.length === 0) return "";
+  const kept = rules.filter((rule) => !rule.includes(id));
+  const chainOf = (rule: string) => rule.split(" ", 2)[1]!;
+  const emptied = new Set(named.map(chainOf));
+  const chains = [...emptied].filter((chain) =>
+    // One of the kernel's own has a policy in the place of the dash.
+    lines.some((line) => line.startsWith(`:${chain} - `)) &&
+    !kept.some((rule) =>
+      chainOf(rule) === chain || ` ${rule} `.includes(` -j ${chain} `) ||
+      ` ${rule} `.includes(` -g ${chain} `)
+    )
+  );
+  const text = [
+    lines[0],
+    ...named.map((rule) => `-D ${rule.slice("-A ".length)}`),
+    ...chains.map((chain) => `-X ${chain}`),
+    "COMMIT",
+    "",
+  ];
+  return text.join("\n");
+}
