@@ -18,7 +18,7 @@ import { requireLink } from "../netlink/link.ts";
 import { parseRate } from "./request.ts";
 import type { HostPaths } from "./state.ts";
 import type { AttachRequest, VmAddress, VmInterface } from "./types.ts";
-import type { UnwiredInterface } from "./wires.ts";
+import { movesIdentity, type UnwiredInterface } from "./wires.ts";
 
 /**
  * Plans a VM's networks: eth0 on the first, eth1 on the second, …
@@ -37,7 +37,7 @@ export function planNetworks(
   ports: readonly PortMapping[],
   before: readonly VmInterface[] = [],
 ): NetworkAttachment[] {
-  const { networks = [], ip, mac, bandwidth, plugins = "auto" } = request;
+  const { networks = [], ip, mac, bandwidth, mode = "auto", plugins = "auto" } = request;
   const lists = networks.length === 0
     ? [firstNetwork(host, before[0]?.network)]
     : networks.map((name) => requireNetwork(host, name));
@@ -51,7 +51,7 @@ export function planNetworks(
           `${list.path}, or leave --bandwidth out`,
       });
     }
-    return planNetwork({
+    const planned = planNetwork({
       list,
       containerId,
       ifName: `eth${index}`,
@@ -68,6 +68,14 @@ export function planNetworks(
         ...bandwidth === undefined ? {} : { bandwidth: shape(parseRate(bandwidth)) },
       },
     });
+    if (mode !== "auto" && movesIdentity(mode) && isLeased(planned)) {
+      throw new InputError(
+        `network "${list.name}" gets its addresses by the dhcp plugin, which cannot renew them in ` +
+          `mode ${mode}`,
+        { mend: "leave --mode out, or use --mode tc-redirect" },
+      );
+    }
+    return planned;
   });
 }
 
@@ -80,6 +88,11 @@ function identity(link: VmInterface | undefined): { ips?: string[]; mac?: string
 /** Whether the IPAM gives what is configured and nothing else: it fails when it is asked for more. */
 function hasFixedAddresses(list: NetworkConfigList): boolean {
   return list.plugins.some(({ ipam }) => ipam?.type === "static") && !declares(list, "ips");
+}
+
+/** Whether the dhcp plugin's daemon leases its addresses, and listens on the interface for it. */
+function isLeased({ plugins }: NetworkAttachment): boolean {
+  return plugins.some(({ config }) => config.ipam?.type === "dhcp");
 }
 
 /** The `bandwidth` capability: the same both ways, with room for what comes at once. */
@@ -95,9 +108,10 @@ const MAX_BURST_BITS = 2 ** 31 - 1;
 /** An interface as the kernel and the network's result have it. */
 export function describeInterface(
   vmNl: NetlinkConnection,
-  { network, ifName }: NetworkAttachment,
+  attachment: NetworkAttachment,
   result: Result,
 ): UnwiredInterface {
+  const { network, ifName } = attachment;
   const { mac = "", mtu } = requireLink(vmNl, ifName);
   const isOurs = ({ interface: index }: IpConfig) => {
     const link = index === undefined ? undefined : result.interfaces[index];
@@ -106,6 +120,7 @@ export function describeInterface(
   return {
     name: ifName,
     network,
+    ...isLeased(attachment) ? { leased: true } : {},
     mac,
     mtu,
     addresses: result.ips.filter(isOurs).map(({ address, gateway }) => ({

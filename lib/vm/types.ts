@@ -43,6 +43,8 @@ export interface VmInterface {
   readonly dhcpGuard?: false;
   /** False where the guest may send in the name of other MACs and addresses. */
   readonly antispoof?: false;
+  /** True where the dhcp plugin's daemon leases its addresses, and hears what servers answer. */
+  readonly leased?: true;
   /** Lower case, colons: what CNI gave the interface, and the guest must use. */
   readonly mac: string;
   /** Bytes. */

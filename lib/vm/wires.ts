@@ -20,7 +20,8 @@ import { writeSysctl } from "../sys/sysctl.ts";
 import { createTap } from "../sys/tap.ts";
 import type { UndoStack } from "../undo.ts";
 import { LINK_GROUP } from "../cni/plugins/bridge-device.ts";
-import { dhcpGuard, guestGuard, wireGuard } from "./guard.ts";
+import { dhcpGuard, wireGuard } from "./guard.ts";
+import { guestGuard } from "./guest-guard.ts";
 import { innerBridge } from "./inner-bridge.ts";
 import { redirect } from "./redirect.ts";
 import { resolveOwner } from "./request.ts";
@@ -111,7 +112,7 @@ export function addWire(request: WireRequest, made: UnwiredInterface): VmInterfa
     tap: requireLink(nl, names.tap),
   };
   setLink(nl, ends.tap.index, { mtu: made.mtu, group: LINK_GROUP });
-  const modes = request.mode === "auto" ? MODES : [request.mode];
+  const modes = request.mode === "auto" ? modesFor(made) : [request.mode];
   for (const [index, mode] of modes.entries()) {
     const wire = WIRES[mode];
     undo.push(`the wire of "${names.link}"`, () => wire.part(nl, names));
@@ -130,7 +131,7 @@ export function addWire(request: WireRequest, made: UnwiredInterface): VmInterfa
       request.note(
         `warning: this kernel lacks CONFIG_NET_CLS_BPF: DHCP passes between "${made.name}" and ` +
           "its network, another server may answer the guest, and the guest may send in the name " +
-          "of others",
+          `of others${made.leased ? "; nobody renews its lease" : ""}`,
       );
     }
     setLink(nl, ends.tap.index, { up: true });
@@ -146,6 +147,11 @@ export function addWire(request: WireRequest, made: UnwiredInterface): VmInterfa
     };
   }
   throw new RangeError("no mode is wanted");
+}
+
+/** Modes in the order `auto` tries them; where addresses are leased, those that leave them there. */
+function modesFor({ leased }: UnwiredInterface): AttachMode[] {
+  return leased ? MODES.filter((mode) => !movesIdentity(mode)) : MODES;
 }
 
 function makeTap({ nl, netns, owner, group, undo }: WireRequest, name: string): void {
@@ -164,7 +170,7 @@ function makeTap({ nl, netns, owner, group, undo }: WireRequest, name: string): 
 }
 
 /** What is known of an interface whose frames are guarded. */
-type GuardedInterface = Pick<VmInterface, "name" | "mac" | "addresses" | "antispoof">;
+type GuardedInterface = Pick<VmInterface, "name" | "mac" | "addresses" | "antispoof" | "leased">;
 
 /**
  * Puts the guards on both ends, before anything can pass, or these in place of others while the
@@ -205,7 +211,7 @@ function guards(guarded: GuardedInterface): { link: string; program: BpfInstruct
   const { link, tap } = wireNames(guarded.name);
   return [
     { link: tap, program: tapGuard(guarded) },
-    { link, program: wireGuard(guarded.mac) },
+    { link, program: wireGuard(guarded.mac, guarded) },
   ];
 }
 

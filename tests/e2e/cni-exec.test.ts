@@ -174,45 +174,6 @@ Deno.test("attach-vm: networks of the reference plugins: attach, packets, CHECK,
   }
 });
 
-Deno.test("attach-vm: dhcp IPAM, from a server on the LAN by the plugin's daemon", async () => {
-  const { host: one, peer } = await hostOnLan();
-  await using host = one;
-  await peer.writeFile(
-    "/run/udhcpd.conf",
-    "start 192.0.2.150\nend 192.0.2.160\ninterface eth0\nlease_file /run/udhcpd.leases\n" +
-      "pidfile /run/udhcpd.pid\noption subnet 255.255.255.0\noption router 192.0.2.2\n" +
-      "option lease 3600\n",
-  );
-  const [{ ifname }] = JSON.parse(await peer.must("ip", ["-j", "addr", "show", "to", "192.0.2.2"]));
-  await peer.sh(
-    `sed -i 's/interface eth0/interface ${ifname}/' /run/udhcpd.conf; touch /run/udhcpd.leases`,
-  );
-  peer.spawn("busybox", ["udhcpd", "-f", "/run/udhcpd.conf"]);
-  host.spawn(`${REFERENCE_DIR}/dhcp`, ["daemon", "-socketpath", "/run/tapkit-test-dhcp.sock"]);
-  await host.sh(
-    "for i in $(seq 50); do test -S /run/tapkit-test-dhcp.sock && break; sleep 0.1; done",
-  );
-  const ipam = { type: "dhcp", daemonSocketPath: "/run/tapkit-test-dhcp.sock" };
-  // Its CHECK asks the server for another lease.
-  await writeNetwork(host, {
-    disableCheck: true,
-    plugins: [{ type: "macvlan", master: "eth-lan", ipam }],
-  });
-  const before = await host.snapshot();
-  const { json: [record] } = await host.mustTapkit("attach-vm", "web");
-  assertMatch(record.interfaces[0].addresses[0].address, /^192\.0\.2\.1[56]\d\/24$/);
-  {
-    await using guest = await NetnsGuest.start(host, record);
-    const lease = await guest.dhcp();
-    assertEquals(`${lease.ip}/24`, record.interfaces[0].addresses[0].address);
-    assertEquals((await guest.fetch("http://192.0.2.2/")).body, "page");
-  }
-  const check = await host.tapkit("attach-vm", "web", "--check");
-  assertEquals([check.code, check.json[0]?.problems], [0, []], check.stderr);
-  await host.mustTapkit("attach-vm", "web", "--remove");
-  await host.assertRestored(before, { except: SHARED });
-});
-
 Deno.test("attach-vm: three networks of different plugins, each with its TAP", async () => {
   const { host: one } = await hostOnLan();
   await using host = one;

@@ -385,69 +385,71 @@ function receiveFrom(socket: Socket, buffer: Uint8Array<ArrayBuffer>): Uint8Arra
   }
 }
 
-Deno.test("dhcpGuard, wireGuard: in the kernel, between a TAP and its network", async () => {
-  using vm = newNetns();
-  using network = newNetns();
-  for (const netns of [vm, network]) {
-    withNetns(netns, () => {
-      Deno.writeTextFileSync("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-    });
-  }
-  const tap = plugTap(vm, TAP);
-  try {
-    withNetns(vm, () => {
-      using nl = NetlinkConnection.open();
-      createVeth(nl, {
-        name: "eth0",
-        mac: GUEST_MAC,
-        up: true,
-        peer: { name: "port", mac: PEER_MAC, netnsFd: network.fd },
+for (const leased of [false, true]) {
+  Deno.test(`dhcpGuard, wireGuard: in the kernel, between a TAP and its network${leased ? " that leases" : ""}`, async () => {
+    using vm = newNetns();
+    using network = newNetns();
+    for (const netns of [vm, network]) {
+      withNetns(netns, () => {
+        Deno.writeTextFileSync("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
       });
-      const [eth0, guest] = [requireLink(nl, "eth0").index, requireLink(nl, TAP).index];
-      for (
-        const [index, target, program] of [
-          [guest, eth0, dhcpGuard()],
-          [eth0, guest, wireGuard(GUEST_MAC)],
-        ] as const
-      ) {
-        addIngressQdisc(nl, index);
-        addBpfFilter(nl, { index, priority: 1, name: "guard", program });
-        addRedirectFilter(nl, { index, target, priority: 2 });
-      }
-    });
-    using port = withNetns(network, () => {
-      using nl = NetlinkConnection.open();
-      const { index } = requireLink(nl, "port");
-      setLink(nl, index, { up: true });
-      return openPacketSocket({ ifindex: index });
-    });
-    const buffer = new Uint8Array(2048);
-    const frames = GUARD_CASES.map(([, frame]) => onWire(frame));
-    const expected = GUARD_CASES.map(([name, , verdict]) => [name, verdict === "pass"]);
-    const named = (results: boolean[]) =>
-      results.map((came, index) => [GUARD_CASES[index]![0], came]);
-    const toNetwork = await carried(frames, {
-      send: (frame) => writeFd(tap, frame),
-      receive: () => receiveFrom(port, buffer),
-    });
-    assertEquals(named(toNetwork), expected);
-    const inward: Path = { send: (frame) => port.send(frame), receive: () => readFrame(tap) };
-    const toGuest = await carried(frames, inward);
-    assertEquals(named(toGuest), expected);
+    }
+    const tap = plugTap(vm, TAP);
+    try {
+      withNetns(vm, () => {
+        using nl = NetlinkConnection.open();
+        createVeth(nl, {
+          name: "eth0",
+          mac: GUEST_MAC,
+          up: true,
+          peer: { name: "port", mac: PEER_MAC, netnsFd: network.fd },
+        });
+        const [eth0, guest] = [requireLink(nl, "eth0").index, requireLink(nl, TAP).index];
+        for (
+          const [index, target, program] of [
+            [guest, eth0, dhcpGuard()],
+            [eth0, guest, wireGuard(GUEST_MAC, { leased })],
+          ] as const
+        ) {
+          addIngressQdisc(nl, index);
+          addBpfFilter(nl, { index, priority: 1, name: "guard", program });
+          addRedirectFilter(nl, { index, target, priority: 2 });
+        }
+      });
+      using port = withNetns(network, () => {
+        using nl = NetlinkConnection.open();
+        const { index } = requireLink(nl, "port");
+        setLink(nl, index, { up: true });
+        return openPacketSocket({ ifindex: index });
+      });
+      const buffer = new Uint8Array(2048);
+      const frames = GUARD_CASES.map(([, frame]) => onWire(frame));
+      const expected = GUARD_CASES.map(([name, , verdict]) => [name, verdict === "pass"]);
+      const named = (results: boolean[]) =>
+        results.map((came, index) => [GUARD_CASES[index]![0], came]);
+      const toNetwork = await carried(frames, {
+        send: (frame) => writeFd(tap, frame),
+        receive: () => receiveFrom(port, buffer),
+      });
+      assertEquals(named(toNetwork), expected);
+      const inward: Path = { send: (frame) => port.send(frame), receive: () => readFrame(tap) };
+      const toGuest = await carried(frames, inward);
+      assertEquals(named(toGuest), expected);
 
-    const reflections: readonly [from: string, to: string, passes: boolean][] = [
-      [GUEST_MAC, "ff:ff:ff:ff:ff:ff", false],
-      [GUEST_MAC, PEER_MAC, false],
-      [GUEST_MAC, GUEST_MAC, true],
-      [PEER_MAC, "ff:ff:ff:ff:ff:ff", true],
-      [PEER_MAC, GUEST_MAC, true],
-    ];
-    const arp = reflections.map(([from, to]) => {
-      return bytes(ethernet(0x0806, { from, to }), new Uint8Array(46));
-    });
-    const heard = await carried(arp, inward);
-    assertEquals(heard, reflections.map(([, , passes]) => passes));
-  } finally {
-    closeFd(tap);
-  }
-});
+      const reflections: readonly [from: string, to: string, passes: boolean][] = [
+        [GUEST_MAC, "ff:ff:ff:ff:ff:ff", false],
+        [GUEST_MAC, PEER_MAC, false],
+        [GUEST_MAC, GUEST_MAC, true],
+        [PEER_MAC, "ff:ff:ff:ff:ff:ff", true],
+        [PEER_MAC, GUEST_MAC, true],
+      ];
+      const arp = reflections.map(([from, to]) => {
+        return bytes(ethernet(0x0806, { from, to }), new Uint8Array(46));
+      });
+      const heard = await carried(arp, inward);
+      assertEquals(heard, reflections.map(([, , passes]) => passes));
+    } finally {
+      closeFd(tap);
+    }
+  });
+}

@@ -104,6 +104,24 @@ Deno.test("addWire: tc-redirect by name does not fall back, and leaves nothing",
   assertEquals(inspect(sandbox), BARE);
 });
 
+Deno.test("addWire: auto does not fall back where addresses are leased, whose guard is another", async () => {
+  using sandbox = new Sandbox();
+  const { nl, netns } = sandbox;
+  const made: UnwiredInterface = { ...makeInterface(sandbox), leased: true };
+  const request = { nl, netns, mode: "auto", undo: new UndoStack(), note() {} } as const;
+  const wired = addWire(request, made);
+  assertEquals([wired.mode, wired.leased], ["tc-redirect", true]);
+  assertEquals(checkGuards(nl, wired), []);
+  const { leased: _, ...unleased } = wired;
+  assertEquals(checkGuards(nl, unleased), [`the guard of "eth0" is not that of the record`]);
+  removeWire(nl, "eth0", wired.mode);
+  takeAway(sandbox, "u32");
+  const error = assertThrows(() => addWire(request, made), NetlinkError);
+  assertMatch(error.mend ?? "", /use a kernel with .*CONFIG_NET_CLS_U32/);
+  assertEquals(await request.undo.unwind(), []);
+  assertEquals(inspect(sandbox), BARE);
+});
+
 Deno.test("addWire: without cls_bpf there is no guard, which is said and recorded", () => {
   for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
     using sandbox = new Sandbox();

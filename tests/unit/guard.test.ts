@@ -2,7 +2,8 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { InputError } from "../../lib/errors.ts";
 import { ipToBytes } from "../../lib/inet/ip.ts";
 import { parseMac } from "../../lib/inet/mac.ts";
-import { dhcpGuard, guestGuard, wireGuard } from "../../lib/vm/guard.ts";
+import { dhcpGuard, wireGuard } from "../../lib/vm/guard.ts";
+import { guestGuard } from "../../lib/vm/guest-guard.ts";
 import { readGolden } from "../golden/read.ts";
 import { runBpf } from "../support/bpf-machine.ts";
 import { arp, bytes, ethernet, extension, icmpv6, ipv4, ipv6, udp } from "../support/frames.ts";
@@ -13,6 +14,7 @@ const [IP, IPV6, ARP, VLAN] = [0x0800, 0x86dd, 0x0806, 0x8100];
 const CONTINUE = -1;
 const DROP = 2;
 const NOT_CARRIED = 0;
+const TO_HOST = 0;
 
 const REQUEST = udp({ source: 68, destination: 67 });
 
@@ -51,6 +53,20 @@ Deno.test("wireGuard: drops the guest's own frames to others, as a hairpin port 
   }
   const translated = bytes(ethernet(IP, { from: GUEST, to: GUEST }), ipv4(REQUEST));
   assertEquals(runBpf(wireGuard(GUEST), translated), DROP);
+});
+
+Deno.test("wireGuard: leaves whole answers of servers to the host where it leases the addresses", () => {
+  const program = wireGuard(GUEST, { leased: true });
+  const answers = ["a DHCP reply", "a reply from any port", "behind IPv4 options"];
+  for (const [name, frame, verdict] of GUARD_CASES) {
+    const other = { pass: CONTINUE, drop: DROP, "too short": NOT_CARRIED }[verdict];
+    assertEquals(runBpf(program, frame), answers.includes(name) ? TO_HOST : other, name);
+  }
+  const answer = ipv4(udp({ source: 67, destination: 68 }));
+  const between = (from: string, to: string) => bytes(ethernet(IP, { from, to }), answer);
+  assertEquals(runBpf(program, between(OTHER, GUEST)), TO_HOST);
+  assertEquals(runBpf(program, between(OTHER, ALL)), TO_HOST);
+  assertEquals(runBpf(program, between(GUEST, ALL)), DROP, "reflected");
 });
 
 Deno.test("wireGuard: takes any unicast MAC, refuses others", () => {
@@ -235,7 +251,8 @@ Deno.test("guestGuard: has room for many addresses, and refuses malformed ones",
 
 Deno.test("dhcpGuard, guestGuard, wireGuard: end on any bytes, with a verdict they know", () => {
   const random = new Random(67);
-  const programs = [dhcpGuard(), wireGuard(GUEST), guestGuard(IDENTITY)];
+  const leased = wireGuard(GUEST, { leased: true });
+  const programs = [dhcpGuard(), wireGuard(GUEST), leased, guestGuard(IDENTITY)];
   const seeds = [...GUARD_CASES, ...OWN_CASES];
   for (let round = 0; round < 5000; round++) {
     const seed = seeds[random.below(seeds.length)]![1];
