@@ -1,10 +1,26 @@
 /**
- * Network configuration files: finding, reading and validating them.
+ * Network configuration files: finding, reading and validating them, as libcni, containerd and CRI-O
+ * do.
  *
- * Files ending in `.conf`, `.conflist` or `.json` count, in lexical order. A broken file that sorts
- * before the wanted network is an error that names it: skipping it silently would attach VMs to
- * another network than the administrator configured. Looking a network up by name passes over
- * broken files, unless the network is not found elsewhere.
+ * Files ending in `.conf`, `.conflist` or `.json` count, in lexical order; directories do not. A
+ * list has the plugins it names, and then those of the `.conf` files in the directory of the
+ * network's name beside it (libcni 1.3), unless `loadOnlyInlinedPlugins` is true. Without
+ * `cniVersion` it is of version 0.1.0. Unknown keys reach the plugins as they are; of a key that is
+ * written twice the last counts, and numbers are doubles, in libcni too.
+ *
+ * Where the others differ among themselves, or tapkit from all of them:
+ *
+ * - A broken file that sorts before the wanted network is an error that names it, as with
+ *   containerd. CRI-O passes it over, and VMs would be attached to another network than the
+ *   administrator configured. Looking a network up by name passes over broken files, unless the
+ *   network is not found elsewhere.
+ * - Of two files with one name the first is taken, as CRI-O does; libcni itself looks at
+ *   `.conflist` files first.
+ * - What a file holds, a list or a single plugin, is seen from its keys; the ending decides where it
+ *   has both. The others refuse a list in a `.conf`, and a plugin in a `.conflist`.
+ * - `disableCheck` and `disableGC` hold in a single plugin's file too.
+ * - Names, versions and types are refused here when no call could succeed with them; the others
+ *   do that at ADD, or leave it to the plugins.
  *
  * @module
  */
@@ -16,6 +32,8 @@ import { CNI_VERSIONS, type NetworkConfigList, type PluginConfig } from "./types
 const EXTENSIONS = [".conf", ".conflist", ".json"];
 /** `IFNAMSIZ` of linux/if.h without the terminating zero. */
 const IFNAME_MAX = 15;
+/** Of a configuration that says none. */
+const OLDEST_VERSION = "0.1.0";
 const IDENTIFIER = /^[a-zA-Z0-9][a-zA-Z0-9_.-]*$/;
 
 /** Checks a container id by the specification's grammar. */
@@ -53,10 +71,14 @@ export function validateInterfaceName(name: string): void {
 
 /** Paths of a directory's configuration files in lexical order; none when it does not exist. */
 export function listConfigFiles(directory: string): string[] {
+  return listFiles(directory, EXTENSIONS);
+}
+
+function listFiles(directory: string, extensions: readonly string[]): string[] {
   const names: string[] = [];
   try {
     for (const entry of Deno.readDirSync(directory)) {
-      if (!entry.isDirectory && EXTENSIONS.some((extension) => entry.name.endsWith(extension))) {
+      if (!entry.isDirectory && extensions.some((extension) => entry.name.endsWith(extension))) {
         names.push(entry.name);
       }
     }
@@ -74,16 +96,17 @@ export function listConfigFiles(directory: string): string[] {
 }
 
 /**
- * Reads and validates one configuration file; a single plugin's is wrapped into a list.
+ * Reads and validates one configuration file, and what belongs to it; a single plugin's is wrapped
+ * into a list.
  *
  * @throws {TapkitError} naming the file, what is wrong with it, and the mend
  */
 export function readConfigFile(path: string): NetworkConfigList {
-  return parseConfig(readText(path), path);
+  return validate(parseJson(readText(path), path), path, readPlugins);
 }
 
 /**
- * Validates the text of a configuration file.
+ * Validates the text of a configuration file, which has all its plugins in it.
  *
  * @param path names the file in errors
  * @throws {TapkitError} naming the file, what is wrong with it, and the mend
@@ -114,7 +137,7 @@ export function findNetwork(directory: string, name?: string): NetworkConfigList
       continue;
     }
     if (!isObject(raw) || typeof raw.name !== "string") continue;
-    if (raw.name === name) return validate(raw, path);
+    if (raw.name === name) return validate(raw, path, readPlugins);
     known.push(raw.name);
   }
   if (broken[0] !== undefined) throw broken[0];
@@ -150,10 +173,21 @@ function parseJson(text: string, path: string): unknown {
   }
 }
 
-function validate(raw: unknown, path: string): NetworkConfigList {
-  const fail = (problem: string, mend: string): never => {
-    throw new TapkitError(`CNI configuration ${path} ${problem}`, { mend });
-  };
+/** The plugins that are configured beside the file of a list, in the directory of its name. */
+function readPlugins(path: string, name: string): PluginConfig[] {
+  const directory = `${path.slice(0, path.lastIndexOf("/") + 1)}${name}`;
+  return listFiles(directory, [".conf"]).map((file) => {
+    const plugin = parseJson(readText(file), file);
+    return requirePlugin(plugin, failing(file));
+  });
+}
+
+function validate(
+  raw: unknown,
+  path: string,
+  readMore: (path: string, name: string) => PluginConfig[] = () => [],
+): NetworkConfigList {
+  const fail: Fail = failing(path);
   if (!isObject(raw)) return fail("is not a JSON object", "write a network configuration list");
   const { name } = raw;
   if (typeof name !== "string" || name === "") return fail(`has no "name"`, `add "name": "NAME"`);
@@ -164,25 +198,27 @@ function validate(raw: unknown, path: string): NetworkConfigList {
     );
   }
   const cniVersion = chooseVersion(raw, fail);
-  const plugins = "plugins" in raw ? raw.plugins : "type" in raw ? [raw] : undefined;
-  if (!Array.isArray(plugins)) {
+  const single = "type" in raw && !("plugins" in raw && path.endsWith(".conflist"));
+  const inlined = single ? [raw] : raw.plugins ?? [];
+  if (!Array.isArray(inlined)) {
     return fail(`has no list "plugins"`, `add "plugins": [{"type": "bridge", …}, …]`);
   }
-  if (plugins.length === 0) return fail(`has an empty list "plugins"`, "add a plugin to it");
-  plugins.forEach((plugin: unknown, index) => {
-    if (!isObject(plugin)) fail(`has a plugin ${index} that is no JSON object`, "correct it");
-    else if (typeof plugin.type !== "string" || plugin.type === "") {
-      fail(`has a plugin ${index} without "type"`, `add "type": "PLUGIN"`);
-    } else if (plugin.type.includes("/")) {
-      // The type is looked up in the plugin directories, so it must not lead out of them.
-      fail(`has a plugin ${index} whose type "${plugin.type}" is a path`, "name the plugin alone");
-    }
-  });
+  const onlyInlined = readFlag(raw, "loadOnlyInlinedPlugins", fail);
+  const plugins = inlined.map((plugin: unknown, index) =>
+    requirePlugin(plugin, single ? fail : failing(`${path}, plugin ${index},`))
+  );
+  if (plugins.length === 0 && ("plugins" in raw || onlyInlined)) {
+    return fail(`has an empty list "plugins"`, "add a plugin to it");
+  }
+  if (!single && !onlyInlined) plugins.push(...readMore(path, name));
+  if (plugins.length === 0) {
+    return fail(`has no list "plugins"`, `add "plugins": [{"type": "bridge", …}, …]`);
+  }
   const allowOverlap = isObject(raw.tapkit) && raw.tapkit.allowOverlap === true;
   return {
     name,
     cniVersion,
-    plugins: plugins as PluginConfig[],
+    plugins,
     disableCheck: readFlag(raw, "disableCheck", fail),
     disableGC: readFlag(raw, "disableGC", fail),
     path,
@@ -191,6 +227,33 @@ function validate(raw: unknown, path: string): NetworkConfigList {
 }
 
 type Fail = (problem: string, mend: string) => never;
+
+function failing(path: string): Fail {
+  return (problem, mend) => {
+    throw new TapkitError(`CNI configuration ${path} ${problem}`, { mend });
+  };
+}
+
+/** What of a plugin's configuration libcni itself reads. */
+function requirePlugin(plugin: unknown, fail: Fail): PluginConfig {
+  if (!isObject(plugin)) return fail("is no JSON object", "correct it");
+  const { type } = plugin;
+  if (typeof type !== "string" || type === "") {
+    return fail(`has no "type"`, `add "type": "PLUGIN"`);
+  }
+  // The type is looked up in the plugin directories, so it must not lead out of them.
+  if (type.includes("/")) {
+    return fail(`has the type "${type}", which is a path`, "name the plugin alone");
+  }
+  for (const key of ["capabilities", "ipam", "dns"]) {
+    if (!isObject(plugin[key] ?? {})) fail(`has "${key}" that is no JSON object`, "correct it");
+  }
+  for (const [name, value] of Object.entries(plugin.capabilities ?? {})) {
+    if (typeof value === "boolean" || value === null) continue;
+    fail(`has the capability "${name}" ${JSON.stringify(value)}`, "write true or false");
+  }
+  return plugin as PluginConfig;
+}
 
 /** libcni takes these as booleans and as the words. */
 function readFlag(raw: Record<string, unknown>, key: string, fail: Fail): boolean {
@@ -203,16 +266,16 @@ function readFlag(raw: Record<string, unknown>, key: string, fail: Fail): boolea
 
 /** The newest version both sides know: of `cniVersions` (spec 1.1) or `cniVersion`. */
 function chooseVersion(raw: Record<string, unknown>, fail: Fail): string {
-  const { cniVersion, cniVersions } = raw;
-  const known = `write one of ${CNI_VERSIONS.join(", ")}`;
-  if (cniVersions !== undefined && !Array.isArray(cniVersions)) {
+  const { cniVersion = "", cniVersions = [] } = raw;
+  if (!Array.isArray(cniVersions)) {
     return fail(`has "cniVersions" that is no list`, "write a list of versions");
   }
-  const offered = [...(cniVersions ?? []), ...(cniVersion === undefined ? [] : [cniVersion])];
-  if (offered.length === 0) return fail(`has no "cniVersion"`, `add "cniVersion": "1.0.0"`);
+  const offered: unknown[] = cniVersion === "" ? cniVersions : [...cniVersions, cniVersion];
+  if (offered.length === 0) return OLDEST_VERSION;
   const common = CNI_VERSIONS.findLast((version) => offered.includes(version));
-  return common ??
-    fail(`has the unknown cniVersion ${offered.map((v) => `"${v}"`).join(", ")}`, known);
+  if (common !== undefined) return common;
+  const unknown = offered.map((version) => JSON.stringify(version)).join(", ");
+  return fail(`has the unknown cniVersion ${unknown}`, `write one of ${CNI_VERSIONS.join(", ")}`);
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {

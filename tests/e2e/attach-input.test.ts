@@ -76,7 +76,7 @@ Deno.test("attach-vm: a configuration that cannot be used is named, and nothing 
   const cases: [text: string, message: RegExp][] = [
     ["{", /05-net\.conflist is not valid JSON: line 1, column 2/],
     [LIST([]), /05-net\.conflist/],
-    [LIST([{ bridge: "x" }]), /05-net\.conflist .*"type"/],
+    [LIST([{ bridge: "x" }]), /05-net\.conflist, plugin 0, .*"type"/],
     [LIST([{ type: "bridge" }], { cniVersion: "9.9.9" }), /05-net\.conflist .*9\.9\.9/],
     [LIST([{ type: "macvlan" }]), /network "net" .*"macvlan"/],
     [

@@ -3,6 +3,7 @@ import {
   findNetwork,
   listConfigFiles,
   parseConfig,
+  readConfigFile,
   validateContainerId,
   validateInterfaceName,
   validateNetworkName,
@@ -78,19 +79,102 @@ Deno.test("parseConfig: reads a list, and wraps a single plugin into one", () =>
   assertEquals(single.plugins, [{ cniVersion: "0.3.1", name: "one", type: "ptp", mtu: 9 }]);
 });
 
-Deno.test("parseConfig: takes the newest common version of cniVersions, and flags as words", () => {
-  const list = parseConfig(
-    JSON.stringify({
-      cniVersion: "0.4.0",
-      cniVersions: ["0.4.0", "1.0.0", "9.0.0"],
-      name: "n",
-      disableCheck: "True",
-      disableGC: true,
-      plugins: [{ type: "bridge" }],
-    }),
-    "f",
+Deno.test("parseConfig: takes the newest version both sides know, and 0.1.0 where none is said", () => {
+  const cases: [cniVersion: unknown, cniVersions: unknown, version: string][] = [
+    ["0.4.0", undefined, "0.4.0"],
+    ["0.4.0", ["0.4.0", "1.0.0", "9.0.0"], "1.0.0"],
+    ["1.1.0", ["0.4.0"], "1.1.0"],
+    [undefined, ["0.3.1", "0.4.0"], "0.4.0"],
+    ["9.0.0", ["0.3.1"], "0.3.1"],
+    ["0.4.0", [], "0.4.0"],
+    [undefined, undefined, "0.1.0"],
+    ["", undefined, "0.1.0"],
+    ["", ["0.4.0"], "0.4.0"],
+  ];
+  for (const [cniVersion, cniVersions, version] of cases) {
+    const text = JSON.stringify({ name: "n", type: "bridge", cniVersion, cniVersions });
+    assertEquals(parseConfig(text, "f").cniVersion, version, text);
+  }
+});
+
+Deno.test("parseConfig: takes flags as booleans and as words", () => {
+  const flags = (value: unknown) => {
+    const raw = { name: "n", disableCheck: value, disableGC: value, plugins: [{ type: "bridge" }] };
+    const { disableCheck, disableGC } = parseConfig(JSON.stringify(raw), "f");
+    return [disableCheck, disableGC];
+  };
+  for (const value of [true, "true", "True", "TRUE"]) assertEquals(flags(value), [true, true]);
+  for (const value of [undefined, false, "false"]) assertEquals(flags(value), [false, false]);
+});
+
+Deno.test("parseConfig: a list or a single plugin is known by its keys, else by the ending", () => {
+  const single = { cniVersion: "1.0.0", name: "n", type: "ptp" };
+  const list = { cniVersion: "1.0.0", name: "n", plugins: [{ type: "bridge" }, { type: "sbr" }] };
+  const cases: [path: string, raw: Record<string, unknown>, types: string[]][] = [
+    ["/d/1.conf", single, ["ptp"]],
+    ["/d/1.conflist", single, ["ptp"]],
+    ["/d/1.conf", list, ["bridge", "sbr"]],
+    ["/d/1.json", list, ["bridge", "sbr"]],
+    ["/d/1.conf", { ...single, ...list }, ["ptp"]],
+    ["/d/1.conflist", { ...single, ...list }, ["bridge", "sbr"]],
+  ];
+  for (const [path, raw, types] of cases) {
+    const { plugins } = parseConfig(JSON.stringify(raw), path);
+    assertEquals(plugins.map(({ type }) => type), types, `${path} ${JSON.stringify(raw)}`);
+  }
+});
+
+Deno.test("parseConfig: keys that it does not know are kept as libcni keeps them", () => {
+  const text =
+    '{"name":"n","type":"x","a":9007199254740993,"b":1,"b":2,"c":1,"c":[null],"__proto__":{"d":1}}';
+  const [plugin] = parseConfig(text, "f").plugins;
+  assertEquals(
+    JSON.stringify(plugin),
+    '{"name":"n","type":"x","a":9007199254740992,"b":2,"c":[null],"__proto__":{"d":1}}',
   );
-  assertEquals([list.cniVersion, list.disableCheck, list.disableGC], ["1.0.0", true, true]);
+});
+
+Deno.test("readConfigFile: plugins in the directory of the network's name follow those of the list", () => {
+  const more = (type: string) => JSON.stringify({ type, key: 1 });
+  const inlined = { name: "net", plugins: [{ type: "bridge" }] };
+  const cases: [file: string, raw: Record<string, unknown>, types: string[]][] = [
+    ["10.conflist", inlined, ["bridge", "tuning", "sbr"]],
+    ["10.conflist", { name: "net" }, ["tuning", "sbr"]],
+    ["10.conflist", { ...inlined, loadOnlyInlinedPlugins: false }, ["bridge", "tuning", "sbr"]],
+    ["10.conflist", { ...inlined, loadOnlyInlinedPlugins: "True" }, ["bridge"]],
+    ["10.conflist", { ...inlined, name: "other" }, ["bridge"]],
+    ["10.conf", { name: "net", type: "ptp" }, ["ptp"]],
+  ];
+  for (const [file, raw, types] of cases) {
+    withDirectory({ [file]: JSON.stringify(raw) }, (d) => {
+      Deno.mkdirSync(`${d}/net`);
+      Deno.writeTextFileSync(`${d}/net/9.conf`, more("sbr"));
+      Deno.writeTextFileSync(`${d}/net/10.conf`, more("tuning"));
+      Deno.writeTextFileSync(`${d}/net/11.conflist`, more("no"));
+      for (
+        const list of [
+          readConfigFile(`${d}/${file}`),
+          findNetwork(d),
+          findNetwork(d, String(raw.name)),
+        ]
+      ) {
+        assertEquals(list?.plugins.map(({ type }) => type), types, JSON.stringify(raw));
+      }
+    });
+  }
+});
+
+Deno.test("readConfigFile: a broken plugin of the directory is named; the directory alone is no network", () => {
+  withDirectory({}, (d) => {
+    Deno.mkdirSync(`${d}/net`);
+    assertEquals([listConfigFiles(d), findNetwork(d)], [[], undefined]);
+    Deno.writeTextFileSync(`${d}/10.conflist`, config("net"));
+    assertEquals(findNetwork(d)?.plugins.length, 1);
+    Deno.writeTextFileSync(`${d}/net/5.conf`, "{}");
+    assertThrows(() => findNetwork(d), TapkitError, `${d}/net/5.conf has no "type"`);
+    Deno.writeTextFileSync(`${d}/net/5.conf`, "{");
+    assertThrows(() => findNetwork(d), TapkitError, `${d}/net/5.conf is not valid JSON`);
+  });
 });
 
 Deno.test("parseConfig: an error names the file, what is wrong and the mend", () => {
@@ -100,15 +184,25 @@ Deno.test("parseConfig: an error names the file, what is wrong and the mend", ()
     ["null", "is not a JSON object"],
     ["{}", 'has no "name"'],
     ['{"name":"a/b"}', "malformed name"],
-    ['{"name":"a"}', 'has no "cniVersion"'],
+    ['{"name":"a"}', 'has no list "plugins"'],
+    ['{"name":3}', 'has no "name"'],
     ['{"name":"a","cniVersion":"7.0.0","type":"bridge"}', 'unknown cniVersion "7.0.0"'],
     ['{"name":"a","cniVersion":1,"type":"bridge"}', "unknown cniVersion"],
     ['{"name":"a","cniVersion":"1.0.0"}', 'has no list "plugins"'],
     ['{"name":"a","cniVersion":"1.0.0","plugins":{}}', 'has no list "plugins"'],
     ['{"name":"a","cniVersion":"1.0.0","plugins":[]}', 'has an empty list "plugins"'],
-    ['{"name":"a","cniVersion":"1.0.0","plugins":[{}]}', 'has a plugin 0 without "type"'],
-    ['{"name":"a","cniVersion":"1.0.0","plugins":[3]}', "has a plugin 0 that is no JSON object"],
+    ['{"name":"a","cniVersion":"1.0.0","plugins":null}', 'has an empty list "plugins"'],
+    ['{"name":"a","cniVersion":"1.0.0","plugins":[{}]}', '7.conf, plugin 0, has no "type"'],
+    ['{"name":"a","cniVersion":"1.0.0","plugins":[3]}', "7.conf, plugin 0, is no JSON object"],
     ['{"name":"a","cniVersion":"1.0.0","type":"../x"}', "is a path"],
+    ['{"name":"a","cniVersion":"1.0.0","type":3}', '7.conf has no "type"'],
+    ['{"name":"a","cniVersions":["9.0.0"],"type":"b"}', 'unknown cniVersion "9.0.0"'],
+    ['{"name":"a","cniVersions":"1.0.0","type":"b"}', '"cniVersions" that is no list'],
+    ['{"name":"a","type":"b","capabilities":[]}', '"capabilities" that is no JSON object'],
+    ['{"name":"a","type":"b","capabilities":{"ips":"true"}}', 'the capability "ips" "true"'],
+    ['{"name":"a","type":"b","ipam":"host-local"}', '"ipam" that is no JSON object'],
+    ['{"name":"a","type":"b","loadOnlyInlinedPlugins":null}', '"loadOnlyInlinedPlugins" null'],
+    ['{"name":"a","loadOnlyInlinedPlugins":true}', 'has an empty list "plugins"'],
     ['{"name":"a","cniVersion":"1.0.0","type":"b","disableGC":3}', '"disableGC" 3'],
   ];
   for (const [text, words] of cases) {
@@ -140,6 +234,16 @@ Deno.test("findNetwork: takes the first file, which has to be whole", () => {
     assertEquals(findNetwork(`${d}/missing`), undefined);
     Deno.writeTextFileSync(`${d}/05.json`, "{");
     assertThrows(() => findNetwork(d), TapkitError, `${d}/05.json`);
+  });
+});
+
+Deno.test("findNetwork: of two files with one name the first in lexical order is taken", () => {
+  withDirectory({
+    "10.conf": config("net"),
+    "05.json": config("net"),
+    "20.conflist": config("net"),
+  }, (d) => {
+    assertEquals(findNetwork(d, "net")?.path, `${d}/05.json`);
   });
 });
 
