@@ -194,7 +194,11 @@ function choose(
       mend: "choose another name with --bridge",
     });
   }
-  const used = [...usedByHost(nl, bridge), ...usedByConfigurations(options.confDir, path)];
+  const families = ipv6 === undefined ? [4] as const : [4, 6] as const;
+  const used = [
+    ...usedByHost(nl, families, bridge),
+    ...usedByConfigurations(options.confDir, path),
+  ];
   const overlaps = [subnet, ipv6]
     .flatMap((text) => text === undefined || text === "auto" ? [] : [parseCidr(text)])
     .flatMap((prefix) => {

@@ -5,7 +5,7 @@
  */
 
 import { InputError, TapkitError } from "../errors.ts";
-import { bigIntToIp, type Cidr, cidrsOverlap, parseCidr } from "../inet/ip.ts";
+import { bigIntToIp, type Cidr, cidrsOverlap, type Family, parseCidr } from "../inet/ip.ts";
 import { listAddresses } from "../netlink/address.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink, listLinks } from "../netlink/link.ts";
@@ -29,30 +29,35 @@ export interface UsedPrefix {
 }
 
 /**
- * The prefixes of every route and address of the host.
+ * The prefixes of every route and address of the host, of some families.
  *
  * Default routes, the kernel's local table and multicast are left out: they cover everything, or
  * repeat the addresses.
  *
  * @param except the link whose own routes and addresses do not count
  */
-export function usedByHost(nl: NetlinkConnection, except?: string): UsedPrefix[] {
+export function usedByHost(
+  nl: NetlinkConnection,
+  families: readonly Family[],
+  except?: string,
+): UsedPrefix[] {
   const names = new Map(listLinks(nl).map((link) => [link.index, link.name]));
   const nameOf = (index: number | undefined): string | undefined =>
     index === undefined ? undefined : names.get(index) ?? `link ${index}`;
   const used: UsedPrefix[] = [];
-  for (const { index, address } of listAddresses(nl)) {
-    const name = nameOf(index);
-    if (name === except) continue;
-    used.push({ prefix: parseCidr(address), what: `address ${address} of "${name}"` });
-  }
-  for (const { dst, table, oif } of listRoutes(nl)) {
-    const name = nameOf(oif);
-    const prefix = parseCidr(dst);
-    if (table === RT_TABLE.LOCAL || prefix.prefixLength === 0) continue;
-    if (except !== undefined && name === except) continue;
-    const where = name === undefined ? "" : ` through "${name}"`;
-    used.push({ prefix, what: `route ${dst}${where}` });
+  for (const family of families) {
+    for (const { index, address } of listAddresses(nl, { family })) {
+      const name = nameOf(index);
+      if (name === except) continue;
+      used.push({ prefix: parseCidr(address), what: `address ${address} of "${name}"` });
+    }
+    for (const { dst, table, oif } of listRoutes(nl, { family })) {
+      const name = nameOf(oif);
+      if (table === RT_TABLE.LOCAL || dst.endsWith("/0")) continue;
+      if (except !== undefined && name === except) continue;
+      const where = name === undefined ? "" : ` through "${name}"`;
+      used.push({ prefix: parseCidr(dst), what: `route ${dst}${where}` });
+    }
   }
   return used;
 }
@@ -137,9 +142,11 @@ export function networkOverlap(
 ): { subnet: Cidr; used: UsedPrefix } | undefined {
   for (const conf of list.plugins) {
     if (conf.type !== "bridge" || conf.ipam?.type !== "host-local") continue;
-    const used = usedByHost(nl, String(conf.bridge));
     const { rangeSets } = parseHostLocal({ ...conf, name: list.name }, {});
-    for (const { subnet } of rangeSets.flat()) {
+    const subnets = rangeSets.flat().map(({ subnet }) => subnet);
+    const families = new Set(subnets.map(({ family }) => family));
+    const used = usedByHost(nl, [...families], String(conf.bridge));
+    for (const subnet of subnets) {
       const overlap = findOverlap(subnet, used);
       if (overlap !== undefined) return { subnet, used: overlap };
     }

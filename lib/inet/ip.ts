@@ -157,22 +157,21 @@ export function bigIntToIp(value: bigint, family: Family): string {
 export function parseCidr(text: string): Cidr {
   const match = /^([^/]*)\/(\d{1,3})$/.exec(text);
   const address = match?.[1] ?? "";
-  const family = isIp(address);
+  const bytes = parseIpv4(address) ?? parseIpv6(address);
   const prefixLength = Number(match?.[2]);
   const leadingZero = (match?.[2]?.length ?? 0) > 1 && match![2]!.startsWith("0");
-  if (family === 0 || leadingZero || !(prefixLength <= BITS[family])) {
+  if (bytes === undefined || leadingZero || !(prefixLength <= 8 * bytes.length)) {
     throw new InputError(`"${text}" is not an address with a prefix length`, {
       mend: "write it as in 172.18.0.0/16 or fd00:1::/64",
     });
   }
-  const value = ipToBigInt(address);
-  const hostMask = (1n << BigInt(BITS[family] - prefixLength)) - 1n;
+  const hostBits = (index: number) => 0xff >> Math.min(8, Math.max(0, prefixLength - 8 * index));
   return {
-    address: canonicalIp(address),
-    family,
+    address: bytesToIp(bytes),
+    family: bytes.length === 4 ? 4 : 6,
     prefixLength,
-    network: bigIntToIp(value & ~hostMask, family),
-    broadcast: bigIntToIp(value | hostMask, family),
+    network: bytesToIp(bytes.map((byte, index) => byte & ~hostBits(index))),
+    broadcast: bytesToIp(bytes.map((byte, index) => byte | hostBits(index))),
   };
 }
 

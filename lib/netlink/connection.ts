@@ -115,6 +115,23 @@ export class NetlinkConnection implements Disposable {
   }
 
   /**
+   * The same, while the calling thread goes on: for what the kernel is long about. Until then the
+   * connection is not to be used for anything else.
+   */
+  async requestAside(
+    type: number,
+    flags: number,
+    payload: Uint8Array,
+    subject: Subject = {},
+  ): Promise<Message[]> {
+    const request = this.#next(type, flags | NLM_F.REQUEST | NLM_F.ACK, payload);
+    const message = encodeMessage(request);
+    // Sent once more it fails with a reason.
+    if (!await this.#socket.sendAside(message)) this.#socket.send(message);
+    return this.#answer(request, subject).messages;
+  }
+
+  /**
    * Asks for one object: {@linkcode request} without an acknowledgement, which would be one more
    * message to receive.
    *
@@ -187,11 +204,20 @@ export class NetlinkConnection implements Disposable {
   }
 
   #exchange(type: number, flags: number, payload: Uint8Array, subject: Subject): Reply {
-    this.#seq = this.#seq === 0xffffffff ? 1 : this.#seq + 1;
-    const seq = this.#seq;
-    const request: Message = { type, flags, seq, pid: 0, payload };
-    if (this.#debug) this.#trace(">", request);
+    const request = this.#next(type, flags, payload);
     this.#socket.send(encodeMessage(request));
+    return this.#answer(request, subject);
+  }
+
+  #next(type: number, flags: number, payload: Uint8Array): Message {
+    this.#seq = this.#seq === 0xffffffff ? 1 : this.#seq + 1;
+    const request = { type, flags, seq: this.#seq, pid: 0, payload };
+    if (this.#debug) this.#trace(">", request);
+    return request;
+  }
+
+  #answer(request: Message, subject: Subject): Reply {
+    const { type } = request;
     const reply: Reply = { messages: [], interrupted: false };
     while (reply.verdict === undefined) {
       const messages = this.#receive(type, subject);

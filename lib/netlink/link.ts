@@ -296,16 +296,16 @@ export function deleteLink(nl: NetlinkConnection, key: LinkKey): boolean {
 
 /**
  * Deletes all links of a group, waiting once for the kernel to let go of them, where deleting one
- * after the other waits for each.
+ * after the other waits for each. The calling thread goes on meanwhile.
  *
  * Equivalent to: `ip link delete group NUMBER`
  *
  * @returns whether there were any
  */
-export function deleteLinkGroup(nl: NetlinkConnection, group: number): boolean {
+export async function deleteLinkGroup(nl: NetlinkConnection, group: number): Promise<boolean> {
   try {
     const subject = { action: "delete", object: `links of group ${group}` };
-    nl.request(RTM.DELLINK, 0, encodeLink({ group }), subject);
+    await nl.requestAside(RTM.DELLINK, 0, encodeLink({ group }), subject);
     return true;
   } catch (error) {
     if (isAbsent(error)) return false;

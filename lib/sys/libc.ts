@@ -2,8 +2,8 @@
  * libc through FFI: its functions, opened at first use, and the one way to call them.
  *
  * Every call here is synchronous: errno and network namespaces belong to a thread, and a
- * nonblocking FFI call runs on another one. Two that wait are the exceptions: `epoll_wait` and
- * `flock_wait`.
+ * nonblocking FFI call runs on another one. Those that wait are the exceptions: `epoll_wait`,
+ * `flock_wait`, and `send_wait`, where the kernel does all that a netlink request asks for.
  *
  * @module
  */
@@ -49,6 +49,13 @@ const SYMBOLS = {
   setsockopt: { parameters: ["i32", "i32", "i32", "buffer", "u32"], result: "i32" },
   // int fd, const void *buf, size_t len, int flags, const struct sockaddr *addr, socklen_t addrlen
   sendto: { parameters: ["i32", "buffer", "usize", "i32", "buffer", "u32"], result: "isize" },
+  // int fd, const void *buf, size_t len, int flags
+  send_wait: {
+    name: "send",
+    parameters: ["i32", "buffer", "usize", "i32"],
+    result: "isize",
+    nonblocking: true,
+  },
   // int fd, void *buf, size_t len, int flags, struct sockaddr *addr, socklen_t *addrlen
   recvfrom: { parameters: ["i32", "buffer", "usize", "i32", "buffer", "buffer"], result: "isize" },
   // int flags

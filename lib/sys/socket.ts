@@ -69,6 +69,16 @@ export class Socket implements Disposable {
   }
 
   /**
+   * Sends one datagram on a thread of its own, as the kernel may be long about it. A failure has no
+   * reason.
+   *
+   * @returns whether it was sent
+   */
+  async sendAside(bytes: Uint8Array<ArrayBuffer>): Promise<boolean> {
+    return Number(await libc().send_wait(this.fd, bytes, BigInt(bytes.length), 0)) >= 0;
+  }
+
+  /**
    * Receives one datagram.
    *
    * @param flags MSG_TRUNC makes the result the datagram's whole length, even beyond the buffer

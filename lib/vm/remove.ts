@@ -108,6 +108,8 @@ export async function removeMade(host: Host, record: Removable): Promise<void> {
   const hostNl = host.session.nl;
   const vmNl = openVm(stack, record.netns);
   const { made, netns } = record;
+  // Almost all there is; what is left by another version, or half made, goes by its name.
+  const links = vmNl && deleteLinkGroup(vmNl, LINK_GROUP).catch((error) => failures.push(error));
 
   try {
     for (const firewall of await host.session.firewalls(firewallOf(made))) {
@@ -116,9 +118,8 @@ export async function removeMade(host: Host, record: Removable): Promise<void> {
   } catch (error) {
     failures.push(error);
   }
+  await links;
   if (vmNl !== undefined) {
-    // Almost all there is; what is left by another version, or half made, goes by its name.
-    step(() => deleteLinkGroup(vmNl, LINK_GROUP));
     for (const { ifName } of made.networks) {
       step(() => removeWire(vmNl, ifName, modeOf(record, ifName)));
     }

@@ -271,7 +271,7 @@ Deno.test("getLink, requireLink, deleteLink: tell what is not there from what fa
   assertEquals(error.object, 'link "lo"');
 });
 
-Deno.test("deleteLinkGroup: the links of one group go, their other ends too, others stay", () => {
+Deno.test("deleteLinkGroup: the links of one group go, their other ends too, others stay", async () => {
   using here = newNetns();
   using there = newNetns();
   const open = (netns: Netns) => withNetns(netns, () => NetlinkConnection.open());
@@ -281,10 +281,10 @@ Deno.test("deleteLinkGroup: the links of one group go, their other ends too, oth
   createVeth(nl, { name: "b", peer: { name: "eth1", netnsFd: there.fd } });
   const bridge = createBridge(other, { name: "br0" });
   setLink(other, bridge, { group: 77 });
-  assertEquals(deleteLinkGroup(other, 77), true);
+  assertEquals(await deleteLinkGroup(other, 77), true);
   const names = (of: NetlinkConnection) => listLinks(of).map(({ name }) => name).sort();
   assertEquals([names(nl), names(other)], [["b", "lo"], ["eth1", "lo"]]);
-  assertEquals(deleteLinkGroup(other, 77), false);
+  assertEquals(await deleteLinkGroup(other, 77), false);
 });
 
 Deno.test("TAPKIT_DEBUG=netlink: prints every message on stderr", () => {
