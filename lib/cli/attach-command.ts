@@ -120,7 +120,7 @@ export const ATTACH_VM = {
       metavar: "BACKEND",
       choices: ["nftables", "iptables"],
       help: "what rules are made by",
-      default: "nftables where the kernel and libnftables allow it, else iptables",
+      default: "nftables where the kernel has it, else iptables",
     },
     {
       name: "open-firewall",

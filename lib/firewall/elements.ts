@@ -9,6 +9,16 @@ import { formatMac, parseMac } from "../inet/mac.ts";
 import { nfgenmsg, NFGENMSG_LEN } from "../netlink/conntrack.ts";
 import { align, Decoder, Encoder, NLA } from "../netlink/wire.ts";
 import {
+  NFPROTO,
+  NFTA_DATA,
+  NFTA_LIST_ELEM,
+  NFTA_RULE,
+  NFTA_SET_ELEM,
+  NFTA_SET_ELEM_LIST,
+  NFTA_VERDICT,
+  VERDICTS,
+} from "./nf-tables.ts";
+import {
   type Element,
   type Field,
   MAIN_TABLE,
@@ -18,17 +28,6 @@ import {
   type Table,
 } from "./ruleset.ts";
 
-/** linux/netfilter.h. */
-const NFPROTO = { inet: 1, bridge: 7 } as const;
-/** linux/netfilter/nf_tables.h. */
-const NFTA_RULE = { TABLE: 1, CHAIN: 2, USERDATA: 7 } as const;
-const NFTA_SET_ELEM_LIST = { TABLE: 1, SET: 2, ELEMENTS: 3 } as const;
-const NFTA_LIST_ELEM = 1;
-const NFTA_SET_ELEM = { KEY: 1, DATA: 2, USERDATA: 6 } as const;
-const NFTA_DATA = { VALUE: 1, VERDICT: 2 } as const;
-const NFTA_VERDICT_CODE = 1;
-/** NF_DROP of linux/netfilter.h, NFT_RETURN of linux/netfilter/nf_tables.h. */
-const VERDICTS: Readonly<Record<string, number>> = { drop: 0, return: 0xffff_fffb };
 /** libnftnl/udata.h: the same number for tables, rules and elements. */
 const NFTNL_UDATA_COMMENT = 0;
 
@@ -103,7 +102,7 @@ export function encodeElements(
 function writeData(data: Encoder, fields: readonly Field[], value: readonly string[]): void {
   if (fields[0] === "verdict") {
     data.attrNested(NFTA_DATA.VERDICT | NLA.F_NESTED, (verdict) => {
-      verdict.attrU32be(NFTA_VERDICT_CODE, VERDICTS[value[0]!]!);
+      verdict.attrU32be(NFTA_VERDICT.CODE, VERDICTS[value[0]!]!);
     });
   } else data.attrNested(NFTA_DATA.VALUE, (written) => writeFields(written, fields, value));
 }
@@ -154,7 +153,7 @@ function decodeData(fields: readonly Field[], data: Decoder): string[] | undefin
   const attributes = data.attributes();
   if (fields[0] === "verdict") {
     const verdict = attributes.find(({ type }) => type === NFTA_DATA.VERDICT)?.value.attributes();
-    const code = verdict?.find(({ type }) => type === NFTA_VERDICT_CODE)?.value.asU32be();
+    const code = verdict?.find(({ type }) => type === NFTA_VERDICT.CODE)?.value.asU32be();
     const name = Object.keys(VERDICTS).find((name) => VERDICTS[name] === code);
     return name === undefined ? undefined : [name];
   }
@@ -230,7 +229,8 @@ export function decodeFields(fields: readonly Field[], bytes: Uint8Array): strin
   });
 }
 
-function writeComment(encoder: Encoder, comment: string): void {
+/** Writes a comment as user data. */
+export function writeComment(encoder: Encoder, comment: string): void {
   const text = textEncoder.encode(comment);
   encoder.u8(NFTNL_UDATA_COMMENT).u8(text.length + 1).bytes(text).zero(1);
 }

@@ -92,7 +92,7 @@ export class Firewall implements Disposable {
    * @returns whether anything was changed
    * @throws {InputError} when the rules are malformed
    * @throws {PortConflictError} when another owner has one of the host ports
-   * @throws {TapkitError} when the table is to be made and libnftables is not installed
+   * @throws {TapkitError} when libnftables is needed, for a policy or a chain of others, and missing
    */
   add(rules: GuestRules): boolean {
     const wanted = validateRules(rules);

@@ -8,7 +8,6 @@ import type { NetlinkConnection } from "../netlink/connection.ts";
 import type { Netns } from "../sys/netns.ts";
 import type { Gate } from "./gate.ts";
 import { IptablesGate } from "./iptables-gate.ts";
-import { hasLibnftables } from "./libnftables.ts";
 import { ClosedPorts, NftGate } from "./nft-gate.ts";
 import { CLOSED_TABLE } from "./ruleset.ts";
 import type { ForwardChain, Survey } from "./store.ts";
@@ -31,10 +30,8 @@ export function findGates(netns: Netns, nl: NetlinkConnection, survey: Survey): 
     : [];
   const closed = tables.some(({ name }) => name === CLOSED_TABLE);
   const firewalld = chains.some(({ table }) => table === "firewalld");
-  if ((chains.length > 0 || closed) && hasLibnftables()) {
-    gates.push(...chains.map((chain) => new NftGate(netns, chain)));
-    if (firewalld || closed) gates.push(new ClosedPorts(netns, firewalld));
-  }
+  gates.push(...chains.map((chain) => new NftGate(netns, chain)));
+  if (firewalld || closed) gates.push(new ClosedPorts(netns, firewalld));
   return gates;
 }
 

@@ -2,7 +2,7 @@
  * tapkit's table in the kernel, over netlink: what it has is read, and elements are changed.
  *
  * nft's listings grow with every element and differ between its versions, and opening its library
- * takes longer than attaching a VM; it is left what has rules in it, the table's making.
+ * takes longer than attaching a VM; it is left the making of tables that are not compiled.
  *
  * @module
  */
@@ -10,7 +10,7 @@
 import { NFGENMSG_LEN, NFNL_SUBSYS, nfnlType } from "../netlink/conntrack.ts";
 import type { BatchedRequest, NetlinkConnection } from "../netlink/connection.ts";
 import type { Subject } from "../netlink/errors.ts";
-import { AF, NLM_F } from "../netlink/message.ts";
+import { AF, decodeMessages, NLM_F } from "../netlink/message.ts";
 import { Decoder, Encoder } from "../netlink/wire.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
 import {
@@ -21,8 +21,10 @@ import {
   encodeElements,
   encodeRuleFilter,
   encodeSet,
+  writeComment,
 } from "./elements.ts";
 import { Nftables } from "./libnftables.ts";
+import { NFT_MSG, NFTA_TABLE } from "./nf-tables.ts";
 import {
   type Element,
   elementId,
@@ -37,7 +39,7 @@ import {
   tableLabel,
 } from "./ruleset.ts";
 import type { ElementStore, StoreState } from "./store.ts";
-import { NFT_MSG, NFTA_TABLE, tolerateAbsence } from "./survey.ts";
+import { tolerateAbsence } from "./survey.ts";
 
 /** linux/netfilter/nfnetlink.h. */
 const NFNL_MSG_BATCH = { BEGIN: 0x10, END: 0x11 } as const;
@@ -106,10 +108,20 @@ export class NftStore implements ElementStore {
   }
 
   remake(elements: readonly Element[], { exists }: StoreState): void {
-    const drop = exists ? planDropTable(this.#table) : "";
+    const table = this.#table;
+    const generation = crypto.randomUUID();
+    if (table.messages !== undefined) {
+      commit(this.#nl, [
+        ...exists ? dropRequests(table) : [],
+        ...makeRequests(table, table.messages, generation),
+        ...elementRequests(NFT_MSG.NEWSETELEM, NLM_F.CREATE, elements, table),
+      ], { op: "nf_tables", action: "make", object: `the ${tableLabel(table)}` });
+      return;
+    }
     using nft = withNetns(this.#netns, () => Nftables.open());
-    const table = planTable(crypto.randomUUID(), this.#table) + planAdd(elements, this.#table);
-    nft.run(drop + table, `make the ${tableLabel(this.#table)}`);
+    const drop = exists ? planDropTable(table) : "";
+    const text = drop + planTable(generation, table) + planAdd(elements, table);
+    nft.run(text, `make the ${tableLabel(table)}`);
   }
 
   delete(): void {
@@ -132,7 +144,7 @@ function markText({ chain, comment }: RuleMark): string {
 
 /** The table's comment, `""` where it has none; undefined where there is no table. */
 function readTableComment(nl: NetlinkConnection, table: Table): string | undefined {
-  const payload = beginPayload(table).attrString(NFTA_TABLE.NAME, table.name).finish();
+  const payload = tablePayload(table).finish();
   const found = tolerateAbsence(() =>
     nl.query(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETTABLE), payload, {
       op: "NFT_MSG_GETTABLE",
@@ -201,8 +213,7 @@ function readElement(nl: NetlinkConnection, element: Element, table: Table): Ele
 /**
  * Deletes elements, which must be there, and adds others: one transaction.
  *
- * Equivalent to: `nft -f -` with `delete element …` and `add element …`. Without the library:
- * opening it costs more than all the rest.
+ * Equivalent to: `nft -f -` with `delete element …` and `add element …`
  *
  * @param owner whose rules change, for the error
  * @throws {NetlinkError} ENOENT or EEXIST when the table is not as it was looked at
@@ -223,12 +234,36 @@ function changeElements(
 /** Deletes the table with all that is in it. */
 function deleteTable(nl: NetlinkConnection, table: Table): void {
   const type = nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELTABLE);
-  const payload = beginPayload(table).attrString(NFTA_TABLE.NAME, table.name).finish();
-  commit(nl, [{ type, flags: NLM_F.ACK, payload }], {
+  const payload = tablePayload(table).finish();
+  commit(nl, [{ type, flags: 0, payload }], {
     op: "NFT_MSG_DELTABLE",
     action: "delete",
     object: tableLabel(table),
   });
+}
+
+/** Of a table and all that is in it but its elements. They fail when it is there already. */
+function makeRequests(table: Table, messages: string, generation: string): BatchedRequest[] {
+  const payload = tablePayload(table)
+    .attrNested(NFTA_TABLE.USERDATA, (userdata) => writeComment(userdata, generation)).finish();
+  const flags = NLM_F.CREATE | NLM_F.EXCL;
+  return [
+    { type: nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.NEWTABLE), flags, payload },
+    ...decodeMessages(Uint8Array.fromBase64(messages)),
+  ];
+}
+
+/** Takes a table away, whether it is there or not. */
+function dropRequests(table: Table): BatchedRequest[] {
+  const payload = tablePayload(table).finish();
+  return [
+    { type: nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.NEWTABLE), flags: NLM_F.CREATE, payload },
+    { type: nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELTABLE), flags: 0, payload },
+  ];
+}
+
+function tablePayload(table: Table): Encoder {
+  return beginPayload(table).attrString(NFTA_TABLE.NAME, table.name);
 }
 
 function elementRequests(
@@ -244,22 +279,28 @@ function elementRequests(
     for (let start = 0; start < own.length; start += ELEMENTS_PER_MESSAGE) {
       const part = own.slice(start, start + ELEMENTS_PER_MESSAGE);
       const payload = encodeElements(set, part, content, table);
-      requests.push({ type, flags: flags | NLM_F.ACK, payload });
+      requests.push({ type, flags, payload });
     }
   }
   return requests;
 }
 
-/** Makes changes of nf_tables, which takes them between the marks of a transaction only. */
+/**
+ * nf_tables takes changes between the marks of a transaction only. Whichever request it refuses, it
+ * says so; the last one's acknowledgement tells that it took them all.
+ */
 export function commit(
   nl: NetlinkConnection,
   requests: readonly BatchedRequest[],
   subject: Subject,
 ): void {
+  const last = requests.at(-1);
+  if (last === undefined) return;
   const payload = new Encoder().u8(AF.UNSPEC).u8(0).u16be(NFNL_SUBSYS.NFTABLES).finish();
   nl.batch([
     { type: NFNL_MSG_BATCH.BEGIN, flags: 0, payload },
-    ...requests,
+    ...requests.slice(0, -1),
+    { ...last, flags: last.flags | NLM_F.ACK },
     { type: NFNL_MSG_BATCH.END, flags: 0, payload },
   ], subject);
 }

@@ -69,15 +69,6 @@ function libnftables(): Symbols<typeof SYMBOLS> {
   });
 }
 
-/** Whether libnftables is installed. It is open then. */
-export function hasLibnftables(): boolean {
-  try {
-    return libnftables().nft_ctx_new !== undefined;
-  } catch {
-    return false;
-  }
-}
-
 /** libnftables refused commands. None of them took effect. */
 export class NftablesError extends TapkitError {
   override readonly name: string = "NftablesError";

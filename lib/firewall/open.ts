@@ -10,7 +10,6 @@ import { NetlinkConnection } from "../netlink/connection.ts";
 import { currentNetns, type Netns, withNetns } from "../sys/netns.ts";
 import { Firewall } from "./firewall.ts";
 import { NftStore } from "./kernel.ts";
-import { hasLibnftables } from "./libnftables.ts";
 import { CLOSED_TABLE, TABLE } from "./ruleset.ts";
 import { PolicyStore } from "./policy.ts";
 import type { FirewallKind, NftTable, Survey } from "./store.ts";
@@ -21,7 +20,7 @@ const PUBLISHED = "TAPKIT-PUBLISHED";
 
 /** Which firewall to open. */
 export interface OpenOptions {
-  /** The backend. Absent, it is nftables where kernel and libnftables allow it, else iptables. */
+  /** The backend. Absent, it is nftables where the kernel has it, else iptables. */
   readonly kind?: FirewallKind | undefined;
   /** Of which network namespace; the current one's when absent. */
   readonly netns?: Netns;
@@ -77,9 +76,10 @@ function inside<T>(netns: Netns | undefined, fn: () => T): T {
   return netns === undefined ? fn() : withNetns(netns, fn as () => never);
 }
 
-async function usualKind({ tables }: Survey): Promise<FirewallKind> {
-  if (tables?.some(isOwnTable) || tables !== undefined && hasLibnftables()) return "nftables";
-  // Without either, what is missing is to be named.
+/** The backend that is taken where none is asked for. */
+export async function usualKind({ tables }: Survey): Promise<FirewallKind> {
+  if (tables !== undefined) return "nftables";
+  // Without either, what the kernel lacks is to be named.
   return await isInstalled("iptables") ? "iptables" : "nftables";
 }
 

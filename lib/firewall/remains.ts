@@ -10,15 +10,14 @@
 import { nfgenmsg, NFGENMSG_LEN, NFNL_SUBSYS, nfnlType } from "../netlink/conntrack.ts";
 import { type BatchedRequest, NetlinkConnection } from "../netlink/connection.ts";
 import { NetlinkError } from "../netlink/errors.ts";
-import { NETLINK, NLM_F } from "../netlink/message.ts";
+import { NETLINK } from "../netlink/message.ts";
 import { Decoder } from "../netlink/wire.ts";
 import { currentNetns } from "../sys/netns.ts";
 import { commit } from "./kernel.ts";
-import { legacyTables, NFT_MSG, NFTA_CHAIN, tolerateAbsence } from "./survey.ts";
+import { NFT_MSG, NFTA_CHAIN, NFTA_RULE } from "./nf-tables.ts";
+import { legacyTables, tolerateAbsence } from "./survey.ts";
 import { Xtables } from "./xtables.ts";
 
-/** linux/netfilter/nf_tables.h. */
-const NFTA_RULE = { TABLE: 1, CHAIN: 2, HANDLE: 3 } as const;
 const ATTEMPTS = 3;
 /** A shorter id may be a part of what others write into comments. */
 const MIN_ID = 32;
@@ -61,7 +60,7 @@ function removeFromNft(nl: NetlinkConnection, id: string): void {
     if (named.length === 0) return;
     const requests = named.map(({ family, table, chain, handle }): BatchedRequest => ({
       type: nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELRULE),
-      flags: NLM_F.ACK,
+      flags: 0,
       payload: nfgenmsg(family).attrString(NFTA_RULE.TABLE, table)
         .attrString(NFTA_RULE.CHAIN, chain).attrBytes(NFTA_RULE.HANDLE, handle).finish(),
     }));
@@ -117,7 +116,7 @@ function deleteUserChain(nl: NetlinkConnection, { family, table, chain }: NftRul
   if (attributes.some(({ type }) => type === NFTA_CHAIN.HOOK)) return;
   const request = {
     type: nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELCHAIN),
-    flags: NLM_F.ACK,
+    flags: 0,
     payload,
   };
   try {

@@ -15,6 +15,7 @@ import {
   type PortMapping,
   type Protocol,
 } from "../inet/ports.ts";
+import { LAYOUT, MESSAGES } from "./main-table.ts";
 import type { GuestRules } from "./model.ts";
 
 /** The table's name; its family is inet. */
@@ -183,6 +184,8 @@ export interface Table {
   readonly chains: readonly Chain[];
   /** What tells it from the same table of another version of tapkit. */
   readonly layout: string;
+  /** The netlink messages that make its chains, sets and rules, in base64; absent, libnftables does. */
+  readonly messages?: string;
 }
 
 /** A rule as it is recognised in the kernel. */
@@ -190,12 +193,6 @@ export interface RuleMark {
   readonly chain: string;
   readonly comment: string;
 }
-
-/**
- * The fingerprint of {@linkcode layoutText}, which tables of another version of tapkit do not have.
- * Written down, as it takes milliseconds to find out; a test compares the two.
- */
-export const LAYOUT = "7a69bae9";
 
 /** What a table's layout is made of. */
 export function layoutText(): string {
@@ -209,6 +206,7 @@ export const MAIN_TABLE: Table = {
   sets: SETS,
   chains: CHAINS,
   layout: LAYOUT,
+  messages: MESSAGES,
 };
 
 /** All rules of a table in the kernel's order. The first one's comment tells the layout. */

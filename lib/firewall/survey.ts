@@ -9,33 +9,15 @@ import { nfgenmsg, NFGENMSG_LEN, NFNL_SUBSYS, nfnlType } from "../netlink/conntr
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { NetlinkError } from "../netlink/errors.ts";
 import { Decoder } from "../netlink/wire.ts";
+import { NFPROTO, NFT_MSG, NFTA_CHAIN, NFTA_HOOK, NFTA_TABLE } from "./nf-tables.ts";
 import type { ForwardChain, NftTable } from "./store.ts";
 
-/** linux/netfilter/nf_tables.h. */
-export const NFT_MSG = {
-  GETTABLE: 1,
-  DELTABLE: 2,
-  GETCHAIN: 4,
-  DELCHAIN: 5,
-  GETRULE: 7,
-  DELRULE: 8,
-  NEWSETELEM: 12,
-  GETSETELEM: 13,
-  DELSETELEM: 14,
-} as const;
-export const NFTA_TABLE = { NAME: 1, USERDATA: 6 } as const;
-export const NFTA_CHAIN = { TABLE: 1, NAME: 3, HOOK: 4, POLICY: 5, TYPE: 7 } as const;
-const NFTA_HOOK_HOOKNUM = 1;
 /** linux/netfilter.h. */
 const NF = { DROP: 0, INET_FORWARD: 2 } as const;
-const NFPROTO: Readonly<Record<number, string>> = {
-  1: "inet",
-  2: "ip",
-  3: "arp",
-  5: "netdev",
-  7: "bridge",
-  10: "ip6",
-};
+
+function familyName(number: number): string | undefined {
+  return Object.entries(NFPROTO).find(([, value]) => value === number)?.[0];
+}
 
 /**
  * All tables of all families.
@@ -56,7 +38,7 @@ export function listTables(nl: NetlinkConnection): NftTable[] | undefined {
     const family = payload[0]!;
     const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
     const name = attributes.find(({ type }) => type === NFTA_TABLE.NAME)?.value.asString() ?? "";
-    return { family: NFPROTO[family] ?? `${family}`, name };
+    return { family: familyName(family) ?? `${family}`, name };
   });
 }
 
@@ -72,8 +54,8 @@ export function listForwardChains(
   return messages.flatMap(({ payload }) => {
     const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
     const get = (wanted: number) => attributes.find(({ type }) => type === wanted)?.value;
-    const family = NFPROTO[payload[0]!] ?? "";
-    const hook = get(NFTA_CHAIN.HOOK)?.attributes().find(({ type }) => type === NFTA_HOOK_HOOKNUM);
+    const family = familyName(payload[0]!) ?? "";
+    const hook = get(NFTA_CHAIN.HOOK)?.attributes().find(({ type }) => type === NFTA_HOOK.HOOKNUM);
     if (!["inet", "ip", "ip6"].includes(family) || hook === undefined) return [];
     if (hook.value.asU32be() !== NF.INET_FORWARD) return [];
     if (get(NFTA_CHAIN.TYPE)?.asString() !== "filter") return [];
@@ -88,7 +70,7 @@ export function listForwardChains(
 
 /** Whether a chain is there. */
 export function chainExists(nl: NetlinkConnection, { family, name }: NftTable, chain: string) {
-  const number = Number(Object.entries(NFPROTO).find(([, text]) => text === family)?.[0] ?? family);
+  const number = NFPROTO[family as keyof typeof NFPROTO] ?? Number(family);
   const payload = nfgenmsg(number).attrString(NFTA_CHAIN.TABLE, name)
     .attrString(NFTA_CHAIN.NAME, chain).finish();
   const found = tolerateAbsence(() =>

@@ -154,7 +154,7 @@ export interface AttachRequest {
    */
   readonly plugins?: "auto" | "builtin" | "exec";
   readonly mode?: "auto" | AttachMode;
-  /** What rules are made by; absent, nftables where kernel and libnftables allow it. */
+  /** What rules are made by; absent, nftables where the kernel has it. */
   readonly firewall?: FirewallKind;
   /** CNI network names: eth0 is on the first, eth1 on the second, … */
   readonly networks?: readonly string[];

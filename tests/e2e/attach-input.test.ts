@@ -132,8 +132,12 @@ Deno.test("attach-vm: without root, or without the means of any firewall, the me
   // Where the programs of iptables are.
   await host.sh(`busybox mount --bind /dev/null ${library}; busybox mount -t tmpfs t /usr/sbin`);
   const without = await host.snapshot();
-  const missing = await host.tapkit("attach-vm", "web");
+  const missing = await host.tapkit("attach-vm", "web", "--isolated");
   assertEquals(missing.code, 1, missing.stderr);
   assertMatch(missing.stderr, /libnftables\.so\.1 cannot be opened: install libnftables1/);
+  await host.assertRestored(without);
+  // Without a policy it is not missed.
+  await host.mustTapkit("attach-vm", "web", "--ports", "8080:80");
+  await host.mustTapkit("attach-vm", "web", "--remove");
   await host.assertRestored(without);
 });

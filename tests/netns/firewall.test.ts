@@ -6,11 +6,13 @@
 import { assertEquals, assertInstanceOf, assertMatch, assertThrows } from "@std/assert";
 import { chooseHostPorts, findListener, refuseListeners } from "../../lib/firewall/host-ports.ts";
 import { Nftables, NftablesError } from "../../lib/firewall/libnftables.ts";
+import { LAYOUT, MESSAGES } from "../../lib/firewall/main-table.ts";
 import { openFirewall } from "../../lib/firewall/open.ts";
 import { checkSysctls, ensureSysctls } from "../../lib/firewall/sysctls.ts";
 import { parsePorts, PortConflictError, type PortMapping } from "../../lib/inet/ports.ts";
 import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
 import { guest, testBackend } from "../support/firewall-suite.ts";
+import { compileMainTable } from "../support/main-table.ts";
 import { runInside, Topology } from "../support/topology.ts";
 
 // Libraries stay open: the first test to open one would be told that it leaks it.
@@ -167,37 +169,45 @@ Deno.test("Nftables.run: a refusal has its code, its first line and the place", 
   assertMatch(nonsense.message, /syntax error/);
 });
 
-Deno.test("Firewall: libnftables is needed to make the table, and for nothing else", async () => {
-  using netns = newNetns();
-  using firewall = await openFirewall({ netns });
-  const module = new URL("../../lib/firewall/open.ts", import.meta.url);
-  const [one, two] = [guest(1, ["8080:80"]), guest(2, ["8081:80"])].map((rules) =>
-    JSON.stringify(rules)
+Deno.test("MESSAGES: are what libnftables makes of the rules", () => {
+  assertEquals(
+    compileMainTable(LAYOUT).toBase64(),
+    MESSAGES.replaceAll("\n", ""),
+    "deno task table",
   );
+});
+
+Deno.test("Firewall: libnftables is needed for policies, and for nothing else", () => {
+  using netns = newNetns();
+  const module = new URL("../../lib/firewall/open.ts", import.meta.url);
+  const plain = guest(1, ["8080:80"]);
+  const isolated = {
+    ...guest(2, ["8081:80"]),
+    mac: "02:00:00:00:00:02",
+    isolatedPort: "veth2",
+  };
   const script = `
     import { openFirewall } from "${module}";
     using firewall = await openFirewall({ kind: "nftables" });
+    const plain = ${JSON.stringify(plain)};
+    console.log(firewall.add(plain), firewall.check(plain).length, firewall.remove(plain));
+    console.log(firewall.removeIfUnused());
     try {
-      firewall.add(${two});
-      console.log(firewall.check(${two}).length, firewall.remove(${two}), firewall.remove(${one}));
-      console.log(firewall.removeIfUnused());
+      firewall.add(${JSON.stringify(isolated)});
     } catch (error) {
       console.log(error.message, "/", error.mend);
     }`;
-  const withoutLibrary = () =>
-    runInside(
-      netns,
-      `library=$(ldconfig -p | sed -n 's/.*libnftables.so.1 .*=> //p' | head -n 1)
-       exec unshare --mount sh -ec 'mount --bind /dev/null '$library'; exec "$@"' sh \
-         ${Deno.execPath()} eval '${script}'`,
-    );
+  const printed = runInside(
+    netns,
+    `library=$(ldconfig -p | sed -n 's/.*libnftables.so.1 .*=> //p' | head -n 1)
+     exec unshare --mount sh -ec 'mount --bind /dev/null '$library'; exec "$@"' sh \
+       ${Deno.execPath()} eval '${script}'`,
+  );
   assertEquals(
-    withoutLibrary(),
-    "the library libnftables.so.1 cannot be opened / " +
+    printed,
+    "true 0 true\ntrue\nthe library libnftables.so.1 cannot be opened / " +
       "install libnftables1 (Debian, Ubuntu) or nftables (Fedora, Arch, Alpine)\n",
   );
-  firewall.add(guest(1, ["8080:80"]));
-  assertEquals(withoutLibrary(), "0 true true\ntrue\n");
   assertEquals(listRuleset(netns), []);
 });
 

@@ -5,7 +5,6 @@ import { type GuestRules, validateRules } from "../../lib/firewall/model.ts";
 import {
   elementId,
   elementsOf,
-  LAYOUT,
   layoutText,
   planAdd,
   planTable,
@@ -13,9 +12,11 @@ import {
   rulesOf,
   SET_NAMES,
 } from "../../lib/firewall/ruleset.ts";
+import { LAYOUT } from "../../lib/firewall/main-table.ts";
 import { neededSysctls } from "../../lib/firewall/sysctls.ts";
 import { bindPorts, parsePorts } from "../../lib/inet/ports.ts";
 import type { FlowTuple } from "../../lib/netlink/conntrack.ts";
+import { fingerprint } from "../support/main-table.ts";
 
 const RULES: GuestRules = {
   owner: "web/eth0",
@@ -80,12 +81,7 @@ Deno.test("rulesOf: reads back what elementsOf made", () => {
 });
 
 Deno.test("LAYOUT: is the fingerprint of the layout, so that a change of it replaces old tables", () => {
-  // FNV-1a over UTF-16 units.
-  let hash = 0x811c9dc5;
-  for (const character of layoutText()) {
-    hash = Math.imul(hash ^ character.charCodeAt(0), 0x01000193) >>> 0;
-  }
-  assertEquals(LAYOUT, hash.toString(16).padStart(8, "0"));
+  assertEquals(LAYOUT, fingerprint(layoutText()), "run deno task table");
 });
 
 Deno.test("planTable: every set is used by a rule, every rule has its mark", () => {

@@ -10,6 +10,7 @@ import {
   policyLayoutText,
 } from "../../lib/firewall/policy-tables.ts";
 import { marksOf, planTable, type SetName, setNames } from "../../lib/firewall/ruleset.ts";
+import { fingerprint } from "../support/main-table.ts";
 
 const RULES: GuestRules = {
   owner: "web/eth0",
@@ -23,12 +24,8 @@ const MAC = "02:00:00:00:00:0a";
 
 Deno.test("POLICY_LAYOUTS: are the fingerprints of the layouts", () => {
   for (const table of [bridgePolicyTable(), inetPolicyTable()]) {
-    // FNV-1a over UTF-16 units.
-    let hash = 0x811c9dc5;
-    for (const character of policyLayoutText(table)) {
-      hash = Math.imul(hash ^ character.charCodeAt(0), 0x01000193) >>> 0;
-    }
-    assertEquals(POLICY_LAYOUTS[table.family], hash.toString(16).padStart(8, "0"), table.family);
+    const layout = fingerprint(policyLayoutText(table));
+    assertEquals(POLICY_LAYOUTS[table.family], layout, table.family);
   }
 });
 

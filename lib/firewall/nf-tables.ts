@@ -1,0 +1,48 @@
+/**
+ * The numbers of nf_tables' netlink protocol: linux/netfilter/nf_tables.h, each under its name there.
+ *
+ * @module
+ */
+
+export const NFT_MSG = {
+  NEWTABLE: 0,
+  GETTABLE: 1,
+  DELTABLE: 2,
+  NEWCHAIN: 3,
+  GETCHAIN: 4,
+  DELCHAIN: 5,
+  NEWRULE: 6,
+  GETRULE: 7,
+  DELRULE: 8,
+  NEWSET: 9,
+  GETSET: 10,
+  NEWSETELEM: 12,
+  GETSETELEM: 13,
+  DELSETELEM: 14,
+} as const;
+
+export const NFTA_TABLE = { NAME: 1, USERDATA: 6 } as const;
+export const NFTA_CHAIN = { TABLE: 1, NAME: 3, HOOK: 4, POLICY: 5, TYPE: 7 } as const;
+export const NFTA_HOOK = { HOOKNUM: 1, PRIORITY: 2 } as const;
+export const NFTA_RULE = { TABLE: 1, CHAIN: 2, HANDLE: 3, EXPRESSIONS: 4, USERDATA: 7 } as const;
+export const NFTA_SET = {
+  TABLE: 1,
+  NAME: 2,
+  FLAGS: 3,
+  KEY_TYPE: 4,
+  KEY_LEN: 5,
+  DATA_TYPE: 6,
+  DATA_LEN: 7,
+  ID: 10,
+} as const;
+export const NFTA_SET_ELEM_LIST = { TABLE: 1, SET: 2, ELEMENTS: 3 } as const;
+export const NFTA_SET_ELEM = { KEY: 1, DATA: 2, USERDATA: 6 } as const;
+export const NFTA_LIST_ELEM = 1;
+export const NFTA_DATA = { VALUE: 1, VERDICT: 2 } as const;
+export const NFTA_VERDICT = { CODE: 1, CHAIN: 2 } as const;
+
+/** NF_DROP of linux/netfilter.h, and NFT_RETURN. */
+export const VERDICTS: Readonly<Record<string, number>> = { drop: 0, return: 0xffff_fffb };
+
+/** linux/netfilter.h. */
+export const NFPROTO = { inet: 1, ip: 2, arp: 3, netdev: 5, bridge: 7, ip6: 10 } as const;
