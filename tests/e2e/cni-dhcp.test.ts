@@ -176,10 +176,17 @@ Deno.test("attach-vm: a lease of the dhcp plugin is renewed while the VM is ther
   await host.assertRestored(before);
 });
 
-Deno.test("attach-vm: the dhcp plugin's daemon hears the server after each change and --restore", async () => {
+Deno.test("attach-vm: the dhcp plugin's daemon hears the server after each change and --restore, or the mode is refused", async () => {
   await using network = await leasingHost();
   const { host, peer, daemon } = network;
   const before = await host.snapshot();
+  // On a bridge's port it would hear nothing.
+  const { code, stderr } = await host.tapkit("attach-vm", "web", "--mode", "dhcp-bridge");
+  assertEquals(code, 2, stderr);
+  assertMatch(stderr, /network "net" .*the dhcp plugin, which cannot renew .*: leave --mode out/);
+  assertEquals(daemon.lines, []);
+  await host.assertRestored(before);
+
   const { json: [record] } = await host.mustTapkit("attach-vm", "web");
   const passesCheck = async () => {
     const check = await host.tapkit("attach-vm", "web", "--check");
@@ -190,7 +197,7 @@ Deno.test("attach-vm: the dhcp plugin's daemon hears the server after each chang
   daemon.kill();
   await daemon.status;
   await host.sh("ip netns delete tapkit-web");
-  await startDaemon(host);
+  const second = await startDaemon(host);
   const { json: [restored] } = await host.mustTapkit("attach-vm", "--restore");
   assertEquals(restored, record);
   await passesCheck();
@@ -202,18 +209,13 @@ Deno.test("attach-vm: the dhcp plugin's daemon hears the server after each chang
   const mended = await host.mustTapkit("attach-vm", "web");
   assertMatch(mended.stderr, /mending: the guard of "eth0" is missing/);
   await passesCheck();
+  // A new daemon knows of no lease until CHECK asks it.
+  second.kill();
+  await second.status;
+  const third = await startDaemon(host);
+  assertEquals((await host.mustTapkit("attach-vm", "web")).json, mended.json);
+  await third.line((line) => line.includes("lease acquired"));
   await host.mustTapkit("attach-vm", "web", "--remove");
   assertEquals(await leasedAddresses(peer), []);
-  await host.assertRestored(before);
-});
-
-Deno.test("attach-vm: mode dhcp-bridge is refused where the dhcp plugin leases the addresses", async () => {
-  await using network = await leasingHost();
-  const { host, daemon } = network;
-  const before = await host.snapshot();
-  const { code, stderr } = await host.tapkit("attach-vm", "web", "--mode", "dhcp-bridge");
-  assertEquals(code, 2, stderr);
-  assertMatch(stderr, /network "net" .*the dhcp plugin, which cannot renew .*: leave --mode out/);
-  assertEquals(daemon.lines, []);
   await host.assertRestored(before);
 });
