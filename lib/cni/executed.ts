@@ -72,16 +72,19 @@ export async function delExecuted(executed: ExecutedPlugin, prevResult?: Result)
 }
 
 /** Runs CHECK, which spec versions before 0.4.0 have not; what it finds is a sentence. */
-export async function checkExecuted(executed: ExecutedPlugin, result: Result): Promise<string[]> {
+export async function checkExecuted(
+  executed: ExecutedPlugin,
+  result: Result,
+): Promise<string | undefined> {
   const { attachment, plugin } = executed;
-  if (attachment.disableCheck === true) return [];
-  if (!isAtLeast(versionOf(plugin.config), "0.4.0")) return [];
+  if (attachment.disableCheck === true) return undefined;
+  if (!isAtLeast(versionOf(plugin.config), "0.4.0")) return undefined;
   try {
     await call(executed, "CHECK", result);
-    return [];
+    return undefined;
   } catch (error) {
     if (!(error instanceof CniError)) throw error;
-    return [error.message];
+    return error.message;
   }
 }
 

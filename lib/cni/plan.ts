@@ -23,6 +23,12 @@ export interface RecordedPlugin {
   readonly implementation: "builtin" | "exec";
   /** Its configuration, with what the runtime injected. */
   readonly config: PluginConfig;
+  /** What its ADD got from the plugin before it, where that is not what the whole chain gave. */
+  readonly prevResult?: Result;
+  /** While it is run again: the configuration it gets. What is there may be of either, or of none. */
+  readonly inDoubt?: PluginConfig;
+  /** What its CHECK said right after its ADD: that it says so tells nothing. */
+  readonly checkFailure?: string;
 }
 
 /** An interface on a network, as planned and, with a result, as made. Plain data: it is recorded. */
@@ -39,6 +45,9 @@ export interface NetworkAttachment {
   /** What ADD gave; absent until it succeeded. */
   readonly result?: Result;
 }
+
+/** One that has been made. */
+export type MadeAttachment = NetworkAttachment & { readonly result: Result };
 
 /** What is wanted of a network. */
 export interface NetworkRequest {

@@ -15,7 +15,13 @@ import type { NetlinkConnection } from "../netlink/connection.ts";
 import { linkTowards } from "../netlink/route.ts";
 import type { Netns } from "../sys/netns.ts";
 import type { UndoStack } from "../undo.ts";
-import { builtinPlugin, type NetworkAttachment, type PluginHost } from "./plan.ts";
+import {
+  builtinPlugin,
+  type MadeAttachment,
+  type NetworkAttachment,
+  type PluginHost,
+  type RecordedPlugin,
+} from "./plan.ts";
 import type { BuiltinPlugin, GuestContribution } from "./plugin.ts";
 import type { PluginConfig, Result } from "./types.ts";
 
@@ -56,7 +62,7 @@ export interface AttachmentEnvironment {
 /** What ADD gives. */
 export interface Added {
   /** To be recorded. */
-  readonly attachment: NetworkAttachment & { readonly result: Result };
+  readonly attachment: MadeAttachment;
   readonly result: Result;
   /** What the firewall has to do for the guest; absent where the chain asks nothing of it. */
   readonly guest?: GuestRules;
@@ -75,12 +81,14 @@ export async function addNetwork(
   const { owner, fresh = false, plugins: host, ...rest } = environment;
   const { containerId, ifName, cniArgs, network } = attachment;
   let result: Result | undefined;
+  const got: (Result | undefined)[] = [];
   let guest: GuestContribution = {};
   if (hasExecuted(attachment)) {
     await (await import("./executed.ts")).requireReady(attachment, requireHost(host, network));
   }
   for (const plugin of attachment.plugins) {
     const { type, config } = plugin;
+    got.push(result);
     if (plugin.implementation === "exec") {
       const { addExecuted, delExecuted } = await import("./executed.ts");
       const netns = environment.netnsPath;
@@ -103,11 +111,11 @@ export async function addNetwork(
     guest = { ...guest, ...outcome.guest };
   }
   if (result === undefined) throw new TapkitError(`network "${network}" has no plugins`);
-  let added = { ...attachment, result };
+  let added: MadeAttachment = { ...attachment, result };
   if (hasExecuted(attachment)) {
     const { findMasquerade } = await import("./masquerade.ts");
     const masquerade = await findMasquerade(attachment);
-    if (masquerade.length > 0) added = { ...added, masquerade };
+    added = withResults(masquerade.length === 0 ? added : { ...added, masquerade }, got);
     const { writeCache, removeCache } = await import("./cache.ts");
     const { stateDir } = requireHost(host, network);
     environment.undo.push(`cached result of "${network}"`, () => removeCache(stateDir, attachment));
@@ -136,7 +144,7 @@ export async function delNetwork(
   const failures: Error[] = [];
   const { plugins: host, vmNl, netnsPath } = environment;
   let remains = vmNl === undefined;
-  for (const plugin of attachment.plugins.toReversed()) {
+  for (const plugin of attachment.plugins.toReversed().flatMap(asItMayBe)) {
     try {
       if (plugin.implementation === "exec") {
         const { delExecuted } = await import("./executed.ts");
@@ -170,30 +178,73 @@ export interface CheckEnvironment extends AttachmentEnvironment {
   readonly identityMoved?: boolean;
 }
 
-/** Compares what ADD made with what is there; returns the differences as sentences. */
+/** Something that CHECK found. */
+export interface Finding {
+  /** A sentence. */
+  readonly problem: string;
+  /** The place in the chain of the plugin that was executed and found it. */
+  readonly executed?: number;
+  /** The plugin said so right after its own ADD: it tells nothing. */
+  readonly ignored?: true;
+}
+
+/** Compares what ADD made with what is there. */
 export async function checkNetwork(
   attachment: NetworkAttachment,
   environment: CheckEnvironment,
-): Promise<string[]> {
+): Promise<Finding[]> {
   const { result, network, ifName, plugins } = attachment;
-  if (result === undefined) return [`"${ifName}" was never completely attached to "${network}"`];
-  const problems: string[] = [];
-  for (const plugin of plugins) {
+  if (result === undefined) {
+    return [{ problem: `"${ifName}" was never completely attached to "${network}"` }];
+  }
+  const findings: Finding[] = [];
+  for (const [index, plugin] of plugins.entries()) {
     if (plugin.implementation === "builtin") {
       const context = contextOf(attachment, environment, plugin.config);
-      problems.push(...requirePlugin(plugin.type).check({ ...context, prevResult: result }));
+      const problems = requirePlugin(plugin.type).check({ ...context, prevResult: result });
+      findings.push(...problems.map((problem) => ({ problem })));
+    } else if (plugin.inDoubt !== undefined) {
+      findings.push({ problem: `${plugin.type}: running it again was cut off`, executed: index });
     } else if (environment.identityMoved !== true) {
       const { checkExecuted } = await import("./executed.ts");
       const host = requireHost(environment.plugins, network);
       const executed = { attachment, plugin, host, netns: environment.netnsPath };
-      problems.push(...await checkExecuted(executed, result));
+      const problem = await checkExecuted(executed, result);
+      if (problem === undefined) continue;
+      const ignored = problem === plugin.checkFailure ? { ignored: true as const } : {};
+      findings.push({ problem, executed: index, ...ignored });
     }
   }
   if (attachment.masquerade !== undefined) {
     const { checkMasquerade } = await import("./masquerade.ts");
-    problems.push(...await checkMasquerade(attachment));
+    findings.push(...(await checkMasquerade(attachment)).map((problem) => ({ problem })));
   }
-  return problems;
+  return findings;
+}
+
+/**
+ * Notes what each plugin of a chain got from the one before it, where it is not what all gave.
+ *
+ * @param got in the order of the chain
+ */
+export function withResults(
+  attachment: MadeAttachment,
+  got: readonly (Result | undefined)[],
+): MadeAttachment {
+  const last = JSON.stringify(attachment.result);
+  const plugins = attachment.plugins.map(({ prevResult: _, ...plugin }, index): RecordedPlugin => {
+    const prevResult = got[index];
+    return prevResult === undefined || JSON.stringify(prevResult) === last
+      ? plugin
+      : { ...plugin, prevResult };
+  });
+  return { ...attachment, plugins };
+}
+
+/** A plugin with the configuration it ran with, or, when a change was cut off, each it may have. */
+function asItMayBe(plugin: RecordedPlugin): RecordedPlugin[] {
+  const { inDoubt } = plugin;
+  return inDoubt === undefined ? [plugin] : [{ ...plugin, config: inDoubt }, plugin];
 }
 
 /** Whether any of its plugins is executed. */

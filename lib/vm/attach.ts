@@ -29,8 +29,8 @@ import {
 } from "../sys/netns.ts";
 import { UndoStack } from "../undo.ts";
 import { changeRules, changesAntispoof, dropRules, reguard, rewire, setSysctls } from "./change.ts";
-import { checkAttachment } from "./check.ts";
-import { assertAsAsked, describeInterface, planNetworks } from "./networks.ts";
+import { checkAttachment, type NetworkFinding, problemsOf } from "./check.ts";
+import { assertAsAsked, describeInterface, keepFailures, planNetworks } from "./networks.ts";
 import {
   allPorts,
   bindToFamilies,
@@ -144,15 +144,18 @@ async function attachAgain(
   validatePolicy(wanted);
   if (old.made.rulesInDoubt) await dropRules(host, old);
   const differences = await checkAttachment(old, host);
-  for (const problem of Object.values(differences).flat()) host.note(`mending: ${problem}`);
-  if (differences.network.length > 0) return await attachOver(host, old, wanted);
+  for (const problem of problemsOf(differences)) host.note(`mending: ${problem}`);
+  const networked = await mendNetworks(host, old, wanted, differences.network);
+  if (networked.over) return networked.record;
+  const whole = networked.record;
   const record = differences.wire.length > 0
-    ? rewire(host, old, wanted)
-    : differences.guards.length > 0 || changesAntispoof(old, wanted)
-    ? await reguard(host, old, wanted)
-    : old;
+    ? rewire(host, whole, wanted)
+    : differences.guards.length > 0 || changesAntispoof(whole, wanted)
+    ? await reguard(host, whole, wanted)
+    : whole;
   const opening = (old.made.request.openFirewall ?? false) !== (wanted.openFirewall ?? false);
-  const same = hasPorts(record, wanted) && samePolicy(record.made.request, wanted) && !opening;
+  const same = hasPorts(record, wanted) && samePolicy(record.made.request, wanted) && !opening &&
+    !record.made.rulesInDoubt;
   if (differences.firewall.length === 0 && same) {
     // A process that was killed may have left this for later.
     const firewall = await host.session.firewall(firewallOf(record.made));
@@ -160,6 +163,28 @@ async function attachAgain(
     return record;
   }
   return await changeRules(host, record, wanted);
+}
+
+/**
+ * Brings what CNI made back: chained plugins of other makers by themselves where that does, else
+ * everything over.
+ *
+ * @returns the record, and whether it has all that is wanted
+ */
+async function mendNetworks(
+  host: Host,
+  old: StoredRecord,
+  wanted: AttachRequest,
+  findings: readonly NetworkFinding[],
+): Promise<{ record: StoredRecord; over?: true }> {
+  if (findings.length === 0) return { record: old };
+  if (findings.every(({ executed }) => executed === undefined)) {
+    return { record: await attachOver(host, old, wanted), over: true };
+  }
+  const { checkAdded, rerunFailed } = await import("./rerun.ts");
+  const record = await rerunFailed(host, old, findings);
+  if (record !== undefined) return { record };
+  return { record: await checkAdded(host, await attachOver(host, old, wanted)), over: true };
 }
 
 /** DEL, then ADD that asks for the addresses and the MACs that are recorded. */
@@ -196,7 +221,10 @@ async function attachAnew(
     const firewall = await host.session.firewall(kind);
     const ports = await reservePorts(host, firewall, request, old);
     const before = old?.interfaces ?? [];
-    const networks = planNetworks(host, hostNl, id, request, ports, before);
+    const networks = keepFailures(
+      planNetworks(host, hostNl, id, request, ports, before),
+      old?.made.networks,
+    );
     const planned = plannedRecord(id, request, firewall.kind, networks, ports, old);
     refuseTaken(planned);
     undo.push(

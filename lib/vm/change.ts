@@ -100,17 +100,17 @@ export async function changeRules(
   wanted: AttachRequest,
 ): Promise<StoredRecord> {
   const [rules] = old.made.guests;
-  if (!hasPorts(old, wanted) && publishedByPlugin(old.made.networks)) {
-    throw new TapkitError(
-      "its ports are published by a CNI plugin, and stay while it is attached",
-      { mend: `run attach-vm ${old.vm} --remove first, or use map-port` },
-    );
-  }
   const firewall = await host.session.firewall(firewallOf(old.made));
   const owners = portOwners(old);
-  const attach = hasPorts(old, wanted)
+  const chosen = hasPorts(old, wanted)
+    ? undefined
+    : await reservePorts(host, firewall, wanted, old);
+  const attach = chosen === undefined
     ? owners.attach
-    : bindToFamilies(await reservePorts(host, firewall, wanted, old), rules?.addresses ?? []);
+    : bindToFamilies(chosen, rules?.addresses ?? []);
+  const republishing = chosen !== undefined && publishedByPlugin(old.made.networks)
+    ? (await import("./rerun.ts")).planRepublishing(host, old, chosen, attach)
+    : undefined;
   const ports = allPorts({ ...owners, attach });
   const own = portsOfFirewall(old.made.networks, ports, old);
   const mapped = old.made.guests.map((guest, index) => ({
@@ -130,8 +130,14 @@ export async function changeRules(
   };
   const undo = new UndoStack();
   try {
-    undo.push(`record of "${old.vm}"`, () => writeRecord(host, old));
-    writeRecord(host, { ...old, made: { ...made, rulesInDoubt: true } });
+    const { doubtful = old, isSettled = () => true } = republishing ?? {};
+    const changing = { ...doubtful, made: { ...doubtful.made, rulesInDoubt: true as const } };
+    undo.push(
+      `record of "${old.vm}"`,
+      () => writeRecord(host, isSettled() ? old : changing),
+    );
+    writeRecord(host, changing);
+    const networks = await republishing?.run(undo) ?? old.made.networks;
     guests.forEach((guest, index) => {
       const before = old.made.guests[index]!;
       undo.push(`the rules of ${guest.owner}`, () => firewall.replace(guest, before));
@@ -139,8 +145,9 @@ export async function changeRules(
     });
     setSysctls(host, guests, wanted);
     noteClosed(host, firewall, guests, `attach-vm ${old.vm}`);
-    writeRecord(host, record);
-    return record;
+    const changed = { ...record, made: { ...record.made, networks } };
+    writeRecord(host, changed);
+    return changed;
   } catch (error) {
     throw await undo.fail(error);
   }

@@ -4,20 +4,28 @@
  * @module
  */
 
-import { checkNetwork } from "../cni/runtime.ts";
+import { checkNetwork, type Finding, hasExecuted } from "../cni/runtime.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import { checkSysctls, type SysctlOptions } from "../firewall/sysctls.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
+import { getLink } from "../netlink/link.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
 import { type Host, openHost } from "./session.ts";
 import { firewallOf, readRecord, type StoredRecord, validateName } from "./state.ts";
 import type { AttachRequest, HostOptions } from "./types.ts";
 import { checkGuards, checkWire, movesIdentity } from "./wires.ts";
 
+/** What CHECK found of one of a VM's networks; none is named when the namespace is gone. */
+export interface NetworkFinding extends Finding {
+  readonly network?: number;
+}
+
 /** Sentences on what differs, by what mends it. */
 export interface Differences {
   /** Of what CNI made: mended by DEL and ADD. */
-  readonly network: readonly string[];
+  readonly network: readonly NetworkFinding[];
+  /** What plugins said of it right after their ADD too, which tells nothing. */
+  readonly ignored: readonly string[];
   /** Of the TAP and what joins it to the interface: made anew. */
   readonly wire: readonly string[];
   /** Of the guards on either end of it: put in place while the guest runs. */
@@ -38,7 +46,14 @@ export async function checkVm(name: string, options: HostOptions = {}): Promise<
   const record = readRecord(host, name);
   if (record === undefined) return [`VM "${name}" is not attached`];
   if (record.made.phase !== "attached") return [`VM "${name}" was left half attached`];
-  return Object.values(await checkAttachment(record, host)).flat();
+  const differences = await checkAttachment(record, host);
+  for (const problem of differences.ignored) host.note(`no difference, as from ADD on: ${problem}`);
+  return problemsOf(differences);
+}
+
+/** All differences as sentences. */
+export function problemsOf({ network, ignored: _, ...others }: Differences): string[] {
+  return [...network.map(({ problem }) => problem), ...Object.values(others).flat()];
 }
 
 /** Compares a completed attachment with what is there. */
@@ -48,33 +63,53 @@ export async function checkAttachment(
 ): Promise<Differences> {
   const { netns: netnsPath, interfaces, made } = record;
   using stack = new DisposableStack();
-  const { nl: hostNl } = host.session;
   const firewall = await host.session.firewall(firewallOf(made));
   const vmNl = openVm(stack, netnsPath);
   if (vmNl === undefined) {
     return {
-      network: [`network namespace ${netnsPath} is missing`],
+      network: [{ problem: `network namespace ${netnsPath} is missing` }],
+      ignored: [],
       wire: [],
       guards: [],
       firewall: [],
     };
   }
-  const environment = { netnsPath, hostNl, vmNl, plugins: host, note: host.note };
-  const network: string[] = [];
-  for (const attachment of made.networks) {
-    const link = interfaces.find(({ name }) => name === attachment.ifName);
-    const identityMoved = link !== undefined && movesIdentity(link.mode);
-    network.push(...await checkNetwork(attachment, { ...environment, identityMoved }));
-  }
+  const findings = await checkNetworks(host, record, vmNl);
   const options = sysctlOptions(made.guests, made.request);
   return {
-    network,
+    network: findings.filter(({ ignored }) => !ignored),
+    ignored: findings.filter(({ ignored }) => ignored).map(({ problem }) => problem),
     wire: interfaces.flatMap((link) => checkWire(vmNl, link)),
     guards: interfaces.flatMap((link) => checkGuards(vmNl, link)),
     firewall: made.guests.flatMap((
       rules,
     ) => [...firewall.check(rules), ...checkSysctls(rules, options)]),
   };
+}
+
+/** CHECK of the networks of a record, whose namespace is there. */
+export async function checkNetworks(
+  host: Host,
+  { netns: netnsPath, interfaces, made }: StoredRecord,
+  vmNl: NetlinkConnection,
+): Promise<NetworkFinding[]> {
+  const { nl: hostNl } = host.session;
+  const environment = { netnsPath, hostNl, vmNl, plugins: host, note: host.note };
+  const found: NetworkFinding[] = [];
+  for (const [network, attachment] of made.networks.entries()) {
+    if (hasExecuted(attachment) && getLink(vmNl, attachment.ifName) === undefined) {
+      // No CHECK need say so: it may be disabled, or fail of something else.
+      found.push({
+        problem: `interface "${attachment.ifName}" of "${attachment.network}" is missing`,
+      });
+      continue;
+    }
+    const link = interfaces.find(({ name }) => name === attachment.ifName);
+    const identityMoved = link !== undefined && movesIdentity(link.mode);
+    const findings = await checkNetwork(attachment, { ...environment, identityMoved });
+    found.push(...findings.map((finding) => ({ ...finding, network })));
+  }
+  return found;
 }
 
 /** What the settings of a VM's links depend on. */

@@ -36,6 +36,7 @@ import {
   refuseUnknown,
   requireRecord,
   requireRunning,
+  requireSettled,
   vmHolder,
 } from "./port-holders.ts";
 import { allPorts, bindToFamilies, noteClosed, portLookup, refuseTaken } from "./ports.ts";
@@ -75,6 +76,7 @@ export async function mapPorts(
   }
   return await changeVm(target, options, (host, record) => {
     requireRunning(record);
+    requireSettled(record);
     return addPorts(host, locatedHolder(host, record), asked, openFirewall);
   });
 }
@@ -101,6 +103,7 @@ export async function unmapPorts(
     });
   }
   return await changeVm(target, options, (host, record) => {
+    requireSettled(record);
     return dropPorts(host, vmHolder(host, record), asked);
   });
 }

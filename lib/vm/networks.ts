@@ -79,6 +79,21 @@ export function planNetworks(
   });
 }
 
+/** Networks planned anew, of whose plugins it is known that they fail CHECK though nothing is wrong. */
+export function keepFailures(
+  networks: readonly NetworkAttachment[],
+  before: readonly NetworkAttachment[] = [],
+): NetworkAttachment[] {
+  return networks.map((attachment, index) => ({
+    ...attachment,
+    plugins: attachment.plugins.map((plugin, place) => {
+      const { type, checkFailure } = before[index]?.plugins[place] ?? {};
+      const is = type === plugin.type && before[index]?.network === attachment.network;
+      return is && checkFailure !== undefined ? { ...plugin, checkFailure } : plugin;
+    }),
+  }));
+}
+
 /** What asks for the addresses and the MAC that an interface had. */
 function identity(link: VmInterface | undefined): { ips?: string[]; mac?: string } {
   if (link === undefined) return {};
@@ -190,7 +205,7 @@ function requireNetwork(host: HostPaths, name?: string): NetworkConfigList {
 }
 
 /** The `portMappings` capability knows no ranges. */
-function portMappings(ports: readonly PortMapping[]) {
+export function portMappings(ports: readonly PortMapping[]) {
   return ports.flatMap(expandPorts).map(({ hostIP, hostPort, vmPort, protocol }) => ({
     hostPort,
     containerPort: vmPort,

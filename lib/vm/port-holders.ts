@@ -72,6 +72,15 @@ export function requireRecord(host: HostPaths, vm: string): StoredRecord {
   throw new TapkitError(`VM "${vm}" was left half attached`, { mend: `run attach-vm ${vm} first` });
 }
 
+/** Refuses a VM of which other ports were being published when that was cut off. */
+export function requireSettled({ vm, made }: StoredRecord): void {
+  const inDoubt = made.networks.some(({ plugins }) =>
+    plugins.some((plugin) => plugin.inDoubt !== undefined)
+  );
+  if (!inDoubt) return;
+  throw new TapkitError(`VM "${vm}" was left half changed`, { mend: `run attach-vm ${vm} first` });
+}
+
 /** Refuses a VM that a reboot took, or a change of whose rules was cut off. */
 export function requireRunning({ vm, netns, made }: StoredRecord): void {
   if (isThere(netns) && !made.rulesInDoubt) return;

@@ -32,7 +32,7 @@ import {
   type StoredRecord,
   writeGeneration,
 } from "./state.ts";
-import type { NetworkAttachment } from "../cni/plan.ts";
+import type { NetworkAttachment, RecordedPlugin } from "../cni/plan.ts";
 import type { AttachRequest } from "./types.ts";
 
 /** Whose a record's ports are. */
@@ -51,9 +51,12 @@ export function ownersOf(
 
 /** Whether the ports of a VM's first interface are published by a plugin that is executed. */
 export function publishedByPlugin([first]: readonly NetworkAttachment[]): boolean {
-  return first?.plugins.some(({ implementation, config }) =>
-    implementation === "exec" && config.capabilities?.portMappings === true
-  ) ?? false;
+  return first?.plugins.some(isPublisher) ?? false;
+}
+
+/** Whether a plugin is executed and publishes ports. */
+export function isPublisher({ implementation, config }: RecordedPlugin): boolean {
+  return implementation === "exec" && config.capabilities?.portMappings === true;
 }
 
 /** Of a VM's ports those that tapkit's own firewall maps: map-port's alone, where a plugin is at it. */

@@ -5,7 +5,7 @@
  */
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { REFERENCE_DIR, requireReference } from "../support/cni-reference.ts";
+import { REFERENCE_DIR, requireReference, SHARED } from "../support/cni-reference.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import type { Machine } from "../support/machine.ts";
@@ -14,18 +14,6 @@ requireReference();
 
 // deno-lint-ignore no-explicit-any -- CNI's own shapes.
 type Json = any;
-
-/** What the plugins keep for the next attachment, and no attachment owns. */
-const SHARED = [
-  /^ip6?tables-\S+ (\*|:|COMMIT|-A \S+ .*CNI-|-A CNI-(FORWARD|ADMIN|HOSTPORT))/,
-  /^nft table ip6? (nat|filter|mangle)/,
-  /cnibr0/,
-  /anycast/,
-  /^link hd0 /,
-  /^directory \/run\/cni/,
-  /^(address|route) .*(10\.20\.0\.|fe80:|ff00:)/,
-  /serve-dhcp/,
-];
 
 function bridge(ipam: Json, conf: Json = {}): Json {
   return { type: "bridge", bridge: "cnibr0", isGateway: true, ipMasq: true, ipam, ...conf };
@@ -61,8 +49,9 @@ const CASES: readonly Case[] = [
       { type: "firewall" },
     ],
     args: ["--ports", "8080:80", "--ip", "10.20.0.9"],
-    // With IPv4 alone the reference portmap looks for its IPv6 chains all the same.
-    disableCheck: true,
+    // The reference portmap's CHECK looks for the IPv4 rules in ip6tables too, on any network: it
+    // passes where that is not installed.
+    prepare: "rm /etc/alternatives/ip6tables",
     url: "http://192.0.2.2/",
     look: async (host, peer, record) => {
       assertEquals(record.interfaces[0].addresses[0].address, "10.20.0.9/24");
@@ -71,9 +60,6 @@ const CASES: readonly Case[] = [
       const other = await host.tapkit("attach-vm", "other", "--ports", "8080:80");
       assertEquals(other.code, 1, other.stdout);
       assertMatch(other.stderr, /host port 8080\/tcp is already mapped to VM "web"/);
-      const change = await host.tapkit("attach-vm", "web", "--ports", "8081:80");
-      assertEquals(change.code, 1);
-      assertMatch(change.stderr, /published by a CNI plugin/);
     },
   },
   { name: "ptp", plugins: [{ type: "ptp", ipMasq: true, ipam: POOL }], url: "http://192.0.2.2/" },

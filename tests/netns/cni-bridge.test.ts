@@ -84,7 +84,8 @@ async function check(
   guest: CniGuest,
   attachment: NetworkAttachment,
 ): Promise<string[]> {
-  return await host.run(() => checkNetwork(attachment, environment(host, guest)));
+  const findings = await host.run(() => checkNetwork(attachment, environment(host, guest)));
+  return findings.map(({ problem }) => problem);
 }
 
 /** Everything of a namespace that an attachment might leave behind; counters, indexes and carrier apart. */

@@ -135,8 +135,8 @@ Deno.test("checkNetwork: an attachment that was never completed is a difference"
   using host = new CniHost();
   using guest = new CniGuest();
   const plan = planNetwork({ list: defaultNetwork(host), containerId: "c", ifName: "eth0" });
-  const problems = await host.run(() => checkNetwork(plan, environment(host, guest)));
-  assertStringIncludes(problems.join(), "never completely attached");
+  const [found] = await host.run(() => checkNetwork(plan, environment(host, guest)));
+  assertStringIncludes(found?.problem ?? "", "never completely attached");
 });
 
 Deno.test("loopback: gives the reference plugin's result, alone and after another", async () => {
@@ -166,7 +166,7 @@ Deno.test("loopback: gives the reference plugin's result, alone and after anothe
   assertEquals(await host.run(() => delNetwork(attachment, environment(host, ours))), []);
   assertEquals([flags(), await host.run(() => checkNetwork(attachment, environment(host, ours)))], [
     false,
-    [`link "lo" of the namespace is down`],
+    [{ problem: `link "lo" of the namespace is down` }],
   ]);
 
   using third = new CniGuest();

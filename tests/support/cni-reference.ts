@@ -11,6 +11,21 @@ import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
 /** Where the package puts them. */
 export const REFERENCE_DIR = "/usr/lib/cni";
 
+/**
+ * Lines of a host's snapshot: what the plugins keep for the next attachment, and no attachment owns.
+ * A test's bridge is `cnibr0`, with 10.20.0.0/24.
+ */
+export const SHARED: readonly RegExp[] = [
+  /^ip6?tables-\S+ (\*|:|COMMIT|-A \S+ .*CNI-|-A CNI-(FORWARD|ADMIN|HOSTPORT))/,
+  /^nft table ip6? (nat|filter|mangle)/,
+  /cnibr0/,
+  /anycast/,
+  /^link hd0 /,
+  /^directory \/run\/cni/,
+  /^(address|route) .*(10\.20\.0\.|fe80:|ff00:)/,
+  /serve-dhcp/,
+];
+
 /** Throws unless the reference plugins are installed: a comparison with nothing proves nothing. */
 export function requireReference(): void {
   try {

@@ -1,0 +1,230 @@
+/**
+ * Plugins of other makers run again on what is attached: where CHECK of a chained one fails, and to
+ * publish other ports. The interface, the TAP and the guest are left alone.
+ *
+ * A record says of a plugin that it is in doubt from before its DEL until after its ADD, so that
+ * after a crash it is run again, or taken away with every configuration it may have.
+ *
+ * @module
+ */
+
+import type { MadeAttachment, NetworkAttachment, RecordedPlugin } from "../cni/plan.ts";
+import { canRerun, rememberFailures, type Rerun, rerunPlugins } from "../cni/rerun.ts";
+import type { PluginConfig } from "../cni/types.ts";
+import { describe, TapkitError } from "../errors.ts";
+import type { PortMapping } from "../inet/ports.ts";
+import type { UndoStack } from "../undo.ts";
+import { checkNetworks, type NetworkFinding, openVm } from "./check.ts";
+import { portMappings } from "./networks.ts";
+import { allPorts, isPublisher, portOwners } from "./ports.ts";
+import type { Host } from "./session.ts";
+import { type StoredRecord, writeRecord } from "./state.ts";
+
+/** Places of plugins in the chains of a VM's networks, by the network's number. */
+type Places = ReadonlyMap<number, ReadonlySet<number>>;
+
+/**
+ * Runs those plugins again whose CHECK failed.
+ *
+ * @returns the record, or `undefined` where everything has to be done over
+ */
+export async function rerunFailed(
+  host: Host,
+  record: StoredRecord,
+  findings: readonly NetworkFinding[],
+): Promise<StoredRecord | undefined> {
+  const { networks } = record.made;
+  const places = placesOf(findings);
+  const alone = findings.every(({ network, executed }) =>
+    network !== undefined && executed !== undefined &&
+    isMade(networks[network]) && canRerun(networks[network], executed)
+  );
+  if (!alone) return undefined;
+  writeRecord(host, withNetworks(record, mapPlugins(networks, places, doubt)));
+  const again: NetworkAttachment[] = [...networks];
+  try {
+    for (const [network, chained] of places) {
+      const attachment = again[network] as MadeAttachment;
+      const reruns = [...chained].map((place) => [place, asBefore(attachment, place)] as const);
+      const environment = { host, netns: record.netns };
+      again[network] = await rerunPlugins(attachment, new Map(reruns), environment);
+    }
+  } catch (error) {
+    if (!(error instanceof TapkitError)) throw error;
+    host.note(`attaching anew: running it again by itself does not do: ${describe(error)}`);
+    return undefined;
+  }
+  // Ports that a change was to bring are not there now.
+  const ports = allPorts(portOwners(record));
+  return await remember(host, { ...withNetworks(record, again), ports }, places);
+}
+
+/** Asks CHECK of all plugins once more right after ADD, which was for its sake. */
+export async function checkAdded(host: Host, record: StoredRecord): Promise<StoredRecord> {
+  const places = record.made.networks.map(({ plugins }, network) => {
+    const executed = [...plugins.keys()].filter((place) => isExecuted(plugins[place]!));
+    return [network, new Set(executed)] as const;
+  });
+  return await remember(host, record, new Map(places)) ?? record;
+}
+
+/** Other ports for the plugins that publish them; see {@linkcode planRepublishing}. */
+export interface Republishing {
+  /** The record while it is done. */
+  readonly doubtful: StoredRecord;
+  /** Whether the plugins are as {@linkcode doubtful} says before or after, or nobody knows. */
+  isSettled(): boolean;
+  /** Runs them; the undo runs them again with what they had. */
+  run(undo: UndoStack): Promise<readonly NetworkAttachment[]>;
+}
+
+/**
+ * Plans to run the plugins of a VM's first network again that publish its ports. Nothing is touched.
+ *
+ * @param ports attach-vm's own as they are asked for, each with its host port
+ * @param bound the same, bound to addresses
+ * @throws {TapkitError} when a plugin does that which makes the interface too
+ */
+export function planRepublishing(
+  host: Host,
+  record: StoredRecord,
+  ports: readonly PortMapping[],
+  bound: readonly PortMapping[],
+): Republishing {
+  const { made, vm, netns } = record;
+  const [first, ...others] = made.networks;
+  if (!isMade(first)) throw new TypeError(`"${vm}" has no network`);
+  const publishers = [...first.plugins.keys()].filter((place) =>
+    isPublisher(first.plugins[place]!)
+  );
+  const fixed = publishers.find((place) => !canRerun(first, place));
+  if (fixed !== undefined) {
+    throw new TapkitError(
+      `its ports are published by the plugin "${first.plugins[fixed]!.type}", which makes its ` +
+        "interface too, and stay while it is attached",
+      { mend: `run attach-vm ${vm} --remove first, or use map-port` },
+    );
+  }
+  const configs = new Map(publishers.map((place) => {
+    return [place, publishing(first.plugins[place]!.config, ports)] as const;
+  }));
+  const owners = portOwners(record);
+  const doubtful = mapPlugins([first], new Map([[0, new Set(publishers)]]), (plugin, place) => ({
+    ...plugin,
+    inDoubt: configs.get(place)!,
+  }));
+  const environment = { host, netns };
+  let settled = true;
+  return {
+    doubtful: {
+      ...record,
+      ports: allPorts({ attach: owners.attach, mapPort: [...bound, ...owners.mapPort] }),
+      made: { ...made, portOwners: owners, networks: [...doubtful, ...others] },
+    },
+    isSettled: () => settled,
+    run: async (undo) => {
+      undo.push(`the ports that plugins of "${first.network}" publish`, async () => {
+        const back = publishers.map((place) => {
+          const { config } = first.plugins[place]!;
+          return [place, { del: [configs.get(place)!, config], add: config }] as const;
+        });
+        settled = false;
+        await rerunPlugins(first, new Map(back), environment);
+        settled = true;
+      });
+      settled = false;
+      const reruns = publishers.map((place) => {
+        const { config } = first.plugins[place]!;
+        return [place, { del: [config], add: configs.get(place)! }] as const;
+      });
+      const made = await rerunPlugins(first, new Map(reruns), environment);
+      settled = true;
+      const added = withNetworks(record, [made]);
+      const checked = await remembered(host, added, new Map([[0, new Set(publishers)]]));
+      return [...checked.record.made.networks, ...others];
+    },
+  };
+}
+
+/** A plugin's configuration with other ports in it. */
+function publishing(
+  { runtimeConfig, ...config }: PluginConfig,
+  ports: readonly PortMapping[],
+): PluginConfig {
+  const { portMappings: _, ...others } = runtimeConfig ?? {};
+  const wanted = ports.length === 0 ? others : { ...others, portMappings: portMappings(ports) };
+  return Object.keys(wanted).length === 0 ? config : { ...config, runtimeConfig: wanted };
+}
+
+/** The plugins of these places once more as they are recorded, whatever is there of them. */
+function asBefore({ plugins }: NetworkAttachment, place: number): Rerun {
+  const { config, inDoubt } = plugins[place]!;
+  return { del: inDoubt === undefined ? [config] : [inDoubt, config], add: config };
+}
+
+/** Writes what CHECK says of plugins right after their ADD; `undefined` if others fail. */
+async function remember(
+  host: Host,
+  record: StoredRecord,
+  places: Places,
+): Promise<StoredRecord | undefined> {
+  const { record: checked, others } = await remembered(host, record, places);
+  if (others.length > 0) return undefined;
+  writeRecord(host, checked);
+  return checked;
+}
+
+async function remembered(
+  host: Host,
+  record: StoredRecord,
+  places: Places,
+): Promise<{ record: StoredRecord; others: readonly NetworkFinding[] }> {
+  using stack = new DisposableStack();
+  const vmNl = openVm(stack, record.netns);
+  const findings = vmNl === undefined ? [] : await checkNetworks(host, record, vmNl);
+  const networks = record.made.networks.map((attachment, network) => {
+    const own = findings.filter((finding) => finding.network === network);
+    return rememberFailures(attachment, places.get(network) ?? [], own, host.note);
+  });
+  const others = findings.filter(({ network, executed, ignored }) =>
+    !ignored && !places.get(network!)?.has(executed!)
+  );
+  return { record: withNetworks(record, networks), others };
+}
+
+function placesOf(findings: readonly NetworkFinding[]): Map<number, Set<number>> {
+  const places = new Map<number, Set<number>>();
+  for (const { network = -1, executed = -1 } of findings) {
+    places.set(network, (places.get(network) ?? new Set()).add(executed));
+  }
+  return places;
+}
+
+function withNetworks(record: StoredRecord, networks: readonly NetworkAttachment[]): StoredRecord {
+  return { ...record, made: { ...record.made, networks } };
+}
+
+function mapPlugins(
+  networks: readonly NetworkAttachment[],
+  places: Places,
+  change: (plugin: RecordedPlugin, place: number) => RecordedPlugin,
+): NetworkAttachment[] {
+  return networks.map((attachment, network) => ({
+    ...attachment,
+    plugins: attachment.plugins.map((plugin, place) =>
+      places.get(network)?.has(place) ? change(plugin, place) : plugin
+    ),
+  }));
+}
+
+function doubt(plugin: RecordedPlugin): RecordedPlugin {
+  return { ...plugin, inDoubt: plugin.inDoubt ?? plugin.config };
+}
+
+function isMade(attachment: NetworkAttachment | undefined): attachment is MadeAttachment {
+  return attachment?.result !== undefined;
+}
+
+function isExecuted({ implementation }: RecordedPlugin): boolean {
+  return implementation === "exec";
+}
