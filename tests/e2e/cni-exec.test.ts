@@ -51,7 +51,11 @@ const CASES: readonly Case[] = [
     args: ["--ports", "8080:80", "--ip", "10.20.0.9"],
     // The reference portmap's CHECK looks for the IPv4 rules in ip6tables too, on any network: it
     // passes where that is not installed.
-    prepare: "rm /etc/alternatives/ip6tables",
+    prepare: `
+      mkdir -p /run/bin /opt/cni/bin
+      ln -s $(which iptables) /run/bin/
+      printf '#!/bin/sh\nPATH=/run/bin exec /usr/lib/cni/portmap\n' >/opt/cni/bin/portmap
+      chmod +x /opt/cni/bin/portmap`,
     url: "http://192.0.2.2/",
     look: async (host, peer, record) => {
       assertEquals(record.interfaces[0].addresses[0].address, "10.20.0.9/24");
