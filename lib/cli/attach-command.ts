@@ -60,6 +60,19 @@ export const ATTACH_VM = {
       help:
         "limit each interface to 100mbit, say, either way; the network needs the bandwidth plugin",
     },
+    {
+      name: "capability",
+      metavar: "NAME=JSON",
+      repeat: true,
+      help: "give the CNI plugins that declare this capability its argument: " +
+        `aliases='["web"]'`,
+    },
+    {
+      name: "cni-arg",
+      metavar: "KEY=VALUE",
+      repeat: true,
+      help: "give the CNI plugins this in CNI_ARGS: K8S_POD_NAME=web",
+    },
     { name: "mtu", metavar: "BYTES", help: "give the VM's interfaces this MTU" },
     {
       name: "tap-owner",
@@ -199,6 +212,8 @@ const SHAPING = [
   "netns",
   "mtu",
   "bandwidth",
+  "capability",
+  "cni-arg",
   "tap-owner",
   "network",
   "mode",
@@ -325,6 +340,8 @@ function shape(flags: ShapingFlags): Omit<AttachRequest, "name"> {
     mtu: flags.mtu === undefined ? undefined : wholeNumber("--mtu", flags.mtu),
     netns: flags.netns,
     bandwidth: flags.bandwidth,
+    capabilities: pairs("capability", flags.capability, parseJson),
+    cniArgs: pairs("cni-arg", flags["cni-arg"], (text) => text),
     tapOwner: flags["tap-owner"],
     plugins: flags.plugins,
     mode: flags.mode,
@@ -364,6 +381,39 @@ async function readRequests(
         : error;
     }
   });
+}
+
+/** What a repeated flag of the form NAME=VALUE gives, by name; `undefined` where it is not there. */
+function pairs<T>(
+  flag: string,
+  texts: readonly string[],
+  read: (text: string) => T,
+): Readonly<Record<string, T>> | undefined {
+  if (texts.length === 0) return undefined;
+  const given = new Map<string, T>();
+  for (const text of texts) {
+    const [, name = "", value] = /^([^=]+)=(.+)$/s.exec(text) ?? [];
+    if (value === undefined || given.has(name)) {
+      throw new InputError(
+        `--${flag} ${text} ${value === undefined ? "has no value" : "is there twice"}`,
+        {
+          mend: value === undefined ? "write NAME=VALUE" : "give it once",
+        },
+      );
+    }
+    try {
+      given.set(name, read(value));
+    } catch {
+      throw new InputError(`--${flag} ${text} is no JSON`, {
+        mend: `write it as aliases='["web"]'`,
+      });
+    }
+  }
+  return Object.fromEntries(given);
+}
+
+function parseJson(text: string): unknown {
+  return JSON.parse(text);
 }
 
 /** What a repeated flag lists; `none` stands alone. */

@@ -60,6 +60,8 @@ export interface NetworkRequest {
    * the `args` convention; port mappings need a plugin that declares them.
    */
   readonly runtimeConfig?: RuntimeConfig;
+  /** CNI_ARGS that are wanted. */
+  readonly cniArgs?: Readonly<Record<string, string>>;
   /** Which plugins are executed; none unless it is said. */
   readonly choice?: PluginChoice;
 }
@@ -132,7 +134,7 @@ export function planNetwork(request: NetworkRequest): NetworkAttachment {
     if (wanted === undefined || (Array.isArray(wanted) && wanted.length === 0)) continue;
     if (!declares(list, key)) undeclared[key] = wanted;
   }
-  const cniArgs = executed.includes(true) ? argsOf(undeclared) : {};
+  const cniArgs = argsOf(executed.includes(true) ? undeclared : {}, request.cniArgs);
   const plugins = list.plugins.map((conf, index): RecordedPlugin => {
     const config = inject(list, conf, runtimeConfig, index === 0 ? undeclared : {});
     if (executed[index]) return { type: conf.type, implementation: "exec", config };
@@ -183,9 +185,13 @@ export function declares({ plugins }: NetworkConfigList, capability: string): bo
   return plugins.some(({ capabilities }) => capabilities?.[capability] === true);
 }
 
-/** What plugins that know neither capability nor `args` are asked by. */
-function argsOf({ ips, mac }: Readonly<Record<string, unknown>>): Record<string, string> {
+/** What plugins that know neither capability nor `args` are asked by, and what else is wanted. */
+function argsOf(
+  { ips, mac }: Readonly<Record<string, unknown>>,
+  wanted: Readonly<Record<string, string>> = {},
+): Record<string, string> {
   const args = {
+    ...wanted,
     ...Array.isArray(ips) && ips.length > 0 ? { IP: String(ips[0]).split("/", 1)[0]! } : {},
     ...typeof mac === "string" ? { MAC: mac } : {},
   };

@@ -41,6 +41,15 @@ export function planNetworks(
   const lists = networks.length === 0
     ? [firstNetwork(host, before[0]?.network)]
     : networks.map((name) => requireNetwork(host, name));
+  const { capabilities = {}, cniArgs = {} } = request;
+  const undeclared = Object.keys(capabilities)
+    .find((name) => !lists.some((list) => declares(list, name)));
+  if (undeclared !== undefined) {
+    throw new InputError(`no plugin of ${labelOf(lists)} declares the capability "${undeclared}"`, {
+      mend:
+        `add "capabilities": {"${undeclared}": true} to the plugin that takes it, or leave it out`,
+    });
+  }
   return lists.map((list, index) => {
     const isDefault = list.name === DEFAULT_NETWORK;
     // How the subnets of other networks and the host's routes go together is their makers' business.
@@ -56,8 +65,10 @@ export function planNetworks(
       containerId,
       ifName: `eth${index}`,
       choice: { mode: plugins, isDefault, host },
+      cniArgs,
       // An address, a MAC and ports are asked for the VM's first interface.
       runtimeConfig: {
+        ...capabilities,
         ...index > 0 || mac === undefined ? {} : { mac: formatMac(parseMac(mac)) },
         ...index > 0 || ip === undefined ? {} : { ips: [ip] },
         ...identity(before[index]),
@@ -92,6 +103,10 @@ export function keepFailures(
       return is && checkFailure !== undefined ? { ...plugin, checkFailure } : plugin;
     }),
   }));
+}
+
+function labelOf(lists: readonly NetworkConfigList[]): string {
+  return `network ${lists.map(({ name }) => `"${name}"`).join(", ")}`;
 }
 
 /** What asks for the addresses and the MAC that an interface had. */

@@ -31,6 +31,8 @@ export function validateAttach(request: AttachRequest): void {
   if (request.tapOwner !== undefined) resolveOwner(request.tapOwner);
   if (request.netns !== undefined) validateNetns(request.netns);
   for (const network of request.networks ?? []) validateNetworkName(network);
+  Object.keys(request.capabilities ?? {}).forEach(validateCapability);
+  for (const [key, value] of Object.entries(request.cniArgs ?? {})) validateCniArg(key, value);
   for (const prefixes of [request.denyEgress, request.allowEgress]) {
     if (prefixes !== "none") prefixes?.forEach(parseCidr);
   }
@@ -56,6 +58,39 @@ export function validatePolicy({ name, antispoof, denyEgress, allowEgress }: Att
       mend: "leave out --no-antispoof, or --deny-egress",
     });
   }
+}
+
+/** What is asked for in another way. */
+const OWN_CAPABILITIES: Readonly<Record<string, string>> = {
+  portMappings: "--ports",
+  ips: "--ip",
+  mac: "--mac",
+  bandwidth: "--bandwidth",
+};
+const OWN_CNI_ARGS: Readonly<Record<string, string>> = { IP: "--ip", MAC: "--mac" };
+
+function validateCapability(name: string): void {
+  const own = OWN_CAPABILITIES[name];
+  if (own !== undefined) {
+    throw new InputError(`the capability "${name}" has a flag of its own`, { mend: `use ${own}` });
+  }
+  if (/^[a-zA-Z][a-zA-Z0-9_.-]*$/.test(name)) return;
+  throw new InputError(`the capability ${JSON.stringify(name)} is malformed`, {
+    mend: "name one that a plugin of the network declares, as aliases",
+  });
+}
+
+/** libcni parts CNI_ARGS at semicolons and equals signs, and knows no way to write those. */
+function validateCniArg(key: string, value: string): void {
+  const own = OWN_CNI_ARGS[key];
+  if (own !== undefined) {
+    throw new InputError(`the CNI argument ${key} has a flag of its own`, { mend: `use ${own}` });
+  }
+  // deno-lint-ignore no-control-regex -- neither belongs into an environment variable.
+  if (/^[a-zA-Z_][a-zA-Z0-9_]*$/.test(key) && /^[^;=\x00-\x1f]+$/.test(value)) return;
+  throw new InputError(`the CNI argument ${JSON.stringify(`${key}=${value}`)} is malformed`, {
+    mend: "write KEY=VALUE, the key of letters, digits and _, the value without ; and =",
+  });
 }
 
 const RATE_UNITS = ["bit", "kbit", "mbit", "gbit", "tbit"];
@@ -144,6 +179,8 @@ export function mergeRequest(record: StoredRecord, request: AttachRequest): Atta
 /** The first thing a request wants otherwise than the VM has it, and that cannot be live. */
 function changedIdentity(record: StoredRecord, request: AttachRequest): string | undefined {
   const { ip, mac, mtu, netns, tapOwner, mode = "auto", networks, bandwidth, firewall } = request;
+  const { capabilities, cniArgs } = request;
+  const had = record.made.request;
   const first = record.interfaces[0]!;
   const addresses = first.addresses.map(({ address }) => parseCidr(address).address);
   const names = record.interfaces.map(({ network }) => network);
@@ -152,11 +189,19 @@ function changedIdentity(record: StoredRecord, request: AttachRequest): string |
     ["MAC address", mac !== undefined && formatMac(parseMac(mac)) !== first.mac],
     ["MTU", mtu !== undefined && mtu !== first.mtu],
     ["network namespace", netns !== undefined && netns !== record.netns],
-    ["TAP owner", tapOwner !== undefined && tapOwner !== record.made.request.tapOwner],
-    ["bandwidth", bandwidth !== undefined && bandwidth !== record.made.request.bandwidth],
+    ["TAP owner", tapOwner !== undefined && tapOwner !== had.tapOwner],
+    ["bandwidth", bandwidth !== undefined && bandwidth !== had.bandwidth],
     ["mode", mode !== "auto" && mode !== first.mode],
     ["firewall backend", firewall !== undefined && firewall !== firewallOf(record.made)],
+    ["capability argument", capabilities !== undefined && !isSame(capabilities, had.capabilities)],
+    ["CNI argument", cniArgs !== undefined && !isSame(cniArgs, had.cniArgs)],
     ["network", networks !== undefined && networks.join() !== names.join()],
   ];
   return checks.find(([, changed]) => changed)?.[0];
+}
+
+/** Whether two objects have the same fields, whatever their order. */
+function isSame(one: Readonly<Record<string, unknown>>, other: object = {}): boolean {
+  const sorted = (fields: object) => JSON.stringify(Object.entries(fields).sort());
+  return sorted(one) === sorted(other);
 }

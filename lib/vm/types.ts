@@ -158,6 +158,13 @@ export interface AttachRequest {
   readonly firewall?: FirewallKind;
   /** CNI network names: eth0 is on the first, eth1 on the second, … */
   readonly networks?: readonly string[];
+  /**
+   * Capability arguments of CNI that have no field of their own: `{ aliases: ["web"] }`. Each goes to
+   * the plugins that declare the capability.
+   */
+  readonly capabilities?: Readonly<Record<string, unknown>>;
+  /** What CNI_ARGS is made of, for all plugins: `{ K8S_POD_NAME: "web" }`. */
+  readonly cniArgs?: Readonly<Record<string, string>>;
   /** Whether the guest's frames are held to its own MAC and addresses; true unless given. */
   readonly antispoof?: boolean;
   /** Whether nothing may pass between the guest and the others of its networks. */

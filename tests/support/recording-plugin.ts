@@ -44,9 +44,13 @@ if [ -e $behave ]; then . $behave; elif [ $CNI_COMMAND = ADD ]; then echo '{}'; 
     Deno.writeTextFileSync(`${this.root}/behave/${name}-${verb}`, `${script}\n`);
   }
 
-  /** The calls since the last look, in order. */
-  calls(): Recorded[] {
-    const directory = `${this.root}/calls`;
+  /**
+   * The calls since the last look, in order.
+   *
+   * @param root where they were written, as seen from here
+   */
+  calls(root = this.root): Recorded[] {
+    const directory = `${root}/calls`;
     const names = [...Deno.readDirSync(directory)].map(({ name }) => name)
       .filter((name) => name.endsWith(".env")).sort();
     return names.map((name) => {

@@ -24,6 +24,7 @@ Deno.test("readAttachCommand: turns flags into a request", async () => {
     ...["web", "--ports", "8080:80", "--ports=53:53/udp", "--ip", "10.0.0.9", "--mtu", "1400"],
     ...["--mac", "02:00:00:00:00:01", "--netns", "/run/netns/x", "--tap-owner", "1000:1000"],
     ...["--network", "a", "--network", "b", "--plugins", "builtin", "--mode", "tc-redirect"],
+    ...["--capability", 'aliases=["w=1"]', "--cni-arg", "K8S_POD_NAME=web", "--cni-arg=A=b"],
   );
   assertEquals(command, {
     verb: "attach",
@@ -40,6 +41,8 @@ Deno.test("readAttachCommand: turns flags into a request", async () => {
       networks: ["a", "b"],
       plugins: "builtin",
       mode: "tc-redirect",
+      capabilities: { aliases: ["w=1"] },
+      cniArgs: { K8S_POD_NAME: "web", A: "b" },
     }],
   });
   assertEquals((await read("web")).requests, [{ name: "web" }]);
