@@ -8,71 +8,13 @@ import {
 import { readCache } from "../../lib/cni/cache.ts";
 import { parseConfig } from "../../lib/cni/conflist.ts";
 import { gcNetwork } from "../../lib/cni/executed.ts";
-import { type NetworkAttachment, planNetwork } from "../../lib/cni/plan.ts";
+import { planNetwork } from "../../lib/cni/plan.ts";
 import { addNetwork, checkNetwork, delNetwork } from "../../lib/cni/runtime.ts";
-import { CNI_VERSIONS, type RuntimeConfig } from "../../lib/cni/types.ts";
+import { CNI_VERSIONS } from "../../lib/cni/types.ts";
 import { TapkitError } from "../../lib/errors.ts";
-import { UndoStack } from "../../lib/undo.ts";
-import { CniGuest, CniHost } from "../support/cni-reference.ts";
-import { RecordingPlugins } from "../support/recording-plugin.ts";
+import { Fixture } from "../support/recording-fixture.ts";
 
 type Conf = Record<string, unknown>;
-
-/** A host with made-up plugins, and what the verbs of a chain of them need. */
-class Fixture implements Disposable {
-  readonly plugins: RecordingPlugins;
-  readonly host = new CniHost();
-  readonly guest = new CniGuest();
-  readonly undo = new UndoStack();
-
-  constructor(...names: string[]) {
-    this.plugins = new RecordingPlugins(...names);
-  }
-
-  get pluginHost() {
-    const { binDir, stateDir } = this.plugins;
-    return { binDirs: ["/nowhere", binDir], stateDir, timeoutMs: 1500 };
-  }
-
-  get environment() {
-    return {
-      netns: this.guest.netns,
-      netnsPath: this.guest.path,
-      ownNetns: true,
-      hostNl: this.host.nl,
-      vmNl: this.guest.nl,
-      undo: this.undo,
-      owner: "web/eth0",
-      plugins: this.pluginHost,
-      note: () => {},
-    };
-  }
-
-  plan(list: Conf, runtimeConfig: RuntimeConfig = {}): NetworkAttachment {
-    const choice = { mode: "exec", isDefault: false, host: this.pluginHost } as const;
-    const parsed = parseConfig(JSON.stringify({ name: "net", ...list }), "f");
-    return planNetwork({ list: parsed, containerId: "c1", ifName: "eth0", runtimeConfig, choice });
-  }
-
-  /** The environment the specification prescribes. */
-  env(verb: string, more: Record<string, string> = {}): Record<string, string> {
-    return {
-      CNI_COMMAND: verb,
-      CNI_CONTAINERID: "c1",
-      CNI_NETNS: this.guest.path,
-      CNI_IFNAME: "eth0",
-      CNI_ARGS: "",
-      CNI_PATH: `/nowhere:${this.plugins.binDir}`,
-      ...more,
-    };
-  }
-
-  [Symbol.dispose](): void {
-    this.guest[Symbol.dispose]();
-    this.host[Symbol.dispose]();
-    this.plugins[Symbol.dispose]();
-  }
-}
 
 const IS_OLD = (version: string) => version === "0.1.0" || version === "0.2.0";
 
