@@ -46,7 +46,7 @@ export const ATTACH_VM = {
       help: "publish a port: 8080:80, 8080:80/udp, 127.0.0.1:8080:80, [2001:db8::1]:8080:80, " +
         "9000-9009:9000-9009, or 0:80 for a host port chosen here; none clears them",
     },
-    { name: "ip", metavar: "ADDR", help: "ask the network for this address" },
+    { name: "ip", metavar: "ADDR[/LENGTH]", help: "ask the network for this address" },
     { name: "mac", metavar: "ADDR", help: "give the VM this MAC address" },
     {
       name: "netns",

@@ -175,6 +175,15 @@ export function parseCidr(text: string): Cidr {
   };
 }
 
+/**
+ * The canonical address of `ADDRESS` or `ADDRESS/LENGTH`.
+ *
+ * @throws {InputError} when it is neither
+ */
+export function addressOf(text: string): string {
+  return text.includes("/") ? parseCidr(text).address : canonicalIp(text);
+}
+
 /** Whether the prefix holds the address. */
 export function cidrContains(cidr: Cidr, ip: string): boolean {
   if (isIp(ip) !== cidr.family) return false;

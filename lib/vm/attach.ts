@@ -222,7 +222,7 @@ async function attachAnew(
     const ports = await reservePorts(host, firewall, request, old);
     const before = old?.interfaces ?? [];
     const networks = keepFailures(
-      planNetworks(host, hostNl, id, request, ports, before),
+      await planNetworks(host, hostNl, id, request, ports, before),
       old?.made.networks,
     );
     const planned = plannedRecord(id, request, firewall.kind, networks, ports, old);

@@ -10,7 +10,7 @@ import { declares, type NetworkAttachment, planNetwork } from "../cni/plan.ts";
 import { assertNoOverlap } from "../cni/subnets.ts";
 import type { IpConfig, NetworkConfigList, Result } from "../cni/types.ts";
 import { InputError, TapkitError } from "../errors.ts";
-import { canonicalIp, parseCidr } from "../inet/ip.ts";
+import { addressOf, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { expandPorts, type PortMapping } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
@@ -29,14 +29,14 @@ import { movesIdentity, type UnwiredInterface } from "./wires.ts";
  * @param before the interfaces the VM had: their networks, addresses and MACs are asked for again
  * @throws {TapkitError} for a network that is not there, is broken, or overlaps the host's routes
  */
-export function planNetworks(
+export async function planNetworks(
   host: HostPaths,
   hostNl: NetlinkConnection,
   containerId: string,
   request: AttachRequest,
   ports: readonly PortMapping[],
   before: readonly VmInterface[] = [],
-): NetworkAttachment[] {
+): Promise<NetworkAttachment[]> {
   const { networks = [], ip, mac, bandwidth, mode = "auto", plugins = "auto" } = request;
   const lists = networks.length === 0
     ? [firstNetwork(host, before[0]?.network)]
@@ -50,7 +50,19 @@ export function planNetworks(
         `add "capabilities": {"${undeclared}": true} to the plugin that takes it, or leave it out`,
     });
   }
-  return lists.map((list, index) => {
+  const plans: NetworkAttachment[] = [];
+  for (const [index, configured] of lists.entries()) {
+    const had = before[index];
+    const wanted = had?.addresses.map(({ address }) => address) ??
+      (index > 0 || ip === undefined ? [] : [ip]);
+    const isStatic = configured.plugins.some(({ ipam }) => ipam?.type === "static");
+    const { list, ips } = isStatic && wanted.length > 0
+      ? (await import("./static-addresses.ts")).askStatic(
+        configured,
+        wanted,
+        had === undefined ? { host, name } : undefined,
+      )
+      : { list: configured, ips: wanted };
     const isDefault = list.name === DEFAULT_NETWORK;
     // How the subnets of other networks and the host's routes go together is their makers' business.
     if (isDefault) assertNoOverlap(list, hostNl);
@@ -70,9 +82,8 @@ export function planNetworks(
       runtimeConfig: {
         ...capabilities,
         ...index > 0 || mac === undefined ? {} : { mac: formatMac(parseMac(mac)) },
-        ...index > 0 || ip === undefined ? {} : { ips: [ip] },
-        ...identity(before[index]),
-        ...hasFixedAddresses(list) ? { ips: [] } : {},
+        ...had === undefined ? {} : { mac: had.mac },
+        ...ips.length === 0 ? {} : { ips },
         ...index > 0 || ports.length === 0 || !declares(list, "portMappings")
           ? {}
           : { portMappings: portMappings(ports) },
@@ -86,8 +97,9 @@ export function planNetworks(
         { mend: "leave --mode out, or use --mode tc-redirect" },
       );
     }
-    return planned;
-  });
+    plans.push(planned);
+  }
+  return plans;
 }
 
 /** Networks planned anew, of whose plugins it is known that they fail CHECK though nothing is wrong. */
@@ -107,17 +119,6 @@ export function keepFailures(
 
 function labelOf(lists: readonly NetworkConfigList[]): string {
   return `network ${lists.map(({ name }) => `"${name}"`).join(", ")}`;
-}
-
-/** What asks for the addresses and the MAC that an interface had. */
-function identity(link: VmInterface | undefined): { ips?: string[]; mac?: string } {
-  if (link === undefined) return {};
-  return { ips: link.addresses.map(({ address }) => address), mac: link.mac };
-}
-
-/** Whether the IPAM gives what is configured and nothing else: it fails when it is asked for more. */
-function hasFixedAddresses(list: NetworkConfigList): boolean {
-  return list.plugins.some(({ ipam }) => ipam?.type === "static") && !declares(list, "ips");
 }
 
 /** Whether the dhcp plugin's daemon leases its addresses, and listens on the interface for it. */
@@ -184,7 +185,7 @@ export function assertAsAsked(
     }
     return;
   }
-  if (ip !== undefined && !addresses.includes(canonicalIp(ip))) {
+  if (ip !== undefined && !addresses.includes(addressOf(ip))) {
     throw new TapkitError(`network "${link.network}" gave the address ${now}, not ${ip}`, {
       mend: "leave --ip out: this network's IPAM cannot be asked for an address",
     });

@@ -6,7 +6,7 @@
 
 import { validateNetworkName } from "../cni/conflist.ts";
 import { InputError, TapkitError } from "../errors.ts";
-import { canonicalIp, ipToBytes, parseCidr } from "../inet/ip.ts";
+import { addressOf, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { parsePorts } from "../inet/ports.ts";
 import { openNetns } from "../sys/netns.ts";
@@ -24,7 +24,7 @@ const MTU = { MIN: 68, MAX: 65535 } as const;
 export function validateAttach(request: AttachRequest): void {
   validateName(request.name);
   if (request.ports !== undefined && request.ports !== "none") parsePorts(request.ports);
-  if (request.ip !== undefined) ipToBytes(request.ip);
+  if (request.ip !== undefined) addressOf(request.ip);
   if (request.bandwidth !== undefined) parseRate(request.bandwidth);
   if (request.mac !== undefined) parseMac(request.mac);
   if (request.mtu !== undefined) validateMtu(request.mtu);
@@ -185,7 +185,7 @@ function changedIdentity(record: StoredRecord, request: AttachRequest): string |
   const addresses = first.addresses.map(({ address }) => parseCidr(address).address);
   const names = record.interfaces.map(({ network }) => network);
   const checks: readonly (readonly [name: string, changed: boolean])[] = [
-    ["address", ip !== undefined && !addresses.includes(canonicalIp(ip))],
+    ["address", ip !== undefined && !addresses.includes(addressOf(ip))],
     ["MAC address", mac !== undefined && formatMac(parseMac(mac)) !== first.mac],
     ["MTU", mtu !== undefined && mtu !== first.mtu],
     ["network namespace", netns !== undefined && netns !== record.netns],

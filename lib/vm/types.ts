@@ -136,7 +136,7 @@ export interface AttachRequest {
   readonly name: string;
   /** Published ports, each `"8080:80"`, `"127.0.0.1:8080:80/udp"`, …; `"none"` clears them. */
   readonly ports?: readonly string[] | "none";
-  /** The address to ask the network for, without a prefix length. */
+  /** The address to ask the network for; its prefix length only where nobody else knows it. */
   readonly ip?: string;
   /** A unicast MAC address. */
   readonly mac?: string;
