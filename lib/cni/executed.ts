@@ -8,6 +8,10 @@
  */
 
 import { describe, TapkitError } from "../errors.ts";
+import { parseCidr } from "../inet/ip.ts";
+import { listAddresses } from "../netlink/address.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import { getLink } from "../netlink/link.ts";
 import { formatResult, isAtLeast, parseResult } from "./convert.ts";
 import { callPlugin, type PluginCall } from "./exec.ts";
 import type { NetworkAttachment, PluginHost, RecordedPlugin } from "./plan.ts";
@@ -69,6 +73,23 @@ export async function delExecuted(executed: ExecutedPlugin, prevResult?: Result)
   }
   await call(executed, "DEL", known);
   return true;
+}
+
+/**
+ * Whether an interface is gone, or has not all the addresses that it was given: the reference
+ * plugins then leave the rules for these. In mode dhcp-bridge the guest alone has them.
+ */
+export function lacksAddresses(
+  { ifName, result }: NetworkAttachment,
+  vmNl: NetlinkConnection,
+): boolean {
+  const link = getLink(vmNl, ifName);
+  if (link === undefined || result === undefined) return true;
+  const present = listAddresses(vmNl, { index: link.index }).map(({ address }) => address);
+  return result.ips.some(({ address }) => {
+    const { address: ip, prefixLength } = parseCidr(address);
+    return !present.includes(`${ip}/${prefixLength}`);
+  });
 }
 
 /** Runs CHECK, which spec versions before 0.4.0 have not; what it finds is a sentence. */

@@ -132,8 +132,8 @@ export async function addNetwork(
 /**
  * Detaches: runs the chain's DEL backward, past failures. What is not there is no failure.
  *
- * Plugins that are executed find less when the namespace is gone, or when they failed: what they
- * leave then, and names the container, is taken away here.
+ * Plugins that are executed find less when the namespace or its addresses are gone, or when they
+ * failed: what they leave then, and names the container, is taken away here.
  *
  * @returns what failed
  */
@@ -143,7 +143,8 @@ export async function delNetwork(
 ): Promise<Error[]> {
   const failures: Error[] = [];
   const { plugins: host, vmNl, netnsPath } = environment;
-  let remains = vmNl === undefined;
+  let remains = hasExecuted(attachment) &&
+    (vmNl === undefined || (await import("./executed.ts")).lacksAddresses(attachment, vmNl));
   for (const plugin of attachment.plugins.toReversed().flatMap(asItMayBe)) {
     try {
       if (plugin.implementation === "exec") {

@@ -170,6 +170,27 @@ Deno.test("attach-vm --remove: takes links and rules of a namespace that lives o
   await assertHoldings(host, before);
 });
 
+Deno.test("attach-vm --remove: takes the rules for addresses that are not on the interface any more", async (t) => {
+  for (const chain of [CHAINS[0]!, CHAINS[2]!]) {
+    await using host = await hostWithPod(chain);
+    const before = await holdings(host);
+    for (
+      const [mode, command] of [
+        ["dhcp-bridge", "true"],
+        ["tc-redirect", "ip -n tapkit-web link delete eth0"],
+        ["tc-redirect", "ip -n tapkit-web -6 address flush dev eth0"],
+      ] as const
+    ) {
+      await t.step(`${nameOf(chain)}, mode ${mode}: ${command}`, async () => {
+        await host.mustTapkit("attach-vm", "web", "--mode", mode);
+        await host.sh(command);
+        await host.mustTapkit("attach-vm", "web", "--remove");
+        await assertHoldings(host, before);
+      });
+    }
+  }
+});
+
 Deno.test("attach-vm: nft flush ruleset, then --remove, or attaching again", async (t) => {
   for (const chain of CHAINS) {
     await t.step(nameOf(chain), async () => {

@@ -131,6 +131,24 @@ Deno.test("executed plugins: addresses and MACs are asked for by capability, els
   ]);
 });
 
+Deno.test("executed plugins: get this process's environment, but for the variables of the specification", async () => {
+  using fixture = new Fixture("one");
+  const file = `${fixture.plugins.root}/seen`;
+  fixture.plugins.behave("one", "ADD", `echo "$TAPKIT_TEST $PATH" > ${file}; echo '{}'`);
+  const ours = { TAPKIT_TEST: "here", CNI_IFNAME: "stale", CNI_ARGS: "IP=192.0.2.9" };
+  for (const [name, value] of Object.entries(ours)) Deno.env.set(name, value);
+  try {
+    const plan = fixture.plan({ plugins: [{ type: "one" }] });
+    await addNetwork(plan, fixture.environment);
+  } finally {
+    for (const name of Object.keys(ours)) Deno.env.delete(name);
+  }
+  assertEquals(Deno.readTextFileSync(file), `here ${Deno.env.get("PATH")}\n`);
+  const [call] = fixture.plugins.calls();
+  // Without a version the configuration is of the oldest one.
+  assertEquals([call?.env, call?.stdin.cniVersion], [fixture.env("ADD"), "0.1.0"]);
+});
+
 Deno.test("executed plugins: one that fails is named with its words, and everything is undone", async () => {
   const cases: [behaviour: string, words: RegExp][] = [
     [
