@@ -185,6 +185,8 @@ export interface Finding {
   readonly problem: string;
   /** The place in the chain of the plugin that was executed and found it. */
   readonly executed?: number;
+  /** It is about what masquerades, and no plugin says it: see masquerade.ts. */
+  readonly masquerade?: true;
   /** The plugin said so right after its own ADD: it tells nothing. */
   readonly ignored?: true;
 }
@@ -218,7 +220,9 @@ export async function checkNetwork(
   }
   if (attachment.masquerade !== undefined) {
     const { checkMasquerade } = await import("./masquerade.ts");
-    findings.push(...(await checkMasquerade(attachment)).map((problem) => ({ problem })));
+    findings.push(...(await checkMasquerade(attachment)).map((problem) => {
+      return { problem, masquerade: true as const };
+    }));
   }
   return findings;
 }

@@ -9,7 +9,7 @@ import { nfgenmsg, NFGENMSG_LEN, NFNL_SUBSYS, nfnlType } from "../netlink/conntr
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { NetlinkError } from "../netlink/errors.ts";
 import { Decoder } from "../netlink/wire.ts";
-import { NFPROTO, NFT_MSG, NFTA_CHAIN, NFTA_HOOK, NFTA_TABLE } from "./nf-tables.ts";
+import { NFPROTO, NFT_MSG, NFTA_CHAIN, NFTA_HOOK, NFTA_RULE, NFTA_TABLE } from "./nf-tables.ts";
 import type { ForwardChain, NftTable } from "./store.ts";
 
 /** linux/netfilter.h. */
@@ -81,6 +81,25 @@ export function chainExists(nl: NetlinkConnection, { family, name }: NftTable, c
     })
   );
   return found !== undefined;
+}
+
+/** Whether a chain is there and has rules. */
+export function chainHasRules(
+  nl: NetlinkConnection,
+  { family, name }: NftTable,
+  chain: string,
+): boolean {
+  const number = NFPROTO[family as keyof typeof NFPROTO] ?? Number(family);
+  const payload = nfgenmsg(number).attrString(NFTA_RULE.TABLE, name)
+    .attrString(NFTA_RULE.CHAIN, chain).finish();
+  const rules = tolerateAbsence(() =>
+    nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETRULE), payload, {
+      op: "NFT_MSG_GETRULE",
+      action: "list",
+      object: `the rules of chain "${chain}" of nftables table "${family} ${name}"`,
+    })
+  );
+  return rules !== undefined && rules.length > 0;
 }
 
 /** The old tables of iptables that have been used in the current network namespace. */

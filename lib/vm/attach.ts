@@ -178,7 +178,7 @@ async function mendNetworks(
   findings: readonly NetworkFinding[],
 ): Promise<{ record: StoredRecord; over?: true }> {
   if (findings.length === 0) return { record: old };
-  if (findings.every(({ executed }) => executed === undefined)) {
+  if (findings.every(({ executed, masquerade }) => executed === undefined && !masquerade)) {
     return { record: await attachOver(host, old, wanted), over: true };
   }
   const { checkAdded, rerunFailed } = await import("./rerun.ts");

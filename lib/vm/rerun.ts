@@ -24,7 +24,7 @@ import { type StoredRecord, writeRecord } from "./state.ts";
 type Places = ReadonlyMap<number, ReadonlySet<number>>;
 
 /**
- * Runs those plugins again whose CHECK failed.
+ * Runs those plugins again whose CHECK failed, and puts back what masquerades.
  *
  * @returns the record, or `undefined` where everything has to be done over
  */
@@ -34,15 +34,19 @@ export async function rerunFailed(
   findings: readonly NetworkFinding[],
 ): Promise<StoredRecord | undefined> {
   const { networks } = record.made;
-  const places = placesOf(findings);
-  const alone = findings.every(({ network, executed }) =>
+  const failed = findings.filter(({ masquerade }) => masquerade !== true);
+  const alone = failed.every(({ network, executed }) =>
     network !== undefined && executed !== undefined &&
     isMade(networks[network]) && canRerun(networks[network], executed)
   );
   if (!alone) return undefined;
+  const places = placesOf(failed);
   writeRecord(host, withNetworks(record, mapPlugins(networks, places, doubt)));
   const again: NetworkAttachment[] = [...networks];
   try {
+    for (const { network } of findings.filter(({ masquerade }) => masquerade)) {
+      await (await import("../cni/masquerade.ts")).restoreMasquerade(networks[network!]!);
+    }
     for (const [network, chained] of places) {
       const attachment = again[network] as MadeAttachment;
       const reruns = [...chained].map((place) => [place, asBefore(attachment, place)] as const);
@@ -56,7 +60,10 @@ export async function rerunFailed(
   }
   // Ports that a change was to bring are not there now.
   const ports = allPorts(portOwners(record));
-  return await remember(host, { ...withNetworks(record, again), ports }, places);
+  const checked = await remember(host, { ...withNetworks(record, again), ports }, places);
+  if (checked.others.length > 0) return undefined;
+  writeRecord(host, checked.record);
+  return checked.record;
 }
 
 /** Asks CHECK of all plugins once more right after ADD, which was for its sake. */
@@ -65,7 +72,9 @@ export async function checkAdded(host: Host, record: StoredRecord): Promise<Stor
     const executed = [...plugins.keys()].filter((place) => isExecuted(plugins[place]!));
     return [network, new Set(executed)] as const;
   });
-  return await remember(host, record, new Map(places)) ?? record;
+  const checked = await remember(host, record, new Map(places));
+  writeRecord(host, checked.record);
+  return checked.record;
 }
 
 /** Other ports for the plugins that publish them; see {@linkcode planRepublishing}. */
@@ -140,7 +149,7 @@ export function planRepublishing(
       const made = await rerunPlugins(first, new Map(reruns), environment);
       settled = true;
       const added = withNetworks(record, [made]);
-      const checked = await remembered(host, added, new Map([[0, new Set(publishers)]]));
+      const checked = await remember(host, added, new Map([[0, new Set(publishers)]]));
       return [...checked.record.made.networks, ...others];
     },
   };
@@ -162,19 +171,8 @@ function asBefore({ plugins }: NetworkAttachment, place: number): Rerun {
   return { del: inDoubt === undefined ? [config] : [inDoubt, config], add: config };
 }
 
-/** Writes what CHECK says of plugins right after their ADD; `undefined` if others fail. */
+/** A record with what CHECK says of plugins right after their ADD, and what else it finds. */
 async function remember(
-  host: Host,
-  record: StoredRecord,
-  places: Places,
-): Promise<StoredRecord | undefined> {
-  const { record: checked, others } = await remembered(host, record, places);
-  if (others.length > 0) return undefined;
-  writeRecord(host, checked);
-  return checked;
-}
-
-async function remembered(
   host: Host,
   record: StoredRecord,
   places: Places,

@@ -20,11 +20,11 @@ const ALL = Deno.env.get("TAPKIT_CRASH") === "all";
 // deno-lint-ignore no-explicit-any -- CNI's own shapes.
 type Json = any;
 
-/** Its CHECK looks at no masquerading, and its DEL fails where a flush took that. */
 const BRIDGE = {
   type: "bridge",
   bridge: "cnibr0",
   isGateway: true,
+  ipMasq: true,
   ipam: { type: "host-local", subnet: "10.20.0.0/24", routes: [{ dst: "0.0.0.0/0" }] },
 };
 const PORTMAP = { type: "portmap", capabilities: { portMappings: true } };
@@ -32,6 +32,7 @@ const PORTMAP = { type: "portmap", capabilities: { portMappings: true } };
 async function hostWith(...plugins: Json[]): Promise<{ host: Host; peer: Machine }> {
   const host = await Host.create();
   const peer = await host.addLan();
+  await peer.serveHttp(80, "page");
   const list = { cniVersion: "1.0.0", name: "net", plugins };
   await host.writeFile("/etc/cni/net.d/10-net.conflist", JSON.stringify(list));
   return { host, peer };
@@ -109,10 +110,12 @@ Deno.test("attach-vm: chained plugins are run again by themselves, and the guest
     assertEquals((await attach()).stderr, "");
     await checkPasses(host);
 
+    const translation = [/portmap: CHECK .*ipv4 dnat/, /lacks the chain CNI-.* masquerades/];
+    const filter = /firewall: CHECK .*CNI-FORWARD/;
     const losses: [command: string, what: RegExp[]][] = [
-      ["iptables -t nat -F", [/portmap: CHECK .*ipv4 dnat/]],
-      ["iptables -F", [/firewall: CHECK .*CNI-FORWARD/]],
-      ["nft flush ruleset", [/portmap: CHECK .*ipv4 dnat/, /firewall: CHECK .*CNI-FORWARD/]],
+      ["iptables -t nat -F", translation],
+      ["iptables -F", [filter]],
+      ["nft flush ruleset", [...translation, filter]],
     ];
     for (const [command, what] of losses) {
       await host.sh(command);
@@ -123,6 +126,8 @@ Deno.test("attach-vm: chained plugins are run again by themselves, and the guest
       for (const pattern of what) assertMatch(again.stderr, pattern);
       assert(!again.stderr.includes("warning"), again.stderr);
       assert(await reaches(peer, 8080), command);
+      const { body } = await guest.fetch("http://192.0.2.2/cgi-bin/client");
+      assertMatch(body, /192\.0\.2\.1\b/, "the guest's address is not translated");
       await checkPasses(host);
     }
 
