@@ -41,7 +41,8 @@ export function spawnInherited(program: string, args: readonly string[]): Deno.C
 export function runSync(program: string, args: readonly string[]): string {
   let output: Deno.CommandOutput;
   try {
-    output = new Deno.Command(program, { args: [...args], stdin: "null" }).outputSync();
+    const env = { NO_COLOR: "1" };
+    output = new Deno.Command(program, { args: [...args], env, stdin: "null" }).outputSync();
   } catch (error) {
     throw new TapkitError(`${program} cannot be run`, {
       mend: `install the package that has ${program}`,
@@ -50,9 +51,10 @@ export function runSync(program: string, args: readonly string[]): string {
   }
   const decoder = new TextDecoder();
   if (output.success) return decoder.decode(output.stdout);
-  // The last that some programs say is where to read more.
   const said = decoder.decode(output.stderr).trim().split("\n");
-  const reason = said.findLast((line) => !line.startsWith("Try ")) ?? "";
+  // The last that some programs say is where to read more, or where in them it was.
+  const reason = said.find((line) => line.startsWith("error: ")) ??
+    said.findLast((line) => !line.startsWith("Try ")) ?? "";
   throw new TapkitError(`${program} ${args[0] ?? ""} failed with ${output.code}: ${reason}`);
 }
 

@@ -1,0 +1,46 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { fromFileUrl } from "@std/path";
+import { Host } from "../support/host.ts";
+
+const ROOT = fromFileUrl(new URL("../..", import.meta.url));
+
+Deno.test("install.ts --bundle: commands of one file, which needs the sources no more", async () => {
+  const prefix = await Deno.makeTempDir();
+  try {
+    const install = async (...more: string[]) => {
+      const args = ["run", "-A", `${ROOT}install.ts`, "--prefix", prefix, ...more];
+      const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), { args })
+        .output();
+      assert(success, new TextDecoder().decode(stderr));
+      return JSON.parse(new TextDecoder().decode(stdout));
+    };
+    const bundle = `${prefix}/share/tapkit/tapkit.js`;
+    assertEquals((await install("--bundle")).written[0], bundle);
+    assertEquals((await install("--bundle")).written, []);
+    assert(!(await Deno.readTextFile(bundle)).includes(ROOT));
+    await useIn(prefix, bundle);
+    await install("--remove");
+    assertEquals([...Deno.readDirSync(prefix)], []);
+  } finally {
+    await Deno.remove(prefix, { recursive: true });
+  }
+});
+
+async function useIn(prefix: string, bundle: string): Promise<void> {
+  await using host = await Host.create();
+  await host.addLan();
+  const before = await host.snapshot();
+  const run = async (name: string, ...args: string[]) =>
+    JSON.parse(await host.must(`${prefix}/bin/${name}`, args));
+  const record = await run("attach-vm", "web", "--ports", "8080:80");
+  assertEquals(record.ports[0].hostPort, 8080);
+  assertEquals(await run("attach-vm", "web", "--check"), { vm: "web", problems: [] });
+  // It serves DHCP by executing itself.
+  const servers = await host.sh(
+    `for i in $(seq 50); do pgrep -af -- '${bundle} --serve-dhcp' && break; sleep 0.1; done`,
+  );
+  assertStringIncludes(servers, `${bundle} --serve-dhcp`);
+  assertEquals((await run("tapkit", "map-port", "web", "8081:81")).ports.length, 2);
+  await run("attach-vm", "web", "--remove");
+  await host.assertRestored(before);
+}
