@@ -151,12 +151,10 @@ Deno.test("scripts: load no more than lib/cli before they have parsed", () => {
   assertEquals(early, []);
 });
 
-Deno.test("Deno.dlopen: is called in lib/sys and for libnftables only", () => {
+Deno.test("Deno.dlopen: is called in lib/sys only", () => {
   const users = SOURCES.filter(({ code }) => code.includes("Deno.dlopen")).map(({ path }) => path);
   assert(users.length > 0);
-  const allowed = (path: string) =>
-    path.startsWith("lib/sys/") || path === "lib/firewall/libnftables.ts";
-  assertEquals(users.filter((path) => !allowed(path)), []);
+  assertEquals(users.filter((path) => !path.startsWith("lib/sys/")), []);
 });
 
 Deno.test("Deno.Command: is used in lib/exec.ts only", () => {
