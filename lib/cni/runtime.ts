@@ -85,6 +85,11 @@ export async function addNetwork(
   let guest: GuestContribution = {};
   if (hasExecuted(attachment)) {
     await (await import("./executed.ts")).requireReady(attachment, requireHost(host, network));
+    environment.undo.push(`what the plugins of "${network}" leave`, async () => {
+      const { removeRemains } = await import("./remains.ts");
+      const made = result === undefined ? attachment : { ...attachment, result };
+      for (const failure of removeRemains(made, environment.hostNl)) throw failure;
+    });
   }
   for (const plugin of attachment.plugins) {
     const { type, config } = plugin;
@@ -93,7 +98,8 @@ export async function addNetwork(
       const { addExecuted, delExecuted } = await import("./executed.ts");
       const netns = environment.netnsPath;
       const executed = { attachment, plugin, host: requireHost(host, network), netns };
-      environment.undo.push(`plugin "${type}"`, () => delExecuted(executed));
+      // With what is known then: some find what they made by the addresses of the result.
+      environment.undo.push(`plugin "${type}"`, () => delExecuted(executed, result));
       result = await addExecuted(executed, result);
       continue;
     }
@@ -143,6 +149,7 @@ export async function delNetwork(
 ): Promise<Error[]> {
   const failures: Error[] = [];
   const { plugins: host, vmNl, netnsPath } = environment;
+  const result = attachment.result ?? await cachedResult(attachment, host);
   let remains = hasExecuted(attachment) &&
     (vmNl === undefined || (await import("./executed.ts")).lacksAddresses(attachment, vmNl));
   for (const plugin of attachment.plugins.toReversed().flatMap(asItMayBe)) {
@@ -151,7 +158,7 @@ export async function delNetwork(
         const { delExecuted } = await import("./executed.ts");
         const netns = vmNl === undefined ? "" : netnsPath;
         const executed = { attachment, plugin, host: requireHost(host, attachment.network), netns };
-        if (await delExecuted(executed, attachment.result)) remains = true;
+        if (await delExecuted(executed, result)) remains = true;
       } else {
         requirePlugin(plugin.type).del(contextOf(attachment, environment, plugin.config));
       }
@@ -168,6 +175,18 @@ export async function delNetwork(
     removeCache(requireHost(host, attachment.network).stateDir, attachment);
   }
   return failures;
+}
+
+/** What an attachment that was cut off came to, where it came so far. */
+async function cachedResult(
+  attachment: NetworkAttachment,
+  host: PluginHost | undefined,
+): Promise<Result | undefined> {
+  const { containerId, ifName, network } = attachment;
+  if (!hasExecuted(attachment)) return undefined;
+  const { readCache } = await import("./cache.ts");
+  return readCache(requireHost(host, network).stateDir, containerId)
+    .find((entry) => entry.list.name === network && entry.ifName === ifName)?.result;
 }
 
 /** What CHECK works with. */

@@ -232,6 +232,27 @@ Deno.test("attach-vm: nft flush ruleset, then --remove, or attaching again", asy
   }
 });
 
+Deno.test("attach-vm: a plugin that fails last leaves nothing of those before it", async () => {
+  const chain = { plugins: [{ ...BRIDGE, macspoofchk: true }, ...CHAINS[1]!.plugins.slice(1)] };
+  await using host = await hostWithPod(chain);
+  await host.writeFile(
+    "/opt/cni/bin/broken",
+    `#!/bin/sh\n[ $CNI_COMMAND != ADD ] || { echo '{"code":7,"msg":"no"}'; exit 1; }\n`,
+    0o755,
+  );
+  const list = {
+    cniVersion: "0.4.0",
+    name: "net",
+    plugins: [...chain.plugins, { type: "broken" }],
+  };
+  await host.writeFile("/etc/cni/net.d/10-net.conflist", JSON.stringify(list));
+  const before = await holdings(host);
+  const failed = await host.tapkit("attach-vm", "web", "--ports", "8080:80");
+  assertEquals(failed.code, 1);
+  assertMatch(failed.stderr, /cannot attach "web": broken: ADD failed with code 7: no/);
+  await assertHoldings(host, before);
+});
+
 Deno.test("attach-vm --remove: a plugin that refuses twice keeps the record", async () => {
   await using host = await Host.create();
   await host.addLan();

@@ -190,6 +190,37 @@ Deno.test("executed plugins: one that fails is named with its words, and everyth
   }
 });
 
+Deno.test("executed plugins: DEL of what was cut off gets the result that is known", async () => {
+  using fixture = new Fixture("one", "two", "three");
+  const { plugins, environment } = fixture;
+  const list = {
+    cniVersion: "1.0.0",
+    plugins: [{ type: "one" }, { type: "two" }, { type: "three" }],
+  };
+  const result = resultOf("1.0.0");
+  for (const name of ["one", "two"]) {
+    plugins.behave(name, "ADD", `echo '${JSON.stringify(result)}'`);
+  }
+  plugins.behave("three", "ADD", "exit 1");
+  const deleted = () =>
+    plugins.calls().filter(({ verb }) => verb === "DEL").map(({ plugin, stdin }) => [
+      plugin,
+      stdin.prevResult,
+    ]);
+  const plan = fixture.plan(list);
+  await assertRejects(() => addNetwork(plan, environment), TapkitError);
+  assertEquals(await fixture.undo.unwind(), []);
+  const all = [["three", result], ["two", result], ["one", result]];
+  assertEquals(deleted(), all);
+
+  // After a crash the record has no result yet, and the cache may have it.
+  plugins.behave("three", "ADD", `echo '${JSON.stringify(result)}'`);
+  await addNetwork(plan, environment);
+  assertEquals(await delNetwork(plan, environment), []);
+  assertEquals(deleted(), all);
+  assertEquals(plugins.cached(), []);
+});
+
 Deno.test("executed plugins: a child that keeps the pipes open is not waited for", async () => {
   using fixture = new Fixture("one");
   const pidFile = `${fixture.plugins.root}/pid`;
