@@ -274,11 +274,13 @@ export class Firewall implements Disposable {
   /**
    * Ends connections to a guest's ports that lead elsewhere, as {@linkcode add} does for ports
    * that are new.
+   *
+   * @param gone ports of its that somebody else mapped, and does not any more
    */
-  endStaleFlows(rules: GuestRules): void {
+  endStaleFlows(rules: GuestRules, gone: readonly PortMapping[] = []): void {
     const wanted = elementsOf(validateRules(rules));
     this.#forgetFlows({
-      changed: wanted,
+      changed: [...wanted, ...elementsOf(validateRules({ ...rules, ports: gone }))],
       wanted: new Map(wanted.map((element) => [elementId(element), element])),
       leaving: [],
     });

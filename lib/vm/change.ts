@@ -145,6 +145,10 @@ export async function changeRules(
     });
     setSysctls(host, guests, wanted);
     noteClosed(host, firewall, guests, `attach-vm ${old.vm}`);
+    // A plugin ends no connections.
+    if (republishing !== undefined && rules !== undefined) {
+      firewall.endStaleFlows({ ...rules, ports }, owners.attach);
+    }
     const changed = { ...record, made: { ...record.made, networks } };
     writeRecord(host, changed);
     return changed;

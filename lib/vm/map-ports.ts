@@ -7,7 +7,7 @@
  * @module
  */
 
-import { InputError, TapkitError } from "../errors.ts";
+import { InputError } from "../errors.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import { chooseHostPorts, refuseListeners } from "../firewall/host-ports.ts";
 import { checkSysctls, ensureSysctls } from "../firewall/sysctls.ts";
@@ -32,6 +32,7 @@ import {
   addressHolder,
   addressPorts,
   type Holder,
+  keepRequest,
   locatedHolder,
   refuseUnknown,
   requireRecord,
@@ -39,7 +40,15 @@ import {
   requireSettled,
   vmHolder,
 } from "./port-holders.ts";
-import { allPorts, bindToFamilies, noteClosed, portLookup, refuseTaken } from "./ports.ts";
+import {
+  allPorts,
+  bindToFamilies,
+  noteClosed,
+  portLookup,
+  portOwners,
+  publishedByPlugin,
+  refuseTaken,
+} from "./ports.ts";
 import { type Host, openHost } from "./session.ts";
 import {
   hostPaths,
@@ -102,9 +111,9 @@ export async function unmapPorts(
         : await dropPorts(host, addressHolder(host, record, record), asked);
     });
   }
-  return await changeVm(target, options, (host, record) => {
+  return await changeVm(target, options, async (host, record) => {
     requireSettled(record);
-    return dropPorts(host, vmHolder(host, record), asked);
+    return await dropPorts(host, vmHolder(host, await unpublished(host, record, asked)), asked);
   });
 }
 
@@ -296,6 +305,28 @@ function answerAgain(
   });
 }
 
+/** A record after the plugins that publish some of these ports do so no more. */
+async function unpublished(
+  host: Host,
+  record: StoredRecord,
+  asked: readonly PortMapping[],
+): Promise<StoredRecord> {
+  const { attach } = portOwners(record);
+  const published = publishedByPlugin(record.made.networks) ? attach : [];
+  if (intersectPorts(published, boundBoth(asked)).length === 0) return record;
+  requireRunning(record);
+  const left = subtractPorts(attach, boundBoth(asked));
+  const request = keepRequest(record.made.request, attach, left);
+  return await (await import("./rerun.ts")).unpublish(host, record, left, request);
+}
+
+/** Mappings each bound to an address, or to all of either family. */
+function boundBoth(ports: readonly PortMapping[]): PortMapping[] {
+  return ports.flatMap((port) =>
+    port.hostIP === "" ? [{ ...port, hostIP: "0.0.0.0" }, { ...port, hostIP: "::" }] : [port]
+  );
+}
+
 /** Takes mappings away; returns those that are left. */
 async function dropPorts(
   host: Host,
@@ -303,22 +334,13 @@ async function dropPorts(
   asked: readonly PortMapping[],
 ): Promise<readonly PortMapping[]> {
   const { rules, owners } = holder;
-  const bound = asked.flatMap((port) =>
-    port.hostIP === "" ? [{ ...port, hostIP: "0.0.0.0" }, { ...port, hostIP: "::" }] : [port]
-  );
+  const bound = boundBoth(asked);
   const have = allPorts(owners);
   if (intersectPorts(have, bound).length === 0) return have;
   const wanted = {
     attach: subtractPorts(owners.attach, bound),
     mapPort: subtractPorts(owners.mapPort, bound),
   };
-  const [foreign] = intersectPorts(subtractPorts(owners.attach, rules.ports), bound);
-  if (foreign !== undefined) {
-    const port = formatPort(foreign);
-    throw new TapkitError(`port "${port}" is mapped by a plugin of the VM's network`, {
-      mend: `run attach-vm ${holder.owner} --remove, and attach it without that port`,
-    });
-  }
   const gone = { ...rules, ports: intersectPorts(rules.ports, bound) };
   const undo = new UndoStack();
   const firewall = await host.session.firewall(holder.firewall);

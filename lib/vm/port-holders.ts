@@ -17,7 +17,7 @@ import {
   locateVm,
   writeAddress,
 } from "./addresses.ts";
-import { allPorts, portOwners, publishedByPlugin } from "./ports.ts";
+import { allPorts, portOwners } from "./ports.ts";
 import type { Host } from "./session.ts";
 import {
   firewallOf,
@@ -93,17 +93,14 @@ export function vmHolder(host: HostPaths, record: StoredRecord): Holder {
   const [rules, ...others] = record.made.guests;
   if (rules === undefined) throw new TapkitError(`VM "${record.vm}" has no interface`);
   const before = portOwners(record);
-  // What a plugin publishes is not this firewall's to map or to drop.
-  const byPlugin = publishedByPlugin(record.made.networks) ? before.attach : undefined;
   return {
     owner: record.vm,
     command: `attach-vm ${record.vm}`,
     rules,
-    owners: byPlugin === undefined ? before : { ...before, attach: [] },
+    owners: before,
     firewall: firewallOf(record.made),
     restore: () => writeRecord(host, record),
-    write: (rules, changed) => {
-      const owners = byPlugin === undefined ? changed : { ...changed, attach: byPlugin };
+    write: (rules, owners) => {
       writeRecord(host, {
         ...record,
         ports: allPorts(owners),
@@ -165,7 +162,7 @@ export function addressPorts(record: AddressRecord | undefined): PortMapping[] {
  *
  * @param before attach-vm's own ports, in the order of the request's
  */
-function keepRequest(
+export function keepRequest(
   request: StoredRecord["made"]["request"],
   before: readonly PortMapping[],
   after: readonly PortMapping[],

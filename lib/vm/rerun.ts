@@ -13,12 +13,13 @@ import { canRerun, rememberFailures, type Rerun, rerunPlugins } from "../cni/rer
 import type { PluginConfig } from "../cni/types.ts";
 import { describe, TapkitError } from "../errors.ts";
 import type { PortMapping } from "../inet/ports.ts";
-import type { UndoStack } from "../undo.ts";
+import { UndoStack } from "../undo.ts";
 import { checkNetworks, type NetworkFinding, openVm } from "./check.ts";
 import { portMappings } from "./networks.ts";
 import { allPorts, isPublisher, portOwners } from "./ports.ts";
 import type { Host } from "./session.ts";
-import { type StoredRecord, writeRecord } from "./state.ts";
+import { firewallOf, type StoredRecord, writeRecord } from "./state.ts";
+import type { AttachRequest } from "./types.ts";
 
 /** Places of plugins in the chains of a VM's networks, by the network's number. */
 type Places = ReadonlyMap<number, ReadonlySet<number>>;
@@ -153,6 +154,42 @@ export function planRepublishing(
       return [...checked.record.made.networks, ...others];
     },
   };
+}
+
+/**
+ * Has the plugins of a VM's first network publish fewer ports.
+ *
+ * @param attach attach-vm's own that are left
+ * @param request what attaching again is to ask for
+ * @returns the record as it is then
+ */
+export async function unpublish(
+  host: Host,
+  record: StoredRecord,
+  attach: readonly PortMapping[],
+  request: AttachRequest,
+): Promise<StoredRecord> {
+  const republishing = planRepublishing(host, record, attach, attach);
+  const firewall = await host.session.firewall(firewallOf(record.made));
+  const owners = portOwners(record);
+  const undo = new UndoStack();
+  try {
+    undo.push(
+      `record of "${record.vm}"`,
+      () => writeRecord(host, republishing.isSettled() ? record : republishing.doubtful),
+    );
+    writeRecord(host, republishing.doubtful);
+    const networks = await republishing.run(undo);
+    const portOwners = { ...owners, attach };
+    const ports = allPorts(portOwners);
+    const [rules] = record.made.guests;
+    if (rules !== undefined) firewall.endStaleFlows({ ...rules, ports }, owners.attach);
+    const now = { ...record, ports, made: { ...record.made, portOwners, request, networks } };
+    writeRecord(host, now);
+    return now;
+  } catch (error) {
+    throw await undo.fail(error);
+  }
 }
 
 /** A plugin's configuration with other ports in it. */

@@ -71,6 +71,12 @@ class Talk {
     await this.#client.write(`${word}\n`);
     await this.#client.line((line) => line === word);
   }
+
+  /** Its next word is answered by a reset. */
+  async ends(): Promise<void> {
+    await this.#client.write("word\n");
+    await this.#client.status;
+  }
 }
 
 async function reaches(machine: Machine, port: number): Promise<boolean> {
@@ -82,7 +88,7 @@ Deno.test("attach-vm: chained plugins are run again by themselves, and the guest
   const { host: one, peer } = await hostWith(BRIDGE, PORTMAP, { type: "firewall" });
   await using host = one;
   const before = await host.snapshot();
-  const ports = ["--ports", "8080:80", "--ports", "7000:7"];
+  const ports = ["8080:80", "7000:7", "7001:7"].flatMap((port) => ["--ports", port]);
   const { json: [record] } = await host.mustTapkit("attach-vm", "web", ...ports);
   {
     await using guest = await NetnsGuest.start(host, record);
@@ -92,8 +98,9 @@ Deno.test("attach-vm: chained plugins are run again by themselves, and the guest
     await guest.listening(7, "tcp");
     await host.mustTapkit("map-port", "web", "9191:80");
     const talk = new Talk(peer, "192.0.2.1", 7000);
-    const mapped = new Talk(peer, "192.0.2.1", 7000);
+    const dropped = new Talk(peer, "192.0.2.1", 7001);
     await talk.goesOn();
+    await dropped.goesOn();
     const kernel = await links(host);
     const attach = async (...args: string[]) => {
       const outcome = await host.mustTapkit("attach-vm", "web", ...args);
@@ -140,7 +147,7 @@ Deno.test("attach-vm: chained plugins are run again by themselves, and the guest
     assertEquals(shown, ["9090:80", "7000:7", "9191:80"]);
     assertEquals([await reaches(peer, 9090), await reaches(peer, 8080)], [true, false]);
     await checkPasses(host);
-    await mapped.goesOn();
+    await dropped.ends();
 
     // What somebody else has is refused, and the ports stay.
     await host.mustTapkit("attach-vm", "api", "--ports", "8081:80");
@@ -164,12 +171,15 @@ Deno.test("attach-vm: chained plugins are run again by themselves, and the guest
     assertMatch(other.stderr, /host port 9090\/tcp is already mapped to VM "web"/);
     await host.mustTapkit("attach-vm", "api", "--remove");
 
-    const none = await attach("--ports", "none");
+    await talk.goesOn();
+    const none = await host.mustTapkit("attach-vm", "web", "--ports", "none");
+    await talk.ends();
     assertEquals(none.json[0].ports.map(({ hostPort }: Json) => hostPort), [9191]);
     assertEquals([await reaches(peer, 9090), (await rules()).includes("CNI-DN-")], [false, false]);
     await checkPasses(host);
-    await attach("--ports", "8080:80");
-    assert(await reaches(peer, 8080));
+    await host.mustTapkit("attach-vm", "web", "--ports", "8080:80");
+    assertEquals([await reaches(peer, 8080), await reaches(peer, 9191)], [true, true]);
+    assertEquals(await links(host), kernel);
   }
   await host.mustTapkit("attach-vm", "web", "--remove");
   await host.assertRestored(before, { except: [...SHARED, /\/run\/http-8082/] });
@@ -244,6 +254,39 @@ Deno.test("attach-vm: what a plugin by itself cannot bring back is attached over
   assertEquals(json, [record]);
   await checkPasses(host);
   assertMatch(await host.must("tc", ["qdisc"]), /tbf .*rate 100Mbit/);
+});
+
+Deno.test("map-port --remove: a port that a plugin publishes goes by that plugin", async () => {
+  const { host: one, peer } = await hostWith(BRIDGE, PORTMAP);
+  await using host = one;
+  const ports = ["--ports", "8080:80", "--ports", "8081:80"];
+  const { json: [record] } = await host.mustTapkit("attach-vm", "web", ...ports);
+  await using guest = await NetnsGuest.start(host, record);
+  await guest.dhcp();
+  await guest.serveHttp(80, "guest");
+  const kernel = await links(host);
+  const hostPorts = ({ ports }: Json) => ports.map(({ hostPort }: Json) => hostPort);
+  const mapPort = async (...args: string[]) => {
+    const { json: [now] } = await host.mustTapkit("map-port", "web", ...args);
+    assertEquals(await links(host), kernel);
+    return hostPorts(now);
+  };
+  const reached = async () => [await reaches(peer, 8080), await reaches(peer, 8081)];
+
+  const taken = await host.tapkit("map-port", "web", "8081:81");
+  assertMatch(taken.stderr, /host port 8081\/tcp is already mapped to VM "web"/);
+  assertEquals(await mapPort("8080:80", "--remove"), [8081]);
+  assertEquals(await reached(), [false, true]);
+  assertEquals(await mapPort("8080:80", "--remove"), [8081]);
+  const { json: [again] } = await host.mustTapkit("attach-vm", "web");
+  assertEquals([hostPorts(again), await links(host)], [[8081], kernel]);
+  await checkPasses(host);
+  // It comes back by tapkit's own firewall, and one of each goes at once.
+  assertEquals(await mapPort("8080:80"), [8081, 8080]);
+  assertEquals(await reached(), [true, true]);
+  assertEquals(await mapPort("8080:80", "8081:80", "--remove"), []);
+  assertEquals(await reached(), [false, false]);
+  await checkPasses(host);
 });
 
 /** A portmap that refuses one port. */
