@@ -232,7 +232,7 @@ async function replace(
 // deno-lint-ignore require-await
 async function makeFrom(script: string, make: "bundle" | "compile", path: string): Promise<void> {
   printNote(INSTALL.name, `deno ${make} ${script}`);
-  const flags = make === "compile" ? ["-A"] : ["--minify"];
+  const flags = make === "compile" ? ["-A"] : [];
   try {
     runSync(Deno.execPath(), [make, "--quiet", ...flags, "--output", path, script]);
   } catch (cause) {

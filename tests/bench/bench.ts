@@ -150,7 +150,7 @@ async function measure(
   const say = (text: string) =>
     console.error(`${((performance.now() - began) / 1000).toFixed(0)} s: ${text}`);
   const bundle = `${directory}/attach-vm.js`;
-  await outputOf(Deno.execPath(), "bundle", "--quiet", "--minify", "-o", bundle, SCRIPT);
+  await outputOf(Deno.execPath(), "bundle", "--quiet", "-o", bundle, SCRIPT);
   const baseline = await compileBaseline(directory);
 
   await using stack = new AsyncDisposableStack();

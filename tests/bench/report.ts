@@ -315,7 +315,7 @@ export function writeReport(results: Results): string {
       modules.map(({ script, eager, graph }) => [script, String(eager), String(graph)]),
     ),
     "",
-    `One file (\`deno bundle --minify scripts/attach-vm.ts\`, as \`install.ts --bundle\` does): ${
+    `One file (\`deno bundle scripts/attach-vm.ts\`): ${
       (results.bundleBytes / 1024).toFixed(0)
     } KiB.`,
     "",
