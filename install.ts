@@ -232,6 +232,7 @@ async function replace(
 // deno-lint-ignore require-await
 async function makeFrom(script: string, make: "bundle" | "compile", path: string): Promise<void> {
   printNote(INSTALL.name, `deno ${make} ${script}`);
+  // A bundle is not minified: esbuild takes a `using` for an ordinary variable then, and drops it.
   const flags = make === "compile" ? ["-A"] : [];
   try {
     runSync(Deno.execPath(), [make, "--quiet", ...flags, "--output", path, script]);
