@@ -16,6 +16,7 @@ import { formatResult, isAtLeast, parseResult } from "./convert.ts";
 import { callPlugin, type PluginCall } from "./exec.ts";
 import type { NetworkAttachment, PluginHost, RecordedPlugin } from "./plan.ts";
 import {
+  CNI_VERSIONS,
   CniCode,
   CniError,
   type NetworkConfigList,
@@ -73,6 +74,24 @@ export async function delExecuted(executed: ExecutedPlugin, prevResult?: Result)
   }
   await call(executed, "DEL", known);
   return true;
+}
+
+/** A result as an interface in the namespace shows it; undefined where there is none. */
+export function seenResult(
+  ifName: string,
+  { vmNl, netnsPath }: { readonly vmNl: NetlinkConnection; readonly netnsPath: string },
+): Result | undefined {
+  const link = getLink(vmNl, ifName);
+  if (link === undefined) return undefined;
+  const { name, index, mac } = link;
+  return {
+    cniVersion: CNI_VERSIONS.at(-1)!,
+    interfaces: [{ name, ...mac === undefined ? {} : { mac }, sandbox: netnsPath }],
+    ips: listAddresses(vmNl, { index }).filter(({ scope }) => scope === "global")
+      .map(({ address }) => ({ address, interface: 0 })),
+    routes: [],
+    dns: {},
+  };
 }
 
 /**

@@ -17,11 +17,18 @@ const MULTICAST = { 4: "224.0.0.0/4", 6: "ff00::/8" } as const;
 /** As many of its characters as the old iptables takes. */
 const CHAIN_LENGTH = 28;
 
-/** A chain's name as the reference plugins form it, of a network's name and a container's id. */
-async function chainName({ network, containerId }: NetworkAttachment): Promise<string> {
+/**
+ * A chain's name as the reference plugins form it.
+ *
+ * @param prefix `"CNI-"` where it masquerades, `"CNI-DN-"` where it publishes ports
+ */
+export async function chainName(
+  { network, containerId }: NetworkAttachment,
+  prefix = "CNI-",
+): Promise<string> {
   const bytes = new TextEncoder().encode(network + containerId);
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-512", bytes));
-  return `CNI-${digest.toHex()}`.slice(0, CHAIN_LENGTH);
+  return `${prefix}${digest.toHex()}`.slice(0, CHAIN_LENGTH);
 }
 
 /**

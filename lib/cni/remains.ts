@@ -8,18 +8,20 @@
 import { removeRemains as removeRules } from "../firewall/remains.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { deleteLink, getLink } from "../netlink/link.ts";
+import { chainName } from "./masquerade.ts";
 import type { NetworkAttachment } from "./plan.ts";
 
 /**
  * Takes away the host's ends of an attachment's veth pairs, which live on while a process is in a
- * namespace that has no name any more, and all rules that name its container.
+ * namespace that has no name any more, and all rules that name its container or are in its chains.
  *
  * @returns what failed
  */
-export function removeRemains(
-  { containerId, result }: NetworkAttachment,
+export async function removeRemains(
+  attachment: NetworkAttachment,
   hostNl: NetlinkConnection,
-): Error[] {
+): Promise<Error[]> {
+  const { containerId, result } = attachment;
   const failures: Error[] = [];
   const step = (action: () => void) => {
     try {
@@ -35,6 +37,7 @@ export function removeRemains(
       if (link?.kind === "veth" && link.mac === mac?.toLowerCase()) deleteLink(hostNl, link.index);
     });
   }
-  step(() => removeRules(containerId));
+  const chains = [await chainName(attachment), await chainName(attachment, "CNI-DN-")];
+  step(() => removeRules(containerId, chains));
   return failures;
 }

@@ -88,7 +88,7 @@ export async function addNetwork(
     environment.undo.push(`what the plugins of "${network}" leave`, async () => {
       const { removeRemains } = await import("./remains.ts");
       const made = result === undefined ? attachment : { ...attachment, result };
-      for (const failure of removeRemains(made, environment.hostNl)) throw failure;
+      for (const failure of await removeRemains(made, environment.hostNl)) throw failure;
     });
   }
   for (const plugin of attachment.plugins) {
@@ -149,7 +149,7 @@ export async function delNetwork(
 ): Promise<Error[]> {
   const failures: Error[] = [];
   const { plugins: host, vmNl, netnsPath } = environment;
-  const result = attachment.result ?? await cachedResult(attachment, host);
+  const result = attachment.result ?? await knownResult(attachment, environment);
   let remains = hasExecuted(attachment) &&
     (vmNl === undefined || (await import("./executed.ts")).lacksAddresses(attachment, vmNl));
   for (const plugin of attachment.plugins.toReversed().flatMap(asItMayBe)) {
@@ -168,7 +168,7 @@ export async function delNetwork(
   }
   if ((remains || failures.length > 0) && hasExecuted(attachment)) {
     const { removeRemains } = await import("./remains.ts");
-    failures.push(...removeRemains(attachment, environment.hostNl));
+    failures.push(...await removeRemains(attachment, environment.hostNl));
   }
   if (failures.length === 0 && hasExecuted(attachment)) {
     const { removeCache } = await import("./cache.ts");
@@ -177,16 +177,18 @@ export async function delNetwork(
   return failures;
 }
 
-/** What an attachment that was cut off came to, where it came so far. */
-async function cachedResult(
+/** What is known of an attachment that was cut off, or whose record is lost. */
+async function knownResult(
   attachment: NetworkAttachment,
-  host: PluginHost | undefined,
+  { plugins: host, vmNl, netnsPath }: AttachmentEnvironment,
 ): Promise<Result | undefined> {
   const { containerId, ifName, network } = attachment;
   if (!hasExecuted(attachment)) return undefined;
   const { readCache } = await import("./cache.ts");
-  return readCache(requireHost(host, network).stateDir, containerId)
-    .find((entry) => entry.list.name === network && entry.ifName === ifName)?.result;
+  const cached = readCache(requireHost(host, network).stateDir, containerId)
+    .find((entry) => entry.list.name === network && entry.ifName === ifName);
+  if (cached?.result !== undefined || vmNl === undefined) return cached?.result;
+  return (await import("./executed.ts")).seenResult(ifName, { vmNl, netnsPath });
 }
 
 /** What CHECK works with. */

@@ -1,5 +1,6 @@
 /**
- * Rules that others made for a container and left behind: those whose comment has its id.
+ * Rules that others made for a container and left behind: those whose comment has its id, or that
+ * are in its own chains.
  *
  * The reference CNI plugins mark so what they make for one container, masquerading, published ports
  * and checks of its MAC alike, and their DEL finds less of it when the namespace is gone.
@@ -27,18 +28,19 @@ const MIN_ID = 32;
  * container, and the chains that have no other rules and that nothing else jumps to.
  *
  * @param id of a container; nothing is done for one so short that others' comments may have it
+ * @param own names of chains that are the container's alone
  * @throws {NetlinkError} or {TapkitError} when some cannot be deleted
  */
-export function removeRemains(id: string): void {
+export function removeRemains(id: string, own: readonly string[] = []): void {
   if (id.length < MIN_ID) return;
   using nl = NetlinkConnection.open(NETLINK.NETFILTER);
-  removeFromNft(nl, id);
+  removeFromNft(nl, id, own);
   const families = new Set(legacyTables().map(({ family }) => family === "ip6" ? 6 : 4));
   if (families.size === 0) return;
   using netns = currentNetns();
   const xtables = new Xtables("legacy", netns);
   for (const family of families) {
-    const text = planRemoval(xtables.save(family), id);
+    const text = planRemoval(xtables.save(family), id, own);
     xtables.restore(family, text, `remove what CNI plugins left of container ${id}`);
   }
 }
@@ -52,10 +54,10 @@ interface NftRule {
   readonly named: boolean;
 }
 
-function removeFromNft(nl: NetlinkConnection, id: string): void {
+function removeFromNft(nl: NetlinkConnection, id: string, own: readonly string[]): void {
   const subject = { action: "delete", object: `rules of container ${id}` };
   for (let attempt = 1;; attempt++) {
-    const rules = listRules(nl, id);
+    const rules = listRules(nl, id, own);
     const named = rules.filter((rule) => rule.named);
     if (named.length === 0) return;
     const requests = named.map(({ family, table, chain, handle }): BatchedRequest => ({
@@ -79,7 +81,7 @@ function removeFromNft(nl: NetlinkConnection, id: string): void {
   }
 }
 
-function listRules(nl: NetlinkConnection, id: string): NftRule[] {
+function listRules(nl: NetlinkConnection, id: string, own: readonly string[]): NftRule[] {
   const messages = tolerateAbsence(() =>
     nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETRULE), nfgenmsg(0).finish(), {
       op: "NFT_MSG_GETRULE",
@@ -91,13 +93,14 @@ function listRules(nl: NetlinkConnection, id: string): NftRule[] {
   return (messages ?? []).map(({ payload }) => {
     const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
     const get = (wanted: number) => attributes.find(({ type }) => type === wanted)?.value;
+    const chain = get(NFTA_RULE.CHAIN)?.asString() ?? "";
     return {
       family: payload[0]!,
       table: get(NFTA_RULE.TABLE)?.asString() ?? "",
-      chain: get(NFTA_RULE.CHAIN)?.asString() ?? "",
+      chain,
       handle: get(NFTA_RULE.HANDLE)?.asBytes() ?? new Uint8Array(8),
       // nft has a comment in the rule's user data, iptables in a match.
-      named: decoder.decode(payload).includes(id),
+      named: own.includes(chain) || decoder.decode(payload).includes(id),
     };
   });
 }
@@ -134,18 +137,21 @@ function isRefusal(error: unknown, code: string): boolean {
  * What `iptables-restore --noflush` has to be given to do the same to what `iptables-save` printed;
  * empty where nothing names the id.
  */
-export function planRemoval(saved: string, id: string): string {
-  return saved.split(/^(?=\*)/m).map((table) => planTable(table.split("\n"), id)).join("");
+export function planRemoval(saved: string, id: string, own: readonly string[] = []): string {
+  const isNamed = (rule: string) => rule.includes(id) || own.includes(chainOf(rule));
+  return saved.split(/^(?=\*)/m).map((table) => planTable(table.split("\n"), isNamed)).join("");
 }
 
-function planTable(lines: readonly string[], id: string): string {
+function chainOf(rule: string): string {
+  return rule.split(" ", 2)[1] ?? "";
+}
+
+function planTable(lines: readonly string[], isNamed: (rule: string) => boolean): string {
   const rules = lines.filter((line) => line.startsWith("-A "));
-  const named = rules.filter((rule) => rule.includes(id));
+  const named = rules.filter(isNamed);
   if (named.length === 0) return "";
-  const kept = rules.filter((rule) => !rule.includes(id));
-  const chainOf = (rule: string) => rule.split(" ", 2)[1]!;
-  const emptied = new Set(named.map(chainOf));
-  const chains = [...emptied].filter((chain) =>
+  const kept = rules.filter((rule) => !isNamed(rule));
+  const chains = [...new Set(named.map(chainOf))].filter((chain) =>
     // One of the kernel's own has a policy in the place of the dash.
     lines.some((line) => line.startsWith(`:${chain} - `)) &&
     !kept.some((rule) =>

@@ -170,6 +170,19 @@ Deno.test("attach-vm --remove: takes links and rules of a namespace that lives o
   await assertHoldings(host, before);
 });
 
+for (const variant of ["nft", "legacy"]) {
+  Deno.test(`attach-vm --remove: all that tapkit knew is gone, the namespace is not, iptables-${variant}`, async () => {
+    const [, chain] = CHAINS;
+    await using host = await hostWithPod(chain!, variant);
+    const before = await holdings(host);
+    await host.mustTapkit("attach-vm", "web", ...chain!.args!);
+    await host.sh("rm -r /var/lib/tapkit");
+    const removed = await host.mustTapkit("attach-vm", "web", "--remove");
+    assertEquals(removed.json, [{ vm: "web", removed: true }]);
+    await assertHoldings(host, before);
+  });
+}
+
 Deno.test("attach-vm --remove: takes the rules for addresses that are not on the interface any more", async (t) => {
   for (const chain of [CHAINS[0]!, CHAINS[2]!]) {
     await using host = await hostWithPod(chain);

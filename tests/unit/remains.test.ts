@@ -52,3 +52,25 @@ COMMIT
   const dropped = planRemoval(saved, "0123abcd").split("\n").filter((line) => /^-X/.test(line));
   assertEquals(dropped, ["-X GONE"]);
 });
+
+Deno.test("planRemoval: a chain that is the container's own goes with rules that do not name it", () => {
+  const saved = `*nat
+:CNI-DN-a - [0:0]
+:CNI-DN-b - [0:0]
+:CNI-HOSTPORT-DNAT - [0:0]
+-A CNI-DN-a -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.20.0.2:80
+-A CNI-DN-b -p tcp -m tcp --dport 9090 -j DNAT --to-destination 10.20.0.3:80
+-A CNI-HOSTPORT-DNAT -p tcp ${OURS} -m multiport --dports 8080 -j CNI-DN-a
+-A CNI-HOSTPORT-DNAT -p tcp ${THEIRS} -m multiport --dports 9090 -j CNI-DN-b
+COMMIT
+`;
+  assertEquals(
+    planRemoval(saved, "0123abcd", ["CNI-DN-a"]),
+    `*nat
+-D CNI-DN-a -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.20.0.2:80
+-D CNI-HOSTPORT-DNAT -p tcp ${OURS} -m multiport --dports 8080 -j CNI-DN-a
+-X CNI-DN-a
+COMMIT
+`,
+  );
+});
