@@ -391,3 +391,21 @@ Deno.test("attach-vm --ports: killed while a plugin publishes others, the same c
   }
   assert(doubts > 0, "the plugin was never in doubt");
 });
+
+Deno.test("attach-vm --ports: a plugin that makes the interface and publishes ports is not run again", async () => {
+  const { host: one } = await hostWith({
+    ...BRIDGE,
+    type: "both",
+    capabilities: { portMappings: true },
+  });
+  await using host = one;
+  await host.writeFile("/opt/cni/bin/both", "#!/bin/sh\nexec /usr/lib/cni/bridge\n", 0o755);
+  const { json: [record] } = await host.mustTapkit("attach-vm", "web", "--ports", "8080:80");
+  const change = await host.tapkit("attach-vm", "web", "--ports", "9090:80");
+  assertEquals(change.code, 1);
+  assertMatch(change.stderr, /published by the plugin "both", which makes its interface too/);
+  const drop = await host.tapkit("map-port", "web", "8080:80", "--remove");
+  assertMatch(drop.stderr, /published by the plugin "both", which makes its interface too/);
+  const again = await host.mustTapkit("attach-vm", "web");
+  assertEquals([again.json, again.stderr], [[record], ""]);
+});
