@@ -11,6 +11,7 @@ import { LIST_IPTABLES } from "../support/coexist.ts";
 import { REFERENCE_DIR, requireReference } from "../support/cni-reference.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
+import { ROOT } from "../support/machine.ts";
 
 requireReference();
 
@@ -263,6 +264,37 @@ Deno.test("attach-vm: a plugin that fails last leaves nothing of those before it
   const failed = await host.tapkit("attach-vm", "web", "--ports", "8080:80");
   assertEquals(failed.code, 1);
   assertMatch(failed.stderr, /cannot attach "web": broken: ADD failed with code 7: no/);
+  await assertHoldings(host, before);
+});
+
+Deno.test("attach-vm: killed while a plugin runs, then --remove, or attaching again", async () => {
+  const chain = { plugins: [{ ...BRIDGE, macspoofchk: true }, ...CHAINS[1]!.plugins.slice(1)] };
+  await using host = await hostWithPod(chain);
+  await host.writeFile(
+    "/opt/cni/bin/slow",
+    `#!/bin/sh
+[ $CNI_COMMAND = ADD ] || exit 0
+touch /run/reached
+while [ -e /run/hold ]; do sleep 0.1; done
+sed 's/.*"prevResult"://; s/}$//'
+`,
+    0o755,
+  );
+  const list = { cniVersion: "0.4.0", name: "net", plugins: [...chain.plugins, { type: "slow" }] };
+  await host.writeFile("/etc/cni/net.d/10-net.conflist", JSON.stringify(list));
+  const before = await holdings(host);
+  const attach = `${Deno.execPath()} run -A ${ROOT}/scripts/attach-vm.ts web --ports 8080:80`;
+  const kill = () =>
+    host.sh(`touch /run/hold; rm -f /run/reached; ${attach} >/dev/null 2>&1 & pid=$!
+      until [ -e /run/reached ]; do sleep 0.05; done; kill -9 $pid; rm /run/hold`);
+  await kill();
+  assertEquals((await host.mustTapkit("attach-vm", "web", "--remove")).json, [
+    { vm: "web", removed: true },
+  ]);
+  await assertHoldings(host, before);
+  await kill();
+  await host.mustTapkit("attach-vm", "web", "--ports", "8080:80");
+  await host.mustTapkit("attach-vm", "web", "--remove");
   await assertHoldings(host, before);
 });
 
