@@ -51,7 +51,9 @@ function nameOf({ plugins }: Chain): string {
 async function hostWithPod({ plugins }: Chain, variant = "nft"): Promise<Host> {
   const host = await Host.create();
   await host.addLan();
-  await host.sh(`for name in ip{,6}tables{,-save,-restore}; do
+  // That directory is the real machine's own, but for what is mounted on it.
+  await host.sh(`mount -t tmpfs tmpfs /usr/local/sbin
+  for name in ip{,6}tables{,-save,-restore}; do
     ln -sf /usr/sbin/xtables-${variant}-multi /usr/local/sbin/$name
   done; ip netns add pod`);
   const list = { cniVersion: "0.4.0", name: "net", plugins };
