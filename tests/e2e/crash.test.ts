@@ -292,6 +292,8 @@ async function sweep(
       }
     }
   }
+  const met = `${done} rounds, ${bench.effects.length} effects, ${bench.missed} not met`;
+  if (ALL) console.error(`${scenario.name}: ${met}, ${failures.length} failed`);
   if (failures.length > 0) throw new Error(failures.join("\n\n"));
   assert(bench.missed <= 1 + done / 10, `${bench.missed} of ${done} effects were not met`);
 }
