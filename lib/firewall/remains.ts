@@ -45,11 +45,15 @@ export function removeRemains(id: string, own: readonly string[] = []): void {
   }
 }
 
-/** A rule as far as it matters here. */
-interface NftRule {
+/** A chain as far as it matters here. */
+interface NftChain {
   readonly family: number;
   readonly table: string;
   readonly chain: string;
+}
+
+/** A rule as far as it matters here. */
+interface NftRule extends NftChain {
   readonly handle: Uint8Array;
   readonly named: boolean;
 }
@@ -59,26 +63,64 @@ function removeFromNft(nl: NetlinkConnection, id: string, own: readonly string[]
   for (let attempt = 1;; attempt++) {
     const rules = listRules(nl, id, own);
     const named = rules.filter((rule) => rule.named);
-    if (named.length === 0) return;
-    const requests = named.map(({ family, table, chain, handle }): BatchedRequest => ({
-      type: nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELRULE),
-      flags: 0,
-      payload: nfgenmsg(family).attrString(NFTA_RULE.TABLE, table)
-        .attrString(NFTA_RULE.CHAIN, chain).attrBytes(NFTA_RULE.HANDLE, handle).finish(),
-    }));
+    // Who was killed before may have left them empty.
+    const chains = listOwnChains(nl, own);
+    const requests = named.map(ruleDeletion);
+    if (attempt === 1) requests.push(...chains.map(chainDeletion));
     try {
       commit(nl, requests, { ...subject, op: "NFT_MSG_DELRULE" });
     } catch (error) {
-      // Somebody else deletes them too.
-      if (!isRefusal(error, "ENOENT") || attempt === ATTEMPTS) throw error;
+      // Somebody else deletes them too, or has a rule that jumps to a chain.
+      if (attempt === ATTEMPTS || !isRefusal(error, "ENOENT") && !isRefusal(error, "EBUSY")) {
+        throw error;
+      }
       continue;
     }
-    const key = ({ family, table, chain }: NftRule) => JSON.stringify([family, table, chain]);
+    const key = ({ family, table, chain }: NftChain) => JSON.stringify([family, table, chain]);
     const kept = new Set(rules.filter((rule) => !rule.named).map(key));
-    const emptied = new Map(named.map((rule) => [key(rule), rule]));
-    for (const [name, rule] of emptied) if (!kept.has(name)) deleteUserChain(nl, rule);
+    const emptied = new Map([...named, ...chains].map((chain) => [key(chain), chain]));
+    for (const [name, chain] of emptied) if (!kept.has(name)) deleteUserChain(nl, chain);
     return;
   }
+}
+
+function ruleDeletion({ family, table, chain, handle }: NftRule): BatchedRequest {
+  return {
+    type: nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELRULE),
+    flags: 0,
+    payload: nfgenmsg(family).attrString(NFTA_RULE.TABLE, table)
+      .attrString(NFTA_RULE.CHAIN, chain).attrBytes(NFTA_RULE.HANDLE, handle).finish(),
+  };
+}
+
+function chainDeletion(chain: NftChain): BatchedRequest {
+  return {
+    type: nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELCHAIN),
+    flags: 0,
+    payload: chainPayload(chain),
+  };
+}
+
+function chainPayload({ family, table, chain }: NftChain): Uint8Array<ArrayBuffer> {
+  return nfgenmsg(family).attrString(NFTA_CHAIN.TABLE, table).attrString(NFTA_CHAIN.NAME, chain)
+    .finish();
+}
+
+function listOwnChains(nl: NetlinkConnection, own: readonly string[]): NftChain[] {
+  if (own.length === 0) return [];
+  const messages = tolerateAbsence(() =>
+    nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETCHAIN), nfgenmsg(0).finish(), {
+      op: "NFT_MSG_GETCHAIN",
+      action: "list",
+      object: "nftables chains",
+    })
+  );
+  return (messages ?? []).map(({ payload }) => {
+    const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
+    const get = (wanted: number) => attributes.find(({ type }) => type === wanted)?.value;
+    const table = get(NFTA_CHAIN.TABLE)?.asString() ?? "";
+    return { family: payload[0]!, table, chain: get(NFTA_CHAIN.NAME)?.asString() ?? "" };
+  }).filter(({ chain }) => own.includes(chain));
 }
 
 function listRules(nl: NetlinkConnection, id: string, own: readonly string[]): NftRule[] {
@@ -106,24 +148,18 @@ function listRules(nl: NetlinkConnection, id: string, own: readonly string[]): N
 }
 
 /** Deletes an empty chain, unless it is one that the kernel calls, or something jumps to it. */
-function deleteUserChain(nl: NetlinkConnection, { family, table, chain }: NftRule): void {
-  const payload = nfgenmsg(family).attrString(NFTA_CHAIN.TABLE, table)
-    .attrString(NFTA_CHAIN.NAME, chain).finish();
-  const object = `nftables chain "${chain}"`;
+function deleteUserChain(nl: NetlinkConnection, named: NftChain): void {
+  const object = `nftables chain "${named.chain}"`;
   const type = nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETCHAIN);
+  const payload = chainPayload(named);
   const found = tolerateAbsence(() =>
     nl.query(type, payload, { op: "NFT_MSG_GETCHAIN", action: "look up", object })
   );
   if (found === undefined) return;
   const attributes = new Decoder(found.payload).skip(NFGENMSG_LEN).attributes();
   if (attributes.some(({ type }) => type === NFTA_CHAIN.HOOK)) return;
-  const request = {
-    type: nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELCHAIN),
-    flags: 0,
-    payload,
-  };
   try {
-    commit(nl, [request], { op: "NFT_MSG_DELCHAIN", action: "delete", object });
+    commit(nl, [chainDeletion(named)], { op: "NFT_MSG_DELCHAIN", action: "delete", object });
   } catch (error) {
     if (!isRefusal(error, "EBUSY") && !isRefusal(error, "ENOENT")) throw error;
   }
@@ -139,19 +175,23 @@ function isRefusal(error: unknown, code: string): boolean {
  */
 export function planRemoval(saved: string, id: string, own: readonly string[] = []): string {
   const isNamed = (rule: string) => rule.includes(id) || own.includes(chainOf(rule));
-  return saved.split(/^(?=\*)/m).map((table) => planTable(table.split("\n"), isNamed)).join("");
+  const tables = saved.split(/^(?=\*)/m);
+  return tables.map((table) => planTable(table.split("\n"), isNamed, own)).join("");
 }
 
 function chainOf(rule: string): string {
   return rule.split(" ", 2)[1] ?? "";
 }
 
-function planTable(lines: readonly string[], isNamed: (rule: string) => boolean): string {
+function planTable(
+  lines: readonly string[],
+  isNamed: (rule: string) => boolean,
+  own: readonly string[],
+): string {
   const rules = lines.filter((line) => line.startsWith("-A "));
   const named = rules.filter(isNamed);
-  if (named.length === 0) return "";
   const kept = rules.filter((rule) => !isNamed(rule));
-  const chains = [...new Set(named.map(chainOf))].filter((chain) =>
+  const chains = [...new Set([...named.map(chainOf), ...own])].filter((chain) =>
     // One of the kernel's own has a policy in the place of the dash.
     lines.some((line) => line.startsWith(`:${chain} - `)) &&
     !kept.some((rule) =>
@@ -159,6 +199,7 @@ function planTable(lines: readonly string[], isNamed: (rule: string) => boolean)
       ` ${rule} `.includes(` -g ${chain} `)
     )
   );
+  if (named.length + chains.length === 0) return "";
   const text = [
     lines[0],
     ...named.map((rule) => `-D ${rule.slice("-A ".length)}`),

@@ -8,6 +8,7 @@ import { chooseHostPorts, findListener, refuseListeners } from "../../lib/firewa
 import { Nftables, NftablesError } from "../../lib/firewall/libnftables.ts";
 import { LAYOUT, MESSAGES } from "../../lib/firewall/main-table.ts";
 import { openFirewall } from "../../lib/firewall/open.ts";
+import { removeRemains } from "../../lib/firewall/remains.ts";
 import { checkSysctls, ensureSysctls } from "../../lib/firewall/sysctls.ts";
 import { parsePorts, PortConflictError, type PortMapping } from "../../lib/inet/ports.ts";
 import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
@@ -341,4 +342,34 @@ testBackend({
     "nft flush table inet tapkit",
     "nft flush ruleset",
   ],
+});
+
+Deno.test("removeRemains: own chains go with their rules, or empty; one that is jumped to stays", () => {
+  using netns = newNetns();
+  const id = "0123456789abcdef0123456789abcdef";
+  const own = ["CNI-a", "CNI-DN-a"];
+  const load = (lines: readonly string[]) =>
+    runInside(netns, `nft -f - <<'.'\ntable ip nat {\n${lines.join("\n")}\n}\n.`);
+  const list = () => runInside(netns, "nft list table ip nat").match(/(chain|jump) [\w-]+/g);
+  const remove = () => withNetns(netns, () => removeRemains(id, own));
+
+  load([
+    "chain CNI-a { accept; }",
+    "chain CNI-DN-a { }",
+    "chain CNI-b { }",
+    `chain top { ip saddr 10.20.0.2 jump CNI-a comment "${id}"; jump CNI-b; }`,
+  ]);
+  remove();
+  assertEquals(list(), ["chain CNI-b", "chain top", "jump CNI-b"]);
+  remove();
+
+  load(["chain CNI-a { }", "chain CNI-DN-a { accept; }", "chain top { jump CNI-DN-a; }"]);
+  remove();
+  assertEquals(list(), [
+    "chain CNI-b",
+    "chain top",
+    "jump CNI-b",
+    "jump CNI-DN-a",
+    "chain CNI-DN-a",
+  ]);
 });

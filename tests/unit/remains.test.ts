@@ -65,7 +65,7 @@ Deno.test("planRemoval: a chain that is the container's own goes with rules that
 COMMIT
 `;
   assertEquals(
-    planRemoval(saved, "0123abcd", ["CNI-DN-a"]),
+    planRemoval(saved, "0123abcd", ["CNI-a", "CNI-DN-a"]),
     `*nat
 -D CNI-DN-a -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.20.0.2:80
 -D CNI-HOSTPORT-DNAT -p tcp ${OURS} -m multiport --dports 8080 -j CNI-DN-a
@@ -73,4 +73,14 @@ COMMIT
 COMMIT
 `,
   );
+});
+
+Deno.test("planRemoval: an own chain that a killed plugin left empty goes", () => {
+  const saved = `*nat
+:POSTROUTING ACCEPT [0:0]
+:CNI-a - [0:0]
+:CNI-b - [0:0]
+COMMIT
+`;
+  assertEquals(planRemoval(saved, "0123abcd", ["CNI-a"]), "*nat\n-X CNI-a\nCOMMIT\n");
 });
