@@ -33,7 +33,7 @@ import type {
 import type { GcOptions } from "./lib/vm/gc.ts";
 import type { VmmOptions } from "./lib/vm/vmm.ts";
 
-export { InputError, SyscallError, TapkitError, VmmError } from "./lib/errors.ts";
+export { InputError, InterruptedError, SyscallError, TapkitError, VmmError } from "./lib/errors.ts";
 export type { PortMapping, Protocol } from "./lib/inet/ports.ts";
 export type {
   AttachMode,

@@ -31,6 +31,11 @@ export class InputError extends TapkitError {
   override readonly name: string = "InputError";
 }
 
+/** A signal ended what was being done; what was begun has been undone. Scripts exit 128+n. */
+export class InterruptedError extends TapkitError {
+  override readonly name: string = "InterruptedError";
+}
+
 /** The VMM did not start; its attachment is removed again. */
 export class VmmError extends TapkitError {
   override readonly name: string = "VmmError";

@@ -68,6 +68,22 @@ export interface PipedRun {
   readonly timeoutMs: number;
   /** More bytes than these on its standard output, and it is killed. */
   readonly maxStdout: number;
+  /**
+   * What a signal that would end this process, by Ctrl-C say, does instead: the program is killed, or
+   * waited for. Its session gets none of a terminal's signals.
+   */
+  readonly onSignal?: "kill" | "wait";
+}
+
+/** Signals that end a process in good order, by number. */
+const ENDING = { SIGHUP: 1, SIGINT: 2, SIGTERM: 15 } as const;
+type EndingSignal = keyof typeof ENDING;
+
+let endedBy: EndingSignal | undefined;
+
+/** The number of a signal that came while a program ran which is killed or waited for then. */
+export function endingSignal(): number | undefined {
+  return endedBy && ENDING[endedBy];
 }
 
 /** What became of such a program. */
@@ -79,7 +95,7 @@ export interface PipedOutcome {
   /** The signal that ended it: `"SIGSEGV"`. */
   readonly signal?: string;
   /** Why it was killed here. */
-  readonly killed?: "timeout" | "output";
+  readonly killed?: "timeout" | "output" | EndingSignal;
 }
 
 /** How much is kept of what a program says on its standard error. */
@@ -119,6 +135,7 @@ export async function runPiped(program: string, run: PipedRun): Promise<PipedOut
     killGroup(child.pid);
   };
   const timer = setTimeout(() => kill("timeout"), run.timeoutMs);
+  const unlisten = listen(run.onSignal, kill);
   const stdout = collect(child.stdout, { limit: run.maxStdout, onMore: () => kill("output") });
   const stderr = collect(child.stderr, { limit: MAX_STDERR });
   const written = writeInput(child.stdin, run.stdin);
@@ -135,7 +152,32 @@ export async function runPiped(program: string, run: PipedRun): Promise<PipedOut
     };
   } finally {
     clearTimeout(timer);
+    unlisten();
   }
+}
+
+/** Listens for the signals that end this process; returns what makes them do so again. */
+function listen(onSignal: PipedRun["onSignal"], kill: (why: EndingSignal) => void): () => void {
+  if (onSignal === undefined) return () => {};
+  const ignored = ignoredSignals();
+  const signals = (Object.keys(ENDING) as EndingSignal[]).filter((signal) =>
+    (ignored >> BigInt(ENDING[signal] - 1) & 1n) === 0n
+  );
+  const listeners = signals.map((signal) => {
+    const listener = () => {
+      endedBy ??= signal;
+      if (onSignal === "kill") kill(signal);
+    };
+    Deno.addSignalListener(signal, listener);
+    return () => Deno.removeSignalListener(signal, listener);
+  });
+  return () => listeners.forEach((remove) => remove());
+}
+
+/** Those that nohup, or the shell of a background job, keeps from this process. */
+function ignoredSignals(): bigint {
+  const status = Deno.readTextFileSync("/proc/self/status");
+  return BigInt(`0x${/^SigIgn:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0"}`);
 }
 
 /** A program need not read its input. */

@@ -6,17 +6,35 @@
  */
 
 import { describe, InputError, TapkitError } from "../errors.ts";
+import { endingSignal } from "../exec.ts";
 import type { HostOptions } from "../vm/types.ts";
 import { type Command, helpText, parseCommand, type Parsed } from "./args.ts";
 
 /** The exit codes of every script. */
-export const EXIT = { done: 0, failed: 1, usage: 2, differs: 3, notStarted: 125 } as const;
+export const EXIT = {
+  done: 0,
+  failed: 1,
+  usage: 2,
+  differs: 3,
+  notStarted: 125,
+  signalled: 128,
+} as const;
 
 /**
  * Runs a command: parses `args` by its table, answers `--help` and `--version`, calls `run` and
- * prints what it throws. Returns the exit code.
+ * prints what it throws. Returns the exit code, 128+n where signal n interrupted it.
  */
 export async function runScript<const C extends Command>(
+  command: C,
+  args: readonly string[],
+  run: (parsed: Parsed<C>) => Promise<number> | number,
+): Promise<number> {
+  const code = await runParsed(command, args, run);
+  const signal = endingSignal();
+  return signal === undefined ? code : EXIT.signalled + signal;
+}
+
+async function runParsed<const C extends Command>(
   command: C,
   args: readonly string[],
   run: (parsed: Parsed<C>) => Promise<number> | number,
@@ -83,7 +101,10 @@ export interface Doing {
   readonly failed?: number;
 }
 
-/** Does `act` for each VM, one after the other, past failures; returns the exit code. */
+/**
+ * Does `act` for each VM, one after the other, past failures, until a signal interrupts a plugin;
+ * returns the exit code.
+ */
 export async function forEachVm<T extends { readonly name: string }>(
   { script, verb, failed }: Doing,
   vms: Iterable<T> | AsyncIterable<T>,
@@ -97,6 +118,7 @@ export async function forEachVm<T extends { readonly name: string }>(
       const code = printError(script, error, `cannot ${verb} ${JSON.stringify(vm.name)}`);
       codes.push(code === EXIT.failed && failed !== undefined ? failed : code);
     }
+    if (endingSignal() !== undefined) break;
   }
   const [first = EXIT.done, ...others] = codes;
   if (others.every((code) => code === first)) return first;
@@ -161,6 +183,7 @@ export function hostOptions(
     stateDir: flags["state-dir"],
     confDir: flags["cni-conf-dir"],
     binDirs: flags["cni-bin-dir"]?.split(":").filter((dir) => dir !== ""),
+    interruptible: true,
     note: (text: string) => printNote(script, text),
   });
 }

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { TapkitError } from "../errors.ts";
+import { InterruptedError, TapkitError } from "../errors.ts";
 import { type PipedOutcome, runPiped } from "../exec.ts";
 import { findPlugin, type PluginHost } from "./plan.ts";
 import { CniCode, CniError } from "./types.ts";
@@ -36,6 +36,7 @@ const MAX_STDOUT = 4 * 1024 * 1024;
  * Runs a plugin and returns what it printed.
  *
  * @throws {CniError} when it fails, does not end in time, dies by a signal, or prints too much
+ * @throws {InterruptedError} when this process got a signal to end, and killed it
  */
 export async function callPlugin(call: PluginCall): Promise<string> {
   const { verb, type, host, containerId = "", netns = "", ifName = "", cniArgs = {} } = call;
@@ -56,6 +57,8 @@ export async function callPlugin(call: PluginCall): Promise<string> {
       stdin: JSON.stringify(call.config),
       timeoutMs,
       maxStdout: MAX_STDOUT,
+      // What undoes and removes is not cut short.
+      ...host.interruptible ? { onSignal: verb === "DEL" ? "wait" : "kill" } : {},
     });
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);
@@ -75,6 +78,9 @@ export async function callPlugin(call: PluginCall): Promise<string> {
       mend: "run it by hand to see what it prints",
       outcome,
     });
+  }
+  if (outcome.killed !== undefined) {
+    throw new InterruptedError(`${type}: ${verb} was interrupted by ${outcome.killed}`);
   }
   if (outcome.signal !== undefined) {
     throw failure(call, `was ended by ${outcome.signal}`, {
@@ -103,12 +109,18 @@ interface FailureOptions {
 
 function failure({ type, verb }: PluginCall, what: string, options: FailureOptions): CniError {
   const { code = CniCode.INTERNAL, refused = false, mend, outcome, cause } = options;
-  const said = outcome?.stderr.trim().split("\n").slice(-5).join(" | ");
+  const said = outcome && lastWords(outcome.stderr);
   return new CniError(`${verb} ${what}${said ? ` (it said: ${said})` : ""}`, {
     plugin: type,
     code,
     refused,
   }, { mend, cause });
+}
+
+/** The end of what a plugin said; of a Go program's panic the reason, not where it was. */
+function lastWords(stderr: string): string {
+  const [said = ""] = stderr.split(/^(?:\[signal |goroutine \d+ \[)/m, 1);
+  return said.trim().split(/\s*\n\s*/).slice(-5).join(" | ");
 }
 
 /** A plugin that fails prints `{"code": 7, "msg": "…", "details": "…"}`. */

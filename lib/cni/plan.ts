@@ -86,6 +86,8 @@ export interface PluginHost {
   readonly stateDir: string;
   /** How long one may take, in milliseconds. */
   readonly timeoutMs?: number;
+  /** Whether a signal that ends this process ends one that runs, and what is being done is undone. */
+  readonly interruptible?: boolean;
 }
 
 /** The path of a plugin's program in the first directory that has it. */

@@ -11,7 +11,7 @@
 import type { MadeAttachment, NetworkAttachment, RecordedPlugin } from "../cni/plan.ts";
 import { canRerun, rememberFailures, type Rerun, rerunPlugins } from "../cni/rerun.ts";
 import type { PluginConfig } from "../cni/types.ts";
-import { describe, TapkitError } from "../errors.ts";
+import { describe, InterruptedError, TapkitError } from "../errors.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import { UndoStack } from "../undo.ts";
 import { checkNetworks, type NetworkFinding, openVm } from "./check.ts";
@@ -55,7 +55,7 @@ export async function rerunFailed(
       again[network] = await rerunPlugins(attachment, new Map(reruns), environment);
     }
   } catch (error) {
-    if (!(error instanceof TapkitError)) throw error;
+    if (!(error instanceof TapkitError) || error instanceof InterruptedError) throw error;
     host.note(`attaching anew: running it again by itself does not do: ${describe(error)}`);
     return undefined;
   }

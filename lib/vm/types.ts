@@ -109,6 +109,11 @@ export interface HostOptions {
   readonly binDirs?: readonly string[];
   /** How long a CNI plugin may take, in seconds: `TAPKIT_PLUGIN_TIMEOUT`, then 120. */
   readonly pluginTimeout?: number;
+  /**
+   * Whether SIGHUP, SIGINT and SIGTERM, while a CNI plugin runs, end that plugin instead of this
+   * process: the call undoes what it began, and fails with an {@linkcode InterruptedError}.
+   */
+  readonly interruptible?: boolean;
   /** Called with each line of progress or warning meant for people. */
   readonly note?: (text: string) => void;
   /** What several calls keep open between them; without it each opens and closes its own. */

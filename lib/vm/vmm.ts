@@ -69,7 +69,8 @@ export async function runVmm(
       child = start(record, argv);
       return (await child.status).code;
     } finally {
-      await removeVm(request.name, options);
+      // The signals are the VMM's, and so is the exit code.
+      await removeVm(request.name, { ...options, interruptible: false });
     }
   } finally {
     for (const remove of listeners) remove();

@@ -157,6 +157,11 @@ Deno.test("executed plugins: one that fails is named with its words, and everyth
     ],
     [`exit 3`, /^two: ADD failed with exit code 3 and no message$/],
     [
+      String
+        .raw`printf 'x\npanic: no map\n[signal 11: pc=0x%s]\n\ngoroutine 1 [running]:\nmain()\n' $$ >&2; exit 2`,
+      /^two: ADD failed with exit code 2 and no message \(it said: x \| panic: no map\)$/,
+    ],
+    [
       `echo garbage; exit 1`,
       /^two: ADD failed with exit code 1 and what is no CNI error: garbage$/,
     ],

@@ -1,0 +1,94 @@
+/**
+ * Signals while a plugin of another maker runs.
+ *
+ * @module
+ */
+
+import { assertEquals, assertMatch } from "@std/assert";
+import { requireReference, SHARED } from "../support/cni-reference.ts";
+import { Host } from "../support/host.ts";
+import { ROOT } from "../support/machine.ts";
+
+requireReference();
+
+/** Says which verb it is at, and takes long over it. */
+const SLOW = `#!/bin/sh
+touch /tmp/at-$CNI_COMMAND
+case $CNI_COMMAND in
+  ADD) sleep \${SLOW_ADD:-777} & wait; echo '{"cniVersion":"1.0.0"}' ;;
+  DEL) sleep 0.5; touch /tmp/done-DEL ;;
+esac
+`;
+
+async function slowHost(): Promise<Host> {
+  const host = await Host.create();
+  const list = {
+    cniVersion: "1.0.0",
+    name: "net",
+    plugins: [
+      {
+        type: "bridge",
+        bridge: "cnibr0",
+        isGateway: true,
+        ipMasq: true,
+        ipam: { type: "host-local", subnet: "10.20.0.0/24" },
+      },
+      { type: "portmap", capabilities: { portMappings: true } },
+      { type: "slow" },
+    ],
+  };
+  await host.writeFile("/etc/cni/net.d/10-net.conflist", JSON.stringify(list));
+  await host.writeFile("/opt/cni/bin/slow", SLOW);
+  await host.must("chmod", ["755", "/opt/cni/bin/slow"]);
+  return host;
+}
+
+/** Runs attach-vm, signals it when the plugin is at the verb, and waits for it. */
+async function interrupt(host: Host, signal: string, verb: string, args: string, before = "") {
+  const { stdout, stderr } = await host.run("bash", [
+    "-c",
+    `set -m
+    rm -f /tmp/at-* /tmp/done-*
+    ${before} deno run -A ${ROOT}/scripts/attach-vm.ts ${args} > /dev/null &
+    set +m
+    until [ -e /tmp/at-${verb} ]; do sleep 0.02; done
+    kill -${signal} $!
+    wait $!
+    echo $?
+    pgrep -f 'sleep 777'`,
+  ]);
+  return { said: stdout, stderr };
+}
+
+Deno.test("attach-vm: a signal ends the plugin that runs, and all is undone", async () => {
+  await using host = await slowHost();
+  const before = await host.snapshot();
+  for (const [signal, code] of [["SIGINT", 130], ["SIGTERM", 143], ["SIGHUP", 129]] as const) {
+    const { said, stderr } = await interrupt(host, signal, "ADD", "web db --ports 0:80");
+    assertEquals(said, `${code}\n`, stderr);
+    assertEquals(
+      stderr,
+      `attach-vm: cannot attach "web": slow: ADD was interrupted by ${signal}\n`,
+    );
+    await host.assertRestored(before, { except: SHARED });
+  }
+  const vmm = await interrupt(host, "SIGTERM", "ADD", "web -- sleep 778");
+  assertEquals(vmm.said, "143\n", vmm.stderr);
+  await host.assertRestored(before, { except: SHARED });
+  // What nohup keeps from it ends nothing.
+  const nohup = await interrupt(host, "SIGHUP", "ADD", "web", "SLOW_ADD=0.5 nohup");
+  assertMatch(nohup.said, /^0\n$/, nohup.stderr);
+});
+
+Deno.test("attach-vm --remove: a signal does not cut a plugin's DEL short, and no other VM is begun", async () => {
+  await using host = await slowHost();
+  const before = await host.snapshot();
+  await host.mustTapkit("attach-vm", "web", "db", { env: { SLOW_ADD: "0" } });
+  const { said, stderr } = await interrupt(host, "SIGTERM", "DEL", "web db --remove");
+  assertEquals([said, stderr], ["143\n", ""]);
+  await host.must("test", ["-e", "/tmp/done-DEL"]);
+  const { json } = await host.mustTapkit("attach-vm", "--list");
+  assertEquals(json.map(({ vm }) => vm), ["db"]);
+  await host.mustTapkit("attach-vm", "db", "--remove");
+  await host.assertRestored(before, { except: SHARED });
+});
