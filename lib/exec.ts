@@ -73,18 +73,13 @@ export interface PipedRun {
    * waited for. Its session gets none of a terminal's signals.
    */
   readonly onSignal?: "kill" | "wait";
+  /** Is told the number of such a signal. */
+  readonly noteSignal?: (signal: number) => void;
 }
 
 /** Signals that end a process in good order, by number. */
 const ENDING = { SIGHUP: 1, SIGINT: 2, SIGTERM: 15 } as const;
 type EndingSignal = keyof typeof ENDING;
-
-let endedBy: EndingSignal | undefined;
-
-/** The number of a signal that came while a program ran which is killed or waited for then. */
-export function endingSignal(): number | undefined {
-  return endedBy && ENDING[endedBy];
-}
 
 /** What became of such a program. */
 export interface PipedOutcome {
@@ -135,7 +130,7 @@ export async function runPiped(program: string, run: PipedRun): Promise<PipedOut
     killGroup(child.pid);
   };
   const timer = setTimeout(() => kill("timeout"), run.timeoutMs);
-  const unlisten = listen(run.onSignal, kill);
+  const unlisten = listen(run, kill);
   const stdout = collect(child.stdout, { limit: run.maxStdout, onMore: () => kill("output") });
   const stderr = collect(child.stderr, { limit: MAX_STDERR });
   const written = writeInput(child.stdin, run.stdin);
@@ -157,7 +152,10 @@ export async function runPiped(program: string, run: PipedRun): Promise<PipedOut
 }
 
 /** Listens for the signals that end this process; returns what makes them do so again. */
-function listen(onSignal: PipedRun["onSignal"], kill: (why: EndingSignal) => void): () => void {
+function listen(
+  { onSignal, noteSignal }: PipedRun,
+  kill: (why: EndingSignal) => void,
+): () => void {
   if (onSignal === undefined) return () => {};
   const ignored = ignoredSignals();
   const signals = (Object.keys(ENDING) as EndingSignal[]).filter((signal) =>
@@ -165,7 +163,7 @@ function listen(onSignal: PipedRun["onSignal"], kill: (why: EndingSignal) => voi
   );
   const listeners = signals.map((signal) => {
     const listener = () => {
-      endedBy ??= signal;
+      noteSignal?.(ENDING[signal]);
       if (onSignal === "kill") kill(signal);
     };
     Deno.addSignalListener(signal, listener);

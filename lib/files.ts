@@ -4,6 +4,8 @@
  * @module
  */
 
+import { describe, TapkitError } from "./errors.ts";
+
 /** Whether a path names anything at all, a dangling link too. */
 export function isThere(path: string): boolean {
   try {
@@ -61,8 +63,26 @@ export function writeAll(file: Deno.FsFile, bytes: Uint8Array): void {
 
 const temporaryOf = (path: string) => `${path}.tmp`;
 
-/** Puts a text, for root alone, in place of what a file held: whole or not at all, also after a power failure. */
+/**
+ * Puts a text, for root alone, in place of what a file held: whole or not at all, also after a power
+ * failure.
+ *
+ * @throws {Deno.errors.NotFound} when there is no such directory
+ * @throws {TapkitError} for whatever else keeps it from being written
+ */
 export function replaceFile(path: string, text: string): void {
+  try {
+    writeAside(path, text);
+  } catch (cause) {
+    if (cause instanceof Deno.errors.NotFound) throw cause;
+    throw new TapkitError(`${path} cannot be written: ${describe(cause)}`, {
+      mend: "see that its file system has room, and is not read-only",
+      cause,
+    });
+  }
+}
+
+function writeAside(path: string, text: string): void {
   const temporary = temporaryOf(path);
   {
     using file = Deno.openSync(temporary, {

@@ -6,7 +6,6 @@
  */
 
 import { describe, InputError, TapkitError } from "../errors.ts";
-import { endingSignal } from "../exec.ts";
 import type { HostOptions } from "../vm/types.ts";
 import { type Command, helpText, parseCommand, type Parsed } from "./args.ts";
 
@@ -30,9 +29,11 @@ export async function runScript<const C extends Command>(
   run: (parsed: Parsed<C>) => Promise<number> | number,
 ): Promise<number> {
   const code = await runParsed(command, args, run);
-  const signal = endingSignal();
-  return signal === undefined ? code : EXIT.signalled + signal;
+  return endedBy === undefined ? code : EXIT.signalled + endedBy;
 }
+
+/** The number of the signal that interrupted a plugin. */
+let endedBy: number | undefined;
 
 async function runParsed<const C extends Command>(
   command: C,
@@ -118,7 +119,7 @@ export async function forEachVm<T extends { readonly name: string }>(
       const code = printError(script, error, `cannot ${verb} ${JSON.stringify(vm.name)}`);
       codes.push(code === EXIT.failed && failed !== undefined ? failed : code);
     }
-    if (endingSignal() !== undefined) break;
+    if (endedBy !== undefined) break;
   }
   const [first = EXIT.done, ...others] = codes;
   if (others.every((code) => code === first)) return first;
@@ -183,7 +184,9 @@ export function hostOptions(
     stateDir: flags["state-dir"],
     confDir: flags["cni-conf-dir"],
     binDirs: flags["cni-bin-dir"]?.split(":").filter((dir) => dir !== ""),
-    interruptible: true,
+    noteSignal: (signal: number) => {
+      endedBy ??= signal;
+    },
     note: (text: string) => printNote(script, text),
   });
 }
@@ -234,14 +237,21 @@ export function requireRoot(
   }
 }
 
+const MENDS: Readonly<Record<string, string>> = {
+  EACCES: "run it as root",
+  EPERM: "run it as root",
+  ENOSPC: "make room on that file system",
+  EROFS: "make it writable, or choose another directory",
+};
+
 function explain(error: unknown): string {
   if (error instanceof TapkitError) return describe(error);
   if (error instanceof Deno.errors.NotCapable) {
     return `${describe(error)}: run it with deno run -A`;
   }
   if (error instanceof Error && "code" in error && error.code !== undefined) {
-    const denied = error.code === "EACCES" || error.code === "EPERM";
-    return `${describe(error)} (${error.code})${denied ? ": run it as root" : ""}`;
+    const mend = MENDS[String(error.code)];
+    return `${describe(error)} (${error.code})${mend === undefined ? "" : `: ${mend}`}`;
   }
   const kind = error instanceof Error ? `${error.name}: ` : "";
   return `this is a bug in tapkit: ${kind}${describe(error)}` +

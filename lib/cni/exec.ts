@@ -58,7 +58,9 @@ export async function callPlugin(call: PluginCall): Promise<string> {
       timeoutMs,
       maxStdout: MAX_STDOUT,
       // What undoes and removes is not cut short.
-      ...host.interruptible ? { onSignal: verb === "DEL" ? "wait" : "kill" } : {},
+      ...host.noteSignal === undefined
+        ? {}
+        : { onSignal: verb === "DEL" ? "wait" : "kill", noteSignal: host.noteSignal },
     });
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);

@@ -86,8 +86,8 @@ export interface PluginHost {
   readonly stateDir: string;
   /** How long one may take, in milliseconds. */
   readonly timeoutMs?: number;
-  /** Whether a signal that ends this process ends one that runs, and what is being done is undone. */
-  readonly interruptible?: boolean;
+  /** Where there is one, a signal that ends this process ends a plugin instead, and is told it. */
+  readonly noteSignal?: (signal: number) => void;
 }
 
 /** The path of a plugin's program in the first directory that has it. */

@@ -122,7 +122,9 @@ function validateNetns(path: string): void {
     openNetns(path)[Symbol.dispose]();
   } catch (cause) {
     if (cause instanceof InputError || !(cause instanceof TapkitError)) throw cause;
-    throw new InputError(cause.message, { mend: cause.mend, cause });
+    const { message, mend = "name one that is there: ip netns add NAME makes /run/netns/NAME" } =
+      cause;
+    throw new InputError(message, { mend, cause });
   }
 }
 

@@ -41,8 +41,7 @@ export interface HostPaths {
   readonly binDirs: readonly string[];
   /** How long an executed plugin may take. */
   readonly timeoutMs?: number;
-  /** Whether a signal that ends this process ends one, and what is being done is undone. */
-  readonly interruptible: boolean;
+  readonly noteSignal?: (signal: number) => void;
   readonly note: (text: string) => void;
 }
 
@@ -96,7 +95,7 @@ export function hostPaths(options: HostOptions): HostPaths {
     confDir: options.confDir ?? (Deno.env.get("NETCONFPATH") || "/etc/cni/net.d"),
     binDirs: options.binDirs ?? (cniPath?.length ? cniPath : ["/opt/cni/bin", "/usr/lib/cni"]),
     ...pluginTimeout(options),
-    interruptible: options.interruptible ?? false,
+    ...options.noteSignal === undefined ? {} : { noteSignal: options.noteSignal },
     note: options.note ?? (() => {}),
   };
 }

@@ -110,10 +110,11 @@ export interface HostOptions {
   /** How long a CNI plugin may take, in seconds: `TAPKIT_PLUGIN_TIMEOUT`, then 120. */
   readonly pluginTimeout?: number;
   /**
-   * Whether SIGHUP, SIGINT and SIGTERM, while a CNI plugin runs, end that plugin instead of this
-   * process: the call undoes what it began, and fails with an {@linkcode InterruptedError}.
+   * Where there is one, SIGHUP, SIGINT and SIGTERM, while a CNI plugin runs, end that plugin instead
+   * of this process: the call undoes what it began, and fails with an `InterruptedError`. It is
+   * called with the signal's number.
    */
-  readonly interruptible?: boolean;
+  readonly noteSignal?: (signal: number) => void;
   /** Called with each line of progress or warning meant for people. */
   readonly note?: (text: string) => void;
   /** What several calls keep open between them; without it each opens and closes its own. */

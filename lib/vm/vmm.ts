@@ -70,7 +70,7 @@ export async function runVmm(
       return (await child.status).code;
     } finally {
       // The signals are the VMM's, and so is the exit code.
-      await removeVm(request.name, { ...options, interruptible: false });
+      await removeVm(request.name, { ...options, noteSignal: () => {} });
     }
   } finally {
     for (const remove of listeners) remove();

@@ -35,7 +35,10 @@ Deno.test("attach-vm: bad input is refused before anything is touched", async ()
     [["web", "--mtu", "67"], /not a number from 68 to 65535/],
     [["web", "--mtu", "65536"], /not a number from 68 to 65535/],
     [["web", "--netns", "/etc/passwd"], /not a network namespace/],
-    [["web", "--netns", "/run/netns/nowhere"], /\/run\/netns\/nowhere/],
+    [
+      ["web", "--netns", "/run/netns/nowhere"],
+      /\/run\/netns\/nowhere: ENOENT: name one that is there/,
+    ],
     [["web", "--capability", "aliases"], /aliases has no value: write NAME=VALUE/],
     [["web", "--capability", "aliases=web"], /is no JSON/],
     [["web", "--capability", "mac=1"], /has a flag of its own: use --mac/],

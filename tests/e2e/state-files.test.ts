@@ -5,7 +5,7 @@
  * @module
  */
 
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertMatch } from "@std/assert";
 import { Host } from "../support/host.ts";
 
 const ID = "4b5e57f6eb2f42b9039b3d1e13929295f231749c510cbe341cd68036d9af97e2";
@@ -87,4 +87,23 @@ Deno.test("attach-vm: an id that a VM without a record holds is taken over", asy
   await host.mustTapkit("attach-vm", "web");
   await host.mustTapkit("attach-vm", "web", "--remove");
   await host.assertRestored(before);
+});
+
+Deno.test("attach-vm: a state directory without room, and one that is read-only, are named with the mend", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await host.sh("mkdir /tmp/full && mount -t tmpfs -o size=16k tmpfs /tmp/full");
+  await host.sh("dd if=/dev/zero of=/tmp/full/fill bs=4k 2>/dev/null || true");
+  await host.sh("mkdir /tmp/ro && mount -t tmpfs -o ro tmpfs /tmp/ro");
+  const cases: [directory: string, message: RegExp][] = [
+    ["/tmp/full", /\/tmp\/full\S* cannot be written: .* 28.*: see that its file system has room/],
+    ["/tmp/ro/state", /mkdir '\/tmp\/ro\/state' \(EROFS\): make it writable/],
+  ];
+  for (const [directory, message] of cases) {
+    const before = await host.snapshot();
+    const { code, stderr } = await host.tapkit("attach-vm", "web", "--state-dir", directory);
+    assertEquals(code, 1, stderr);
+    assertMatch(stderr, message);
+    await host.assertRestored(before);
+  }
 });
