@@ -116,6 +116,14 @@ export async function runPiped(program: string, run: PipedRun): Promise<PipedOut
   const executable = (Deno.statSync(program).mode ?? 0) & 0o111;
   if (executable === 0) throw new Deno.errors.PermissionDenied(`${program} is not executable`);
   const setsid = isFile(SETSID);
+  let killed: PipedOutcome["killed"];
+  const kill = (why: typeof killed) => {
+    killed ??= why;
+    killGroup(child.pid);
+  };
+  using stack = new DisposableStack();
+  // Before there is a program that a signal could leave alone.
+  stack.defer(listen(run, kill));
   const child = new Deno.Command(setsid ? SETSID : program, {
     args: [...setsid ? [program] : [], ...run.args ?? []],
     env: { ...run.env },
@@ -124,31 +132,21 @@ export async function runPiped(program: string, run: PipedRun): Promise<PipedOut
     stderr: "piped",
     detached: !setsid,
   }).spawn();
-  let killed: PipedOutcome["killed"];
-  const kill = (why: typeof killed) => {
-    killed ??= why;
-    killGroup(child.pid);
-  };
   const timer = setTimeout(() => kill("timeout"), run.timeoutMs);
-  const unlisten = listen(run, kill);
+  stack.defer(() => clearTimeout(timer));
   const stdout = collect(child.stdout, { limit: run.maxStdout, onMore: () => kill("output") });
   const stderr = collect(child.stderr, { limit: MAX_STDERR });
   const written = writeInput(child.stdin, run.stdin);
-  try {
-    const { code, signal } = await child.status;
-    const [out, err] = await Promise.all([stdout.end(PIPE_GRACE_MS), stderr.end(PIPE_GRACE_MS)]);
-    await written.end();
-    return {
-      stdout: out,
-      stderr: err,
-      code,
-      ...signal === null ? {} : { signal },
-      ...killed === undefined ? {} : { killed },
-    };
-  } finally {
-    clearTimeout(timer);
-    unlisten();
-  }
+  const { code, signal } = await child.status;
+  const [out, err] = await Promise.all([stdout.end(PIPE_GRACE_MS), stderr.end(PIPE_GRACE_MS)]);
+  await written.end();
+  return {
+    stdout: out,
+    stderr: err,
+    code,
+    ...signal === null ? {} : { signal },
+    ...killed === undefined ? {} : { killed },
+  };
 }
 
 /** Listens for the signals that end this process; returns what makes them do so again. */
@@ -157,11 +155,7 @@ function listen(
   kill: (why: EndingSignal) => void,
 ): () => void {
   if (onSignal === undefined) return () => {};
-  const ignored = ignoredSignals();
-  const signals = (Object.keys(ENDING) as EndingSignal[]).filter((signal) =>
-    (ignored >> BigInt(ENDING[signal] - 1) & 1n) === 0n
-  );
-  const listeners = signals.map((signal) => {
+  const listeners = heededSignals().map((signal) => {
     const listener = () => {
       noteSignal?.(ENDING[signal]);
       if (onSignal === "kill") kill(signal);
@@ -172,10 +166,18 @@ function listen(
   return () => listeners.forEach((remove) => remove());
 }
 
-/** Those that nohup, or the shell of a background job, keeps from this process. */
-function ignoredSignals(): bigint {
+let heeded: readonly EndingSignal[] | undefined;
+
+/** All but those that nohup, or the shell of a background job, keeps from this process. */
+function heededSignals(): readonly EndingSignal[] {
+  if (heeded !== undefined) return heeded;
   const status = Deno.readTextFileSync("/proc/self/status");
-  return BigInt(`0x${/^SigIgn:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0"}`);
+  const ignored = BigInt(`0x${/^SigIgn:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0"}`);
+  const isIgnored = (signal: EndingSignal) => (ignored >> BigInt(ENDING[signal] - 1) & 1n) === 1n;
+  const all = Object.keys(ENDING) as EndingSignal[];
+  // Once Deno listens to any signal, it ends at SIGHUP, ignored or not.
+  for (const signal of all.filter(isIgnored)) Deno.addSignalListener(signal, () => {});
+  return heeded = all.filter((signal) => !isIgnored(signal));
 }
 
 /** A program need not read its input. */
