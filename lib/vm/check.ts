@@ -5,10 +5,12 @@
  */
 
 import { checkNetwork, type Finding, hasExecuted } from "../cni/runtime.ts";
+import { SyscallError } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import { checkSysctls, type SysctlOptions } from "../firewall/sysctls.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink } from "../netlink/link.ts";
+import { Errno } from "../sys/libc.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
 import { type Host, openHost } from "./session.ts";
 import { firewallOf, readRecord, type StoredRecord, validateName } from "./state.ts";
@@ -120,12 +122,17 @@ export function sysctlOptions(
   return { asymmetric: guests.length > 1 && !antispoof };
 }
 
-/** A connection of the VM's namespace, or `undefined` when that is gone. */
+/**
+ * A connection of the VM's namespace, or `undefined` when that is gone.
+ *
+ * @throws {SyscallError} when it cannot be opened for another reason, of which nothing follows
+ */
 export function openVm(stack: DisposableStack, path: string): NetlinkConnection | undefined {
   let netns;
   try {
     netns = stack.use(openNetns(path));
-  } catch {
+  } catch (error) {
+    if (error instanceof SyscallError && error.errno !== Errno.ENOENT) throw error;
     return undefined;
   }
   return stack.use(withNetns(netns, () => NetlinkConnection.open()));

@@ -1,5 +1,6 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { Host } from "../support/host.ts";
+import { ROOT } from "../support/machine.ts";
 
 const SMALL = JSON.stringify({
   cniVersion: "0.4.0",
@@ -86,6 +87,32 @@ Deno.test("attach-vm: a step that fails leaves nothing of those before it", asyn
       await host.assertRestored(before, {
         except: [/fe80:/, /ff00::/, /serve-dhcp/, /tapkit\/generation/],
       });
+    });
+  }
+});
+
+Deno.test("attach-vm: a namespace that cannot be opened is not taken for one that is gone", async (t) => {
+  const commands: [args: string[], netns: string][] = [
+    [["web"], "tapkit-web"],
+    [["web", "--check"], "tapkit-web"],
+    [["web", "--remove"], "mine"],
+  ];
+  for (const [args, name] of commands) {
+    await t.step(args.join(" "), async () => {
+      await using host = await Host.create();
+      await host.addLan();
+      if (name === "mine") await host.must("ip", ["netns", "add", name]);
+      const given = name === "mine" ? ["--netns", `/run/netns/${name}`] : [];
+      await host.mustTapkit("attach-vm", "web", ...given);
+      const before = await host.snapshot();
+      const fault = ["-o", "/dev/null", "-P", `/run/netns/${name}`, "-e", "trace=openat"];
+      const inject = ["-e", "inject=openat:error=ENFILE", "--", Deno.execPath(), "run", "-A"];
+      const script = [`${ROOT}/scripts/attach-vm.ts`, ...args];
+      const { code, stderr } = await host.run("strace", [...fault, ...inject, ...script]);
+      assertEquals(code, 1, stderr);
+      assertMatch(stderr, /open \/run\/netns\/[a-z-]+: ENFILE: raise the system's limit/);
+      await host.assertRestored(before, { except: [/fe80:/, /ff00::/] });
+      await host.mustTapkit("attach-vm", "web", "--remove");
     });
   }
 });
