@@ -111,7 +111,7 @@ Deno.test("attach-vm: a namespace that cannot be opened is not taken for one tha
       const { code, stderr } = await host.run("strace", [...fault, ...inject, ...script]);
       assertEquals(code, 1, stderr);
       assertMatch(stderr, /open \/run\/netns\/[a-z-]+: ENFILE: raise the system's limit/);
-      await host.assertRestored(before, { except: [/fe80:/, /ff00::/] });
+      await host.assertRestored(before, { except: [/serve-dhcp/, /fe80:/, /ff00::/] });
       await host.mustTapkit("attach-vm", "web", "--remove");
     });
   }
