@@ -201,6 +201,12 @@ class Bench implements AsyncDisposable {
       Deno.execPath(),
       commandOf(this.#scenario),
     );
+    if (stderr.includes("Deno has panicked")) {
+      // It was a write that wakes the runtime's threads, and as good as death.
+      this.missed++;
+      await this.#attached();
+      return await this.#restored();
+    }
     const failed = this.#scenario.args.includes("--") ? 125 : 1;
     assert(code === 0 || code === failed, `exit ${code}: ${stderr}`);
     const { script, args, broken = false } = this.#scenario;

@@ -199,6 +199,8 @@ function reserve(
   undo.push(`address ${ip} of network "${config.network}"`, () => {
     if (!made) return;
     using _lock = lockPool(config);
+    // Taking it away may be what failed.
+    remove(temporary);
     if (isHeldBy(path, holder)) remove(path);
   });
   try {
