@@ -160,15 +160,16 @@ export function restoreAddress(host: HostPaths, firewall: Firewall, record: Addr
 }
 
 /**
- * How a VM is reached whose network says nothing of it: by which link, and whether its answers come
- * back by the host.
+ * How a VM is reached by ports whose network says nothing of it: by which link, and whether its
+ * answers come back by the host. Where another firewall drops what is forwarded, it is let pass.
  */
 export function locateVm(nl: NetlinkConnection, rules: GuestRules, link: VmInterface): GuestRules {
   const [first] = link.addresses;
-  if (first === undefined) return rules;
+  if (rules.link !== "" || rules.relayed || first === undefined) return rules;
   const { gateway } = first;
   if (gateway === undefined || getRoute(nl, gateway)?.type !== "local") {
-    return { ...rules, relayed: true };
+    return { ...rules, forward: true, relayed: true };
   }
-  return { ...rules, link: linkTowards(nl, parseCidr(first.address).address) ?? "" };
+  const towards = linkTowards(nl, parseCidr(first.address).address) ?? "";
+  return { ...rules, forward: true, link: towards };
 }

@@ -267,11 +267,17 @@ async function attachAnew(
 
     const attach = bindToFamilies(ports, addressesOf(interfaces[0]));
     const bound = old === undefined ? attach : allPorts({ ...portOwners(old), attach });
+    const mapped = portsOfFirewall(networks, bound, old);
+    // map-port's, where the network says nothing of how the guest is reached.
+    const locate = mapped.length > 0 && !added[0]?.guest?.link
+      ? (await import("./addresses.ts")).locateVm
+      : undefined;
     const guests = added.map(({ guest }, index): GuestRules => {
       const link = interfaces[index]!;
-      const rules = guest ?? plainRules(`${name}/${link.name}`, link);
+      const plain = guest ?? plainRules(`${name}/${link.name}`, link);
       const ends = { hostNl, vmNl, note: host.note };
-      const own = index === 0 ? portsOfFirewall(networks, bound, old) : [];
+      const own = index === 0 ? mapped : [];
+      const rules = own.length > 0 ? locate?.(hostNl, plain, link) ?? plain : plain;
       return withPolicy({ ...rules, ports: own, ...openPorts(request) }, link, request, ends);
     });
     for (const guest of guests) {

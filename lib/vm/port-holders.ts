@@ -122,7 +122,7 @@ export function vmHolder(host: HostPaths, record: StoredRecord): Holder {
 export function locatedHolder(host: Host, record: StoredRecord): Holder {
   const holder = vmHolder(host, record);
   const [link] = record.interfaces;
-  if (holder.rules.link !== "" || holder.rules.relayed || link === undefined) return holder;
+  if (link === undefined) return holder;
   return { ...holder, rules: locateVm(host.session.nl, holder.rules, link) };
 }
 
