@@ -148,21 +148,26 @@ async function attachAgain(
   const networked = await mendNetworks(host, old, wanted, differences.network);
   if (networked.over) return networked.record;
   const whole = networked.record;
-  const record = differences.wire.length > 0
-    ? rewire(host, whole, wanted)
-    : differences.guards.length > 0 || changesAntispoof(whole, wanted)
-    ? await reguard(host, whole, wanted)
-    : whole;
-  const opening = (old.made.request.openFirewall ?? false) !== (wanted.openFirewall ?? false);
-  const same = hasPorts(record, wanted) && samePolicy(record.made.request, wanted) && !opening &&
-    !record.made.rulesInDoubt;
-  if (differences.firewall.length === 0 && same) {
-    // A process that was killed may have left this for later.
-    const firewall = await host.session.firewall(firewallOf(record.made));
-    for (const guest of record.made.guests) firewall.endStaleFlows(guest);
-    return record;
+  const undo = new UndoStack();
+  try {
+    const record = differences.wire.length > 0
+      ? rewire(host, whole, wanted)
+      : differences.guards.length > 0 || changesAntispoof(whole, wanted)
+      ? reguard(host, whole, wanted, undo)
+      : whole;
+    const opening = (old.made.request.openFirewall ?? false) !== (wanted.openFirewall ?? false);
+    const same = hasPorts(record, wanted) && samePolicy(record.made.request, wanted) && !opening &&
+      !record.made.rulesInDoubt;
+    if (differences.firewall.length === 0 && same) {
+      // A process that was killed may have left this for later.
+      const firewall = await host.session.firewall(firewallOf(record.made));
+      for (const guest of record.made.guests) firewall.endStaleFlows(guest);
+      return record;
+    }
+    return await changeRules(host, record, wanted);
+  } catch (error) {
+    throw await undo.fail(error);
   }
-  return await changeRules(host, record, wanted);
 }
 
 /**

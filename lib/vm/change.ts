@@ -25,7 +25,7 @@ import {
   reservePorts,
 } from "./ports.ts";
 import type { Host } from "./session.ts";
-import { firewallOf, type StoredRecord, writeRecord } from "./state.ts";
+import { firewallOf, readRecord, type StoredRecord, writeRecord } from "./state.ts";
 import type { AttachRequest } from "./types.ts";
 import { addWire, guardedAs, removeWire, setGuards, wireRequest } from "./wires.ts";
 
@@ -53,32 +53,40 @@ export function rewire(host: Host, record: StoredRecord, wanted: AttachRequest):
   return rewired;
 }
 
-/** The guards that the record or the request wants, in place of those there are. */
-export async function reguard(
+/**
+ * The guards that the record or the request wants, in place of those there are.
+ *
+ * @param undo gets what brings the recorded ones back
+ */
+export function reguard(
   host: Host,
   record: StoredRecord,
   wanted: AttachRequest,
-): Promise<StoredRecord> {
-  const undo = new UndoStack();
-  using netns = openNetns(record.netns);
-  using nl = withNetns(netns, () => NetlinkConnection.open());
-  const interfaces = record.interfaces.map((link) => guardedAs(link, wanted));
-  const request = { ...record.made.request, ...antispoofOf(wanted) };
-  const reguarded = { ...record, interfaces, made: { ...record.made, request } };
-  try {
-    undo.push(`record of "${record.vm}"`, () => writeRecord(host, record));
-    writeRecord(host, reguarded);
-    for (const [index, link] of interfaces.entries()) {
-      undo.push(`the guards of "${link.name}"`, () => setGuards(nl, record.interfaces[index]!));
+  undo: UndoStack,
+): StoredRecord {
+  const guard = (links: StoredRecord["interfaces"]) => {
+    using netns = openNetns(record.netns);
+    using nl = withNetns(netns, () => NetlinkConnection.open());
+    for (const link of links) {
       if (setGuards(nl, link)) continue;
       throw new TapkitError(`this kernel cannot guard "${link.name}" any more`, {
         mend: "use a kernel with CONFIG_NET_CLS_BPF",
       });
     }
-    return reguarded;
-  } catch (error) {
-    throw await undo.fail(error);
-  }
+  };
+  const interfaces = record.interfaces.map((link) => guardedAs(link, wanted));
+  const request = { ...record.made.request, ...antispoofOf(wanted) };
+  const reguarded = { ...record, interfaces, made: { ...record.made, request } };
+  undo.push(`record of "${record.vm}"`, () => {
+    // What failed later may have left other parts of it in doubt.
+    const now = readRecord(host, record.vm) ?? record;
+    const made = { ...now.made, request: record.made.request };
+    writeRecord(host, { ...now, interfaces: record.interfaces, made });
+  });
+  writeRecord(host, reguarded);
+  undo.push(`the guards of "${record.vm}"`, () => guard(record.interfaces));
+  guard(interfaces);
+  return reguarded;
 }
 
 function antispoofOf({ antispoof }: AttachRequest): Pick<AttachRequest, "antispoof"> {

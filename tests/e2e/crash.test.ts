@@ -87,7 +87,7 @@ const SCENARIOS: readonly Scenario[] = [
     prepare: `attach-vm ${POLICED.join(" ")}`,
     again: POLICED.concat("--antispoof"),
     keeps: true,
-    stride: 16,
+    stride: 6,
   },
   {
     name: "restore",
@@ -322,7 +322,11 @@ for (const scenario of [...SCENARIOS, ...MAPPED]) {
   });
 }
 
-for (const scenario of [...ALL ? SCENARIOS : SCENARIOS.slice(0, 3), ...MAPPED]) {
+const FAILING = SCENARIOS.filter(({ name }, index) =>
+  ALL || index < 3 || name === "another policy"
+);
+
+for (const scenario of [...FAILING, ...MAPPED]) {
   Deno.test(`failure: ${scenario.name}: an error at any effect undoes the others`, async () => {
     await sweep(scenario, (effect, number) => {
       const errors = ALL ? ERRORS : [ERRORS[number / scenario.stride % ERRORS.length]!];
