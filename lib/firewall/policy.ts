@@ -56,10 +56,11 @@ export class PolicyStore {
   removeOwner(owner: string): boolean {
     return FAMILIES.map((family) => {
       const { table, store } = this.#open(family);
-      const own = store.exists()
-        ? store.readSets(setNames(table)).filter((element) => element.owner === owner)
-        : [];
-      return this.#apply(family, own, [], owner);
+      if (!store.exists()) return false;
+      const elements = store.readSets(setNames(table));
+      // Left by a process that was killed before it could take the table away too.
+      if (elements.length === 0) store.delete();
+      return this.#apply(family, elements.filter((one) => one.owner === owner), [], owner);
     }).includes(true);
   }
 

@@ -4,9 +4,10 @@
  * @module
  */
 
+import { describe } from "../errors.ts";
 import { spawnDetached } from "../exec.ts";
 import { isThere } from "../files.ts";
-import { hostPaths, lockDhcpServer, recordNames } from "./state.ts";
+import { type HostPaths, hostPaths, lockDhcpServer, recordNames } from "./state.ts";
 import type { HostOptions } from "./types.ts";
 
 const UNIT = "tapkit-dhcp.service";
@@ -14,12 +15,24 @@ const UNIT_DIRS = ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/syste
 
 /**
  * Starts the DHCP server unless one runs: the installed systemd unit if there is one, else a
- * transient unit, else a detached process. Does not wait for it.
+ * transient unit, else a detached process. Does not wait for it. What is attached is not undone
+ * where it cannot be started: that is noted.
  *
  * @param command the program and arguments that serve, for the last two
  */
 export function ensureDhcpServer(options: HostOptions, command: readonly string[]): void {
   const host = hostPaths(options);
+  try {
+    startDhcpServer(host, command);
+  } catch (error) {
+    host.note(
+      `warning: guests get no lease, as the DHCP server was not started: ${describe(error)}: ` +
+        "run serve-dhcp when that is mended",
+    );
+  }
+}
+
+function startDhcpServer(host: HostPaths, command: readonly string[]): void {
   if (recordNames(host).length === 0) return;
   {
     using free = lockDhcpServer(host);

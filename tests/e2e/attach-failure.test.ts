@@ -180,3 +180,16 @@ Deno.test("attach-vm: twenty at once, each with an address of its own", async ()
   await Promise.all(names.map((name) => host.mustTapkit("attach-vm", name, "--remove")));
   await host.assertRestored(before);
 });
+
+Deno.test("attach-vm: a DHCP server that cannot be started is warned about, what is attached stays", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  const before = await host.snapshot();
+  await host.sh("mkdir -p /var/lib/tapkit/serve-dhcp.lock");
+  const { json, stderr } = await host.mustTapkit("attach-vm", "web");
+  assertEquals(json[0].vm, "web");
+  assertMatch(stderr, /warning: guests get no lease, .*serve-dhcp\.lock.*: run serve-dhcp/);
+  await host.sh("rmdir /var/lib/tapkit/serve-dhcp.lock");
+  await host.mustTapkit("attach-vm", "web", "--remove");
+  await host.assertRestored(before);
+});

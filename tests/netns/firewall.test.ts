@@ -212,6 +212,21 @@ Deno.test("Firewall: libnftables is needed for policies, and for nothing else", 
   assertEquals(listRuleset(netns), []);
 });
 
+Deno.test("Firewall.removeOwner: takes policies' tables that a killed process left empty", async () => {
+  using netns = newNetns();
+  using firewall = await openFirewall({ netns });
+  const isolated = { ...guest(1, []), mac: "02:00:00:00:00:01", isolatedPort: "veth1" };
+  firewall.add(isolated);
+  const sets = ["ports", "pairs", "macs", "senders", "names", "holders"];
+  runInside(
+    netns,
+    sets.map((set) => `nft flush set bridge tapkit_policy isolated_${set}`).join("; "),
+  );
+  assertMatch(runInside(netns, "nft list tables"), /bridge tapkit_policy/);
+  firewall.removeOwner(isolated.owner);
+  assertEquals(runInside(netns, "nft list tables").includes("tapkit_policy"), false);
+});
+
 Deno.test("ensureSysctls: sets what the rules need, once", () => {
   using netns = newNetns();
   runInside(netns, "ip link add ignite0 type bridge; ip link add uplink type veth peer name far");
