@@ -36,6 +36,11 @@ export class InterruptedError extends TapkitError {
   override readonly name: string = "InterruptedError";
 }
 
+/** What was thrown, as an error. */
+export function asError(thrown: unknown): Error {
+  return thrown instanceof Error ? thrown : new Error(String(thrown));
+}
+
 /** The VMM did not start; its attachment is removed again. */
 export class VmmError extends TapkitError {
   override readonly name: string = "VmmError";

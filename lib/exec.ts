@@ -77,9 +77,33 @@ export interface PipedRun {
   readonly noteSignal?: (signal: number) => void;
 }
 
-/** Signals that end a process in good order, by number. */
-const ENDING = { SIGHUP: 1, SIGINT: 2, SIGTERM: 15 } as const;
-type EndingSignal = keyof typeof ENDING;
+/** The numbers of the signals that a process is sent by others, the same on all of Linux. */
+export const SIGNALS = {
+  SIGHUP: 1,
+  SIGINT: 2,
+  SIGQUIT: 3,
+  SIGUSR1: 10,
+  SIGUSR2: 12,
+  SIGTERM: 15,
+} as const;
+
+/** Calls `act` for each of these signals, which do nothing else until the result is disposed of. */
+export function listenTo<S extends keyof typeof SIGNALS>(
+  signals: readonly S[],
+  act: (signal: S) => void,
+): Disposable {
+  const stack = new DisposableStack();
+  for (const signal of signals) {
+    const listener = () => act(signal);
+    Deno.addSignalListener(signal, listener);
+    stack.defer(() => Deno.removeSignalListener(signal, listener));
+  }
+  return stack;
+}
+
+/** Signals that end a process in good order. */
+const ENDING = ["SIGHUP", "SIGINT", "SIGTERM"] as const;
+type EndingSignal = typeof ENDING[number];
 
 /** What became of such a program. */
 export interface PipedOutcome {
@@ -123,7 +147,12 @@ export async function runPiped(program: string, run: PipedRun): Promise<PipedOut
   };
   using stack = new DisposableStack();
   // Before there is a program that a signal could leave alone.
-  stack.defer(listen(run, kill));
+  if (run.onSignal !== undefined) {
+    stack.use(listenTo(heededSignals(), (signal) => {
+      run.noteSignal?.(SIGNALS[signal]);
+      if (run.onSignal === "kill") kill(signal);
+    }));
+  }
   const child = new Deno.Command(setsid ? SETSID : program, {
     args: [...setsid ? [program] : [], ...run.args ?? []],
     env: { ...run.env },
@@ -149,23 +178,6 @@ export async function runPiped(program: string, run: PipedRun): Promise<PipedOut
   };
 }
 
-/** Listens for the signals that end this process; returns what makes them do so again. */
-function listen(
-  { onSignal, noteSignal }: PipedRun,
-  kill: (why: EndingSignal) => void,
-): () => void {
-  if (onSignal === undefined) return () => {};
-  const listeners = heededSignals().map((signal) => {
-    const listener = () => {
-      noteSignal?.(ENDING[signal]);
-      if (onSignal === "kill") kill(signal);
-    };
-    Deno.addSignalListener(signal, listener);
-    return () => Deno.removeSignalListener(signal, listener);
-  });
-  return () => listeners.forEach((remove) => remove());
-}
-
 let heeded: readonly EndingSignal[] | undefined;
 
 /** All but those that nohup, or the shell of a background job, keeps from this process. */
@@ -173,11 +185,10 @@ function heededSignals(): readonly EndingSignal[] {
   if (heeded !== undefined) return heeded;
   const status = Deno.readTextFileSync("/proc/self/status");
   const ignored = BigInt(`0x${/^SigIgn:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0"}`);
-  const isIgnored = (signal: EndingSignal) => (ignored >> BigInt(ENDING[signal] - 1) & 1n) === 1n;
-  const all = Object.keys(ENDING) as EndingSignal[];
+  const isIgnored = (signal: EndingSignal) => (ignored >> BigInt(SIGNALS[signal] - 1) & 1n) === 1n;
   // Once Deno listens to any signal, it ends at SIGHUP, ignored or not.
-  for (const signal of all.filter(isIgnored)) Deno.addSignalListener(signal, () => {});
-  return heeded = all.filter((signal) => !isIgnored(signal));
+  for (const signal of ENDING.filter(isIgnored)) Deno.addSignalListener(signal, () => {});
+  return heeded = ENDING.filter((signal) => !isIgnored(signal));
 }
 
 /** A program need not read its input. */

@@ -7,7 +7,7 @@
  * @module
  */
 
-import { describe, TapkitError } from "../errors.ts";
+import { asError, describe, TapkitError } from "../errors.ts";
 import { parseCidr } from "../inet/ip.ts";
 import { listAddresses } from "../netlink/address.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
@@ -150,7 +150,7 @@ export async function gcNetwork(
     try {
       await callPlugin({ verb: "GC", type: conf.type, config, host });
     } catch (error) {
-      failures.push(error instanceof Error ? error : new Error(String(error)));
+      failures.push(asError(error));
     }
   }
   return failures;

@@ -7,8 +7,7 @@
 
 import { chainHasRules } from "../firewall/survey.ts";
 import { parseCidr } from "../inet/ip.ts";
-import { NetlinkConnection } from "../netlink/connection.ts";
-import { NETLINK } from "../netlink/message.ts";
+import { openNetfilter } from "../netlink/conntrack.ts";
 import { currentNetns } from "../sys/netns.ts";
 import type { NetworkAttachment } from "./plan.ts";
 
@@ -40,7 +39,7 @@ export async function findMasquerade(
 ): Promise<(typeof FAMILIES[number])[]> {
   if (!attachment.plugins.some(({ config }) => config.ipMasq === true)) return [];
   const chain = await chainName(attachment);
-  using nl = NetlinkConnection.open(NETLINK.NETFILTER);
+  using nl = openNetfilter();
   return FAMILIES.filter((family) => chainHasRules(nl, { family, name: "nat" }, chain));
 }
 

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { asError } from "../errors.ts";
 import { removeRemains as removeRules } from "../firewall/remains.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { deleteLink, getLink } from "../netlink/link.ts";
@@ -27,7 +28,7 @@ export async function removeRemains(
     try {
       action();
     } catch (error) {
-      failures.push(error instanceof Error ? error : new Error(String(error)));
+      failures.push(asError(error));
     }
   };
   for (const { name, mac, sandbox = "" } of result?.interfaces ?? []) {

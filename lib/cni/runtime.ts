@@ -8,7 +8,7 @@
  * @module
  */
 
-import { TapkitError } from "../errors.ts";
+import { asError, TapkitError } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import { parseCidr } from "../inet/ip.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
@@ -163,7 +163,7 @@ export async function delNetwork(
         requirePlugin(plugin.type).del(contextOf(attachment, environment, plugin.config));
       }
     } catch (error) {
-      failures.push(error instanceof Error ? error : new Error(String(error)));
+      failures.push(asError(error));
     }
   }
   if ((remains || failures.length > 0) && hasExecuted(attachment)) {

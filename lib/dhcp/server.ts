@@ -4,7 +4,7 @@
  * @module
  */
 
-import { describe, SyscallError } from "../errors.ts";
+import { asError, describe, SyscallError } from "../errors.ts";
 import { parseMac } from "../inet/mac.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { requireLink } from "../netlink/link.ts";
@@ -137,7 +137,7 @@ export class DhcpServer implements Disposable {
       this.#errors.delete(tap.key);
     } catch (thrown) {
       if (station !== undefined) this.#close(station);
-      const error = thrown instanceof Error ? thrown : new Error(String(thrown));
+      const error = asError(thrown);
       const told = this.#errors.get(tap.key)?.message === error.message;
       this.#errors.set(tap.key, error);
       if (!told) this.#note(`warning: no DHCP for ${tap.key}: ${describe(error)}`);

@@ -8,15 +8,20 @@
  * @module
  */
 
-import { nfgenmsg, NFGENMSG_LEN, NFNL_SUBSYS, nfnlType } from "../netlink/conntrack.ts";
-import { type BatchedRequest, NetlinkConnection } from "../netlink/connection.ts";
+import {
+  nfgenmsg,
+  NFGENMSG_LEN,
+  NFNL_SUBSYS,
+  nfnlType,
+  openNetfilter,
+} from "../netlink/conntrack.ts";
+import type { BatchedRequest, NetlinkConnection } from "../netlink/connection.ts";
 import { NetlinkError } from "../netlink/errors.ts";
-import { NETLINK } from "../netlink/message.ts";
 import { Decoder } from "../netlink/wire.ts";
 import { currentNetns } from "../sys/netns.ts";
 import { commit } from "./kernel.ts";
 import { NFT_MSG, NFTA_CHAIN, NFTA_RULE } from "./nf-tables.ts";
-import { legacyTables, tolerateAbsence } from "./survey.ts";
+import { legacyTables, listObjects, tolerateAbsence } from "./survey.ts";
 import { Xtables } from "./xtables.ts";
 
 const ATTEMPTS = 3;
@@ -33,7 +38,7 @@ const MIN_ID = 32;
  */
 export function removeRemains(id: string, own: readonly string[] = []): void {
   if (id.length < MIN_ID) return;
-  using nl = NetlinkConnection.open(NETLINK.NETFILTER);
+  using nl = openNetfilter();
   removeFromNft(nl, id, own);
   const families = new Set(legacyTables().map(({ family }) => family === "ip6" ? 6 : 4));
   if (families.size === 0) return;
@@ -108,43 +113,32 @@ function chainPayload({ family, table, chain }: NftChain): Uint8Array<ArrayBuffe
 
 function listOwnChains(nl: NetlinkConnection, own: readonly string[]): NftChain[] {
   if (own.length === 0) return [];
-  const messages = tolerateAbsence(() =>
-    nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETCHAIN), nfgenmsg(0).finish(), {
-      op: "NFT_MSG_GETCHAIN",
-      action: "list",
-      object: "nftables chains",
-    })
+  const chains = tolerateAbsence(() =>
+    listObjects(nl, "GETCHAIN", "nftables chains", (family, attribute) => ({
+      family,
+      table: attribute(NFTA_CHAIN.TABLE)?.asString() ?? "",
+      chain: attribute(NFTA_CHAIN.NAME)?.asString() ?? "",
+    }))
   );
-  return (messages ?? []).map(({ payload }) => {
-    const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
-    const get = (wanted: number) => attributes.find(({ type }) => type === wanted)?.value;
-    const table = get(NFTA_CHAIN.TABLE)?.asString() ?? "";
-    return { family: payload[0]!, table, chain: get(NFTA_CHAIN.NAME)?.asString() ?? "" };
-  }).filter(({ chain }) => own.includes(chain));
+  return (chains ?? []).filter(({ chain }) => own.includes(chain));
 }
 
 function listRules(nl: NetlinkConnection, id: string, own: readonly string[]): NftRule[] {
-  const messages = tolerateAbsence(() =>
-    nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETRULE), nfgenmsg(0).finish(), {
-      op: "NFT_MSG_GETRULE",
-      action: "list",
-      object: "nftables rules",
+  const decoder = new TextDecoder("latin1");
+  const rules = tolerateAbsence(() =>
+    listObjects(nl, "GETRULE", "nftables rules", (family, attribute, payload) => {
+      const chain = attribute(NFTA_RULE.CHAIN)?.asString() ?? "";
+      return {
+        family,
+        table: attribute(NFTA_RULE.TABLE)?.asString() ?? "",
+        chain,
+        handle: attribute(NFTA_RULE.HANDLE)?.asBytes() ?? new Uint8Array(8),
+        // nft has a comment in the rule's user data, iptables in a match.
+        named: own.includes(chain) || decoder.decode(payload).includes(id),
+      };
     })
   );
-  const decoder = new TextDecoder("latin1");
-  return (messages ?? []).map(({ payload }) => {
-    const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
-    const get = (wanted: number) => attributes.find(({ type }) => type === wanted)?.value;
-    const chain = get(NFTA_RULE.CHAIN)?.asString() ?? "";
-    return {
-      family: payload[0]!,
-      table: get(NFTA_RULE.TABLE)?.asString() ?? "",
-      chain,
-      handle: get(NFTA_RULE.HANDLE)?.asBytes() ?? new Uint8Array(8),
-      // nft has a comment in the rule's user data, iptables in a match.
-      named: own.includes(chain) || decoder.decode(payload).includes(id),
-    };
-  });
+  return rules ?? [];
 }
 
 /** Deletes an empty chain, unless it is one that the kernel calls, or something jumps to it. */

@@ -19,6 +19,11 @@ function familyName(number: number): string | undefined {
   return Object.entries(NFPROTO).find(([, value]) => value === number)?.[0];
 }
 
+/** Families without a name here go by their number. */
+function familyNumber(family: string): number {
+  return NFPROTO[family as keyof typeof NFPROTO] ?? Number(family);
+}
+
 /**
  * All tables of all families.
  *
@@ -27,18 +32,40 @@ function familyName(number: number): string | undefined {
  * @returns undefined where the kernel has no nf_tables
  */
 export function listTables(nl: NetlinkConnection): NftTable[] | undefined {
-  const messages = tolerateAbsence(() =>
-    nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETTABLE), nfgenmsg(0).finish(), {
-      op: "NFT_MSG_GETTABLE",
-      action: "list",
-      object: "nftables tables",
-    })
+  return tolerateAbsence(() =>
+    listObjects(nl, "GETTABLE", "nftables tables", (family, attribute) => ({
+      family: familyName(family) ?? `${family}`,
+      name: attribute(NFTA_TABLE.NAME)?.asString() ?? "",
+    }))
   );
-  return messages?.map(({ payload }) => {
-    const family = payload[0]!;
+}
+
+/** What is asked for of a message about an object of nf_tables; undefined where it has none. */
+type Attributes = (type: number) => Decoder | undefined;
+
+/**
+ * All objects of a kind, of all families.
+ *
+ * @param object what the error calls them
+ */
+export function listObjects<T>(
+  nl: NetlinkConnection,
+  get: "GETTABLE" | "GETCHAIN" | "GETRULE",
+  object: string,
+  read: (family: number, attribute: Attributes, payload: Uint8Array) => T,
+): T[] {
+  const messages = nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG[get]), nfgenmsg(0).finish(), {
+    op: `NFT_MSG_${get}`,
+    action: "list",
+    object,
+  });
+  return messages.map(({ payload }) => {
     const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
-    const name = attributes.find(({ type }) => type === NFTA_TABLE.NAME)?.value.asString() ?? "";
-    return { family: familyName(family) ?? `${family}`, name };
+    return read(
+      payload[0]!,
+      (wanted) => attributes.find(({ type }) => type === wanted)?.value,
+      payload,
+    );
   });
 }
 
@@ -46,32 +73,24 @@ export function listTables(nl: NetlinkConnection): NftTable[] | undefined {
 export function listForwardChains(
   nl: NetlinkConnection,
 ): (ForwardChain & { readonly drops: boolean })[] {
-  const messages = nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETCHAIN), nfgenmsg(0).finish(), {
-    op: "NFT_MSG_GETCHAIN",
-    action: "list",
-    object: "nftables chains",
+  const chains = listObjects(nl, "GETCHAIN", "nftables chains", (family, attribute) => {
+    const hook = attribute(NFTA_CHAIN.HOOK)?.attributes()
+      .find(({ type }) => type === NFTA_HOOK.HOOKNUM)?.value.asU32be();
+    return {
+      family: familyName(family) ?? "",
+      table: attribute(NFTA_CHAIN.TABLE)?.asString() ?? "",
+      chain: attribute(NFTA_CHAIN.NAME)?.asString() ?? "",
+      forwards: hook === NF.INET_FORWARD && attribute(NFTA_CHAIN.TYPE)?.asString() === "filter",
+      drops: attribute(NFTA_CHAIN.POLICY)?.asU32be() === NF.DROP,
+    };
   });
-  return messages.flatMap(({ payload }) => {
-    const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
-    const get = (wanted: number) => attributes.find(({ type }) => type === wanted)?.value;
-    const family = familyName(payload[0]!) ?? "";
-    const hook = get(NFTA_CHAIN.HOOK)?.attributes().find(({ type }) => type === NFTA_HOOK.HOOKNUM);
-    if (!["inet", "ip", "ip6"].includes(family) || hook === undefined) return [];
-    if (hook.value.asU32be() !== NF.INET_FORWARD) return [];
-    if (get(NFTA_CHAIN.TYPE)?.asString() !== "filter") return [];
-    return [{
-      family,
-      table: get(NFTA_CHAIN.TABLE)?.asString() ?? "",
-      chain: get(NFTA_CHAIN.NAME)?.asString() ?? "",
-      drops: get(NFTA_CHAIN.POLICY)?.asU32be() === NF.DROP,
-    }];
-  });
+  return chains.filter(({ family, forwards }) => forwards && ["inet", "ip", "ip6"].includes(family))
+    .map(({ forwards: _, ...chain }) => chain);
 }
 
 /** Whether a chain is there. */
 export function chainExists(nl: NetlinkConnection, { family, name }: NftTable, chain: string) {
-  const number = NFPROTO[family as keyof typeof NFPROTO] ?? Number(family);
-  const payload = nfgenmsg(number).attrString(NFTA_CHAIN.TABLE, name)
+  const payload = nfgenmsg(familyNumber(family)).attrString(NFTA_CHAIN.TABLE, name)
     .attrString(NFTA_CHAIN.NAME, chain).finish();
   const found = tolerateAbsence(() =>
     nl.query(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETCHAIN), payload, {
@@ -89,8 +108,7 @@ export function chainHasRules(
   { family, name }: NftTable,
   chain: string,
 ): boolean {
-  const number = NFPROTO[family as keyof typeof NFPROTO] ?? Number(family);
-  const payload = nfgenmsg(number).attrString(NFTA_RULE.TABLE, name)
+  const payload = nfgenmsg(familyNumber(family)).attrString(NFTA_RULE.TABLE, name)
     .attrString(NFTA_RULE.CHAIN, chain).finish();
   const rules = tolerateAbsence(() =>
     nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETRULE), payload, {

@@ -10,14 +10,14 @@ import { declares, type NetworkAttachment, planNetwork } from "../cni/plan.ts";
 import { assertNoOverlap } from "../cni/subnets.ts";
 import type { IpConfig, NetworkConfigList, Result } from "../cni/types.ts";
 import { InputError, TapkitError } from "../errors.ts";
-import { addressOf, parseCidr } from "../inet/ip.ts";
+import { addressOf } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { expandPorts, type PortMapping } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { requireLink } from "../netlink/link.ts";
 import { parseRate } from "./request.ts";
 import type { HostPaths } from "./state.ts";
-import type { AttachRequest, VmAddress, VmInterface } from "./types.ts";
+import type { AttachRequest, VmInterface } from "./types.ts";
 import { movesIdentity, type UnwiredInterface } from "./wires.ts";
 
 /**
@@ -173,10 +173,10 @@ export function assertAsAsked(
   before: VmInterface | undefined,
   note: (text: string) => void,
 ): void {
-  const addresses = link.addresses.map(bare);
+  const addresses = link.addresses.map(({ address }) => addressOf(address));
   const now = addresses.join(", ") || "none";
   if (before !== undefined) {
-    const had = before.addresses.map(bare);
+    const had = before.addresses.map(({ address }) => addressOf(address));
     if (had.some((address) => !addresses.includes(address))) {
       note(`warning: "${link.name}" had the address ${had.join(", ")}, now it has ${now}`);
     }
@@ -197,10 +197,6 @@ export function assertAsAsked(
         "--mac out",
     });
   }
-}
-
-function bare({ address }: VmAddress): string {
-  return parseCidr(address).address;
 }
 
 /** @param name of the network that was the first when the VM was attached before */

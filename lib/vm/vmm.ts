@@ -5,7 +5,7 @@
  */
 
 import { describe, VmmError } from "../errors.ts";
-import { spawnInherited } from "../exec.ts";
+import { listenTo, SIGNALS, spawnInherited } from "../exec.ts";
 import { closeFd, libc, O_RDONLY, openFd } from "../sys/libc.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
 import { attachVm } from "./attach.ts";
@@ -16,16 +16,9 @@ import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
 /** Exit codes as `docker run` has them. */
 const EXIT = { FAILED: 125, NOT_EXECUTABLE: 126, NOT_FOUND: 127, SIGNALLED: 128 } as const;
 
-/** Signals passed on to the VMM, by number. */
-const SIGNALS = {
-  SIGHUP: 1,
-  SIGINT: 2,
-  SIGQUIT: 3,
-  SIGUSR1: 10,
-  SIGUSR2: 12,
-  SIGTERM: 15,
-} as const;
+/** Signals passed on to the VMM. */
 type PassedSignal = keyof typeof SIGNALS;
+const PASSED = Object.keys(SIGNALS) as PassedSignal[];
 /** Those that a terminal sends to the VMM itself, as it is in the same process group. */
 const TERMINAL_SIGNALS: readonly string[] = ["SIGINT", "SIGQUIT"];
 
@@ -53,27 +46,22 @@ export async function runVmm(
   // A signal that comes before the VMM runs keeps it from being started; nothing is left half made.
   let early: PassedSignal | undefined;
   let child: Deno.ChildProcess | undefined;
-  const listeners = (Object.keys(SIGNALS) as PassedSignal[]).map((signal) => {
-    const listener = () => child === undefined ? early = signal : passOn(child, signal);
-    Deno.addSignalListener(signal, listener);
-    return () => Deno.removeSignalListener(signal, listener);
+  using _signals = listenTo(PASSED, (signal) => {
+    if (child === undefined) early = signal;
+    else passOn(child, signal);
+  });
+  const record = await attachVm(request, options).catch((error) => {
+    throw new VmmError(describe(error), EXIT.FAILED, { cause: error });
   });
   try {
-    const record = await attachVm(request, options).catch((error) => {
-      throw new VmmError(describe(error), EXIT.FAILED, { cause: error });
-    });
-    try {
-      options.onAttached?.(record);
-      writeRecordFile(record, options.recordFile);
-      if (early !== undefined) return EXIT.SIGNALLED + SIGNALS[early];
-      child = start(record, argv);
-      return (await child.status).code;
-    } finally {
-      // The signals are the VMM's, and so is the exit code.
-      await removeVm(request.name, { ...options, noteSignal: () => {} });
-    }
+    options.onAttached?.(record);
+    writeRecordFile(record, options.recordFile);
+    if (early !== undefined) return EXIT.SIGNALLED + SIGNALS[early];
+    child = start(record, argv);
+    return (await child.status).code;
   } finally {
-    for (const remove of listeners) remove();
+    // The signals are the VMM's, and so is the exit code.
+    await removeVm(request.name, { ...options, noteSignal: () => {} });
   }
 }
 

@@ -5,7 +5,7 @@
  */
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { REFERENCE_DIR, requireReference, SHARED } from "../support/cni-reference.ts";
+import { requireReference, runOnMachine, SHARED } from "../support/cni-reference.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import type { Machine } from "../support/machine.ts";
@@ -208,17 +208,8 @@ Deno.test("attach-vm: restored, removed and collected beside others' attachments
   // A container, as another runtime with libcni's own cache makes it.
   const foreign = { ...plugin, name: "net", cniVersion: "0.4.0" };
   await host.must("ip", ["netns", "add", "pod"]);
-  const result = await host.must(`${REFERENCE_DIR}/bridge`, [], {
-    stdin: JSON.stringify(foreign),
-    env: {
-      CNI_COMMAND: "ADD",
-      CNI_CONTAINERID: "pod",
-      CNI_NETNS: "/run/netns/pod",
-      CNI_IFNAME: "eth0",
-      CNI_PATH: REFERENCE_DIR,
-    },
-  });
-  const podAddress = JSON.parse(result).ips[0].address.split("/")[0];
+  const result = await runOnMachine(host, "ADD", { id: "pod", netns: "/run/netns/pod" }, foreign);
+  const podAddress = result.ips[0].address.split("/")[0];
   await host.writeFile("/var/lib/cni/results/net-pod-eth0", "{}");
   const podIsThere = async () => {
     assertEquals(

@@ -8,7 +8,7 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { LIST_IPTABLES } from "../support/coexist.ts";
-import { REFERENCE_DIR, requireReference } from "../support/cni-reference.ts";
+import { requireReference, runOnMachine } from "../support/cni-reference.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { ROOT } from "../support/machine.ts";
@@ -63,17 +63,8 @@ async function hostWithPod({ plugins }: Chain, variant = "nft"): Promise<Host> {
     const runtimeConfig = {
       portMappings: [{ hostPort: 9090, containerPort: 90, protocol: "tcp" }],
     };
-    const printed = await host.must(`${REFERENCE_DIR}/${plugin.type}`, [], {
-      stdin: JSON.stringify({ ...plugin, ...list, plugins: undefined, runtimeConfig, prevResult }),
-      env: {
-        CNI_COMMAND: "ADD",
-        CNI_CONTAINERID: "pod",
-        CNI_NETNS: "/run/netns/pod",
-        CNI_IFNAME: "eth0",
-        CNI_PATH: REFERENCE_DIR,
-      },
-    });
-    prevResult = JSON.parse(printed);
+    const config = { ...plugin, ...list, plugins: undefined, runtimeConfig, prevResult };
+    prevResult = await runOnMachine(host, "ADD", { id: "pod", netns: "/run/netns/pod" }, config);
   }
   return host;
 }

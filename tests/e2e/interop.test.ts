@@ -5,7 +5,7 @@
  */
 
 import { assertEquals } from "@std/assert";
-import { REFERENCE_DIR, requireReference } from "../support/cni-reference.ts";
+import { requireReference, runOnMachine } from "../support/cni-reference.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 
@@ -14,26 +14,6 @@ const POOL = "/var/lib/cni/networks/ignite-cni-bridge";
 
 // deno-lint-ignore no-explicit-any -- CNI's own shapes.
 type Json = any;
-
-/** Runs one reference plugin by the specification; returns its result. */
-async function runPlugin(
-  host: Host,
-  command: "ADD" | "DEL" | "CHECK",
-  attachment: { id: string; netns: string },
-  config: Json,
-): Promise<Json> {
-  const stdout = await host.must(`${REFERENCE_DIR}/${config.type}`, [], {
-    stdin: JSON.stringify(config),
-    env: {
-      CNI_COMMAND: command,
-      CNI_CONTAINERID: attachment.id,
-      CNI_NETNS: attachment.netns,
-      CNI_IFNAME: "eth0",
-      CNI_PATH: REFERENCE_DIR,
-    },
-  });
-  return stdout.trim() === "" ? undefined : JSON.parse(stdout);
-}
 
 /** A container: a namespace on the default network, by the whole chain of reference plugins. */
 class Container {
@@ -55,7 +35,7 @@ class Container {
     await host.must("ip", ["-n", name, "link", "set", "lo", "up"]);
     for (const plugin of container.#plugins) {
       const prevResult = container.#result === undefined ? {} : { prevResult: container.#result };
-      container.#result = await runPlugin(host, "ADD", container.#self, {
+      container.#result = await runOnMachine(host, "ADD", container.#self, {
         ...plugin,
         ...prevResult,
       });
@@ -74,7 +54,7 @@ class Container {
   async remove(): Promise<void> {
     for (const plugin of this.#plugins.toReversed()) {
       const config = { ...plugin, prevResult: this.#result };
-      await runPlugin(this.#host, "DEL", this.#self, config);
+      await runOnMachine(this.#host, "DEL", this.#self, config);
     }
     await this.#host.must("ip", ["netns", "delete", this.name]);
   }
@@ -167,6 +147,6 @@ Deno.test("interop: the reference bridge's CHECK passes on a VM's interface", as
   const [{ plugins, result }] = made.networks;
   const config = { ...plugins[0].config, prevResult: result };
   const attachment = { id: record.id, netns: record.netns };
-  assertEquals(await runPlugin(host, "CHECK", attachment, config), undefined);
+  assertEquals(await runOnMachine(host, "CHECK", attachment, config), undefined);
   await host.mustTapkit("attach-vm", "web", "--remove");
 });

@@ -1,7 +1,7 @@
 /** Isolated guests, with real packets: what reaches them and whom they reach. */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { REFERENCE_DIR, requireReference } from "../support/cni-reference.ts";
+import { requireReference, runOnMachine } from "../support/cni-reference.ts";
 import { DUAL_BRIDGE, GATEWAY, GATEWAY6, PUBLISHING_NETWORK } from "../support/dual-network.ts";
 import { arp, bytes, ethernet, ipv4, udp } from "../support/frames.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
@@ -41,19 +41,11 @@ async function startGuest(host: Host, record: Json): Promise<Party & { machine: 
 async function startContainer(host: Host): Promise<Party & { stop(): Promise<void> }> {
   await host.must("ip", ["netns", "add", "box"]);
   const { cniVersion, name } = PUBLISHING_NETWORK;
-  const run = (command: string) =>
-    host.must(`${REFERENCE_DIR}/bridge`, [], {
-      // The ruleset is flushed on the way, which it would not bear.
-      stdin: JSON.stringify({ cniVersion, name, ...DUAL_BRIDGE, ipMasq: false }),
-      env: {
-        CNI_COMMAND: command,
-        CNI_CONTAINERID: "box",
-        CNI_NETNS: "/run/netns/box",
-        CNI_IFNAME: "eth0",
-        CNI_PATH: REFERENCE_DIR,
-      },
-    });
-  const [ip, ip6] = JSON.parse(await run("ADD")).ips
+  // The ruleset is flushed on the way, which masquerading would not bear.
+  const config = { cniVersion, name, ...DUAL_BRIDGE, ipMasq: false };
+  const run = (command: "ADD" | "DEL") =>
+    runOnMachine(host, command, { id: "box", netns: "/run/netns/box" }, config);
+  const [ip, ip6] = (await run("ADD")).ips
     .map(({ address }: { address: string }) => address.split("/")[0]);
   const args = ["httpd", "-f", "-p", "80", "-h", "/etc/cni/net.d"];
   const server = host.spawn("busybox", args, { netns: "box" });

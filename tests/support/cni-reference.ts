@@ -7,6 +7,7 @@
 
 import { NetlinkConnection } from "../../lib/netlink/connection.ts";
 import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
+import type { Machine } from "./machine.ts";
 
 /** Where the package puts them. */
 export const REFERENCE_DIR = "/usr/lib/cni";
@@ -83,6 +84,28 @@ export async function runReference(
   const text = new TextDecoder().decode(stdout);
   if (!success) throw new Error(`${type} ${call.command}: ${text}`);
   return text.trim() === "" ? undefined : JSON.parse(text);
+}
+
+/** Runs a plugin in a machine by the specification; returns its result. */
+export async function runOnMachine(
+  machine: Machine,
+  command: ReferenceCall["command"],
+  container: { readonly id: string; readonly netns: string },
+  // deno-lint-ignore no-explicit-any -- CNI's own shapes, here and below.
+  config: any,
+  // deno-lint-ignore no-explicit-any
+): Promise<any> {
+  const stdout = await machine.must(`${REFERENCE_DIR}/${config.type}`, [], {
+    stdin: JSON.stringify(config),
+    env: {
+      CNI_COMMAND: command,
+      CNI_CONTAINERID: container.id,
+      CNI_NETNS: container.netns,
+      CNI_IFNAME: "eth0",
+      CNI_PATH: REFERENCE_DIR,
+    },
+  });
+  return stdout.trim() === "" ? undefined : JSON.parse(stdout);
 }
 
 /** A throwaway host: a namespace, its netlink connection, and a directory for pools. */
