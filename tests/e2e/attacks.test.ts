@@ -1,0 +1,163 @@
+/**
+ * Attacks on guests, hosts and LANs: each is a row of a table, tried in several states of the host.
+ * A row says who sends what, where it must not arrive, and what does arrive the same way.
+ */
+
+import { assertEquals } from "@std/assert";
+import { ipToBytes } from "../../lib/inet/ip.ts";
+import { Scene, type SceneOptions, type State, STATES } from "../support/attack-scene.ts";
+import { type Attack, type Parties, reaches, tryAttacks } from "../support/attacks.ts";
+import { GATEWAY } from "../support/dual-network.ts";
+import { arp, bytes, ethernet, extension, icmpv6, ipv4, ipv6, udp } from "../support/frames.ts";
+
+const [IP, IPV6, ARP] = [0x0800, 0x86dd, 0x0806];
+const [UDP, ICMPV6, HOP_BY_HOP, FRAGMENT, DESTINATION] = [17, 58, 0, 44, 60];
+const [ROUTER_ADVERT, NEIGHBOUR_ADVERT, REDIRECT] = [134, 136, 137];
+const ALL = "ff:ff:ff:ff:ff:ff";
+const NOBODY_MAC = "02:00:00:00:00:99";
+const [NOBODY, NOBODY6, ALL6] = ["10.5.0.77", "fd00:5::77", "ff02::1"];
+
+const ATTACHED: readonly State[] = ["as attached"];
+
+const DATAGRAM = udp({ source: 5000, destination: 5001 }, 40);
+const frame4 = (from: string, source: string, to = ALL, destination = NOBODY) =>
+  bytes(ethernet(IP, { from, to }), ipv4(DATAGRAM, { source, destination }));
+const frame6 = (from: string, source: string, payload = DATAGRAM, next = UDP) =>
+  bytes(ethernet(IPV6, { from, to: ALL }), ipv6(payload, next, source, ALL6));
+const frameArp = (from: string, packet: Parameters<typeof arp>[0], to = ALL) =>
+  bytes(ethernet(ARP, { from, to }), arp({ senderMac: from, ...packet }));
+const message = (type: number, target = "::") => icmpv6(type, ipToBytes(target));
+
+/** What a guest may say. */
+const honest4 = {
+  frames: (party: Parties) => [frame4(party("mal").mac, party("mal").ip)],
+};
+const honest6 = {
+  frames: (party: Parties) => [frame6(party("mal").mac, party("mal").ip6)],
+};
+
+/** A guest in the name of another, by every protocol that has names. */
+const FORGERIES: readonly Attack[] = [
+  {
+    name: "another's MAC",
+    from: "mal",
+    to: "web",
+    frames: (party) => [frame4(NOBODY_MAC, party("mal").ip), frame6(NOBODY_MAC, party("mal").ip6)],
+    control: honest4,
+  },
+  {
+    name: "another's IPv4 address",
+    from: "mal",
+    to: "web",
+    frames: (party) =>
+      [GATEWAY, party("web").ip, party("box").ip, NOBODY, "0.0.0.0"]
+        .map((source) => frame4(party("mal").mac, source)),
+    control: honest4,
+  },
+  {
+    name: "another's IPv6 address",
+    from: "mal",
+    to: "web",
+    frames: (party) =>
+      [party("host").ip6, party("web").ip6, NOBODY6]
+        .map((source) => frame6(party("mal").mac, source)),
+    control: honest6,
+  },
+  {
+    name: "ARP in another's name",
+    from: "mal",
+    to: "web",
+    frames: (party) => {
+      const { mac, ip } = party("mal");
+      return [1, 2].flatMap((operation) => [
+        frameArp(mac, { senderIp: GATEWAY, operation }),
+        frameArp(mac, { senderIp: party("web").ip, operation }),
+        frameArp(mac, { senderMac: NOBODY_MAC, senderIp: ip, operation }),
+      ]);
+    },
+    control: {
+      frames: (party) =>
+        [party("mal").ip, "0.0.0.0"].map((senderIp) => frameArp(party("mal").mac, { senderIp })),
+    },
+  },
+  {
+    name: "router advertisements and redirects, behind headers and in fragments",
+    from: "mal",
+    to: "web",
+    frames: (party) => {
+      const { mac, local } = party("mal");
+      return [ROUTER_ADVERT, REDIRECT].flatMap((type) => [
+        frame6(mac, local, message(type), ICMPV6),
+        frame6(mac, local, extension(ICMPV6, message(type)), DESTINATION),
+        frame6(mac, local, extension(ICMPV6, message(type)), HOP_BY_HOP),
+        frame6(mac, local, bytes([ICMPV6, 0, 0, 0, 0, 0, 0, 1], message(type)), FRAGMENT),
+      ]);
+    },
+    control: honest6,
+  },
+  {
+    name: "a neighbour advertisement for another",
+    from: "mal",
+    to: "web",
+    frames: (party) =>
+      [party("host").ip6, party("web").ip6].map((target) =>
+        frame6(party("mal").mac, party("mal").local, message(NEIGHBOUR_ADVERT, target), ICMPV6)
+      ),
+    control: {
+      frames: (party) => {
+        const { mac, ip6, local } = party("mal");
+        return [frame6(mac, local, message(NEIGHBOUR_ADVERT, ip6), ICMPV6)];
+      },
+    },
+  },
+];
+
+/** Past the isolation of a guest. */
+const ISOLATION: readonly Attack[] = [
+  ...(["web", "box"] as const).flatMap((neighbour): Attack[] => [
+    {
+      name: `alone to ${neighbour}, over the bridge`,
+      from: "alone",
+      to: neighbour,
+      states: ATTACHED,
+      frames: (party) => {
+        const { mac, ip } = party("alone");
+        return [frame4(mac, ip, party(neighbour).mac, party(neighbour).ip), frame4(mac, ip)];
+      },
+      control: {
+        from: "mal",
+        frames: (party) => {
+          const { mac, ip } = party("mal");
+          return [frame4(mac, ip, party(neighbour).mac, party(neighbour).ip)];
+        },
+      },
+    },
+    {
+      name: `${neighbour} to alone, connecting`,
+      from: neighbour,
+      states: ATTACHED,
+      attempt: (scene) => reaches(scene, neighbour, `http://${scene.party("alone").ip}/`),
+      control: (scene) => reaches(scene, "host", `http://${scene.party("alone").ip}/`),
+    },
+  ]),
+];
+
+const ATTACKS = [...FORGERIES, ...ISOLATION];
+
+const SCENES: readonly SceneOptions[] = [
+  { mode: "tc-redirect", firewall: "nftables", bridgeNetfilter: false },
+  { mode: "dhcp-bridge", firewall: "iptables", bridgeNetfilter: true },
+];
+
+for (const options of SCENES) {
+  const { mode, firewall } = options;
+  Deno.test(`attach-vm: attacks (${mode}, ${firewall})`, async (t) => {
+    await using scene = await Scene.create(options);
+    for (const state of Object.keys(STATES) as State[]) {
+      await t.step(state, async () => {
+        assertEquals(await tryAttacks(scene, ATTACKS, state), []);
+        await scene.mend();
+      });
+    }
+  });
+}
