@@ -6,15 +6,22 @@
 
 import { TapkitError } from "./errors.ts";
 import { isFile } from "./files.ts";
-import { spawnSession } from "./sys/spawn.ts";
+import { keepDescriptors, spawnSession } from "./sys/spawn.ts";
+
+/** What a program that outlives this one is to know: where things are, and none of the caller's secrets. */
+const LASTING =
+  /^(PATH|HOME|LANG|LC_ALL|TZ|TMPDIR|XDG_CACHE_HOME|DENO_DIR|DENO_V8_FLAGS|NO_COLOR|NETCONFPATH|CNI_PATH|TAPKIT_.*)$/;
 
 /**
- * Starts a program that outlives this one: in a session of its own, with no descriptor of ours.
+ * Starts a program that outlives this one: in a session of its own, with no descriptor of ours,
+ * and little of our environment.
  *
- * Equivalent to: `setsid PROGRAM ARG… </dev/null >/dev/null 2>&1 &`
+ * Equivalent to: `setsid env -i PATH="$PATH" … PROGRAM ARG… </dev/null >/dev/null 2>&1 &`
  */
 export function spawnDetached(program: string, args: readonly string[]): void {
-  spawnSession(program, args);
+  keepDescriptors();
+  const env = Object.entries(Deno.env.toObject()).filter(([name]) => LASTING.test(name));
+  spawnSession(program, args, Object.fromEntries(env));
 }
 
 /**
@@ -25,6 +32,7 @@ export function spawnDetached(program: string, args: readonly string[]): void {
  * @throws {Deno.errors.PermissionDenied} when it cannot be executed
  */
 export function spawnInherited(program: string, args: readonly string[]): Deno.ChildProcess {
+  keepDescriptors();
   return new Deno.Command(program, {
     args: [...args],
     stdin: "inherit",
@@ -39,6 +47,7 @@ export function spawnInherited(program: string, args: readonly string[]): Deno.C
  * @throws {TapkitError} when it is missing or fails, with the last line of its standard error
  */
 export function runSync(program: string, args: readonly string[]): string {
+  keepDescriptors();
   let output: Deno.CommandOutput;
   try {
     const env = { NO_COLOR: "1" };
@@ -153,6 +162,7 @@ export async function runPiped(program: string, run: PipedRun): Promise<PipedOut
       if (run.onSignal === "kill") kill(signal);
     }));
   }
+  keepDescriptors();
   const child = new Deno.Command(setsid ? SETSID : program, {
     args: [...setsid ? [program] : [], ...run.args ?? []],
     env: { ...run.env },

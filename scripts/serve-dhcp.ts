@@ -33,8 +33,11 @@ export function main(args: readonly string[]): Promise<number> {
   return runScript(SERVE_DHCP, args, async ({ flags }) => {
     requireRoot(["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"]);
     const { serveDhcp } = await import("../mod.ts");
+    const options = hostOptions(SERVE_DHCP.name, flags);
+    // The directory of whoever started it could not be unmounted.
+    Deno.chdir("/");
     await serveDhcp({
-      ...hostOptions(SERVE_DHCP.name, flags),
+      ...options,
       exitWhenIdle: flags["exit-when-idle"],
       signal: stopSignal(),
     });

@@ -21,6 +21,8 @@ const SYMBOLS = {
   read: { parameters: ["i32", "buffer", "usize"], result: "isize" },
   // int fd, const void *buf, size_t count
   write: { parameters: ["i32", "buffer", "usize"], result: "isize" },
+  // unsigned int first, unsigned int last, int flags
+  close_range: { parameters: ["u32", "u32", "i32"], result: "i32" },
   // int fd, int cmd, int arg
   fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // int fd, int operation

@@ -1,11 +1,11 @@
 /**
  * Processes started without a copy of this one: `posix_spawn`, where `fork` would copy the page
- * tables of a whole Deno.
+ * tables of a whole Deno; and what no process that is started here inherits.
  *
  * @module
  */
 
-import { SyscallError } from "../errors.ts";
+import { SyscallError, TapkitError } from "../errors.ts";
 import { cstr, errnoMend, errnoName, libc, O_RDONLY, O_RDWR } from "./libc.ts";
 
 /** spawn.h of glibc, 64 bits: sizes of its opaque structures, which start as zeros. */
@@ -16,16 +16,42 @@ const Spawn = {
   POSIX_SPAWN_SETSID: 0x80,
 } as const;
 
+/** linux/close_range.h, and fcntl.h for kernels before 5.11. */
+const CLOSE_RANGE_CLOEXEC = 4;
+const F_SETFD = 2;
+const FD_CLOEXEC = 1;
+const STDERR = 2;
+
+/**
+ * Keeps descriptors that this process was given by its caller, a lock say, from those that it
+ * starts: all but standard input, output and error are closed there. They stay open here.
+ */
+export function keepDescriptors(): void {
+  try {
+    if (libc().close_range(STDERR + 1, 0xffff_ffff, CLOSE_RANGE_CLOEXEC) === 0) return;
+  } catch (error) {
+    // A C library that has no such function.
+    if (!(error instanceof TapkitError)) throw error;
+  }
+  for (const { name } of Deno.readDirSync("/proc/self/fd")) {
+    if (Number(name) > STDERR) libc().fcntl(Number(name), F_SETFD, FD_CLOEXEC);
+  }
+}
+
 /**
  * Starts a program, found by PATH, in a session of its own, with /dev/null as its standard input,
- * output and error, this process's environment, and no descriptor that is close-on-exec.
+ * output and error, and no descriptor that is close-on-exec.
  *
  * The caller is not told of its end. One that ends before this process stays as a zombie until then.
  *
  * @returns its pid
  * @throws {SyscallError} ENOENT when there is no such program
  */
-export function spawnSession(program: string, args: readonly string[]): number {
+export function spawnSession(
+  program: string,
+  args: readonly string[],
+  env: Readonly<Record<string, string>>,
+): number {
   const attributes = new Uint8Array(Spawn.ATTR_SIZE);
   new DataView(attributes.buffer).setInt16(0, Spawn.POSIX_SPAWN_SETSID, true);
   const actions = new Uint8Array(Spawn.FILE_ACTIONS_SIZE);
@@ -39,9 +65,7 @@ export function spawnSession(program: string, args: readonly string[]): number {
     const errno = libc().posix_spawn_file_actions_addopen(actions, fd, device, flags, 0);
     check("posix_spawn_file_actions_addopen", errno);
   }
-  const environment = Object.entries(Deno.env.toObject()).map(([name, value]) =>
-    `${name}=${value}`
-  );
+  const environment = Object.entries(env).map(([name, value]) => `${name}=${value}`);
   const pid = new Int32Array(1);
   check(
     "posix_spawnp",
