@@ -139,7 +139,7 @@ Deno.test("spawnSession: a session of its own, /dev/null as stdio, arguments and
       echo "$1 $HOME"; } >${path}.tmp
     mv ${path}.tmp ${path}`;
   try {
-    spawnSession("sh", ["-c", script, "sh", "two words"]);
+    spawnSession("sh", ["-c", script, "sh", "two words"], Deno.env.toObject());
     const directoryHas = () => [...Deno.readDirSync(directory)].some(({ name }) => name === "said");
     for (let tries = 0; tries < 200 && !directoryHas(); tries++) {
       await new Promise((resolve) => setTimeout(resolve, 10));
@@ -147,7 +147,7 @@ Deno.test("spawnSession: a session of its own, /dev/null as stdio, arguments and
     const lines = ["/dev/null", "/dev/null", "/dev/null", "leader"];
     lines.push(`two words ${Deno.env.get("HOME")}`, "");
     assertEquals(Deno.readTextFileSync(path).split("\n"), lines);
-    const error = assertThrows(() => spawnSession("no-such-program", []), SyscallError);
+    const error = assertThrows(() => spawnSession("no-such-program", [], {}), SyscallError);
     assertEquals(error.code, "ENOENT");
   } finally {
     Deno.removeSync(directory, { recursive: true });
