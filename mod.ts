@@ -55,7 +55,7 @@ export type {
 export type { DefaultCniOptions, DefaultCniReport } from "./lib/cni/default-network.ts";
 export type { GcOptions, InstallOptions, ServeOptions, VmmOptions };
 export { ensureDhcpServer } from "./lib/vm/dhcp-start.ts";
-export { listVms } from "./lib/vm/list.ts";
+export { getVm, listVms, vmNames } from "./lib/vm/list.ts";
 export { formatRecord } from "./lib/vm/output.ts";
 export { validateAttach } from "./lib/vm/request.ts";
 

@@ -12,6 +12,7 @@ import {
   hostOptions,
   once,
   printJson,
+  printProblems,
   printText,
   requireRoot,
   runScript,
@@ -26,43 +27,42 @@ export async function main(args: readonly string[]): Promise<number> {
     return await (await import("./serve-dhcp.ts")).main(args.slice(1));
   }
   return await runScript(ATTACH_VM, args, async (parsed) => {
-    const { verb, requests, output, vmm } = await readAttachCommand(parsed);
+    const { verb, requests, all, output, vmm } = await readAttachCommand(parsed);
     const tapkit = await import("../mod.ts");
     for (const request of requests) tapkit.validateAttach(request);
-    using session = requests.length > 1 ? await tapkit.openSession(requests.length) : undefined;
-    const options = hostOptions(ATTACH_VM.name, parsed.flags, session);
+    const host = hostOptions(ATTACH_VM.name, parsed.flags);
+    const vms = all ? tapkit.vmNames(host).map((name) => ({ name })) : requests;
+    using session = verb === "list" ? undefined : await tapkit.openSession(vms.length);
+    const options = withoutUndefined({ ...host, session });
     const ensureDhcp = once(() => tapkit.ensureDhcpServer(options, serveDhcpCommand(parsed.flags)));
     const print = (record: VmRecord) => printText(tapkit.formatRecord(record, output));
     const report = (record: VmRecord) => (print(record), ensureDhcp());
     const failed = verb === "run" ? EXIT.notStarted : EXIT.failed;
     const doing = { script: ATTACH_VM.name, verb, failed };
     const forEach = (act: (request: AttachRequest) => Promise<number | void>) =>
-      forEachVm(doing, requests, (request) => (requireRoot(), act(request)));
+      forEachVm(doing, vms, (vm) => (requireRoot(), act(vm)));
 
     switch (verb) {
       case "list":
-        for (const record of tapkit.listVms(options)) print(record);
-        return EXIT.done;
+        if (all) return tapkit.listVms(options).forEach(print), EXIT.done;
+        return await forEachVm(doing, requests, ({ name }) => print(tapkit.getVm(name, options)));
       case "attach":
         return await forEach(async (request) => report(await tapkit.attachVm(request, options)));
       case "restore":
       case "gc": {
         requireRoot();
-        const exclusive = parsed.flags.exclusive === true;
         const vms: AsyncIterable<Restored | Collected> = verb === "restore"
           ? tapkit.restoreVms(options)
-          : tapkit.collectVms({ ...options, exclusive });
+          : tapkit.collectVms({ ...options, exclusive: parsed.flags.exclusive });
         return await forEachVm(doing, vms, ({ name, record, error }) => {
           if (error !== undefined) throw error;
           return record === undefined ? printJson({ vm: name, removed: true }) : report(record);
         });
       }
       case "check":
-        return await forEach(async ({ name }) => {
-          const problems = await tapkit.checkVm(name, options);
-          printJson({ vm: name, problems });
-          return problems.length === 0 ? EXIT.done : EXIT.differs;
-        });
+        return await forEach(async ({ name: vm }) =>
+          printProblems({ vm }, await tapkit.checkVm(vm, options))
+        );
       case "remove":
         return await forEach(async ({ name: vm }) =>
           printJson({ vm, removed: await tapkit.removeVm(vm, options) })

@@ -9,6 +9,7 @@ import {
   hostOptions,
   printError,
   printJson,
+  printProblems,
   requireRoot,
   runScript,
 } from "../lib/cli/main.ts";
@@ -27,9 +28,8 @@ export async function main(args: readonly string[]): Promise<number> {
     try {
       if (verb === "check") {
         requireRoot();
-        const problems = await tapkit.checkPorts(target, options);
-        printJson(typeof target === "string" ? { vm: target, problems } : { ...target, problems });
-        return problems.length === 0 ? EXIT.done : EXIT.differs;
+        const object = typeof target === "string" ? { vm: target } : target;
+        return printProblems(object, await tapkit.checkPorts(target, options));
       }
       const openFirewall = parsed.flags["open-firewall"];
       printJson(

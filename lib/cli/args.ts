@@ -18,6 +18,8 @@ export interface Option {
   /** The values it takes; any, if absent. */
   readonly choices?: readonly string[];
   readonly help: string;
+  /** What other programs call it, for whoever is used to those: `["-p", "--publish"]`. */
+  readonly alias?: readonly string[];
   /** What holds when it is absent, for `--help`. */
   readonly default?: string;
 }
@@ -33,8 +35,6 @@ export interface Command {
   /** What follows `--`, where the command takes it. */
   readonly rest?: { readonly metavar: string; readonly help: string };
   readonly options: readonly Option[];
-  /** Flags of the contract that this version does not offer. */
-  readonly notOffered?: readonly string[];
   readonly examples: readonly { readonly does: string; readonly command: string }[];
   /** Exit codes beyond 0, 1 and 2. */
   readonly exitCodes?: readonly (readonly [code: string, meaning: string])[];
@@ -60,7 +60,7 @@ export interface Parsed<C extends Command = Command> {
 /** What every command takes. */
 const COMMON: readonly Option[] = [
   { name: "help", help: "print this and exit" },
-  { name: "version", help: "print the version and exit" },
+  { name: "version", help: "print the version and exit", alias: ["-V"] },
 ];
 
 /**
@@ -124,7 +124,8 @@ function* canonical(
       continue;
     }
     const next = words[i + 1];
-    if (value === undefined && next !== undefined && (next === "-" || !next.startsWith("-"))) {
+    // What begins with a digit is no flag: whoever reads it says what is wrong with -1.
+    if (value === undefined && next !== undefined && !/^-(?!$|\d)/.test(next)) {
       value = next;
       i++;
     }
@@ -184,11 +185,13 @@ function freeWords(command: Command, words: readonly string[]): readonly string[
 }
 
 function unknownFlag(command: Command, flag: string): InputError {
-  if (command.notOffered?.some((name) => flag === `--${name}`)) {
-    return new InputError(`${flag} is not offered by this version`, seeHelp(command));
-  }
-  const known = [...command.options, ...COMMON].map(({ name }) => `--${name}`);
-  return unknownWord(`unknown flag ${flag}`, flag, known, command);
+  const options = [...command.options, ...COMMON];
+  const same = options.find(({ alias }) => alias?.includes(flag));
+  const message = `unknown flag ${flag}`;
+  if (same !== undefined) return new InputError(message, { mend: `did you mean --${same.name}?` });
+  // Of one letter nothing can be guessed.
+  const known = flag.length > 2 ? options.map(({ name }) => `--${name}`) : [];
+  return unknownWord(message, flag, known, command);
 }
 
 /** An error for a word that is none of `known`, whose mend is the nearest of them. */

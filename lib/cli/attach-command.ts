@@ -7,20 +7,24 @@
 import { InputError } from "../errors.ts";
 import type { AttachRequest, OutputFormat } from "../vm/types.ts";
 import { apart, type Command, type Parsed, wholeNumber } from "./args.ts";
+import { type AttachVerb, refuseForSeveral, refuseUnlessPlain, verbOf } from "./attach-rules.ts";
+import { listOrNone, pairs } from "./flag-values.ts";
 import { HOST_OPTIONS, withoutUndefined } from "./main.ts";
-
-/** What attach-vm does with the VMs it names. */
-export type AttachVerb = "attach" | "check" | "remove" | "list" | "restore" | "gc" | "run";
+import { refuseVerbs } from "./verbs.ts";
 
 /** A command line of attach-vm that makes sense. */
 export interface AttachCommand {
   readonly verb: AttachVerb;
-  /** One per VM; for `check` and `remove` they hold the name alone. */
+  /** One per VM; for `check`, `remove` and `list` they hold the name alone. */
   readonly requests: readonly AttachRequest[];
+  /** Whether it is for every attached VM instead of those in `requests`. */
+  readonly all: boolean;
   readonly output: OutputFormat;
   /** The VMM's program and arguments, for `run`. */
   readonly vmm: readonly string[];
 }
+
+const NETWORK_PLUGINS = ["cni", "docker-bridge"] as const;
 
 /** The command line of attach-vm. */
 export const ATTACH_VM = {
@@ -29,8 +33,9 @@ export const ATTACH_VM = {
   usage: [
     "NAME… [options] [-- VMM ARG…]",
     "--from FILE|-",
-    "NAME… --check | --remove",
-    "--list | --restore | --gc [--exclusive]",
+    "NAME… --check | --remove | --list [--output FORMAT]",
+    "--check | --remove --all | --list",
+    "--restore | --gc [--exclusive]",
   ],
   words: { metavar: "NAME", help: "1–63 of a-z A-Z 0-9 . _ -, beginning with a letter or digit" },
   rest: {
@@ -41,6 +46,7 @@ export const ATTACH_VM = {
   options: [
     {
       name: "ports",
+      alias: ["-p", "--publish", "--port"],
       metavar: "HOST:VM[/PROTO]",
       repeat: true,
       help: "publish a port: 8080:80, 8080:80/udp, 127.0.0.1:8080:80, [2001:db8::1]:8080:80, " +
@@ -50,6 +56,7 @@ export const ATTACH_VM = {
     { name: "mac", metavar: "ADDR", help: "give the VM this MAC address" },
     {
       name: "netns",
+      alias: ["--namespace"],
       metavar: "PATH",
       help: "use this network namespace, which is never deleted",
       default: "/run/netns/tapkit-NAME, made here",
@@ -81,10 +88,18 @@ export const ATTACH_VM = {
     },
     {
       name: "network",
+      alias: ["--net"],
       metavar: "NET",
       repeat: true,
       help: "put eth0, eth1, … on these CNI networks",
       default: "the first configuration of the CNI directory; the default network, if it is empty",
+    },
+    {
+      name: "network-plugin",
+      metavar: "PLUGIN",
+      choices: NETWORK_PLUGINS,
+      help: "who makes the network: cni; docker-bridge is not there yet",
+      default: "$TAPKIT_NETWORK_PLUGIN, then cni",
     },
     {
       name: "mode",
@@ -143,12 +158,14 @@ export const ATTACH_VM = {
     { name: "no-open-firewall", help: "leave them to ufw and firewalld (default)" },
     {
       name: "from",
+      alias: ["-f", "--file"],
       metavar: "FILE|-",
       help: "attach one VM per line of JSON, with these flags' names as keys: " +
         '{"name":"web","ports":["8080:80"]}',
     },
     {
       name: "output",
+      alias: ["-o", "--format"],
       metavar: "FORMAT",
       choices: ["json", "env", "cmdline", "qemu"],
       help: "print the record as json, env (shell assignments), cmdline (the kernel's ip=) or " +
@@ -156,7 +173,11 @@ export const ATTACH_VM = {
       default: "json",
     },
     { name: "record-file", metavar: "FILE", help: "with -- VMM, write the record there" },
-    { name: "list", help: "print the records of all attached VMs" },
+    {
+      name: "list",
+      alias: ["-l", "--ls", "--ps", "--show", "--inspect"],
+      help: "print the records of the VMs, of all where none is named",
+    },
     {
       name: "restore",
       help: "after a reboot: bring every recorded VM back with its addresses, MACs and ports",
@@ -170,11 +191,19 @@ export const ATTACH_VM = {
       help:
         "with --gc, on a host where only tapkit attaches: the plugins collect what they have too",
     },
-    { name: "check", help: "compare records and kernel, change nothing" },
-    { name: "remove", help: "take the VMs off their networks" },
+    {
+      name: "check",
+      alias: ["--status"],
+      help: "compare records and kernel, of all VMs where none is named; change nothing",
+    },
+    {
+      name: "remove",
+      alias: ["--rm", "--delete", "--del"],
+      help: "take the VMs off their networks",
+    },
+    { name: "all", alias: ["-a"], help: "with --remove: every attached VM" },
     ...HOST_OPTIONS,
   ],
-  notOffered: ["network-plugin"],
   examples: [
     {
       does: "a VM on the default network, its port 80 published as the host's 8080",
@@ -182,8 +211,8 @@ export const ATTACH_VM = {
     },
     {
       does: "QEMU for it",
-      command:
-        "nsenter --net=/run/netns/tapkit-web qemu-system-x86_64 $(attach-vm web --output qemu) …",
+      command: "nsenter --net=/run/netns/tapkit-web qemu-system-x86_64 " +
+        "$(attach-vm web --list --output qemu) …",
     },
     {
       does: "attach, run, remove when the VMM ends",
@@ -215,6 +244,7 @@ const SHAPING = [
   "capability",
   "cni-arg",
   "tap-owner",
+  "network-plugin",
   "network",
   "mode",
   "no-antispoof",
@@ -234,12 +264,18 @@ type ShapingFlags = Pick<AttachFlags, (typeof SHAPING)[number]>;
 /** Checks which flags go together and reads `--from`. Throws {@linkcode InputError}. */
 export async function readAttachCommand(parsed: Parsed<typeof ATTACH_VM>): Promise<AttachCommand> {
   const { flags, words, rest } = parsed;
-  const verb = verbOf(parsed);
+  const verb = verbOf(flags, rest);
+  const attaches = verb === "attach" || verb === "run";
   const output = flags.output ?? "json";
-  refuseUnlessPlain(verb, flags, words);
+  refuseUnlessPlain(verb, flags, words, SHAPING);
+  if (attaches) {
+    refuseVerbs(words);
+    if (flags["network-plugin"] === undefined) refusePlugin(pluginOfEnvironment());
+  }
   const requests = flags.from === undefined
     ? words.map((name) => ({ name, ...shape(flags) }))
     : await readRequests(flags.from, shape(flags));
+  const all = requests.length === 0;
   const names = requests.map(({ name }) => name);
   const twice = names.find((name, i) => names.indexOf(name) !== i);
   if (twice !== undefined) {
@@ -248,91 +284,16 @@ export async function readAttachCommand(parsed: Parsed<typeof ATTACH_VM>): Promi
   if (words.length > 1 || flags.from !== undefined) {
     await refuseForSeveral(flags, rest, requests);
   }
-  if (output === "env" && requests.length > 1) {
+  if (output === "env" && requests.length !== 1) {
     throw new InputError("--output env is for one VM: the variables of several would mix", {
-      mend: "attach them one by one",
+      mend: verb === "attach" ? "attach them one by one" : "name one with --list",
     });
   }
-  return { verb, requests, output, vmm: rest ?? [] };
-}
-
-function verbOf({ flags, rest }: Parsed<typeof ATTACH_VM>): AttachVerb {
-  const verbs = [
-    ...(["list", "restore", "gc", "check", "remove"] as const).filter((verb) => flags[verb]),
-    ...rest === undefined ? [] : ["run" as const],
-  ];
-  if (verbs.length > 1) {
-    throw apart(verbs.map((verb) => verb === "run" ? "-- VMM" : `--${verb}`));
-  }
-  if (rest?.length === 0) {
-    throw new InputError("nothing follows --", { mend: "write -- VMM ARG…" });
-  }
-  return verbs[0] ?? "attach";
-}
-
-function refuseUnlessPlain(verb: AttachVerb, flags: AttachFlags, words: readonly string[]): void {
-  const named = flags.from !== undefined || words.length > 0;
-  const ofAll = verb === "list" || verb === "restore" || verb === "gc";
-  if (ofAll && words.length > 0) {
-    throw new InputError(`--${verb} takes no names`, { mend: "it is for every attached VM" });
-  }
-  if (!ofAll && !named) {
-    throw new InputError("no VM is named", { mend: "see attach-vm --help" });
-  }
-  if (flags.from !== undefined && words.length > 0) {
-    throw new InputError("names and --from do not go together", {
-      mend: "put the names into the file",
-    });
-  }
-  if (verb !== "attach" && verb !== "run") {
-    const shaping = [...SHAPING, "from" as const].find((name) => {
-      const value = flags[name];
-      return Array.isArray(value) ? value.length > 0 : value !== undefined && value !== false;
-    });
-    if (shaping !== undefined) {
-      throw new InputError(`--${shaping} does not go with --${verb}`, { mend: "leave it out" });
-    }
-  }
-  if (flags.output !== undefined && verb !== "attach" && !ofAll) {
-    const other = verb === "run" ? "-- VMM, whose stdout is the VMM's" : `--${verb}`;
-    throw new InputError(`--output does not go with ${other}`, {
-      mend: verb === "run" ? "use --record-file" : "leave it out",
-    });
-  }
-  if (flags.exclusive && verb !== "gc") {
-    throw new InputError("--exclusive is for --gc", { mend: "leave it out" });
-  }
-  if (flags["record-file"] !== undefined && verb !== "run") {
-    throw new InputError("--record-file is for -- VMM", { mend: "the record is on stdout" });
-  }
-}
-
-async function refuseForSeveral(
-  flags: AttachFlags,
-  rest: readonly string[] | undefined,
-  requests: readonly AttachRequest[],
-) {
-  const single = (["ip", "mac", "netns"] as const).find((name) => flags[name] !== undefined);
-  const refused = single === undefined ? rest && "-- VMM" : `--${single}`;
-  if (refused !== undefined) {
-    throw new InputError(`${refused} is for one VM`, {
-      mend: flags.from === undefined ? "attach them one by one, or use --from" : "put it in a line",
-    });
-  }
-  // Of `--ports 80:80 81:81` the second is taken for a name: say so, not what follows from it.
-  const { validateName } = await import("../vm/state.ts");
-  for (const { name } of requests) validateName(name);
-  const { parsePorts } = await import("../inet/ports.ts");
-  const ports = flags.ports.length === 1 && flags.ports[0] === "none" ? [] : [...flags.ports];
-  const fixed = ports.find((text) => parsePorts([text]).some(({ hostPort }) => hostPort !== 0));
-  if (fixed !== undefined) {
-    throw new InputError(`host port of ${fixed} cannot be shared by several VMs`, {
-      mend: `use 0:PORT, which chooses one for each, or --from`,
-    });
-  }
+  return { verb, requests, all, output, vmm: rest ?? [] };
 }
 
 function shape(flags: ShapingFlags): Omit<AttachRequest, "name"> {
+  refusePlugin(flags["network-plugin"]);
   return withoutUndefined({
     ports: listOrNone("ports", flags.ports),
     ip: flags.ip,
@@ -340,7 +301,7 @@ function shape(flags: ShapingFlags): Omit<AttachRequest, "name"> {
     mtu: flags.mtu === undefined ? undefined : wholeNumber("--mtu", flags.mtu),
     netns: flags.netns,
     bandwidth: flags.bandwidth,
-    capabilities: pairs("capability", flags.capability, parseJson),
+    capabilities: pairs("capability", flags.capability, (text): unknown => JSON.parse(text)),
     cniArgs: pairs("cni-arg", flags["cni-arg"], (text) => text),
     tapOwner: flags["tap-owner"],
     plugins: flags.plugins,
@@ -352,6 +313,23 @@ function shape(flags: ShapingFlags): Omit<AttachRequest, "name"> {
     allowEgress: listOrNone("allow-egress", flags["allow-egress"]),
     openFirewall: eitherOf(flags, "open-firewall", "no-open-firewall"),
     networks: flags.network.length === 0 ? undefined : flags.network,
+  });
+}
+
+function pluginOfEnvironment(): string | undefined {
+  const variable = "TAPKIT_NETWORK_PLUGIN";
+  const plugin = Deno.env.get(variable) || undefined;
+  if (plugin === undefined || NETWORK_PLUGINS.some((name) => name === plugin)) return plugin;
+  throw new InputError(`${variable} is ${JSON.stringify(plugin)}, which is no network plugin`, {
+    mend: `set it to ${NETWORK_PLUGINS[0]}, or unset it`,
+  });
+}
+
+/** Refuses what this version cannot make networks by. */
+function refusePlugin(plugin: string | undefined): void {
+  if (plugin === undefined || plugin === "cni") return;
+  throw new InputError(`the network plugin ${plugin} is not offered by this version`, {
+    mend: "use cni, beside which Docker goes on undisturbed",
   });
 }
 
@@ -374,6 +352,7 @@ async function readRequests(
   const options = ATTACH_VM.options.filter(({ name }) => known.includes(name));
   return (await readVmLines(path, options)).map(({ where, name, flags }) => {
     try {
+      refuseVerbs([name]);
       return { name, ...defaults, ...shape(flags) };
     } catch (error) {
       throw error instanceof InputError
@@ -381,52 +360,4 @@ async function readRequests(
         : error;
     }
   });
-}
-
-/** What a repeated flag of the form NAME=VALUE gives, by name; `undefined` where it is not there. */
-function pairs<T>(
-  flag: string,
-  texts: readonly string[],
-  read: (text: string) => T,
-): Readonly<Record<string, T>> | undefined {
-  if (texts.length === 0) return undefined;
-  const given = new Map<string, T>();
-  for (const text of texts) {
-    const [, name = "", value] = /^([^=]+)=(.+)$/s.exec(text) ?? [];
-    if (value === undefined || given.has(name)) {
-      throw new InputError(
-        `--${flag} ${text} ${value === undefined ? "has no value" : "is there twice"}`,
-        {
-          mend: value === undefined ? "write NAME=VALUE" : "give it once",
-        },
-      );
-    }
-    try {
-      given.set(name, read(value));
-    } catch {
-      throw new InputError(`--${flag} ${text} is no JSON`, {
-        mend: `write it as aliases='["web"]'`,
-      });
-    }
-  }
-  return Object.fromEntries(given);
-}
-
-function parseJson(text: string): unknown {
-  return JSON.parse(text);
-}
-
-/** What a repeated flag lists; `none` stands alone. */
-function listOrNone(
-  name: string,
-  texts: readonly string[],
-): readonly string[] | "none" | undefined {
-  if (!texts.includes("none")) return texts.length === 0 ? undefined : texts;
-  if (texts.length > 1) {
-    const others = name === "ports" ? "ports" : "prefixes";
-    throw new InputError(`--${name} none does not go with other ${others}`, {
-      mend: "use one of them",
-    });
-  }
-  return "none";
 }

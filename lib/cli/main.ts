@@ -60,17 +60,22 @@ async function runParsed<const C extends Command>(
 /** Prints an error as one line on stderr and returns the exit code it means. */
 export function printError(script: string, error: unknown, doing?: string): number {
   printNote(script, doing === undefined ? explain(error) : `${doing}: ${explain(error)}`);
-  if (debugging() && error instanceof Error) printNote(script, error.stack ?? "");
+  if (debugging() && error instanceof Error) tell(`${script}: ${error.stack ?? ""}`);
   if (error instanceof InputError) return EXIT.usage;
   return error instanceof TapkitError && "exitCode" in error && typeof error.exitCode === "number"
     ? error.exitCode
     : EXIT.failed;
 }
 
-/** Prints a line for people on stderr. Where that cannot be done there is nobody to tell. */
+/** Prints a line for people on stderr. */
 export function printNote(script: string, text: string): void {
+  tell(`${script}: ${text.replaceAll(/\s*\n\s*/g, " ")}`);
+}
+
+/** Writes to stderr. Where that cannot be done there is nobody to tell. */
+function tell(text: string): void {
   try {
-    writeAll(Deno.stderr, `${script}: ${text}\n`);
+    writeAll(Deno.stderr, `${visible(text)}\n`);
   } catch (error) {
     if (!(error instanceof Error)) throw error;
   }
@@ -81,10 +86,29 @@ export function printJson(value: unknown): void {
   printText(JSON.stringify(value));
 }
 
-/** Prints text and a newline on stdout. A reader that has gone away is no error. */
+/** Prints what `--check` found of an object; returns the exit code it means. */
+export function printProblems(object: object, problems: readonly unknown[]): number {
+  printJson({ ...object, problems });
+  return problems.length === 0 ? EXIT.done : EXIT.differs;
+}
+
+/** Controls of terminals and of the direction of text: names and messages of others may hold some. */
+const CONTROLS =
+  // deno-lint-ignore no-control-regex -- those are what it is about.
+  /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+
+/** The text with each control written as JSON writes it, so that a line of JSON stays the same. */
+export function visible(text: string): string {
+  return text.replaceAll(
+    CONTROLS,
+    (control) => `\\u${control.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
+}
+
+/** Prints text and a newline on stdout, controls escaped. A reader that has gone away is no error. */
 export function printText(text: string): void {
   try {
-    writeAll(Deno.stdout, `${text}\n`);
+    writeAll(Deno.stdout, `${visible(text)}\n`);
   } catch (error) {
     throw new TapkitError(`stdout cannot be written: ${describe(error)}`, {
       mend: "what was done stays done; ask for it again with --list",
@@ -188,6 +212,7 @@ export function hostOptions(
       endedBy ??= signal;
     },
     note: (text: string) => printNote(script, text),
+    detail: debugging() ? (text: string) => printNote(script, text) : undefined,
   });
 }
 

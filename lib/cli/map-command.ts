@@ -8,6 +8,7 @@ import { InputError } from "../errors.ts";
 import { type Command, exclusive, type Parsed } from "./args.ts";
 import type { PortTarget } from "../vm/types.ts";
 import { HOST_OPTIONS } from "./main.ts";
+import { refuseVerbs } from "./verbs.ts";
 
 /** What map-port does. */
 export type MapVerb = "map" | "remove" | "list" | "check";
@@ -46,8 +47,16 @@ export const MAP_PORT = {
       name: "open-firewall",
       help: "open all of its ports also where ufw or firewalld denies what is not allowed",
     },
-    { name: "remove", help: "take these mappings away, attach-vm's own too" },
-    { name: "list", help: "print the mappings of one VM, or of all" },
+    {
+      name: "remove",
+      alias: ["--rm", "--delete", "--del"],
+      help: "take these mappings away, attach-vm's own too",
+    },
+    {
+      name: "list",
+      alias: ["-l", "--ls", "--show"],
+      help: "print the mappings of one VM, or of all",
+    },
     { name: "check", help: "compare the VM's mappings with the kernel, change nothing" },
     HOST_OPTIONS[0],
   ],
@@ -79,6 +88,7 @@ export function readMapCommand({ flags, words }: Parsed<typeof MAP_PORT>): MapCo
     if (verb === "list") return { verb, ports };
     throw new InputError("no VM is named", { mend: "see map-port --help" });
   }
+  if (verb === "map" && typeof target === "string") refuseVerbs([target]);
   if ((verb === "list" || verb === "check") && ports.length > 0) {
     throw new InputError(`${JSON.stringify(ports[0])} does not go with --${verb}`, {
       mend: "it is for all ports of one VM or address",

@@ -29,7 +29,7 @@ import {
 } from "../sys/netns.ts";
 import { UndoStack } from "../undo.ts";
 import { changeRules, changesAntispoof, dropRules, reguard, rewire, setSysctls } from "./change.ts";
-import { checkAttachment, type NetworkFinding, problemsOf } from "./check.ts";
+import { checkAttachment, type NetworkFinding, noteMending } from "./check.ts";
 import { assertAsAsked, describeInterface, keepFailures, planNetworks } from "./networks.ts";
 import {
   allPorts,
@@ -144,7 +144,7 @@ async function attachAgain(
   validatePolicy(wanted);
   if (old.made.rulesInDoubt) await dropRules(host, old);
   const differences = await checkAttachment(old, host);
-  for (const problem of problemsOf(differences)) host.note(`mending: ${problem}`);
+  noteMending(host, old.vm, differences);
   const networked = await mendNetworks(host, old, wanted, differences.network);
   if (networked.over) return networked.record;
   const whole = networked.record;

@@ -58,6 +58,25 @@ export function problemsOf({ network, ignored: _, ...others }: Differences): str
   return [...network.map(({ problem }) => problem), ...Object.values(others).flat()];
 }
 
+const PARTS = {
+  network: "network",
+  wire: "TAP",
+  guards: "guards",
+  firewall: "rules and settings",
+} as const satisfies Partial<Record<keyof Differences, string>>;
+
+/** Says in one line what is going to be mended: the difference, or how many there are of what. */
+export function noteMending(host: Host, vm: string, differences: Differences): void {
+  const problems = problemsOf(differences);
+  if (problems.length === 1) host.note(`mending: ${problems[0]}`);
+  if (problems.length < 2) return;
+  const counts = (["network", "wire", "guards", "firewall"] as const)
+    .filter((part) => differences[part].length > 0)
+    .map((part) => `its ${PARTS[part]} (${differences[part].length})`);
+  host.note(`mending of "${vm}": ${counts.join(", ")}; TAPKIT_DEBUG=1 names each difference`);
+  for (const problem of problems) host.detail(`mending: ${problem}`);
+}
+
 /** Compares a completed attachment with what is there. */
 export async function checkAttachment(
   record: StoredRecord,

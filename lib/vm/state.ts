@@ -43,6 +43,7 @@ export interface HostPaths {
   readonly timeoutMs?: number;
   readonly noteSignal?: (signal: number) => void;
   readonly note: (text: string) => void;
+  readonly detail: (text: string) => void;
 }
 
 /** A mapping of map-port's. */
@@ -97,6 +98,7 @@ export function hostPaths(options: HostOptions): HostPaths {
     ...pluginTimeout(options),
     ...options.noteSignal === undefined ? {} : { noteSignal: options.noteSignal },
     note: options.note ?? (() => {}),
+    detail: options.detail ?? (() => {}),
   };
 }
 

@@ -117,6 +117,8 @@ export interface HostOptions {
   readonly noteSignal?: (signal: number) => void;
   /** Called with each line of progress or warning meant for people. */
   readonly note?: (text: string) => void;
+  /** Called with each line for whoever looks for a cause, that `note` sums up or leaves out. */
+  readonly detail?: (text: string) => void;
   /** What several calls keep open between them; without it each opens and closes its own. */
   readonly session?: HostSession;
 }

@@ -9,12 +9,17 @@ const COOK = {
   words: { metavar: "DISH", help: "what to make" },
   rest: { metavar: "WORD…", help: "said before eating" },
   options: [
-    { name: "salt", metavar: "GRAMS", help: "how much salt", default: "2" },
+    {
+      name: "salt",
+      metavar: "GRAMS",
+      help: "how much salt",
+      alias: ["-s", "--seasoning"],
+      default: "2",
+    },
     { name: "spice", metavar: "NAME", repeat: true, help: "a spice" },
     { name: "heat", metavar: "LEVEL", choices: ["low", "high"], help: "how hot" },
     { name: "check", help: "taste only" },
   ],
-  notOffered: ["freeze"],
   examples: [{ does: "soup", command: "cook soup" }],
   exitCodes: [["3", "burnt"]],
 } as const satisfies Command;
@@ -62,6 +67,7 @@ Deno.test("parseCommand: leaves what looks like a number or a boolean alone", ()
   assertEquals(words, ["12e4", "0x10", "007"]);
   assertEquals([flags.salt, flags.spice], ["1e3", ["0042"]]);
   assertEquals(parse("--check", "true").words, ["true"]);
+  assertEquals(parse("--salt", "-1").flags.salt, "-1");
   assertEquals(parse("false").words, ["false"]);
 });
 
@@ -80,6 +86,7 @@ Deno.test("parseCommand: refuses what the table does not know, naming the neares
     [["--quantity", "3"], /^unknown flag --quantity$/, /^see cook --help$/],
     [["--salt"], /^--salt has no value$/, /--salt GRAMS/],
     [["--salt="], /^--salt has no value$/, /--salt GRAMS/],
+    [["--salt", "-x"], /^--salt has no value$/, /--salt GRAMS/],
     [["--salt", "--check"], /^--salt has no value$/, /--salt GRAMS/],
     [["--salt", "1", "--salt", "2"], /^--salt is given 2 times$/, /once/],
     [["--check", "--check"], /^--check is given 2 times$/, /once/],
@@ -90,7 +97,10 @@ Deno.test("parseCommand: refuses what the table does not know, naming the neares
     [["-x"], /^unknown flag -x$/, /./],
     [["--salt.x=1"], /^unknown flag --salt\.x$/, /./],
     [["--__proto__=1"], /^unknown flag --__proto__$/, /./],
-    [["--freeze"], /^--freeze is not offered by this version$/, /cook --help/],
+    [["-s", "3"], /^unknown flag -s$/, /^did you mean --salt\?$/],
+    [["--seasoning=3"], /^unknown flag --seasoning$/, /^did you mean --salt\?$/],
+    [["-t"], /^unknown flag -t$/, /^see cook --help$/],
+    [["-V"], /^unknown flag -V$/, /^did you mean --version\?$/],
   ];
   for (const [args, message, mend] of cases) {
     const error = assertThrows(() => parseCommand(COOK, args), InputError);

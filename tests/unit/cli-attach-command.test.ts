@@ -30,6 +30,7 @@ Deno.test("readAttachCommand: turns flags into a request", async () => {
     verb: "attach",
     output: "json",
     vmm: [],
+    all: false,
     requests: [{
       name: "web",
       ports: ["8080:80", "53:53/udp"],
@@ -80,7 +81,18 @@ Deno.test("readAttachCommand: policies, by flags and by lines", async () => {
 });
 
 Deno.test("readAttachCommand: knows the verb by its flag", async () => {
-  assertEquals((await read("--list")).verb, "list");
+  for (const args of [["--list"], ["--list", "--all"], ["--list", "--output", "qemu"]]) {
+    assertEquals((({ verb, all }) => [verb, all])(await read(...args)), ["list", true]);
+  }
+  for (const args of [["--check"], ["--check", "--all"]]) {
+    assertEquals((({ verb, all }) => [verb, all])(await read(...args)), ["check", true]);
+  }
+  const removal = await read("--remove", "--all");
+  assertEquals([removal.verb, removal.all, removal.requests], ["remove", true, []]);
+  const look = await read("a", "--list", "--output", "env");
+  assertEquals([look.verb, look.all, look.requests, look.output], [
+    ...["list", false, [{ name: "a" }], "env"],
+  ]);
   assertEquals((await read("--restore")).verb, "restore");
   assertEquals((await read("a", "b", "--check")).verb, "check");
   assertEquals((await read("a", "b", "--remove")).verb, "remove");
@@ -99,8 +111,16 @@ Deno.test("readAttachCommand: several VMs may share what they can share", async 
 Deno.test("readAttachCommand: refuses what does not go together", async () => {
   const cases: readonly string[][] = [
     [],
-    ["--check"],
-    ["--list", "web"],
+    ["--remove"],
+    ["--all"],
+    ["web", "--all"],
+    ["web", "--remove", "--all"],
+    ["--restore", "--all"],
+    ["--all", "--", "qemu"],
+    ["--list", "--output", "env"],
+    ["a", "b", "--list", "--output", "env"],
+    ["web", "--network-plugin", "docker-bridge"],
+    ["--list", "--network-plugin", "cni"],
     ["web", "web"],
     ["web", "--check", "--remove"],
     ["web", "--list", "--remove"],
@@ -175,5 +195,58 @@ Deno.test("readAttachCommand: --from names the line it refuses", async () => {
     );
     assert(error.message.includes(message), `${line}: ${error.message}`);
     if (!message.includes("twice")) assert(error.message.includes(" line 2"), error.message);
+  }
+});
+
+Deno.test("readAttachCommand: words that are verbs elsewhere name no VM, and the mend is what was meant", async () => {
+  const cases: readonly (readonly [args: string, mend: string])[] = [
+    ["list", "attach-vm --list"],
+    ["ls", "attach-vm --list"],
+    ["list web", "attach-vm web --list"],
+    ["inspect web", "attach-vm web --list"],
+    ["rm web api", "attach-vm web api --remove"],
+    ["web delete", "attach-vm web --remove"],
+    ["stop", "attach-vm NAME --remove"],
+    ["check web", "attach-vm web --check"],
+    ["start web --ports 0:80", "attach-vm web"],
+    ["run web -- qemu", "attach-vm web -- VMM ARG…"],
+    ["help", "attach-vm --help"],
+    ["gc", "attach-vm --gc"],
+  ];
+  for (const [args, mend] of cases) {
+    const error = await assertRejects(() => read(...args.split(" ")), InputError);
+    assertEquals(error.mend, `did you mean ${mend}?`, args);
+  }
+  await withLines(['{"name":"list"}'], async (path) => {
+    await assertRejects(() => read("--from", path), InputError, 'line 1: "list" is refused');
+  });
+  // One that has such a name from before is looked at and removed by it.
+  for (const flag of ["--list", "--check", "--remove"]) {
+    assertEquals((await read("list", flag)).requests, [{ name: "list" }]);
+  }
+});
+
+Deno.test("readAttachCommand: the network plugin, by flag or by variable", async () => {
+  assertEquals((await read("web", "--network-plugin", "cni")).requests, [{ name: "web" }]);
+  const variable = "TAPKIT_NETWORK_PLUGIN";
+  const before = Deno.env.get(variable);
+  try {
+    const cases: readonly (readonly [value: string, message: string | undefined])[] = [
+      ["", undefined],
+      ["cni", undefined],
+      ["docker-bridge", "the network plugin docker-bridge is not offered by this version"],
+      ["weave", `${variable} is "weave", which is no network plugin`],
+    ];
+    for (const [value, message] of cases) {
+      Deno.env.set(variable, value);
+      if (message === undefined) assertEquals((await read("web")).requests, [{ name: "web" }]);
+      else await assertRejects(() => read("web"), InputError, message);
+      // The flag comes before it, and what attaches nothing does not ask.
+      assertEquals((await read("web", "--network-plugin", "cni")).verb, "attach");
+      assertEquals((await read("web", "--remove")).verb, "remove");
+    }
+  } finally {
+    if (before === undefined) Deno.env.delete(variable);
+    else Deno.env.set(variable, before);
   }
 });

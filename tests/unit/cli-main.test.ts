@@ -71,6 +71,35 @@ Deno.test("runScript: TAPKIT_DEBUG shows where a bug is", () => {
   );
 });
 
+Deno.test("runScript: others' text cannot steer the terminal, wherever it is printed", () => {
+  const evil = "\x1b]0;x\x07\x1b[2K\r\x9b1A\u202eok\u2066 \u061c\u200b\x7f|";
+  const shown = "\\u001b]0;x\\u0007\\u001b[2K\\u000d\\u009b1A\\u202eok\\u2066 \\u061c\\u200b";
+  // deno-lint-ignore no-control-regex -- those are what it is about.
+  const controls = /[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2066-\u2069]/;
+  const text = JSON.stringify(evil);
+  const lines = JSON.stringify(`${evil}\nfake: line`);
+  const cases: readonly (readonly [body: string, stream: "err" | "out"])[] = [
+    [`throw new TapkitError(${lines}, { mend: ${text} })`, "err"],
+    [`throw new RangeError(${text})`, "err"],
+    [`main.printNote("cook", ${lines})`, "err"],
+    [`main.hostOptions("cook", {}).note(${text})`, "err"],
+    [`throw new TapkitError("x: " + ${text})`, "err"],
+    [`main.printText(${text})`, "out"],
+    [`main.printProblems({ name: ${text} }, [${lines}])`, "out"],
+  ];
+  for (const [body, stream] of cases) {
+    const printed = runScript(body)[stream];
+    assertEquals(controls.exec(printed), null, body);
+    assertEquals(printed.trimEnd().split("\n").length, 1, body);
+    // JSON has its own way to write a carriage return.
+    assertStringIncludes(printed.replace("\\r", "\\u000d"), shown, body);
+  }
+  // Of JSON it is another way to write the same.
+  assertEquals(JSON.parse(runScript(`main.printJson(${text})`).out), evil);
+  const { err } = runScript(`throw new RangeError(${text})`, "", { TAPKIT_DEBUG: "1" });
+  assertEquals(controls.exec(err), null);
+});
+
 Deno.test("printJson: whole lines reach a reader that is slow", () => {
   const body = `for (let i = 0; i < 3; i++) main.printJson({ i, fill: "x".repeat(200_000) })`;
   const ran = runScript(body, "| (sleep 0.2; cat)");

@@ -1,0 +1,42 @@
+/**
+ * Words that are verbs of other commands. A VM called so would be a command line misread.
+ *
+ * @module
+ */
+
+import { InputError } from "../errors.ts";
+
+/** What was meant, with the VMs' names in place of NAME. */
+const MEANT: Readonly<Record<string, readonly string[]>> = {
+  "attach-vm NAME --list": ["list", "ls", "ps", "show", "inspect", "get"],
+  "attach-vm NAME --remove": ["rm", "remove", "del", "delete", "detach", "stop", "down"],
+  "attach-vm NAME --check": ["check", "status"],
+  "attach-vm NAME": ["attach", "add", "create", "start", "up"],
+  "attach-vm NAME -- VMM ARG…": ["run", "exec"],
+  "attach-vm --restore": ["restore"],
+  "attach-vm --gc": ["gc", "prune"],
+  "attach-vm --help": ["help"],
+  "attach-vm --version": ["version"],
+  "attach-vm --list, or --check, or --remove --all": ["all"],
+};
+
+/**
+ * Refuses words that are verbs elsewhere as names of VMs.
+ *
+ * @param words the free words of a command line
+ * @throws {InputError} whose mend is the command that was meant
+ */
+export function refuseVerbs(words: readonly string[]): void {
+  const verb = words.find((word) => meant(word) !== undefined);
+  if (verb === undefined) return;
+  const others = words.filter((word) => meant(word) === undefined).join(" ");
+  const looks = meant(verb)!.endsWith("--list");
+  const command = meant(verb)!.replace("NAME", others || (looks ? "" : "NAME"));
+  throw new InputError(`${JSON.stringify(verb)} is refused as the name of a VM`, {
+    mend: `did you mean ${command.replaceAll("  ", " ")}?`,
+  });
+}
+
+function meant(word: string): string | undefined {
+  return Object.keys(MEANT).find((command) => MEANT[command]!.includes(word));
+}
