@@ -34,6 +34,24 @@ export class InputError extends TapkitError {
 /** A signal ended what was being done; what was begun has been undone. Scripts exit 128+n. */
 export class InterruptedError extends TapkitError {
   override readonly name: string = "InterruptedError";
+  /** The signal's number. */
+  readonly signal: number;
+
+  constructor(message: string, signal: number, options: TapkitErrorOptions = {}) {
+    super(message, options);
+    this.signal = signal;
+  }
+
+  /** 128 and the signal's number. */
+  get exitCode(): number {
+    return 128 + this.signal;
+  }
+
+  /** This, after what was begun has been undone. */
+  undone(): InterruptedError {
+    const mend = "what was begun is undone";
+    return new InterruptedError(this.message, this.signal, { mend, cause: this });
+  }
 }
 
 /** What was thrown, as an error. */

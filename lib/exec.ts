@@ -77,42 +77,11 @@ export interface PipedRun {
   readonly timeoutMs: number;
   /** More bytes than these on its standard output, and it is killed. */
   readonly maxStdout: number;
-  /**
-   * What a signal that would end this process, by Ctrl-C say, does instead: the program is killed, or
-   * waited for. Its session gets none of a terminal's signals.
-   */
-  readonly onSignal?: "kill" | "wait";
-  /** Is told the number of such a signal. */
-  readonly noteSignal?: (signal: number) => void;
+  /** Kills it when it is raised. Its session gets none of a terminal's signals. */
+  readonly signal?: AbortSignal | undefined;
+  /** How much longer it may take once that is raised. */
+  readonly graceMs?: number;
 }
-
-/** The numbers of the signals that a process is sent by others, the same on all of Linux. */
-export const SIGNALS = {
-  SIGHUP: 1,
-  SIGINT: 2,
-  SIGQUIT: 3,
-  SIGUSR1: 10,
-  SIGUSR2: 12,
-  SIGTERM: 15,
-} as const;
-
-/** Calls `act` for each of these signals, which do nothing else until the result is disposed of. */
-export function listenTo<S extends keyof typeof SIGNALS>(
-  signals: readonly S[],
-  act: (signal: S) => void,
-): Disposable {
-  const stack = new DisposableStack();
-  for (const signal of signals) {
-    const listener = () => act(signal);
-    Deno.addSignalListener(signal, listener);
-    stack.defer(() => Deno.removeSignalListener(signal, listener));
-  }
-  return stack;
-}
-
-/** Signals that end a process in good order. */
-const ENDING = ["SIGHUP", "SIGINT", "SIGTERM"] as const;
-type EndingSignal = typeof ENDING[number];
 
 /** What became of such a program. */
 export interface PipedOutcome {
@@ -123,7 +92,7 @@ export interface PipedOutcome {
   /** The signal that ended it: `"SIGSEGV"`. */
   readonly signal?: string;
   /** Why it was killed here. */
-  readonly killed?: "timeout" | "output" | EndingSignal;
+  readonly killed?: "timeout" | "output" | "interrupted";
 }
 
 /** How much is kept of what a program says on its standard error. */
@@ -155,13 +124,6 @@ export async function runPiped(program: string, run: PipedRun): Promise<PipedOut
     killGroup(child.pid);
   };
   using stack = new DisposableStack();
-  // Before there is a program that a signal could leave alone.
-  if (run.onSignal !== undefined) {
-    stack.use(listenTo(heededSignals(), (signal) => {
-      run.noteSignal?.(SIGNALS[signal]);
-      if (run.onSignal === "kill") kill(signal);
-    }));
-  }
   keepDescriptors();
   const child = new Deno.Command(setsid ? SETSID : program, {
     args: [...setsid ? [program] : [], ...run.args ?? []],
@@ -171,8 +133,15 @@ export async function runPiped(program: string, run: PipedRun): Promise<PipedOut
     stderr: "piped",
     detached: !setsid,
   }).spawn();
-  const timer = setTimeout(() => kill("timeout"), run.timeoutMs);
-  stack.defer(() => clearTimeout(timer));
+  const killAfter = (ms: number, why: typeof killed) => {
+    const timer = setTimeout(() => kill(why), ms);
+    stack.defer(() => clearTimeout(timer));
+  };
+  killAfter(run.timeoutMs, "timeout");
+  const interrupt = () => killAfter(run.graceMs ?? 0, "interrupted");
+  if (run.signal?.aborted) interrupt();
+  run.signal?.addEventListener("abort", interrupt);
+  stack.defer(() => run.signal?.removeEventListener("abort", interrupt));
   const stdout = collect(child.stdout, { limit: run.maxStdout, onMore: () => kill("output") });
   const stderr = collect(child.stderr, { limit: MAX_STDERR });
   const written = writeInput(child.stdin, run.stdin);
@@ -186,19 +155,6 @@ export async function runPiped(program: string, run: PipedRun): Promise<PipedOut
     ...signal === null ? {} : { signal },
     ...killed === undefined ? {} : { killed },
   };
-}
-
-let heeded: readonly EndingSignal[] | undefined;
-
-/** All but those that nohup, or the shell of a background job, keeps from this process. */
-function heededSignals(): readonly EndingSignal[] {
-  if (heeded !== undefined) return heeded;
-  const status = Deno.readTextFileSync("/proc/self/status");
-  const ignored = BigInt(`0x${/^SigIgn:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0"}`);
-  const isIgnored = (signal: EndingSignal) => (ignored >> BigInt(SIGNALS[signal] - 1) & 1n) === 1n;
-  // Once Deno listens to any signal, it ends at SIGHUP, ignored or not.
-  for (const signal of ENDING.filter(isIgnored)) Deno.addSignalListener(signal, () => {});
-  return heeded = ENDING.filter((signal) => !isIgnored(signal));
 }
 
 /** A program need not read its input. */

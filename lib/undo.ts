@@ -4,7 +4,7 @@
  * @module
  */
 
-import { TapkitError } from "./errors.ts";
+import { InterruptedError, TapkitError } from "./errors.ts";
 
 /**
  * A stack of undo actions.
@@ -61,7 +61,8 @@ export class UndoStack {
    */
   async fail(error: unknown): Promise<unknown> {
     const failures = await this.unwind();
-    return failures.length === 0 ? error : new UndoError(error, failures);
+    if (failures.length > 0) return new UndoError(error, failures);
+    return error instanceof InterruptedError ? error.undone() : error;
   }
 }
 

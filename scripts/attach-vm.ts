@@ -17,7 +17,6 @@ import {
   requireRoot,
   runScript,
   serveDhcpCommand,
-  withoutUndefined,
 } from "../lib/cli/main.ts";
 import type { AttachRequest, Collected, Restored, VmRecord } from "../mod.ts";
 
@@ -26,19 +25,21 @@ export async function main(args: readonly string[]): Promise<number> {
   if (args[0] === BECOME_SERVE_DHCP) {
     return await (await import("./serve-dhcp.ts")).main(args.slice(1));
   }
-  return await runScript(ATTACH_VM, args, async (parsed) => {
+  return await runScript(ATTACH_VM, args, async (parsed, heed) => {
     const { verb, requests, all, output, vmm } = await readAttachCommand(parsed);
     const tapkit = await import("../mod.ts");
     for (const request of requests) tapkit.validateAttach(request);
-    const host = hostOptions(ATTACH_VM.name, parsed.flags);
+    // What only looks ends at once, and a VMM gets its signals itself.
+    const signal = ["list", "check", "run"].includes(verb) ? undefined : await heed();
+    const host = hostOptions(ATTACH_VM.name, parsed.flags, signal);
     const vms = all ? tapkit.vmNames(host).map((name) => ({ name })) : requests;
     using session = verb === "list" ? undefined : await tapkit.openSession(vms.length);
-    const options = withoutUndefined({ ...host, session });
+    const options = { ...host, ...session && { session } };
     const ensureDhcp = once(() => tapkit.ensureDhcpServer(options, serveDhcpCommand(parsed.flags)));
     const print = (record: VmRecord) => printText(tapkit.formatRecord(record, output));
     const report = (record: VmRecord) => (print(record), ensureDhcp());
     const failed = verb === "run" ? EXIT.notStarted : EXIT.failed;
-    const doing = { script: ATTACH_VM.name, verb, failed };
+    const doing = { script: ATTACH_VM.name, verb, failed, signal };
     const forEach = (act: (request: AttachRequest) => Promise<number | void>) =>
       forEachVm(doing, vms, (vm) => (requireRoot(), act(vm)));
 
@@ -68,8 +69,7 @@ export async function main(args: readonly string[]): Promise<number> {
           printJson({ vm, removed: await tapkit.removeVm(vm, options) })
         );
       case "run": {
-        const { "record-file": recordFile } = parsed.flags;
-        const more = { ...withoutUndefined({ recordFile }), onAttached: ensureDhcp };
+        const more = { recordFile: parsed.flags["record-file"], onAttached: ensureDhcp };
         return await forEach((request) => tapkit.runVmm(request, vmm, { ...options, ...more }));
       }
     }

@@ -17,10 +17,11 @@ import { MAP_PORT, readMapCommand } from "../lib/cli/map-command.ts";
 
 /** Runs map-port with `args`; returns its exit code. */
 export async function main(args: readonly string[]): Promise<number> {
-  return await runScript(MAP_PORT, args, async (parsed) => {
+  return await runScript(MAP_PORT, args, async (parsed, heed) => {
     const { verb, target, ports } = readMapCommand(parsed);
     const tapkit = await import("../mod.ts");
-    const options = hostOptions(MAP_PORT.name, parsed.flags);
+    const signal = verb === "map" || verb === "remove" ? await heed() : undefined;
+    const options = hostOptions(MAP_PORT.name, parsed.flags, signal);
     if (target === undefined || verb === "list") {
       for (const mapped of await tapkit.listPorts(target, options)) printJson(mapped);
       return EXIT.done;

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { describe, InputError, TapkitError } from "../errors.ts";
+import { describe, InputError, InterruptedError, TapkitError } from "../errors.ts";
 import type { HostOptions } from "../vm/types.ts";
 import { type Command, helpText, parseCommand, type Parsed } from "./args.ts";
 
@@ -16,24 +16,25 @@ export const EXIT = {
   usage: 2,
   differs: 3,
   notStarted: 125,
-  signalled: 128,
 } as const;
 
 /**
  * Runs a command: parses `args` by its table, answers `--help` and `--version`, calls `run` and
- * prints what it throws. Returns the exit code, 128+n where signal n interrupted it.
+ * prints what it throws. Returns the exit code, 128+n where signal n came that `run` heeds.
+ *
+ * @param run is given what has signals raise an AbortSignal from then on, instead of ending this
+ * process at once
  */
 export async function runScript<const C extends Command>(
   command: C,
   args: readonly string[],
-  run: (parsed: Parsed<C>) => Promise<number> | number,
+  run: (parsed: Parsed<C>, heed: () => Promise<AbortSignal>) => Promise<number> | number,
 ): Promise<number> {
-  const code = await runParsed(command, args, run);
-  return endedBy === undefined ? code : EXIT.signalled + endedBy;
+  let signal: AbortSignal | undefined;
+  const heed = async () => signal = (await import("../signals.ts")).heedSignals();
+  const code = await runParsed(command, args, (parsed) => run(parsed, heed));
+  return signal?.reason instanceof InterruptedError ? signal.reason.exitCode : code;
 }
-
-/** The number of the signal that interrupted a plugin. */
-let endedBy: number | undefined;
 
 async function runParsed<const C extends Command>(
   command: C,
@@ -124,26 +125,37 @@ export interface Doing {
   readonly verb: string;
   /** The exit code of a failure that brings none of its own. */
   readonly failed?: number;
+  /** Ends it; who was not begun is named. */
+  readonly signal?: AbortSignal | undefined;
 }
 
-/**
- * Does `act` for each VM, one after the other, past failures, until a signal interrupts a plugin;
- * returns the exit code.
- */
+/** Does `act` for each VM, one after the other, past failures; returns the exit code. */
 export async function forEachVm<T extends { readonly name: string }>(
-  { script, verb, failed }: Doing,
-  vms: Iterable<T> | AsyncIterable<T>,
+  { script, verb, failed, signal }: Doing,
+  vms: readonly T[] | AsyncIterable<T>,
   act: (vm: T) => Promise<number | void> | number | void,
 ): Promise<number> {
   const codes: number[] = [];
   for await (const vm of vms) {
+    const name = JSON.stringify(vm.name);
+    let whole = true;
     try {
       codes.push(await act(vm) ?? EXIT.done);
     } catch (error) {
-      const code = printError(script, error, `cannot ${verb} ${JSON.stringify(vm.name)}`);
+      const code = printError(script, error, `cannot ${verb} ${name}`);
       codes.push(code === EXIT.failed && failed !== undefined ? failed : code);
+      whole = false;
     }
-    if (endedBy !== undefined) break;
+    if (!signal?.aborted) continue;
+    const rest = Array.isArray(vms) ? vms.slice(codes.length) : [];
+    const parts = [
+      ...whole ? [`${name} was done before`] : [],
+      ...rest.length > 0
+        ? [`not begun: ${rest.map((one) => JSON.stringify(one.name)).join(", ")}`]
+        : [],
+    ];
+    if (parts.length > 0) printNote(script, `${describe(signal.reason)}: ${parts.join("; ")}`);
+    break;
   }
   const [first = EXIT.done, ...others] = codes;
   if (others.every((code) => code === first)) return first;
@@ -196,21 +208,18 @@ export const HOST_OPTIONS = [
 /**
  * The library's options for the values of {@linkcode HOST_OPTIONS}; notes go to stderr.
  *
- * @param session what the calls of a script share
+ * @param signal ends what is begun
  */
 export function hostOptions(
   script: string,
   flags: Partial<Record<(typeof HOST_OPTIONS)[number]["name"], string | undefined>>,
-  session?: HostOptions["session"],
+  signal?: AbortSignal,
 ): HostOptions {
   return withoutUndefined({
-    session,
+    signal,
     stateDir: flags["state-dir"],
     confDir: flags["cni-conf-dir"],
     binDirs: flags["cni-bin-dir"]?.split(":").filter((dir) => dir !== ""),
-    noteSignal: (signal: number) => {
-      endedBy ??= signal;
-    },
     note: (text: string) => printNote(script, text),
     detail: debugging() ? (text: string) => printNote(script, text) : undefined,
   });

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { InterruptedError, TapkitError } from "../errors.ts";
+import { TapkitError } from "../errors.ts";
 import { type PipedOutcome, runPiped } from "../exec.ts";
 import { findPlugin, type PluginHost } from "./plan.ts";
 import { CniCode, CniError } from "./types.ts";
@@ -30,13 +30,15 @@ export interface PluginCall {
 }
 
 const DEFAULT_TIMEOUT_MS = 120_000;
+/** How long DEL may take after a signal. */
+const DEL_GRACE_MS = 10_000;
 const MAX_STDOUT = 4 * 1024 * 1024;
 
 /**
  * Runs a plugin and returns what it printed.
  *
  * @throws {CniError} when it fails, does not end in time, dies by a signal, or prints too much
- * @throws {InterruptedError} when this process got a signal to end, and killed it
+ * @throws the reason of `host.signal`, where that was raised and the plugin killed
  */
 export async function callPlugin(call: PluginCall): Promise<string> {
   const { verb, type, host, containerId = "", netns = "", ifName = "", cniArgs = {} } = call;
@@ -57,10 +59,9 @@ export async function callPlugin(call: PluginCall): Promise<string> {
       stdin: JSON.stringify(call.config),
       timeoutMs,
       maxStdout: MAX_STDOUT,
-      // What undoes and removes is not cut short.
-      ...host.noteSignal === undefined
-        ? {}
-        : { onSignal: verb === "DEL" ? "wait" : "kill", noteSignal: host.noteSignal },
+      signal: host.signal,
+      // What undoes and removes is not cut short, but not waited for without end.
+      graceMs: verb === "DEL" ? DEL_GRACE_MS : 0,
     });
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);
@@ -81,8 +82,12 @@ export async function callPlugin(call: PluginCall): Promise<string> {
       outcome,
     });
   }
-  if (outcome.killed !== undefined) {
-    throw new InterruptedError(`${type}: ${verb} was interrupted by ${outcome.killed}`);
+  if (outcome.killed === "interrupted") {
+    if (verb !== "DEL") throw host.signal?.reason;
+    throw failure(call, `did not end within ${DEL_GRACE_MS / 1000} s of a signal, and was killed`, {
+      mend: "see that what the network runs on this host is up, then run attach-vm NAME --remove",
+      outcome,
+    });
   }
   if (outcome.signal !== undefined) {
     throw failure(call, `was ended by ${outcome.signal}`, {

@@ -86,8 +86,8 @@ export interface PluginHost {
   readonly stateDir: string;
   /** How long one may take, in milliseconds. */
   readonly timeoutMs?: number;
-  /** Where there is one, a signal that ends this process ends a plugin instead, and is told it. */
-  readonly noteSignal?: (signal: number) => void;
+  /** Ends a plugin when it is raised; DEL has a while yet. */
+  readonly signal?: AbortSignal;
 }
 
 /** The path of a plugin's program in the first directory that has it. */

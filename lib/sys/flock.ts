@@ -37,6 +37,12 @@ export interface LockOptions {
   readonly remove?: boolean;
 }
 
+/** How to take a lock that may have to be waited for. */
+export interface WaitOptions extends Pick<LockOptions, "remove"> {
+  /** Ends the waiting, whose reason is thrown. */
+  readonly signal?: AbortSignal | undefined;
+}
+
 /**
  * Takes the exclusive flock(2) of a file, which is made when it is missing.
  *
@@ -65,20 +71,32 @@ export function lockFile(path: string, options: LockOptions = {}): Lock | undefi
 /**
  * Like {@linkcode lockFile}, but lets the rest of this process go on while another holds the lock:
  * that other may be a part of this process too.
+ *
+ * @throws the reason of `options.signal`, when it is raised meanwhile
  */
-export async function lockFileAsync(
-  path: string,
-  options: Omit<LockOptions, "wait"> = {},
-): Promise<Lock> {
+export async function lockFileAsync(path: string, options: WaitOptions = {}): Promise<Lock> {
+  const { remove = false, signal } = options;
   while (true) {
-    const lock = lockFile(path, { ...options, wait: false });
+    signal?.throwIfAborted();
+    const lock = lockFile(path, { remove, wait: false });
     if (lock !== undefined) return lock;
     const fd = openFd(path, O_RDONLY | O_CREAT, 0o600);
     // Fails for a signal at most, and then is tried again.
-    const taken = await libc().flock_wait(fd, LOCK_EX) === 0;
-    if (taken && isStillAt(fd, path)) return new Lock(fd, path, options.remove ?? false);
+    const taking = libc().flock_wait(fd, LOCK_EX);
+    if (await Promise.race([taking, raised(signal)]) === "raised") {
+      // The thread that waits is not to be had back before it has the lock.
+      taking.then(() => closeFd(fd));
+      continue;
+    }
+    if (await taking === 0 && isStillAt(fd, path)) return new Lock(fd, path, remove);
     closeFd(fd);
   }
+}
+
+function raised(signal: AbortSignal | undefined): Promise<"raised"> {
+  const { promise, resolve } = Promise.withResolvers<"raised">();
+  signal?.addEventListener("abort", () => resolve("raised"), { once: true });
+  return promise;
 }
 
 /** Whether the path still names the locked file, not one made after its holder removed it. */

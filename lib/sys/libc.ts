@@ -3,7 +3,8 @@
  *
  * Every call here is synchronous: errno and network namespaces belong to a thread, and a
  * nonblocking FFI call runs on another one. Those that wait are the exceptions: `epoll_wait`,
- * `flock_wait`, and `send_wait`, where the kernel does all that a netlink request asks for.
+ * `flock_wait`, `usleep_wait`, and `send_wait`, where the kernel does all that a netlink request
+ * asks for.
  *
  * @module
  */
@@ -87,6 +88,8 @@ const SYMBOLS = {
     parameters: ["buffer", "i32", "buffer", "i32", "u32"],
     result: "i32",
   },
+  // useconds_t usec
+  usleep_wait: { name: "usleep", parameters: ["u32"], result: "i32", nonblocking: true },
   // int fd
   tcgetpgrp: { parameters: ["i32"], result: "i32" },
   getpgrp: { parameters: [], result: "i32" },

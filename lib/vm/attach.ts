@@ -7,6 +7,7 @@
  * @module
  */
 
+import { checkpoint } from "../checkpoint.ts";
 import { tidyDefaultCni } from "../cni/default-network.ts";
 import type { NetworkAttachment } from "../cni/plan.ts";
 import { type Added, addNetwork, hasExecuted } from "../cni/runtime.ts";
@@ -151,13 +152,14 @@ async function attachAgain(
   const undo = new UndoStack();
   try {
     const record = differences.wire.length > 0
-      ? rewire(host, whole, wanted)
+      ? await rewire(host, whole, wanted)
       : differences.guards.length > 0 || changesAntispoof(whole, wanted)
       ? reguard(host, whole, wanted, undo)
       : whole;
     const opening = (old.made.request.openFirewall ?? false) !== (wanted.openFirewall ?? false);
     const same = hasPorts(record, wanted) && samePolicy(record.made.request, wanted) && !opening &&
       !record.made.rulesInDoubt;
+    await checkpoint(host.signal);
     if (differences.firewall.length === 0 && same) {
       // A process that was killed may have left this for later.
       const firewall = await host.session.firewall(firewallOf(record.made));
@@ -308,6 +310,7 @@ async function attachAnew(
         guests,
       },
     };
+    await checkpoint(host.signal);
     writeRecord(host, record);
     return record;
   } catch (error) {

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { checkpoint } from "../checkpoint.ts";
 import { TapkitError } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import { ensureSysctls } from "../firewall/sysctls.ts";
@@ -36,21 +37,32 @@ export async function dropRules({ session }: Host, { made }: StoredRecord): Prom
   }
 }
 
-/** The TAP and what joins it anew, on the interface that is there. */
-export function rewire(host: Host, record: StoredRecord, wanted: AttachRequest): StoredRecord {
+/**
+ * The TAP and what joins it anew, on the interface that is there. When that fails, what it made is
+ * gone: a half made wire is worse than none, which `--check` names.
+ */
+export async function rewire(
+  host: Host,
+  record: StoredRecord,
+  wanted: AttachRequest,
+): Promise<StoredRecord> {
   const undo = new UndoStack();
   using netns = openNetns(record.netns);
   using nl = withNetns(netns, () => NetlinkConnection.open());
-  const interfaces = record.interfaces.map((link) => {
-    removeWire(nl, link.name, link.mode);
-    const { dhcpGuard: _, ...unwired } = link;
-    const request = wireRequest(record.made.request, { netns, nl, undo, note: host.note });
-    return addWire({ ...request, mode: link.mode }, guardedAs(unwired, wanted));
-  });
-  const request = { ...record.made.request, ...antispoofOf(wanted) };
-  const rewired = { ...record, interfaces, made: { ...record.made, request } };
-  writeRecord(host, rewired);
-  return rewired;
+  try {
+    const interfaces = record.interfaces.map((link) => {
+      removeWire(nl, link.name, link.mode);
+      const { dhcpGuard: _, ...unwired } = link;
+      const request = wireRequest(record.made.request, { netns, nl, undo, note: host.note });
+      return addWire({ ...request, mode: link.mode }, guardedAs(unwired, wanted));
+    });
+    const request = { ...record.made.request, ...antispoofOf(wanted) };
+    const rewired = { ...record, interfaces, made: { ...record.made, request } };
+    writeRecord(host, rewired);
+    return rewired;
+  } catch (error) {
+    throw await undo.fail(error);
+  }
 }
 
 /**
@@ -158,6 +170,7 @@ export async function changeRules(
       firewall.endStaleFlows({ ...rules, ports }, owners.attach);
     }
     const changed = { ...record, made: { ...record.made, networks } };
+    await checkpoint(host.signal);
     writeRecord(host, changed);
     return changed;
   } catch (error) {

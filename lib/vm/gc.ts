@@ -5,6 +5,7 @@
  * @module
  */
 
+import { checkpoint } from "../checkpoint.ts";
 import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
 import { gcNetwork } from "../cni/executed.ts";
 import { describe, TapkitError } from "../errors.ts";
@@ -19,6 +20,7 @@ import {
   readRecords,
   recordNames,
   type StoredRecord,
+  sweepLocks,
   tidyState,
 } from "./state.ts";
 import type { Collected, HostOptions } from "./types.ts";
@@ -48,11 +50,13 @@ export async function* collectVms(options: GcOptions = {}): AsyncGenerator<Colle
     }
     if (options.exclusive === true) await collectNetworks(host);
   } finally {
+    sweepLocks(host);
     await tidyState(host);
   }
 }
 
 async function collect(host: Host, name: string): Promise<boolean> {
+  await checkpoint(host.signal);
   using _vm = await lockVm(host, name);
   using _host = await lockHost(host);
   const record = readRecord(host, name);

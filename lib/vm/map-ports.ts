@@ -7,6 +7,7 @@
  * @module
  */
 
+import { checkpoint } from "../checkpoint.ts";
 import { InputError } from "../errors.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import { chooseHostPorts, refuseListeners } from "../firewall/host-ports.ts";
@@ -242,6 +243,7 @@ async function addPorts(
     firewall.add(change);
     for (const setting of ensureSysctls(change)) host.note(`set ${setting}`);
     noteClosed(host, firewall, [after], holder.command);
+    await checkpoint(host.signal);
   } catch (error) {
     throw await undo.fail(error);
   }

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { checkpoint } from "../checkpoint.ts";
 import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
 import { DEFAULT_NETWORK, tidyDefaultCni } from "../cni/default-network.ts";
 import { type NetworkAttachment, planNetwork, type PluginChoice } from "../cni/plan.ts";
@@ -47,6 +48,7 @@ export async function removeVm(name: string, options: HostOptions = {}): Promise
   using host = openHost(options);
   const id = await containerId(name);
   try {
+    await checkpoint(host.signal);
     using _vm = await lockVm(host, name);
     using _host = await lockHost(host);
     const record = readUsableRecord(host, name);

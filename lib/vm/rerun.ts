@@ -8,10 +8,11 @@
  * @module
  */
 
+import { checkpoint } from "../checkpoint.ts";
 import type { MadeAttachment, NetworkAttachment, RecordedPlugin } from "../cni/plan.ts";
 import { canRerun, rememberFailures, type Rerun, rerunPlugins } from "../cni/rerun.ts";
 import type { PluginConfig } from "../cni/types.ts";
-import { describe, InterruptedError, TapkitError } from "../errors.ts";
+import { describe, TapkitError } from "../errors.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import { UndoStack } from "../undo.ts";
 import { checkNetworks, type NetworkFinding, openVm } from "./check.ts";
@@ -55,7 +56,8 @@ export async function rerunFailed(
       again[network] = await rerunPlugins(attachment, new Map(reruns), environment);
     }
   } catch (error) {
-    if (!(error instanceof TapkitError) || error instanceof InterruptedError) throw error;
+    host.signal?.throwIfAborted();
+    if (!(error instanceof TapkitError)) throw error;
     host.note(`attaching anew: running it again by itself does not do: ${describe(error)}`);
     return undefined;
   }
@@ -139,7 +141,9 @@ export function planRepublishing(
           return [place, { del: [configs.get(place)!, config], add: config }] as const;
         });
         settled = false;
-        await rerunPlugins(first, new Map(back), environment);
+        // What undoes is not cut short.
+        const { signal: _, ...uninterrupted } = host;
+        await rerunPlugins(first, new Map(back), { ...environment, host: uninterrupted });
         settled = true;
       });
       settled = false;
@@ -185,6 +189,7 @@ export async function unpublish(
     const [rules] = record.made.guests;
     if (rules !== undefined) firewall.endStaleFlows({ ...rules, ports }, owners.attach);
     const now = { ...record, ports, made: { ...record.made, portOwners, request, networks } };
+    await checkpoint(host.signal);
     writeRecord(host, now);
     return now;
   } catch (error) {

@@ -30,7 +30,7 @@ import type { NetworkAttachment } from "../cni/plan.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import type { FirewallKind } from "../firewall/store.ts";
-import { type Lock, lockFile, lockFileAsync } from "../sys/flock.ts";
+import { type Lock, lockFile, lockFileAsync, type WaitOptions } from "../sys/flock.ts";
 import { isRecord } from "./shape.ts";
 import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
 
@@ -41,7 +41,7 @@ export interface HostPaths {
   readonly binDirs: readonly string[];
   /** How long an executed plugin may take. */
   readonly timeoutMs?: number;
-  readonly noteSignal?: (signal: number) => void;
+  readonly signal?: AbortSignal;
   readonly note: (text: string) => void;
   readonly detail: (text: string) => void;
 }
@@ -96,7 +96,7 @@ export function hostPaths(options: HostOptions): HostPaths {
     confDir: options.confDir ?? (Deno.env.get("NETCONFPATH") || "/etc/cni/net.d"),
     binDirs: options.binDirs ?? (cniPath?.length ? cniPath : ["/opt/cni/bin", "/usr/lib/cni"]),
     ...pluginTimeout(options),
-    ...options.noteSignal === undefined ? {} : { noteSignal: options.noteSignal },
+    ...options.signal === undefined ? {} : { signal: options.signal },
     note: options.note ?? (() => {}),
     detail: options.detail ?? (() => {}),
   };
@@ -145,12 +145,12 @@ export function inRecordsDir<T>(host: HostPaths, act: (directory: string) => T):
 
 /** Waits for the sole right to change one VM. Taken before the host's lock, never after. */
 export async function lockVm(host: HostPaths, name: string): Promise<Lock> {
-  return await lockIn(locksDir(host), name, { remove: true });
+  return await lockIn(locksDir(host), name, { remove: true, signal: host.signal });
 }
 
 /** Waits for the sole right to change what VMs share. */
 export async function lockHost(host: HostPaths): Promise<Lock> {
-  return await lockIn(host.stateDir, "lock", {});
+  return await lockIn(host.stateDir, "lock", { signal: host.signal });
 }
 
 /** The DHCP server's lock, or `undefined` when one is running. */
@@ -165,7 +165,7 @@ export function lockDhcpServer(host: HostPaths): Lock | undefined {
 async function lockIn(
   directory: string,
   name: string,
-  options: { remove?: boolean },
+  options: WaitOptions,
 ): Promise<Lock> {
   for (let attempt = 1;; attempt++) {
     try {
@@ -209,7 +209,8 @@ function isVanished(error: unknown): boolean {
 export async function tidyState(host: HostPaths): Promise<void> {
   if (isUsed(host)) return;
   {
-    using _lock = await lockHost(host);
+    // Not given up for a signal: it is part of undoing.
+    using _lock = await lockIn(host.stateDir, "lock", {});
     if (!isUsed(host)) {
       // Left by a process that was killed, unless a server holds it.
       if (isThere(`${host.stateDir}/${DHCP_LOCK}`)) lockDhcpServer(host)?.[Symbol.dispose]();
@@ -221,8 +222,17 @@ export async function tidyState(host: HostPaths): Promise<void> {
       removeIfEmpty(addressesDir(host));
     }
   }
+  sweepLocks(host);
   removeIfEmpty(locksDir(host));
   removeIfEmpty(host.stateDir);
+}
+
+/** Takes away the VMs' locks that nobody holds: processes that were killed left them. */
+export function sweepLocks(host: HostPaths): void {
+  if (!isThere(locksDir(host))) return;
+  for (const { name } of Deno.readDirSync(locksDir(host))) {
+    lockFile(`${locksDir(host)}/${name}`, { remove: true, wait: false })?.[Symbol.dispose]();
+  }
 }
 
 function isUsed(host: HostPaths): boolean {

@@ -110,11 +110,10 @@ export interface HostOptions {
   /** How long a CNI plugin may take, in seconds: `TAPKIT_PLUGIN_TIMEOUT`, then 120. */
   readonly pluginTimeout?: number;
   /**
-   * Where there is one, SIGHUP, SIGINT and SIGTERM, while a CNI plugin runs, end that plugin instead
-   * of this process: the call undoes what it began, and fails with an `InterruptedError`. It is
-   * called with the signal's number.
+   * When it is raised, a call undoes what it began and throws the reason; a removal that has begun
+   * goes on to its end. What is done already stays.
    */
-  readonly noteSignal?: (signal: number) => void;
+  readonly signal?: AbortSignal;
   /** Called with each line of progress or warning meant for people. */
   readonly note?: (text: string) => void;
   /** Called with each line for whoever looks for a cause, that `note` sums up or leaves out. */

@@ -4,8 +4,10 @@
  * @module
  */
 
-import { describe, VmmError } from "../errors.ts";
-import { listenTo, SIGNALS, spawnInherited } from "../exec.ts";
+import { checkpoint } from "../checkpoint.ts";
+import { describe, InterruptedError, VmmError } from "../errors.ts";
+import { spawnInherited } from "../exec.ts";
+import { interruptedBy, listenTo, SIGNALS } from "../signals.ts";
 import { closeFd, libc, O_RDONLY, openFd } from "../sys/libc.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
 import { attachVm } from "./attach.ts";
@@ -14,7 +16,7 @@ import { removeVm } from "./remove.ts";
 import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
 
 /** Exit codes as `docker run` has them. */
-const EXIT = { FAILED: 125, NOT_EXECUTABLE: 126, NOT_FOUND: 127, SIGNALLED: 128 } as const;
+const EXIT = { FAILED: 125, NOT_EXECUTABLE: 126, NOT_FOUND: 127 } as const;
 
 /** Signals passed on to the VMM. */
 type PassedSignal = keyof typeof SIGNALS;
@@ -25,7 +27,7 @@ const TERMINAL_SIGNALS: readonly string[] = ["SIGINT", "SIGQUIT"];
 /** How to run a VMM. */
 export interface VmmOptions extends HostOptions {
   /** Where the record goes, as one line of JSON. */
-  readonly recordFile?: string;
+  readonly recordFile?: string | undefined;
   /** Called when the VM is attached, before the VMM starts. */
   readonly onAttached?: (record: VmRecord) => void;
 }
@@ -37,6 +39,7 @@ export interface VmmOptions extends HostOptions {
  * @param argv the program and its arguments, in which `{tap}`, `{mac}`, `{ip}`, … are replaced
  * @returns the VMM's exit code, 128+n when signal n ended it
  * @throws {VmmError} when it did not start
+ * @throws {InterruptedError} when a signal came before it did
  */
 export async function runVmm(
   request: AttachRequest,
@@ -44,24 +47,25 @@ export async function runVmm(
   options: VmmOptions = {},
 ): Promise<number> {
   // A signal that comes before the VMM runs keeps it from being started; nothing is left half made.
-  let early: PassedSignal | undefined;
+  const early = new AbortController();
   let child: Deno.ChildProcess | undefined;
   using _signals = listenTo(PASSED, (signal) => {
-    if (child === undefined) early = signal;
+    if (child === undefined) early.abort(interruptedBy(signal));
     else passOn(child, signal);
   });
-  const record = await attachVm(request, options).catch((error) => {
+  const record = await attachVm(request, { ...options, signal: early.signal }).catch((error) => {
+    if (error instanceof InterruptedError) throw error;
     throw new VmmError(describe(error), EXIT.FAILED, { cause: error });
   });
   try {
     options.onAttached?.(record);
     writeRecordFile(record, options.recordFile);
-    if (early !== undefined) return EXIT.SIGNALLED + SIGNALS[early];
+    await checkpoint(early.signal);
     child = start(record, argv);
     return (await child.status).code;
   } finally {
     // The signals are the VMM's, and so is the exit code.
-    await removeVm(request.name, { ...options, noteSignal: () => {} });
+    await removeVm(request.name, options);
   }
 }
 

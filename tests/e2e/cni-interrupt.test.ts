@@ -71,7 +71,8 @@ Deno.test("attach-vm: a signal ends the plugin that runs, and all is undone", as
     assertEquals(said, `${code}\n`, stderr);
     assertEquals(
       stderr,
-      `attach-vm: cannot attach "web": slow: ADD was interrupted by ${signal}\n`,
+      `attach-vm: cannot attach "web": interrupted by ${signal}: what was begun is undone\n` +
+        `attach-vm: interrupted by ${signal}: not begun: "db"\n`,
     );
     await host.assertRestored(before, { except: EXCEPT });
   }
@@ -88,7 +89,8 @@ Deno.test("attach-vm --remove: a signal does not cut a plugin's DEL short, and n
   const before = await host.snapshot();
   await host.mustTapkit("attach-vm", "web", "db", { env: { SLOW_ADD: "0" } });
   const { said, stderr } = await interrupt(host, "SIGTERM", "DEL", "web db --remove");
-  assertEquals([said, stderr], ["143\n", ""]);
+  const line = `attach-vm: interrupted by SIGTERM: "web" was done before; not begun: "db"\n`;
+  assertEquals([said, stderr], ["143\n", line]);
   await host.must("test", ["-e", "/tmp/done-DEL"]);
   const { json } = await host.mustTapkit("attach-vm", "--list");
   assertEquals(json.map(({ vm }) => vm), ["db"]);

@@ -19,7 +19,7 @@ export interface Effect {
 }
 
 /** What happens instead of an effect. */
-export type Fault = "SIGKILL" | "ENOSPC" | "EMFILE" | "ENOMEM";
+export type Fault = "SIGKILL" | "SIGINT" | "SIGTERM" | "SIGHUP" | "ENOSPC" | "EMFILE" | "ENOMEM";
 
 /** Where {@linkcode traceEffects} writes; gone when it returns. */
 const TRACE_FILE = "/run/effects.trace";
@@ -86,7 +86,7 @@ export async function runWithFault(
   command: string,
   args: readonly string[],
 ): Promise<Outcome> {
-  const action = fault === "SIGKILL" ? "signal=SIGKILL" : `error=${fault}`;
+  const action = fault.startsWith("SIG") ? `signal=${fault}` : `error=${fault}`;
   const strace = ["-o", "/dev/null", "-e", `trace=${syscall}`];
   const inject = ["-e", `inject=${syscall}:${action}:when=${nth}`, "--"];
   return await machine.run("strace", [...strace, ...inject, command, ...args]);
