@@ -167,9 +167,9 @@ export const ATTACH_VM = {
       name: "output",
       alias: ["-o", "--format"],
       metavar: "FORMAT",
-      choices: ["json", "env", "cmdline", "qemu"],
-      help: "print the record as json, env (shell assignments), cmdline (the kernel's ip=) or " +
-        "qemu (arguments)",
+      choices: ["json", "env", "cmdline", "dracut", "qemu"],
+      help: "print the record as json, env (shell assignments), cmdline (the kernel's ip=), " +
+        "dracut (its initramfs's arguments) or qemu (arguments)",
       default: "json",
     },
     { name: "record-file", metavar: "FILE", help: "with -- VMM, write the record there" },

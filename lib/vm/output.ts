@@ -13,8 +13,8 @@ import type { OutputFormat, VmInterface, VmRecord } from "./types.ts";
  *
  * - `json`: one line of JSON.
  * - `env`: shell assignments, one a line, quoted so that `eval` is safe.
- * - `cmdline`: kernel arguments, one `ip=` per address family and interface. Linux itself
- *   configures IPv4 only; the IPv6 form is the one dracut's initramfs reads.
+ * - `cmdline`: the one `ip=` that Linux itself reads: IPv4 of the first interface that has it.
+ * - `dracut`: what dracut's initramfs reads, of every interface and family (dracut.cmdline(7)).
  * - `qemu`: QEMU arguments on one line; no value holds a space.
  */
 export function formatRecord(record: VmRecord, format: OutputFormat): string {
@@ -26,7 +26,9 @@ export function formatRecord(record: VmRecord, format: OutputFormat): string {
         .map(([name, value]) => `${name}=${shellQuote(value)}`)
         .join("\n");
     case "cmdline":
-      return record.interfaces.flatMap((link) => kernelArguments(record, link)).join(" ");
+      return kernelArgument(record);
+    case "dracut":
+      return dracutArguments(record).join(" ");
     case "qemu":
       return record.interfaces.map(qemuArguments).join(" ");
   }
@@ -100,27 +102,66 @@ function environment(record: VmRecord): [name: string, value: string][] {
   ];
 }
 
-/** ip=CLIENT:SERVER:GATEWAY:NETMASK:HOST:DEVICE:AUTOCONF:DNS0:DNS1 (Linux, admin-guide/nfs/nfsroot.rst). */
-function kernelArguments(record: VmRecord, link: VmInterface): string[] {
-  const host = record.vm;
-  return link.addresses.map(({ address, gateway = "" }) => {
-    const cidr = parseCidr(address);
-    if (cidr.family === 6) {
-      const router = gateway && `[${gateway}]`;
-      return `ip=[${cidr.address}]::${router}:${cidr.prefixLength}:${host}:${link.name}:off`;
-    }
-    const servers = record.dns.nameservers.filter((server) => !server.includes(":")).slice(0, 2);
-    return [
-      `ip=${cidr.address}`,
-      "",
-      gateway,
-      netmask(cidr.prefixLength),
-      host,
-      link.name,
-      "off",
-      ...servers,
-    ].join(":");
-  });
+/**
+ * ip=CLIENT:SERVER:GATEWAY:NETMASK:HOST:DEVICE:AUTOCONF:DNS0:DNS1 (Linux, admin-guide/nfs/nfsroot.rst).
+ * Of several the kernel would take the last. Empty where there is no IPv4.
+ */
+function kernelArgument(record: VmRecord): string {
+  const links = record.interfaces.map((link) => ({ link, address: addressesOf(link, 4)[0] }));
+  const first = links.find(({ address }) => address !== undefined);
+  if (first?.address === undefined) return "";
+  const { link, address: { address, prefixLength } } = first;
+  const servers = record.dns.nameservers.filter((server) => !server.includes(":")).slice(0, 2);
+  const router = defaultGateway(link, 4);
+  const fields = [address, "", router, netmask(prefixLength), hostname(record), link.name, "off"];
+  return `ip=${[...fields, ...servers].join(":")}`;
+}
+
+/** ip=CLIENT:PEER:GATEWAY:NETMASK:HOST:DEVICE:none:MTU, rd.route=NET:GATEWAY:DEVICE, nameserver=ADDRESS. */
+function dracutArguments(record: VmRecord): string[] {
+  const bracketed = (text: string) => text.includes(":") ? `[${text}]` : text;
+  const of = ([family, link]: readonly [4 | 6, VmInterface]) => {
+    const { name, mtu } = link;
+    const router = bracketed(defaultGateway(link, family));
+    return addressesOf(link, family).map(({ address, prefixLength }) => {
+      const mask = family === 4 ? netmask(prefixLength) : prefixLength;
+      return `ip=${bracketed(address)}::${router}:${mask}:${hostname(record)}:${name}:none:${mtu}`;
+    });
+  };
+  const routes = record.interfaces.flatMap(({ name, routes }) =>
+    routes.flatMap(({ dst, gw }) =>
+      gw === undefined || isDefault(dst)
+        ? []
+        : [`rd.route=${bracketed(dst)}:${bracketed(gw)}:${name}`]
+    )
+  );
+  return [
+    ...record.interfaces.flatMap((link) => ([[4, link], [6, link]] as const).flatMap(of)),
+    ...routes,
+    ...record.dns.nameservers.map((server) => `nameserver=${bracketed(server)}`),
+  ];
+}
+
+function addressesOf(link: VmInterface, family: 4 | 6) {
+  return link.addresses.map(({ address }) => parseCidr(address))
+    .filter((cidr) => cidr.family === family);
+}
+
+/** A network's router is the guest's way out only where a default route says so. */
+function defaultGateway(link: VmInterface, family: 4 | 6): string {
+  const isOf = (text: string) => text.includes(":") === (family === 6);
+  const route = link.routes.find(({ dst }) => isDefault(dst) && isOf(dst));
+  if (route === undefined) return "";
+  return route.gw ?? link.addresses.find(({ address }) => isOf(address))?.gateway ?? "";
+}
+
+function isDefault(dst: string): boolean {
+  return dst === "0.0.0.0/0" || dst === "::/0";
+}
+
+/** RFC 1123 has no underscore. */
+function hostname({ vm }: VmRecord): string {
+  return vm.replaceAll("_", "-");
 }
 
 function qemuArguments(link: VmInterface): string {

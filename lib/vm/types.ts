@@ -188,4 +188,4 @@ export interface AttachRequest {
 }
 
 /** The forms a record is printed in. */
-export type OutputFormat = "json" | "env" | "cmdline" | "qemu";
+export type OutputFormat = "json" | "env" | "cmdline" | "dracut" | "qemu";

@@ -230,7 +230,7 @@ const RECORD = JSON.stringify({
   },
 });
 
-const OUTPUT_FORMATS: readonly OutputFormat[] = ["json", "env", "cmdline", "qemu"];
+const OUTPUT_FORMATS: readonly OutputFormat[] = ["json", "env", "cmdline", "dracut", "qemu"];
 
 function recordTarget(): FuzzTarget {
   const stateDir = Deno.makeTempDirSync({ prefix: "tapkit-fuzz-" });

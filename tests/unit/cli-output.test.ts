@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { formatRecord, placeholders, shellQuote } from "../../lib/vm/output.ts";
-import type { VmRecord } from "../../lib/vm/types.ts";
+import type { VmInterface, VmRecord } from "../../lib/vm/types.ts";
 
 const WEB: VmRecord = {
   version: 1,
@@ -40,7 +40,9 @@ const TWO: VmRecord = {
       addresses: [{ address: "2001:db8::2/64", gateway: "2001:db8::1" }, {
         address: "10.9.0.2/30",
       }],
-      routes: [],
+      routes: [{ dst: "::/0" }, { dst: "2001:db8:9::/48", gw: "2001:db8::9" }, {
+        dst: "10.1.0.0/16",
+      }],
     },
   ],
 };
@@ -55,10 +57,28 @@ Deno.test("formatRecord: cmdline is the kernel's ip= with two IPv4 name servers"
     formatRecord(WEB, "cmdline"),
     "ip=172.18.0.2::172.18.0.1:255.255.0.0:web:eth0:off:192.0.2.53:192.0.2.54",
   );
-  assertEquals(formatRecord(TWO, "cmdline").split(" "), [
-    "ip=172.18.0.2::172.18.0.1:255.255.0.0:web:eth0:off",
-    "ip=[2001:db8::2]::[2001:db8::1]:64:web:eth1:off",
-    "ip=10.9.0.2:::255.255.255.252:web:eth1:off",
+  // Of several words the kernel would take the last one.
+  assertEquals(
+    formatRecord({ ...TWO, vm: "my_web.x" }, "cmdline"),
+    "ip=172.18.0.2::172.18.0.1:255.255.0.0:my-web.x:eth0:off",
+  );
+  const [web, six] = TWO.interfaces;
+  const only = (...interfaces: VmInterface[]) => formatRecord({ ...TWO, interfaces }, "cmdline");
+  assertEquals(only({ ...web!, routes: [] }), "ip=172.18.0.2:::255.255.0.0:web:eth0:off");
+  assertEquals(only(six!, web!), "ip=10.9.0.2:::255.255.255.252:web:eth1:off");
+  assertEquals(only({ ...six!, addresses: [{ address: "2001:db8::2/64" }] }), "");
+  assertEquals(only(), "");
+});
+
+Deno.test("formatRecord: dracut has every interface, family, route and name server", () => {
+  const { dns } = WEB;
+  assertEquals(formatRecord({ ...TWO, dns }, "dracut").split(" "), [
+    "ip=172.18.0.2::172.18.0.1:255.255.0.0:web:eth0:none:1450",
+    "ip=10.9.0.2:::255.255.255.252:web:eth1:none:1500",
+    "ip=[2001:db8::2]::[2001:db8::1]:64:web:eth1:none:1500",
+    "rd.route=[2001:db8:9::/48]:[2001:db8::9]:eth1",
+    "nameserver=[2001:db8::53]",
+    ...["192.0.2.53", "192.0.2.54", "192.0.2.55"].map((server) => `nameserver=${server}`),
   ]);
 });
 
