@@ -20,7 +20,7 @@ import {
   networkOverlap,
   parsePrefix,
   usedByConfigurations,
-  usedByHost,
+  usesOf,
 } from "./subnets.ts";
 import type { NetworkConfigList } from "./types.ts";
 
@@ -194,17 +194,14 @@ function choose(
       mend: "choose another name with --bridge",
     });
   }
-  const families = ipv6 === undefined ? [4] as const : [4, 6] as const;
-  const used = [
-    ...usedByHost(nl, families, bridge),
-    ...usedByConfigurations(options.confDir, path),
-  ];
-  const overlaps = [subnet, ipv6]
-    .flatMap((text) => text === undefined || text === "auto" ? [] : [parseCidr(text)])
-    .flatMap((prefix) => {
-      const other = findOverlap(prefix, used);
-      return other === undefined ? [] : [{ prefix, other }];
-    });
+  const promised = usedByConfigurations(options.confDir, path);
+  const wanted = [subnet, ipv6]
+    .flatMap((text) => text === undefined || text === "auto" ? [] : [parseCidr(text)]);
+  const uses = usesOf(nl, wanted, bridge);
+  const overlaps = wanted.flatMap((prefix, index) => {
+    const other = uses[index] ?? findOverlap(prefix, promised);
+    return other === undefined ? [] : [{ prefix, other }];
+  });
   if (overlaps[0] !== undefined && !force) {
     const { prefix, other } = overlaps[0];
     throw new InputError(`subnet ${formatPrefix(prefix)} overlaps the ${other.what}`, {
@@ -214,9 +211,10 @@ function choose(
   const present = link === undefined ? [] : listAddresses(nl, { index: link.index })
     .filter(({ family, scope }) => family === 4 && scope === "global")
     .map(({ address }) => parseCidr(address));
+  const place = { bridge, present, promised };
   return {
-    subnet: subnet ?? chooseSubnet(used, present, nl),
-    ...(ipv6 === undefined ? {} : { ipv6: ipv6 === "auto" ? chooseIpv6(used) : ipv6 }),
+    subnet: subnet ?? chooseSubnet(nl, place),
+    ...(ipv6 === undefined ? {} : { ipv6: ipv6 === "auto" ? chooseIpv6(nl, place) : ipv6 }),
     bridge,
     ...(mtu === undefined ? {} : { mtu }),
     ...(overlaps.length > 0 ? { allowOverlap: true } : {}),

@@ -5,11 +5,20 @@
  */
 
 import { InputError, TapkitError } from "../errors.ts";
-import { bigIntToIp, type Cidr, cidrsOverlap, type Family, parseCidr } from "../inet/ip.ts";
+import {
+  agree,
+  bigIntToIp,
+  type Cidr,
+  cidrsOverlap,
+  type Family,
+  ipToBytes,
+  parseCidr,
+} from "../inet/ip.ts";
 import { listAddresses } from "../netlink/address.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink, listLinks } from "../netlink/link.ts";
-import { listRoutes, RT_TABLE } from "../netlink/route.ts";
+import { type Route, type RouteType, RT_TABLE } from "../netlink/route.ts";
+import { scanRoutes } from "../netlink/routing.ts";
 import { listConfigFiles } from "./conflist.ts";
 import { parseHostLocal } from "./plugins/host-local-config.ts";
 import type { NetworkConfigList } from "./types.ts";
@@ -21,6 +30,15 @@ const NETWORK_DIRECTORIES = ["/etc/cni/net.d", "/etc/containers/networks"];
 const DOCUMENTED_SUBNET = "172.18.0.0/16";
 const DOCKER_TRACES = ["/var/lib/docker", "/usr/bin/dockerd", "/usr/local/bin/dockerd"];
 
+/**
+ * A wider route covers more than any block of private addresses: it is a default route in another
+ * dress, as 0.0.0.0/1 with 128.0.0.0/1, or ::/1, or fc00::/7.
+ */
+const WIDEST_ROUTE_OF_USE = 8;
+
+/** Types of routes by which packets arrive somewhere. The others say that there is nothing. */
+const ROUTES_OF_USE: readonly RouteType[] = ["unicast", "local", "nat"];
+
 /** A prefix in use. */
 export interface UsedPrefix {
   readonly prefix: Cidr;
@@ -29,37 +47,53 @@ export interface UsedPrefix {
 }
 
 /**
- * The prefixes of every route and address of the host, of some families.
+ * What of the host overlaps each of some prefixes: an address or a route of any table.
  *
- * Default routes, the kernel's local table and multicast are left out: they cover everything, or
- * repeat the addresses.
+ * Default routes, the kernel's local table and routes that lead nowhere are left out: they cover
+ * everything, repeat the addresses, or keep nobody from using what they cover.
  *
  * @param except the link whose own routes and addresses do not count
+ * @returns the first of them for each prefix
  */
-export function usedByHost(
+export function usesOf(
   nl: NetlinkConnection,
-  families: readonly Family[],
+  prefixes: readonly Cidr[],
   except?: string,
-): UsedPrefix[] {
+): (UsedPrefix | undefined)[] {
+  const found = new Array<UsedPrefix | undefined>(prefixes.length).fill(undefined);
   const names = new Map(listLinks(nl).map((link) => [link.index, link.name]));
-  const nameOf = (index: number | undefined): string | undefined =>
-    index === undefined ? undefined : names.get(index) ?? `link ${index}`;
-  const used: UsedPrefix[] = [];
-  for (const family of families) {
-    for (const { index, address } of listAddresses(nl, { family })) {
-      const name = nameOf(index);
-      if (name === except) continue;
-      used.push({ prefix: parseCidr(address), what: `address ${address} of "${name}"` });
-    }
-    for (const { dst, table, oif } of listRoutes(nl, { family })) {
-      const name = nameOf(oif);
-      if (table === RT_TABLE.LOCAL || dst.endsWith("/0")) continue;
-      if (except !== undefined && name === except) continue;
-      const where = name === undefined ? "" : ` through "${name}"`;
-      used.push({ prefix: parseCidr(dst), what: `route ${dst}${where}` });
-    }
+  const nameOf = (index: number) => names.get(index) ?? `link ${index}`;
+  for (const family of new Set(prefixes.map((prefix) => prefix.family))) {
+    const addresses = listAddresses(nl, { family })
+      .filter(({ index }) => nameOf(index) !== except)
+      .map(({ index, address }): UsedPrefix => {
+        return { prefix: parseCidr(address), what: `address ${address} of "${nameOf(index)}"` };
+      });
+    const asked = prefixes.flatMap((prefix, place) => {
+      if (prefix.family !== family) return [];
+      found[place] = findOverlap(prefix, addresses);
+      return [{ bytes: ipToBytes(prefix.network), length: prefix.prefixLength, place }];
+    });
+    scanRoutes(nl, family, (seen) => {
+      if (seen.prefixLength < WIDEST_ROUTE_OF_USE) return;
+      let route: Route | undefined;
+      for (const { bytes, length, place } of asked) {
+        if (found[place] !== undefined) continue;
+        if (!agree(seen.dst, bytes, Math.min(length, seen.prefixLength))) continue;
+        route ??= seen.read();
+        if (route === undefined || !isOfUse(route)) return;
+        const name = route.oif === undefined ? undefined : nameOf(route.oif);
+        if (name !== undefined && name === except) return;
+        const where = name === undefined ? "" : ` through "${name}"`;
+        found[place] = { prefix: parseCidr(route.dst), what: `route ${route.dst}${where}` };
+      }
+    });
   }
-  return used;
+  return found;
+}
+
+function isOfUse({ table, type }: Route): boolean {
+  return table !== RT_TABLE.LOCAL && ROUTES_OF_USE.includes(type);
 }
 
 /** The subnets named in network definitions of CNI and Podman; unreadable files are passed over. */
@@ -144,12 +178,9 @@ export function networkOverlap(
     if (conf.type !== "bridge" || conf.ipam?.type !== "host-local") continue;
     const { rangeSets } = parseHostLocal({ ...conf, name: list.name }, {});
     const subnets = rangeSets.flat().map(({ subnet }) => subnet);
-    const families = new Set(subnets.map(({ family }) => family));
-    const used = usedByHost(nl, [...families], String(conf.bridge));
-    for (const subnet of subnets) {
-      const overlap = findOverlap(subnet, used);
-      if (overlap !== undefined) return { subnet, used: overlap };
-    }
+    const uses = usesOf(nl, subnets, String(conf.bridge));
+    const place = uses.findIndex((use) => use !== undefined);
+    if (place >= 0) return { subnet: subnets[place]!, used: uses[place]! };
   }
   return undefined;
 }
@@ -190,37 +221,53 @@ export function parsePrefix(text: string, family: 4 | 6): Cidr {
   return prefix;
 }
 
-/**
- * The first candidate for the default network that nothing uses.
- *
- * @param present prefixes of the bridge, where it is there: its guests have addresses of them
- */
+/** Where a network may be put. */
+export interface Place {
+  /** The bridge that it is on: what that one uses is no obstacle. */
+  readonly bridge: string;
+  /** The bridge's prefixes, where it is there: its guests have addresses of them. */
+  readonly present: readonly Cidr[];
+  /** What others have been promised. */
+  readonly promised: readonly UsedPrefix[];
+}
+
+/** The first candidate for the default network that nothing uses. */
 export function chooseSubnet(
-  used: readonly UsedPrefix[],
-  present: readonly Cidr[],
   nl: NetlinkConnection,
+  { bridge, present, promised }: Place,
 ): string {
   const candidates = [
     ...present.filter(({ prefixLength }) => prefixLength <= 30).map(formatPrefix),
     ...(isDockerInstalled(nl) ? [] : [DOCUMENTED_SUBNET]),
-    ...Array.from({ length: 256 - 61 }, (_, index) => `10.${61 + index}.0.0/16`),
-  ];
-  const free = candidates.find((text) => findOverlap(parseCidr(text), used) === undefined);
-  if (free !== undefined) return free;
+    ...range(61, 255).map((second) => `10.${second}.0.0/16`),
+    // Docker's next networks come from below.
+    ...range(16, 31).reverse().map((second) => `172.${second}.0.0/16`),
+    ...range(1, 15).reverse().map((part) => `192.168.${16 * part}.0/20`),
+    // Shared with carriers and with overlays of others (RFC 6598).
+    ...range(64, 127).reverse().map((second) => `100.${second}.0.0/16`),
+  ].map(parseCidr).filter((prefix) => findOverlap(prefix, promised) === undefined);
+  const uses = usesOf(nl, candidates, bridge);
+  const free = candidates.find((_, index) => uses[index] === undefined);
+  if (free !== undefined) return formatPrefix(free);
   throw new TapkitError("every candidate for the default network's subnet is in use", {
     mend: "give a free one with --subnet",
   });
 }
 
 /** A random /64 of a random /48 of fd00::/8 (RFC 4193). */
-export function chooseIpv6(used: readonly UsedPrefix[]): string {
+export function chooseIpv6(nl: NetlinkConnection, { bridge, promised }: Place): string {
   while (true) {
     const bytes = crypto.getRandomValues(new Uint8Array(16)).fill(0, 8);
     bytes[0] = 0xfd;
     const value = bytes.reduce((sum, byte) => (sum << 8n) | BigInt(byte), 0n);
-    const text = `${bigIntToIp(value, 6)}/64`;
-    if (findOverlap(parseCidr(text), used) === undefined) return text;
+    const prefix = parseCidr(`${bigIntToIp(value, 6)}/64`);
+    if (findOverlap(prefix, promised) !== undefined) continue;
+    if (usesOf(nl, [prefix], bridge)[0] === undefined) return formatPrefix(prefix);
   }
+}
+
+function range(first: number, last: number): number[] {
+  return Array.from({ length: last - first + 1 }, (_, index) => first + index);
 }
 
 function isDockerInstalled(nl: NetlinkConnection): boolean {

@@ -193,7 +193,18 @@ export function cidrContains(cidr: Cidr, ip: string): boolean {
 
 /** Whether two prefixes share an address. */
 export function cidrsOverlap(a: Cidr, b: Cidr): boolean {
-  return cidrContains(a, b.network) || cidrContains(b, a.network);
+  return a.family === b.family &&
+    agree(ipToBytes(a.network), ipToBytes(b.network), Math.min(a.prefixLength, b.prefixLength));
+}
+
+/** Whether two addresses of a family have the same first bits. */
+export function agree(a: Uint8Array, b: Uint8Array, bits: number): boolean {
+  const whole = bits >> 3;
+  for (let index = 0; index < whole; index++) {
+    if (a[index] !== b[index]) return false;
+  }
+  const rest = bits & 7;
+  return rest === 0 || (a[whole]! ^ b[whole]!) >> (8 - rest) === 0;
 }
 
 /** The IPv4 mask of a prefix length: 16 gives `"255.255.0.0"`. */

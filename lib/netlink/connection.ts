@@ -13,12 +13,15 @@ import {
   decodeAcknowledgement,
   decodeMessages,
   encodeMessage,
+  headerAt,
   type Message,
   NETLINK,
   NLM_F,
   NLMSG,
+  NLMSG_HDRLEN,
   type Reply,
   routeMessageName,
+  walkMessages,
 } from "./message.ts";
 
 /** Netlink socket options (linux/netlink.h), and their level (linux/socket.h). */
@@ -147,6 +150,52 @@ export class NetlinkConnection implements Disposable {
   }
 
   /**
+   * Goes over a whole table and keeps none of it: a router has hundreds of thousands of routes. Where
+   * the table changes meanwhile, it is gone over again.
+   *
+   * @param visit gets an answer's payload: a view that is of use until it returns
+   */
+  scan(
+    type: number,
+    payload: Uint8Array,
+    subject: Subject,
+    visit: (view: DataView, offset: number, end: number) => void,
+  ): void {
+    for (let attempt = 0; attempt < DUMP_ATTEMPTS; attempt++) {
+      const request = this.#next(type, NLM_F.REQUEST | NLM_F.DUMP, payload);
+      this.#socket.send(encodeMessage(request));
+      if (this.#visitAnswer(request, subject, visit)) return;
+    }
+    throw this.#refusal(type, subject, { errno: Errno.EINTR });
+  }
+
+  /** @returns whether the table held still */
+  #visitAnswer(
+    { type, seq }: Message,
+    subject: Subject,
+    visit: (view: DataView, offset: number, end: number) => void,
+  ): boolean {
+    let interrupted = false;
+    let verdict: Reply["verdict"];
+    while (verdict === undefined) {
+      const datagram = this.#receiveBytes(type, subject);
+      walkMessages(datagram, (view, offset, end) => {
+        const header = headerAt(view, offset);
+        if (header.seq !== seq) return;
+        if ((header.flags & NLM_F.DUMP_INTR) !== 0) interrupted = true;
+        if (header.type === NLMSG.ERROR || header.type === NLMSG.DONE) {
+          const payload = datagram.subarray(offset + NLMSG_HDRLEN, end);
+          verdict = decodeAcknowledgement({ ...header, payload });
+        } else if (header.type !== NLMSG.NOOP) {
+          visit(view, offset + NLMSG_HDRLEN, end);
+        }
+      });
+    }
+    if (verdict.errno !== 0) throw this.#refusal(type, subject, verdict);
+    return !interrupted;
+  }
+
+  /**
    * Sends several requests in one datagram and waits for the acknowledgement of each that asks
    * for it with `NLM_F.ACK`.
    *
@@ -229,6 +278,12 @@ export class NetlinkConnection implements Disposable {
   }
 
   #receive(type: number, subject: Subject): Message[] {
+    // A copy: what is read of it outlives the next answer.
+    return decodeMessages(this.#receiveBytes(type, subject).slice());
+  }
+
+  /** One datagram, in the buffer that the next one comes to. */
+  #receiveBytes(type: number, subject: Subject): Uint8Array<ArrayBuffer> {
     const { MSG_TRUNC } = SocketConst;
     const buffer = receiveBuffer;
     try {
@@ -236,8 +291,7 @@ export class NetlinkConnection implements Disposable {
       if (length > buffer.length) {
         throw new DecodeError(`datagram of ${length} bytes was cut`, buffer.length);
       }
-      // A copy: what is read of it outlives the next answer.
-      return decodeMessages(buffer.slice(0, length));
+      return buffer.subarray(0, length);
     } catch (error) {
       if (!(error instanceof SyscallError)) throw error;
       if (error.errno === Errno.EAGAIN) {

@@ -61,6 +61,8 @@ export const RTM = {
   NEWTFILTER: 44,
   DELTFILTER: 45,
   GETTFILTER: 46,
+  NEWNEXTHOP: 104,
+  GETNEXTHOP: 106,
 } as const;
 
 /** Address families of netlink payloads (linux/socket.h). */
@@ -97,6 +99,32 @@ export function encodeMessage(message: Message): Uint8Array<ArrayBuffer> {
  */
 export function decodeMessages(datagram: Uint8Array): Message[] {
   const messages: Message[] = [];
+  walkMessages(datagram, (view, offset, end) => {
+    const payload = datagram.subarray(offset + NLMSG_HDRLEN, end);
+    messages.push({ ...headerAt(view, offset), payload });
+  });
+  return messages;
+}
+
+/** Reads a message's header. */
+export function headerAt(view: DataView, offset: number): Omit<Message, "payload"> {
+  return {
+    type: view.getUint16(offset + 4, LITTLE_ENDIAN),
+    flags: view.getUint16(offset + 6, LITTLE_ENDIAN),
+    seq: view.getUint32(offset + 8, LITTLE_ENDIAN),
+    pid: view.getUint32(offset + 12, LITTLE_ENDIAN),
+  };
+}
+
+/**
+ * Goes over the messages of one datagram by their offsets, and makes no object of any.
+ *
+ * @throws {DecodeError} when a header claims more than is there, or less than a header
+ */
+export function walkMessages(
+  datagram: Uint8Array,
+  visit: (view: DataView, offset: number, end: number) => void,
+): void {
   const view = new DataView(datagram.buffer, datagram.byteOffset, datagram.byteLength);
   let offset = 0;
   while (offset < datagram.length) {
@@ -108,16 +136,9 @@ export function decodeMessages(datagram: Uint8Array): Message[] {
     if (length < NLMSG_HDRLEN || length > remaining) {
       throw new DecodeError(`message claims ${length} bytes of ${remaining}`, offset);
     }
-    messages.push({
-      type: view.getUint16(offset + 4, LITTLE_ENDIAN),
-      flags: view.getUint16(offset + 6, LITTLE_ENDIAN),
-      seq: view.getUint32(offset + 8, LITTLE_ENDIAN),
-      pid: view.getUint32(offset + 12, LITTLE_ENDIAN),
-      payload: datagram.subarray(offset + NLMSG_HDRLEN, offset + length),
-    });
+    visit(view, offset, offset + length);
     offset += align(length);
   }
-  return messages;
 }
 
 /** The kernel's verdict on a request. */

@@ -11,7 +11,7 @@ import type { NetlinkConnection } from "./connection.ts";
 import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
 import { getLink } from "./link.ts";
 import { NLM_F, RTM } from "./message.ts";
-import { Decoder, Encoder } from "./wire.ts";
+import { align, Decoder, Encoder } from "./wire.ts";
 
 /** Route attributes (linux/rtnetlink.h). */
 export const RTA = {
@@ -24,6 +24,7 @@ export const RTA = {
   MULTIPATH: 9,
   TABLE: 15,
   VIA: 18,
+  NH_ID: 30,
 } as const;
 
 /** Metrics within RTA_METRICS (linux/rtnetlink.h). */
@@ -65,8 +66,8 @@ export const RTPROT = {
 /** Nexthop flags (linux/rtnetlink.h). */
 const RTNH_F = { ONLINK: 4 } as const;
 
-/** The answer names the table it was found in (linux/rtnetlink.h). */
-const RTM_F = { LOOKUP_TABLE: 0x1000 } as const;
+/** The answer names the table it was found in, or is the route as it was made (linux/rtnetlink.h). */
+const RTM_F = { LOOKUP_TABLE: 0x1000, FIB_MATCH: 0x2000 } as const;
 
 /** IPv6 routes without a metric get this one (`IP6_RT_PRIO_USER`, net/ipv6_route.h). */
 const IP6_RT_PRIO_USER = 1024;
@@ -79,6 +80,10 @@ export interface Route {
   readonly gateway?: string;
   /** Index of the link that packets leave by; absent with several next hops. */
   readonly oif?: number;
+  /** With several next hops, the indexes of their links. */
+  readonly hops?: readonly number[];
+  /** The id of its next hop, where that is an object of its own. */
+  readonly nexthop?: number;
   /** The source address that is preferred. */
   readonly src?: string;
   readonly table: number;
@@ -195,7 +200,7 @@ export function decodeRoute(payload: Uint8Array): Route | undefined {
   const flags = decoder.u32();
   if (family === undefined) return undefined;
   let dst = family === 4 ? "0.0.0.0" : "::";
-  const more: { -readonly [K in "gateway" | "oif" | "src" | "metric" | "mtu"]?: Route[K] } = {};
+  const more: { -readonly [K in keyof Route]?: Route[K] } = {};
   for (const { type: attribute, value } of decoder.attributes()) {
     switch (attribute) {
       case RTA.DST:
@@ -209,6 +214,12 @@ export function decodeRoute(payload: Uint8Array): Route | undefined {
         break;
       case RTA.OIF:
         more.oif = value.asU32();
+        break;
+      case RTA.MULTIPATH:
+        more.hops = decodeHops(value);
+        break;
+      case RTA.NH_ID:
+        more.nexthop = value.asU32();
         break;
       case RTA.PREFSRC:
         more.src = decodeIp(value, family);
@@ -247,6 +258,18 @@ function decodeVia(value: Decoder): string {
   const family = ipFamily(value.u16());
   if (family === undefined) throw new DecodeError("a gateway of unknown family", offset);
   return decodeIp(value, family);
+}
+
+/** struct rtnexthop: length, flags, weight, link; then attributes, and the next one aligned. */
+function decodeHops(value: Decoder): number[] {
+  const links: number[] = [];
+  while (value.remaining > 0) {
+    const length = value.u16();
+    value.skip(2);
+    links.push(value.i32());
+    value.skip(Math.max(0, Math.min(value.remaining, align(length) - 8)));
+  }
+  return links;
 }
 
 /**
@@ -369,17 +392,38 @@ export function deleteRoute(nl: NetlinkConnection, key: RouteKey): boolean {
  * @throws {InputError} when the address is malformed
  */
 export function getRoute(nl: NetlinkConnection, destination: string): Route | undefined {
+  return lookUp(nl, destination, 0);
+}
+
+/**
+ * The route by which packets to an address go, as it was made: with its prefix and all its next hops.
+ *
+ * Equivalent to: `ip route get ADDRESS fibmatch`
+ */
+export function matchRoute(nl: NetlinkConnection, destination: string): Route | undefined {
+  return lookUp(nl, destination, RTM_F.FIB_MATCH);
+}
+
+function lookUp(nl: NetlinkConnection, destination: string, match: number): Route | undefined {
   const bytes = ipToBytes(destination);
   const family = bytes.length === 4 ? 4 : 6;
   // IPv6 always names the table, and refuses to be asked for it.
-  const flags = family === 4 ? RTM_F.LOOKUP_TABLE : 0;
+  const flags = match | (family === 4 ? RTM_F.LOOKUP_TABLE : 0);
   const payload = new Encoder(32).u8(addressFamily(family)).u8(8 * bytes.length).zero(6)
     .u32(flags).attrBytes(RTA.DST, bytes).finish();
   try {
     const subject = { action: "find", object: `route to ${destination}` };
     return decodeRoute(nl.query(RTM.GETROUTE, payload, subject).payload);
   } catch (error) {
-    const unreachable: number[] = [Errno.ENETUNREACH, Errno.EHOSTUNREACH];
+    // The others: a route that refuses (EACCES for prohibit, EINVAL for blackhole), and no IPv6.
+    const unreachable: number[] = [
+      Errno.ENETUNREACH,
+      Errno.EHOSTUNREACH,
+      Errno.EACCES,
+      Errno.EINVAL,
+      Errno.EAFNOSUPPORT,
+      Errno.EOPNOTSUPP,
+    ];
     if (error instanceof NetlinkError && unreachable.includes(error.errno)) return undefined;
     throw error;
   }

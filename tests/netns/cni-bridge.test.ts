@@ -35,6 +35,7 @@ interface AddOptions {
   readonly ifName?: string;
   readonly ownNetns?: boolean;
   readonly mtu?: number;
+  readonly fresh?: boolean;
   readonly runtimeConfig?: RuntimeConfig;
   readonly undo?: UndoStack;
   readonly hostNl?: NetlinkConnection;
@@ -54,7 +55,7 @@ function add(
   options: AddOptions = {},
 ): Promise<Added> {
   const { containerId = "ours", ifName = "eth0", runtimeConfig = {} } = options;
-  const { ownNetns = true, undo = new UndoStack(), mtu } = options;
+  const { ownNetns = true, undo = new UndoStack(), mtu, fresh = false } = options;
   const plan = planNetwork({ list, containerId, ifName, runtimeConfig });
   return host.run(() =>
     addNetwork(plan, {
@@ -62,6 +63,7 @@ function add(
       netns: guest.netns,
       ownNetns,
       undo,
+      fresh,
       owner: "web/eth0",
       ...(mtu === undefined ? {} : { mtu }),
     })
@@ -175,8 +177,9 @@ function kernelState(place: CniHost | CniGuest, link: string): unknown {
   const [details] = place.ip("link", "show", "dev", link);
   return {
     mtu: details.mtu,
-    // A link that just came up shows NO-CARRIER until the kernel's linkwatch has run.
-    flags: details.flags.filter((flag: string) => flag !== "NO-CARRIER").toSorted(),
+    // What a link that just came up shows until the kernel's linkwatch has run.
+    flags: details.flags
+      .filter((flag: string) => flag !== "NO-CARRIER" && flag !== "LOWER_UP").toSorted(),
     addresses: addressesOf(place, link).map(({ local, prefixlen, broadcast, scope }) => ({
       local,
       prefixlen,
@@ -310,6 +313,94 @@ Deno.test("bridge: the MTU is the request's, the configuration's, the default ro
   assertEquals(await mtuOf({}, undefined, true), [1420, 1420, 1420]);
   assertEquals(await mtuOf({ mtu: 9000 }, undefined, true), [9000, 9000, 9000]);
   assertEquals(await mtuOf({ mtu: 9000 }, 1300, true), [1300, 1300, 1300]);
+});
+
+/** A host of two uplinks, of MTU 1400 and 1480, and what else the script makes. */
+function uplinks(script: string): CniHost {
+  const host = new CniHost();
+  const links = [["a", 1480, 1], ["b", 1400, 2]].map(([name, mtu, net]) =>
+    `ip link add ${name}0 mtu ${mtu} type veth peer ${name}1; ip link set ${name}0 up;` +
+    `ip link set ${name}1 up; ip addr add 192.0.${net}.2/24 dev ${name}0;` +
+    `ip addr add 2001:db8:${net}::2/64 dev ${name}0 nodad;`
+  ).join("");
+  const command = new Deno.Command("sh", { args: ["-ec", links + script] });
+  const { success, stderr } = host.run(() => command.outputSync());
+  assert(success, new TextDecoder().decode(stderr));
+  return host;
+}
+
+Deno.test("bridge: the MTU is the smallest of all links that the way out has", async () => {
+  const objects =
+    "ip nexthop add id 1 via 192.0.1.1 dev a0; ip nexthop add id 2 via 192.0.2.1 dev b0;";
+  const group = `${objects} ip nexthop add id 9 group 1/2; ip route add default nhid 9`;
+  const table: [script: string, mtu: number][] = [
+    ["ip route add default via 192.0.1.1", 1480],
+    ["ip route add default nexthop via 192.0.1.1 nexthop via 192.0.2.1", 1400],
+    ["ip route add default nexthop via 192.0.1.1 weight 200 nexthop via 192.0.2.1", 1400],
+    [`${objects} ip route add default nhid 1`, 1480],
+    [group, 1400],
+    [`${group}; echo 0 >/proc/sys/net/ipv4/nexthop_compat_mode`, 1400],
+    ["ip -6 route add default nexthop via 2001:db8:1::1 nexthop via 2001:db8:2::1", 1400],
+    // A VPN's: halves of everything, a table of its own.
+    [
+      "ip route add default via 192.0.1.1; ip route add 0.0.0.0/1 via 192.0.2.1;" +
+      "ip route add 128.0.0.0/1 via 192.0.2.1",
+      1400,
+    ],
+    [
+      "ip route add default via 192.0.1.1; ip route add default via 192.0.2.1 table 7;" +
+      "ip rule add not fwmark 7 table 7",
+      1400,
+    ],
+    ["ip route add unreachable default metric 9", 1500],
+    ["ip route add blackhole default; ip -6 route add prohibit default", 1500],
+    // A bridge that is there carries no more than this.
+    ["ip route add default via 192.0.1.1; ip link add br0 mtu 1300 type bridge", 1300],
+  ];
+  for (const [script, mtu] of table) {
+    using host = uplinks(script);
+    using guest = new CniGuest();
+    await add(host, guest, network(host, {}, undefined));
+    assertEquals(guest.ip("link", "show", "dev", "eth0")[0].mtu, mtu, script);
+  }
+});
+
+Deno.test("bridge: an MTU that the bridge or a family cannot carry is refused, one beyond the way out noted", async () => {
+  const both = { ranges: [[{ subnet: "10.7.0.0/24" }], [{ subnet: "fd00:7::/64" }]] };
+  const table: [script: string, conf: Conf, ipam: Conf, mtu: number | undefined, words: string][] =
+    [
+      [
+        "ip link add br0 type bridge",
+        {},
+        { subnet: "10.7.0.0/24" },
+        9000,
+        `"br0" carries 1500 bytes`,
+      ],
+      ["true", {}, both, 1279, "too small for IPv6"],
+      ["true", { mtu: 1279 }, both, undefined, "too small for its IPv6 range"],
+      ["true", { mtu: 67 }, { subnet: "10.7.0.0/24" }, undefined, `"mtu" 67`],
+    ];
+  for (const [script, conf, ipam, mtu, words] of table) {
+    using host = uplinks(script);
+    using guest = new CniGuest();
+    const before = snapshot(host);
+    const undo = new UndoStack();
+    const options = { undo, fresh: true, ...(mtu === undefined ? {} : { mtu }) };
+    const error = await assertRejects(
+      async () => await add(host, guest, network(host, conf, ipam), options),
+      CniError,
+      words,
+    );
+    assert(error.mend !== undefined, words);
+    assertEquals(await host.run(() => undo.unwind()), []);
+    assertEquals(snapshot(host), before);
+  }
+  using host = uplinks("ip route add default nexthop via 192.0.1.1 nexthop via 192.0.2.1");
+  using guest = new CniGuest();
+  const notes: string[] = [];
+  await add(host, guest, network(host, {}, both), { mtu: 9000, notes, fresh: true });
+  assertEquals(guest.ip("link", "show", "dev", "eth0")[0].mtu, 9000);
+  assertStringIncludes(notes.join(), `"a0", carries 1480 bytes, not 9000`);
 });
 
 Deno.test("bridge: another address on the bridge is an error, or replaced by forceAddress", async () => {

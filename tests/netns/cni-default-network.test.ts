@@ -93,8 +93,30 @@ Deno.test("installDefaultCni: takes the first candidate that no route, address o
     ["ip addr add 172.18.5.1/24 dev lo; ip addr add 10.61.200.1/32 dev lo", "10.62.0.0/16"],
     ["ip route add 172.16.0.0/12 dev lo; ip route add 10.61.7.0/24 dev lo", "10.62.0.0/16"],
     [
-      "ip route add blackhole 172.16.0.0/12; ip route add 10.60.0.0/14 dev lo table 77",
+      "ip route add 172.16.0.0/12 dev lo; ip route add 10.60.0.0/14 dev lo table 77",
       "10.64.0.0/16",
+    ],
+    // A default route in another dress, as VPNs make it.
+    ...["0.0.0.0/1 128.0.0.0/1", "0.0.0.0/2 64.0.0.0/2 128.0.0.0/2 192.0.0.0/2", "0.0.0.0/5"]
+      .map((wide): [string, string] => [
+        `for to in ${wide}; do ip route add $to dev lo; done; ip link add docker0 type bridge`,
+        "10.61.0.0/16",
+      ]),
+    // They say that nothing is there.
+    ...["unreachable", "blackhole", "prohibit", "throw"].map((type): [string, string] => [
+      `for to in 10.0.0.0/8 172.16.0.0/12; do ip route add ${type} $to; done; ` +
+      "ip link add docker0 type bridge",
+      "10.61.0.0/16",
+    ]),
+    ["ip route add 10.0.0.0/8 dev lo; ip link add docker0 type bridge", "172.31.0.0/16"],
+    [
+      "ip route add 10.0.0.0/8 dev lo; ip route add 172.16.0.0/12 dev lo;" +
+      "ip route add 192.168.240.0/24 dev lo",
+      "192.168.224.0/20",
+    ],
+    [
+      "for to in 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16; do ip route add $to dev lo; done",
+      "100.127.0.0/16",
     ],
     ["ip route add default dev lo; ip link add docker0 type bridge", "10.61.0.0/16"],
     // What the bridge of an earlier installation carries is kept.
@@ -107,7 +129,10 @@ Deno.test("installDefaultCni: takes the first candidate that no route, address o
     assertNoOverlap(findNetwork(host.confDir)!, host.nl);
   }
   using host = new Host();
-  host.sh("ip link set lo up; ip route add 172.16.0.0/12 dev lo; ip route add 10.0.0.0/8 dev lo");
+  host.sh(
+    "ip link set lo up; for to in 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10;" +
+      "do ip route add $to dev lo; done",
+  );
   const error = assertThrows(() => host.install(), TapkitError, "every candidate");
   assertStringIncludes(error.mend ?? "", "--subnet");
 });
@@ -116,7 +141,7 @@ Deno.test("installDefaultCni: an explicit overlap is refused by name, or accepte
   const cases: [script: string, words: string][] = [
     ["ip addr add 10.5.0.1/24 dev lo", `address 10.5.0.1/24 of "lo"`],
     ["ip route add 10.0.0.0/8 dev lo", `route 10.0.0.0/8 through "lo"`],
-    ["ip route add unreachable 10.5.9.0/24", "route 10.5.9.0/24"],
+    ["ip route add 10.5.9.0/24 dev lo table 9", `route 10.5.9.0/24 through "lo"`],
   ];
   for (const [script, words] of cases) {
     using host = new Host();
@@ -142,6 +167,46 @@ Deno.test("assertNoOverlap: refuses what came in between, until the bridge is th
   assertStringIncludes(host.install({ check: true }).problems!.join(), "10.5.7.1/24");
   host.sh("ip link add ignite0 type bridge");
   assertNoOverlap(list, host.nl);
+});
+
+Deno.test("assertNoOverlap: a default route in another dress, or a route to nowhere, is no obstacle", () => {
+  using host = new Host();
+  host.install({ subnet: "10.5.0.0/16", ipv6: "fd00:5::/64" });
+  const list = findNetwork(host.confDir)!;
+  host.sh(
+    "ip link set lo up; for to in 0.0.0.0/1 128.0.0.0/1; do ip route add $to dev lo; done;" +
+      "for to in ::/1 8000::/1 ::/3 2000::/4 3000::/4 fc00::/7; do ip -6 route add $to dev lo; done;" +
+      "ip route add unreachable 10.0.0.0/8; ip route add blackhole 10.5.0.0/16 table 7;" +
+      "ip -6 route add unreachable fd00::/8; ip -6 route add prohibit fd00:5::/48",
+  );
+  assertNoOverlap(list, host.nl);
+  assertEquals(host.install({ check: true }).problems, []);
+  host.sh("ip -6 route add fd00:5::8/125 dev lo");
+  assertThrows(() => assertNoOverlap(list, host.nl), TapkitError, "route fd00:5::8/125");
+});
+
+Deno.test("assertNoOverlap: a hundred thousand routes are looked at, and no object made of them", () => {
+  using host = new Host();
+  host.install({ subnet: "10.255.0.0/16" });
+  const list = findNetwork(host.confDir)!;
+  const routes = Array.from(
+    { length: 100_000 },
+    (_, index) =>
+      `route add ${20 + (index >> 16)}.${(index >> 8) & 255}.${index & 255}.0/24 dev lo`,
+  );
+  Deno.writeTextFileSync(`${host.dataDir}/batch`, routes.join("\n"));
+  host.sh(`ip link set lo up; ip -batch ${host.dataDir}/batch`);
+  let before = performance.now();
+  const all = host.run(() => new Deno.Command("ip", { args: ["route"] }).outputSync());
+  const listing = performance.now() - before;
+  assert(all.stdout.length > 1_000_000);
+  before = performance.now();
+  assertNoOverlap(list, host.nl);
+  const looking = performance.now() - before;
+  // What `ip` takes for the same is the kernel's time, mostly.
+  assert(looking < 2 * listing, `${looking} ms, where ip route takes ${listing} ms`);
+  host.sh("ip route add 10.255.255.252/30 dev lo");
+  assertThrows(() => assertNoOverlap(list, host.nl), TapkitError, "route 10.255.255.252/30");
 });
 
 Deno.test("installDefaultCni: malformed options are refused before anything is touched", () => {

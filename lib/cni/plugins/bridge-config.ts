@@ -87,12 +87,15 @@ export function parseBridge(
   if (typeof mtu !== "number" || !Number.isInteger(mtu) || mtu < 0) {
     return fail(conf, `"mtu" ${JSON.stringify(mtu)}`);
   }
+  const ipam = layer3Ipam(conf, cniArgs);
+  if (mtu !== 0 && mtu < leastMtu(ipam)) {
+    return fail(conf, `"mtu" ${mtu}, which is too small for its IPv6 range`);
+  }
   if (flag("hairpinMode") && flag("promiscMode")) {
     return fail(conf, `both "hairpinMode" and "promiscMode", which exclude each other`);
   }
-  const layer3 = (conf.ipam?.type ?? "") !== "";
   const disableContainerInterface = flag("disableContainerInterface");
-  if (layer3 && disableContainerInterface) {
+  if (ipam !== undefined && disableContainerInterface) {
     return fail(conf, `"disableContainerInterface" and "ipam", which exclude each other`);
   }
   const mac = conf.runtimeConfig?.mac || conf.args?.cni?.mac || cniArgs.MAC;
@@ -108,8 +111,22 @@ export function parseBridge(
     portIsolation: flag("portIsolation"),
     ...(mtu === 0 ? {} : { mtu }),
     ...(mac ? { mac: formatMac(parseMac(String(mac))) } : {}),
-    ...(layer3 ? { ipam: parseHostLocal(conf, cniArgs) } : {}),
+    ...(ipam === undefined ? {} : { ipam }),
   };
+}
+
+function layer3Ipam(conf: PluginConfig, cniArgs: Readonly<Record<string, string>>) {
+  return (conf.ipam?.type ?? "") === "" ? undefined : parseHostLocal(conf, cniArgs);
+}
+
+/** Whether the network has IPv6. */
+export function hasIpv6(ipam: HostLocalConfig | undefined): boolean {
+  return ipam?.rangeSets.some((set) => set[0]!.subnet.family === 6) ?? false;
+}
+
+/** The smallest MTU that the network's families work with (RFC 791, RFC 8200). */
+export function leastMtu(ipam: HostLocalConfig | undefined): number {
+  return hasIpv6(ipam) ? 1280 : 68;
 }
 
 function fail(conf: PluginConfig, what: string): never {

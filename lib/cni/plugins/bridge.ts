@@ -28,7 +28,8 @@ import {
   setBridgePort,
   setLink,
 } from "../../netlink/link.ts";
-import { addRoute, listRoutes, RT_TABLE } from "../../netlink/route.ts";
+import { addRoute } from "../../netlink/route.ts";
+import { linksOut } from "../../netlink/routing.ts";
 import { withNetns } from "../../sys/netns.ts";
 import { writeSysctl } from "../../sys/sysctl.ts";
 import type { AddContext, AddOutcome, BuiltinPlugin, CheckContext, DelContext } from "../plugin.ts";
@@ -40,7 +41,13 @@ import {
   type Result,
   type RouteConfig,
 } from "../types.ts";
-import { type BridgeConfig, parseBridge, supportsBridge } from "./bridge-config.ts";
+import {
+  type BridgeConfig,
+  hasIpv6,
+  leastMtu,
+  parseBridge,
+  supportsBridge,
+} from "./bridge-config.ts";
 import { checkBridge } from "./bridge-check.ts";
 import { ensureBridge, ensureGateway, LINK_GROUP, removeBridgeIfUnused } from "./bridge-device.ts";
 import { findHostVeth, findNamedVeth, hostVethAlias, hostVethName } from "./bridge-veth.ts";
@@ -64,7 +71,7 @@ export const bridge: BuiltinPlugin = {
     const { conf, hostNl, vmNl, undo, ifName } = context;
     const config = parseBridge(conf, context.cniArgs);
     refuseTaken(context);
-    const mtu = context.mtu ?? config.mtu ?? defaultRouteMtu(hostNl);
+    const mtu = chooseMtu(context, config);
     const addresses = requestAddresses(context, config);
     const bridgeIndex = ensureBridge(hostNl, config, mtu, undo);
     const mac = config.mac ?? randomMac();
@@ -119,6 +126,45 @@ export const bridge: BuiltinPlugin = {
   },
 };
 
+/**
+ * The MTU of both ends: what was asked for, else the configuration's, else what the bridge that is
+ * there and the way out can carry.
+ */
+function chooseMtu({ hostNl, mtu: asked, fresh, note }: AddContext, config: BridgeConfig): number {
+  const bridge = getLink(hostNl, config.bridge);
+  const carried = bridge?.mtu ?? Infinity;
+  const wanted = asked ?? config.mtu;
+  if (wanted === undefined) {
+    return Math.max(leastMtu(config.ipam), Math.min(carried, defaultRouteMtu(hostNl)));
+  }
+  if (wanted < leastMtu(config.ipam)) {
+    refuseMtu(`an MTU of ${wanted} is too small for IPv6, which this network has`, {
+      mend: `choose at least ${leastMtu(config.ipam)}`,
+    });
+  }
+  if (wanted > carried) {
+    const what = `bridge "${config.bridge}" carries ${carried} bytes, not ${wanted}`;
+    // What was attached already keeps what it has.
+    if (asked === undefined || !fresh) note(`warning: ${what}: larger packets are lost there`);
+    // The kernel gives a bridge what its smallest port has, unless somebody set it.
+    else refuseMtu(what, { mend: `choose at most ${carried}, as its other ports have` });
+  } else if (asked !== undefined && fresh) {
+    const narrow = linksOut(hostNl).find(({ mtu }) => mtu < asked);
+    if (narrow !== undefined) {
+      note(
+        `warning: the host's way out, "${narrow.name}", carries ${narrow.mtu} bytes, not ${asked}: ` +
+          "larger packets are for this network only",
+      );
+    }
+  }
+  return wanted;
+}
+
+function refuseMtu(message: string, { mend }: { mend: string }): never {
+  const where = { plugin: "bridge", code: CniCode.INVALID_ENVIRONMENT_VARIABLES };
+  throw new CniError(message, where, { mend });
+}
+
 function refuseTaken({ hostNl, vmNl, netnsPath, containerId, ifName }: AddContext): void {
   const name = hostVethName(containerId, ifName);
   const taken = getLink(vmNl, ifName) !== undefined
@@ -164,7 +210,7 @@ function makeVeth(
   mtu: number,
 ): { name: string; mac: string } {
   const { hostNl, netns, ifName, undo, containerId } = context;
-  const ipv6 = hasIpv6(config);
+  const ipv6 = hasIpv6(config.ipam);
   const host = { name: hostVethName(containerId, ifName), mac: randomMac() };
   undo.push(`link "${host.name}"`, () => {
     const veth = findNamedVeth(hostNl, context);
@@ -216,7 +262,7 @@ function configure(
     });
   }
   if (!config.disableContainerInterface) setLink(vmNl, index, { up: true });
-  if (config.enabledad && hasIpv6(config)) awaitDad(vmNl, index);
+  if (config.enabledad && hasIpv6(config.ipam)) awaitDad(vmNl, index);
   for (const { dst, gw, mtu, priority } of routes) {
     const { family } = parseCidr(dst);
     const gateway = gw ?? ips.find(({ address }) => parseCidr(address).family === family)?.gateway;
@@ -250,20 +296,10 @@ function enableForwarding(
   for (const change of ensureSysctls(rules)) note(`set ${change}`);
 }
 
-function hasIpv6({ ipam }: BridgeConfig): boolean {
-  return ipam?.rangeSets.some((set) => set[0]!.subnet.family === 6) ?? false;
-}
-
-/** The MTU of the device that the host's default route leaves by; 1500 without one. */
+/** What every link that the host's default route leaves by can carry; 1500 without one. */
 function defaultRouteMtu(nl: NetlinkConnection): number {
-  for (const [family, dst] of [[4, "0.0.0.0/0"], [6, "::/0"]] as const) {
-    const best = listRoutes(nl, { family, table: RT_TABLE.MAIN })
-      .filter((route) => route.dst === dst && route.oif !== undefined)
-      .sort((a, b) => (a.metric ?? 0) - (b.metric ?? 0))[0];
-    const link = best === undefined ? undefined : getLink(nl, best.oif!);
-    if (link !== undefined) return link.mtu;
-  }
-  return DEFAULT_MTU;
+  const mtus = linksOut(nl).map(({ mtu }) => mtu);
+  return mtus.length === 0 ? DEFAULT_MTU : Math.min(...mtus);
 }
 
 /** DEL and CHECK go by what is there, not by what was asked for. */
