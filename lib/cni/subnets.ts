@@ -5,15 +5,7 @@
  */
 
 import { InputError, TapkitError } from "../errors.ts";
-import {
-  agree,
-  bigIntToIp,
-  type Cidr,
-  cidrsOverlap,
-  type Family,
-  ipToBytes,
-  parseCidr,
-} from "../inet/ip.ts";
+import { agree, bigIntToIp, type Cidr, cidrsOverlap, ipToBytes, parseCidr } from "../inet/ip.ts";
 import { listAddresses } from "../netlink/address.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink, listLinks } from "../netlink/link.ts";
