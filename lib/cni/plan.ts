@@ -147,8 +147,12 @@ export function planNetwork(request: NetworkRequest): NetworkAttachment {
   return { network: list.name, containerId, ifName, cniArgs, plugins, ...disableCheck };
 }
 
-/** For each plugin of a list, whether it is executed. */
-function chooseExecuted(list: NetworkConfigList, choice?: PluginChoice): boolean[] {
+/**
+ * For each plugin of a list, whether it is executed.
+ *
+ * @throws {TapkitError} for one that can neither run built in nor be executed
+ */
+export function chooseExecuted(list: NetworkConfigList, choice?: PluginChoice): boolean[] {
   const { plugins } = list;
   const unsupported = findUnsupported(list);
   if (choice === undefined || choice.mode === "builtin") {

@@ -7,7 +7,10 @@
 
 import { checkpoint } from "../checkpoint.ts";
 import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
+import { DEFAULT_NETWORK } from "../cni/default-network.ts";
 import { gcNetwork } from "../cni/executed.ts";
+import { chooseExecuted, type NetworkAttachment } from "../cni/plan.ts";
+import type { NetworkConfigList } from "../cni/types.ts";
 import { describe, TapkitError } from "../errors.ts";
 import { isThere } from "../files.ts";
 import { removeAttachment } from "./remove.ts";
@@ -70,6 +73,22 @@ function isDead({ netns, made }: StoredRecord): boolean {
   return made.phase !== "attached" || !isThere(netns);
 }
 
+/** What attaching executes: of the built-in plugins nothing is left that is not collected here. */
+function executedPlugins(
+  list: NetworkConfigList,
+  own: readonly NetworkAttachment[],
+  host: HostPaths,
+): NetworkConfigList["plugins"] {
+  if (own.length === 0) {
+    const isDefault = list.name === DEFAULT_NETWORK;
+    const executes = chooseExecuted(list, { mode: "auto", isDefault, host });
+    return list.plugins.filter((_, index) => executes[index]);
+  }
+  const ran = own.flatMap(({ plugins }) => plugins)
+    .filter(({ implementation }) => implementation === "exec");
+  return list.plugins.filter(({ type }) => ran.some((plugin) => plugin.type === type));
+}
+
 /** Calls GC of every configured network that has it (spec 1.1). */
 async function collectNetworks(host: HostPaths): Promise<void> {
   using _host = await lockHost(host);
@@ -78,9 +97,13 @@ async function collectNetworks(host: HostPaths): Promise<void> {
   for (const path of listConfigFiles(host.confDir)) {
     try {
       const list = readConfigFile(path);
-      const valid = attachments.filter(({ network }) => network === list.name)
-        .map(({ containerId, ifName }) => ({ containerID: containerId, ifname: ifName }));
-      failures.push(...(await gcNetwork(list, host, valid)).map(describe));
+      const own = attachments.filter(({ network }) => network === list.name);
+      const valid = own.map(({ containerId, ifName }) => ({
+        containerID: containerId,
+        ifname: ifName,
+      }));
+      const executed = { ...list, plugins: executedPlugins(list, own, host) };
+      failures.push(...(await gcNetwork(executed, host, valid)).map(describe));
     } catch (error) {
       if (!(error instanceof TapkitError)) throw error;
       failures.push(describe(error));

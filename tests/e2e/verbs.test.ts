@@ -92,3 +92,40 @@ Deno.test("attach-vm: what a flush took is mended with a line, and TAPKIT_DEBUG 
     problems.map((problem: string) => `attach-vm: mending: ${problem}`),
   );
 });
+
+Deno.test("attach-vm --gc --exclusive: executes what attaching executes, and nothing for built-in plugins", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  const before = await host.snapshot();
+  const ipam = { type: "host-local", subnet: "10.6.0.0/24" };
+  const plugins = [{ type: "bridge", bridge: "br-x", ipam }, { type: "firewall" }];
+  await host.writeFile(
+    "/etc/cni/net.d/10-x.conflist",
+    JSON.stringify({ cniVersion: "1.1.0", name: "x", plugins }),
+  );
+  const calls = async () => (await host.sh("cat /run/calls; : >/run/calls")).trim();
+  const bin = { env: { CNI_PATH: "/opt/plugins" } };
+  const gc = async () => {
+    const { stdout, stderr } = await host.mustTapkit("attach-vm", "--gc", "--exclusive", bin);
+    assertEquals([stdout, stderr], ["", ""]);
+    return await calls();
+  };
+  await host.sh(": >/run/calls");
+  // None of them is there: nothing is missed.
+  await host.mustTapkit("attach-vm", "web", bin);
+  assertEquals(await gc(), "");
+  for (const type of ["bridge", "host-local", "firewall"]) {
+    await host.writeFile(
+      `/opt/plugins/${type}`,
+      `#!/bin/sh\necho "${type} $CNI_COMMAND" >>/run/calls\n`,
+      0o755,
+    );
+  }
+  assertEquals(await gc(), "");
+  await host.mustTapkit("attach-vm", "web", "--check");
+  await host.mustTapkit("attach-vm", "web", "--remove");
+  // Now attaching would execute them.
+  assertEquals(await gc(), "bridge GC\nfirewall GC");
+  await host.sh("rm -r /opt/plugins /etc/cni/net.d /run/calls");
+  await host.assertRestored(before);
+});
