@@ -6,6 +6,13 @@
 
 import { describe, TapkitError } from "./errors.ts";
 
+/** A path that says the same in whatever directory it is read. */
+export function absolutePath(path: string): string {
+  if (path.startsWith("/")) return path;
+  const directory = Deno.cwd().replace(/\/$/, "");
+  return `${directory}/${path.replace(/^(\.\/+)+/, "")}`.replace(/\/\.$/, "");
+}
+
 /** Whether a path names anything at all, a dangling link too. */
 export function isThere(path: string): boolean {
   try {
@@ -47,10 +54,10 @@ export function removeIfThere(path: string): boolean {
   }
 }
 
-/** Deletes a directory unless something is in it, or it is gone already. */
+/** Deletes a directory unless something is in it, or it is gone already. A link to one stays. */
 export function removeIfEmpty(directory: string): void {
   try {
-    Deno.removeSync(directory);
+    if (!Deno.lstatSync(directory).isSymlink) Deno.removeSync(directory);
   } catch {
     // Another process may fill it, or delete it, at any moment.
   }

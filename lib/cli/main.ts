@@ -244,7 +244,9 @@ export function serveDhcpCommand(flags: { readonly "state-dir"?: string | undefi
   const stateDir = flags["state-dir"] ?? Deno.env.get("TAPKIT_STATE_DIR");
   const args = [
     "--exit-when-idle",
-    ...stateDir === undefined || stateDir === "" ? [] : [`--state-dir=${stateDir}`],
+    ...stateDir === undefined || stateDir === ""
+      ? []
+      : [`--state-dir=${stateDir.startsWith("/") ? "" : `${Deno.cwd()}/`}${stateDir}`],
   ];
   if (Deno.build.standalone) return [Deno.execPath(), BECOME_SERVE_DHCP, ...args];
   const ours = /\/(?:tapkit|attach-vm)\.[a-z]+$/.test(Deno.mainModule);

@@ -4,9 +4,10 @@
  * @module
  */
 
-import { asError, describe, SyscallError } from "../errors.ts";
+import { asError, describe, SyscallError, TapkitError } from "../errors.ts";
 import { parseMac } from "../inet/mac.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
+import { isSameNetns, type NetnsIdentity, netnsIdentity } from "../netlink/identity.ts";
 import { requireLink } from "../netlink/link.ts";
 import { Epoll, type ReadyFd } from "../sys/epoll.ts";
 import { Errno } from "../sys/libc.ts";
@@ -27,6 +28,8 @@ export interface DhcpTap {
   readonly key: string;
   /** The network namespace it is in. */
   readonly netnsPath: string;
+  /** Which one that is, where it is known: another one at that path is none of the owner's. */
+  readonly netnsIs?: NetnsIdentity;
   /** Its name there. */
   readonly tap: string;
   readonly guest: DhcpGuest;
@@ -267,6 +270,9 @@ function openStation(tap: DhcpTap): Station {
   using netns = openNetns(tap.netnsPath);
   return withNetns(netns, () => {
     using nl = NetlinkConnection.open();
+    if (tap.netnsIs !== undefined && !isSameNetns(tap.netnsIs, netnsIdentity(netns, nl))) {
+      throw new TapkitError(`${tap.netnsPath} leads to another network namespace by now`);
+    }
     const link = requireLink(nl, tap.tap);
     const mac = parseMac(link.mac ?? "");
     const socket = openPacketSocket({ ifindex: link.index, filter: dhcpSocketFilter() });

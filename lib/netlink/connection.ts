@@ -32,6 +32,8 @@ const SO_RCVTIMEO = 20;
 
 const SO_SNDBUFFORCE = 32;
 
+const SO_NETNS_COOKIE = 71;
+
 /** What fits into every socket's send buffer. */
 const SMALL_DATAGRAM = 64 * 1024;
 
@@ -101,6 +103,18 @@ export class NetlinkConnection implements Disposable {
       socket[Symbol.dispose]();
       throw error;
     }
+  }
+
+  /** The kernel's number of the connection's namespace; `undefined` before Linux 5.14. */
+  get netnsCookie(): string | undefined {
+    const value = new BigUint64Array(1);
+    try {
+      this.#socket.getOption(SocketConst.SOL_SOCKET, SO_NETNS_COOKIE, new Uint8Array(value.buffer));
+    } catch (error) {
+      if (error instanceof SyscallError) return undefined;
+      throw error;
+    }
+    return String(value[0]);
   }
 
   /**

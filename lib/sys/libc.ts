@@ -50,6 +50,8 @@ const SYMBOLS = {
   bind: { parameters: ["i32", "buffer", "u32"], result: "i32" },
   // int fd, int level, int name, const void *value, socklen_t len
   setsockopt: { parameters: ["i32", "i32", "i32", "buffer", "u32"], result: "i32" },
+  // int fd, int level, int name, void *value, socklen_t *len
+  getsockopt: { parameters: ["i32", "i32", "i32", "buffer", "buffer"], result: "i32" },
   // int fd, const void *buf, size_t len, int flags, const struct sockaddr *addr, socklen_t addrlen
   sendto: { parameters: ["i32", "buffer", "usize", "i32", "buffer", "u32"], result: "isize" },
   // int fd, const void *buf, size_t len, int flags

@@ -59,6 +59,16 @@ export class Socket implements Disposable {
     );
   }
 
+  /** Reads an option into bytes. */
+  getOption(level: number, option: number, value: Uint8Array<ArrayBuffer>): void {
+    const length = new Uint32Array([value.length]);
+    syscall(
+      "getsockopt",
+      this.#name,
+      () => libc().getsockopt(this.fd, level, option, value, length),
+    );
+  }
+
   /** Sends one datagram, to a `struct sockaddr` where the socket has no peer; returns its length. */
   send(bytes: Uint8Array<ArrayBuffer>, address: Uint8Array<ArrayBuffer> | null = null): number {
     return syscall(

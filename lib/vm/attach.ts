@@ -19,6 +19,7 @@ import type { FirewallKind } from "../firewall/store.ts";
 import { parseCidr } from "../inet/ip.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
+import { netnsIdentity } from "../netlink/identity.ts";
 import { getLink, requireLink, setLink } from "../netlink/link.ts";
 import {
   createNamedNetns,
@@ -31,6 +32,7 @@ import {
 import { UndoStack } from "../undo.ts";
 import { changeRules, changesAntispoof, dropRules, reguard, rewire, setSysctls } from "./change.ts";
 import { checkAttachment, type NetworkFinding, noteMending } from "./check.ts";
+import { canonicalNetns, requireSuccessor, validateNetns } from "./netns.ts";
 import { assertAsAsked, describeInterface, keepFailures, planNetworks } from "./networks.ts";
 import {
   allPorts,
@@ -81,7 +83,9 @@ export async function attachVm(
   options: HostOptions = {},
 ): Promise<VmRecord> {
   validateAttach(request);
-  return (await withLocks(request.name, options, (host, id) => attachLocked(host, id, request)))!;
+  const { netns } = request;
+  const asked = netns === undefined ? request : { ...request, netns: canonicalNetns(netns) };
+  return (await withLocks(request.name, options, (host, id) => attachLocked(host, id, asked)))!;
 }
 
 /**
@@ -201,7 +205,7 @@ async function attachOver(
   wanted: AttachRequest,
 ): Promise<StoredRecord> {
   // One that was given and is gone is not made here: then all else stays as it is.
-  if (old.made.netnsGiven) openNetns(old.netns)[Symbol.dispose]();
+  requireSuccessor(old.vm, old);
   forgetGeneration(host);
   await removeMade(host, old);
   return await attachAnew(host, old.id, wanted, old);
@@ -232,8 +236,7 @@ async function attachAnew(
       await planNetworks(host, hostNl, id, request, ports, before),
       old?.made.networks,
     );
-    const planned = plannedRecord(id, request, firewall.kind, networks, ports, old);
-    refuseTaken(planned);
+    const planned = withGiven(plannedRecord(id, request, firewall.kind, networks, ports, old));
     undo.push(
       `record of "${name}"`,
       () => old === undefined ? forget(host, id, name) : writeRecord(host, old),
@@ -306,6 +309,7 @@ async function attachAnew(
         ...planned.made,
         ...ownersOf(old, attach),
         phase: "attached",
+        netnsIs: netnsIdentity(netns, vmNl),
         networks: added.map(({ attachment }) => attachment),
         guests,
       },
@@ -355,14 +359,18 @@ function plannedRecord(
 /**
  * Refuses a namespace of the VM's name that tapkit did not make, and in one that was given,
  * links of the names to be used.
+ *
+ * @returns the record, with which namespace was given
  */
-function refuseTaken({ vm, netns: path, made }: StoredRecord): void {
+function withGiven(planned: StoredRecord): StoredRecord {
+  const { vm, netns: path, made } = planned;
   if (!made.netnsGiven) {
-    if (!isThere(path)) return;
+    if (!isThere(path)) return planned;
     throw new TapkitError(`the network namespace ${path} is there already, and is not tapkit's`, {
       mend: `delete it (ip netns delete ${netnsName(vm)}), or use it with --netns ${path}`,
     });
   }
+  validateNetns(path);
   using netns = openNetns(path);
   using nl = withNetns(netns, () => NetlinkConnection.open());
   for (const { ifName } of made.networks) {
@@ -373,6 +381,7 @@ function refuseTaken({ vm, netns: path, made }: StoredRecord): void {
       mend: "delete that link, or use another namespace",
     });
   }
+  return { ...planned, made: { ...made, netnsIs: netnsIdentity(netns, nl) } };
 }
 
 function forget(host: Host, id: string, name: string): void {

@@ -5,13 +5,11 @@
  */
 
 import { checkNetwork, type Finding, hasExecuted } from "../cni/runtime.ts";
-import { SyscallError } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import { checkSysctls, type SysctlOptions } from "../firewall/sysctls.ts";
-import { NetlinkConnection } from "../netlink/connection.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink } from "../netlink/link.ts";
-import { Errno } from "../sys/libc.ts";
-import { openNetns, withNetns } from "../sys/netns.ts";
+import { netnsProblem, openVm } from "./netns.ts";
 import { type Host, openHost } from "./session.ts";
 import { firewallOf, readRecord, type StoredRecord, validateName } from "./state.ts";
 import type { AttachRequest, HostOptions } from "./types.ts";
@@ -82,13 +80,13 @@ export async function checkAttachment(
   record: StoredRecord,
   host: Host,
 ): Promise<Differences> {
-  const { netns: netnsPath, interfaces, made } = record;
+  const { interfaces, made } = record;
   using stack = new DisposableStack();
   const firewall = await host.session.firewall(firewallOf(made));
-  const vmNl = openVm(stack, netnsPath);
+  const vmNl = openVm(stack, record);
   if (vmNl === undefined) {
     return {
-      network: [{ problem: `network namespace ${netnsPath} is missing` }],
+      network: [{ problem: netnsProblem(record) }],
       ignored: [],
       wire: [],
       guards: [],
@@ -139,20 +137,4 @@ export function sysctlOptions(
   { antispoof = true }: Pick<AttachRequest, "antispoof">,
 ): SysctlOptions {
   return { asymmetric: guests.length > 1 && !antispoof };
-}
-
-/**
- * A connection of the VM's namespace, or `undefined` when that is gone.
- *
- * @throws {SyscallError} when it cannot be opened for another reason, of which nothing follows
- */
-export function openVm(stack: DisposableStack, path: string): NetlinkConnection | undefined {
-  let netns;
-  try {
-    netns = stack.use(openNetns(path));
-  } catch (error) {
-    if (error instanceof SyscallError && error.errno !== Errno.ENOENT) throw error;
-    return undefined;
-  }
-  return stack.use(withNetns(netns, () => NetlinkConnection.open()));
 }

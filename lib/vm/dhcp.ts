@@ -101,7 +101,8 @@ function vmOf(key: string): string {
 
 /** What the server needs to know of a VM: one entry for each interface with an IPv4 address. */
 export function dhcpTaps(record: StoredRecord): DhcpTap[] {
-  if (record.made.phase !== "attached") return [];
+  const { phase, netnsIs } = record.made;
+  if (phase !== "attached") return [];
   return record.interfaces.flatMap((link) => {
     const main = link.addresses.find(({ address }) => !address.includes(":"));
     if (main === undefined) return [];
@@ -109,6 +110,7 @@ export function dhcpTaps(record: StoredRecord): DhcpTap[] {
     return [{
       key: `${record.vm}/${link.name}`,
       netnsPath: record.netns,
+      ...netnsIs === undefined ? {} : { netnsIs },
       tap: link.tap,
       guest: {
         mac: link.mac,

@@ -13,6 +13,7 @@ import { chooseExecuted, type NetworkAttachment } from "../cni/plan.ts";
 import type { NetworkConfigList } from "../cni/types.ts";
 import { describe, TapkitError } from "../errors.ts";
 import { isThere } from "../files.ts";
+import { leadsElsewhere } from "./netns.ts";
 import { removeAttachment } from "./remove.ts";
 import { type Host, openHost } from "./session.ts";
 import {
@@ -69,8 +70,8 @@ async function collect(host: Host, name: string): Promise<boolean> {
 }
 
 /** With the VM's lock held, nobody is making what is half made. */
-function isDead({ netns, made }: StoredRecord): boolean {
-  return made.phase !== "attached" || !isThere(netns);
+function isDead(record: StoredRecord): boolean {
+  return record.made.phase !== "attached" || !isThere(record.netns) || leadsElsewhere(record);
 }
 
 /** What attaching executes: of the built-in plugins nothing is left that is not collected here. */

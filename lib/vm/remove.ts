@@ -15,7 +15,7 @@ import { isThere } from "../files.ts";
 import { deleteLinkGroup } from "../netlink/link.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import { deleteNamedNetns, netnsPath } from "../sys/netns.ts";
-import { openVm } from "./check.ts";
+import { leadsElsewhere, openVm } from "./netns.ts";
 import { type Host, openHost } from "./session.ts";
 import {
   containerId,
@@ -80,7 +80,7 @@ type Removable =
     readonly made:
       & Pick<
         StoredRecord["made"],
-        "phase" | "netnsGiven" | "firewall" | "rulesInDoubt" | "networks" | "guests"
+        "phase" | "netnsGiven" | "netnsIs" | "firewall" | "rulesInDoubt" | "networks" | "guests"
       >
       & { readonly request?: Pick<StoredRecord["made"]["request"], "mode"> };
   };
@@ -108,7 +108,7 @@ export async function removeMade(host: Host, record: Removable): Promise<void> {
   };
   using stack = new DisposableStack();
   const hostNl = host.session.nl;
-  const vmNl = openVm(stack, record.netns);
+  const vmNl = openVm(stack, record);
   const { made, netns } = record;
   // Almost all there is; what is left by another version, or half made, goes by its name.
   const links = vmNl && deleteLinkGroup(vmNl, LINK_GROUP).catch((error) => failures.push(error));
@@ -136,7 +136,10 @@ export async function removeMade(host: Host, record: Removable): Promise<void> {
   for (const network of made.networks.toReversed()) {
     failures.push(...await delNetwork(network, environment));
   }
-  if (!made.netnsGiven) step(() => deleteNamedNetns(netnsName(record.vm)));
+  step(() => {
+    // By now the name may be another's.
+    if (!made.netnsGiven && !leadsElsewhere(record)) deleteNamedNetns(netnsName(record.vm));
+  });
   if (failures.length > 0) throw leftBehind(failures);
 }
 

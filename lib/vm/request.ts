@@ -9,7 +9,7 @@ import { InputError, TapkitError } from "../errors.ts";
 import { addressOf, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { parsePorts } from "../inet/ports.ts";
-import { openNetns } from "../sys/netns.ts";
+import { leadToOne, validateNetns } from "./netns.ts";
 import { firewallOf, type StoredRecord, validateName } from "./state.ts";
 import type { AttachRequest } from "./types.ts";
 
@@ -117,17 +117,6 @@ function validateMtu(mtu: number): void {
   });
 }
 
-function validateNetns(path: string): void {
-  try {
-    openNetns(path)[Symbol.dispose]();
-  } catch (cause) {
-    if (cause instanceof InputError || !(cause instanceof TapkitError)) throw cause;
-    const { message, mend = "name one that is there: ip netns add NAME makes /run/netns/NAME" } =
-      cause;
-    throw new InputError(message, { mend, cause });
-  }
-}
-
 /** The numbers that `USER[:GROUP]` stands for. */
 export interface Owner {
   readonly owner: number;
@@ -169,7 +158,8 @@ function resolveId(kind: "user" | "group", name: string, file: string): number {
 export function mergeRequest(record: StoredRecord, request: AttachRequest): AttachRequest {
   const recorded = record.made.request;
   const changed = changedIdentity(record, request);
-  const { mode, ...rest } = request;
+  // Of several paths that lead to the namespace the recorded one stays.
+  const { mode, netns: _, ...rest } = request;
   // What auto came to is kept; it is tried again only when everything is made anew.
   const chosen = mode === undefined || mode === "auto" ? {} : { mode };
   if (changed === undefined) return { ...recorded, ...rest, ...chosen };
@@ -190,7 +180,7 @@ function changedIdentity(record: StoredRecord, request: AttachRequest): string |
     ["address", ip !== undefined && !addresses.includes(addressOf(ip))],
     ["MAC address", mac !== undefined && formatMac(parseMac(mac)) !== first.mac],
     ["MTU", mtu !== undefined && mtu !== first.mtu],
-    ["network namespace", netns !== undefined && netns !== record.netns],
+    ["network namespace", netns !== undefined && !leadToOne(netns, record.netns)],
     ["TAP owner", tapOwner !== undefined && tapOwner !== had.tapOwner],
     ["bandwidth", bandwidth !== undefined && bandwidth !== had.bandwidth],
     ["mode", mode !== "auto" && mode !== first.mode],

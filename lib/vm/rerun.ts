@@ -15,7 +15,8 @@ import type { PluginConfig } from "../cni/types.ts";
 import { describe, TapkitError } from "../errors.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import { UndoStack } from "../undo.ts";
-import { checkNetworks, type NetworkFinding, openVm } from "./check.ts";
+import { checkNetworks, type NetworkFinding } from "./check.ts";
+import { openVm } from "./netns.ts";
 import { portMappings } from "./networks.ts";
 import { allPorts, isPublisher, portOwners } from "./ports.ts";
 import type { Host } from "./session.ts";
@@ -220,7 +221,7 @@ async function remember(
   places: Places,
 ): Promise<{ record: StoredRecord; others: readonly NetworkFinding[] }> {
   using stack = new DisposableStack();
-  const vmNl = openVm(stack, record.netns);
+  const vmNl = openVm(stack, record);
   const findings = vmNl === undefined ? [] : await checkNetworks(host, record, vmNl);
   const networks = record.made.networks.map((attachment, network) => {
     const own = findings.filter((finding) => finding.network === network);

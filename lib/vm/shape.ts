@@ -51,12 +51,19 @@ const RECORD_SHAPE: Shape = {
   },
 };
 
+/** What a record may have beside that. */
+const OPTIONAL: Readonly<Record<string, Shape>> = {
+  portOwners: { attach: PORTS_SHAPE, mapPort: PORTS_SHAPE },
+  netnsIs: { boot: "string", dev: "number", ino: "number" },
+};
+
 /** Whether a value is the record of a VM. */
 export function isRecord(value: unknown): boolean {
   if (!isVersioned(value, RECORD_SHAPE)) return false;
-  const { portOwners } = (value as { made: { portOwners?: unknown } }).made;
-  return portOwners === undefined ||
-    hasShape(portOwners, { attach: PORTS_SHAPE, mapPort: PORTS_SHAPE });
+  const { made } = value as { made: Readonly<Record<string, unknown>> };
+  return Object.entries(OPTIONAL).every(([key, shape]) =>
+    made[key] === undefined || hasShape(made[key], shape)
+  );
 }
 
 /** Whether a value is of this version of tapkit and has at least what a shape says. */

@@ -19,6 +19,7 @@
 
 import { InputError, TapkitError } from "../errors.ts";
 import {
+  absolutePath,
   discardFile,
   isThere,
   readIfThere,
@@ -27,6 +28,7 @@ import {
   replaceFile,
 } from "../files.ts";
 import type { NetworkAttachment } from "../cni/plan.ts";
+import type { NetnsIdentity } from "../netlink/identity.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import type { FirewallKind } from "../firewall/store.ts";
@@ -66,6 +68,8 @@ export interface Made {
   readonly firewall?: FirewallKind;
   /** Whether `--netns` named the namespace: then it is not deleted. */
   readonly netnsGiven: boolean;
+  /** Which one it is; absent until it is made. */
+  readonly netnsIs?: NetnsIdentity;
   /** While rules change: those in the kernel may be others than {@linkcode guests} says. */
   readonly rulesInDoubt?: true;
   /** Whose the record's ports are; absent while all are attach-vm's. */
@@ -91,10 +95,13 @@ export function firewallOf({ firewall = "nftables" }: Pick<Made, "firewall">): F
 /** The host's directories: from the options, the environment, or the defaults. */
 export function hostPaths(options: HostOptions): HostPaths {
   const cniPath = Deno.env.get("CNI_PATH")?.split(":").filter((directory) => directory !== "");
+  const binDirs = options.binDirs ?? (cniPath?.length ? cniPath : ["/opt/cni/bin", "/usr/lib/cni"]);
   return {
-    stateDir: options.stateDir ?? (Deno.env.get("TAPKIT_STATE_DIR") || "/var/lib/tapkit"),
-    confDir: options.confDir ?? (Deno.env.get("NETCONFPATH") || "/etc/cni/net.d"),
-    binDirs: options.binDirs ?? (cniPath?.length ? cniPath : ["/opt/cni/bin", "/usr/lib/cni"]),
+    stateDir: absolutePath(
+      options.stateDir ?? (Deno.env.get("TAPKIT_STATE_DIR") || "/var/lib/tapkit"),
+    ),
+    confDir: absolutePath(options.confDir ?? (Deno.env.get("NETCONFPATH") || "/etc/cni/net.d")),
+    binDirs: binDirs.map(absolutePath),
     ...pluginTimeout(options),
     ...options.signal === undefined ? {} : { signal: options.signal },
     note: options.note ?? (() => {}),

@@ -99,12 +99,13 @@ Deno.test("attach-vm: what cannot change live is refused, and named", async () =
   await using host = await Host.create();
   await host.addLan();
   await host.mustTapkit("attach-vm", "web", "--mtu", "1400");
+  await host.must("ip", ["netns", "add", "other"]);
   const before = await host.snapshot();
   const cases = [
     [["--ip", "172.18.0.9"], "address"],
     [["--mac", "02:00:00:00:00:09"], "MAC address"],
     [["--mtu", "1300"], "MTU"],
-    [["--netns", "/proc/self/ns/net"], "network namespace"],
+    [["--netns", "/run/netns/other"], "network namespace"],
     [["--tap-owner", "1000"], "TAP owner"],
   ] as const;
   for (const [flags, what] of cases) {

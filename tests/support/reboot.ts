@@ -6,7 +6,8 @@
 
 import type { Host } from "./host.ts";
 
-/** What a reboot takes: namespaces, links, rules, settings, processes, what is below /run. */
+/** What a reboot takes: namespaces, links, rules, settings, processes, what is below /run, the
+ * number of the boot. */
 export async function reboot(host: Host): Promise<void> {
   await host.sh(`
     for pid in $(pgrep -f "[s]erve-dhcp"); do
@@ -20,5 +21,10 @@ export async function reboot(host: Host): Promise<void> {
     nft flush ruleset
     sysctl -qw net.ipv4.ip_forward=0
     rm -rf /run/tapkit
+    boot=/proc/sys/kernel/random/boot_id
+    umount $boot 2>/dev/null || true # of an earlier one
+    cat /proc/sys/kernel/random/uuid >/run/boot
+    mount --bind /run/boot $boot
+    rm /run/boot
   `);
 }

@@ -18,6 +18,9 @@ const KEPT: readonly RegExp[] = [
   /^sysctl ipv4\/conf\/(all|default)\/accept_redirects /,
   /^sysctl ipv6\/conf\/[^/]+\/forwarding /,
   /^mount \/run\/netns /,
+  // mount(8), and reboot.ts
+  /^directory \/run\/mount /,
+  /^mount \/proc\/sys\/kernel\/random\/boot_id /,
 ];
 
 /** What a comparison leaves out. */
