@@ -8,10 +8,8 @@ import { isIp, isLoopback } from "../inet/ip.ts";
 import { PortConflictError, type PortMapping, type TakenPorts } from "../inet/ports.ts";
 import { deleteConntrack } from "../netlink/conntrack.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
-import { NetlinkError } from "../netlink/errors.ts";
 import { dockerPorts } from "./docker-ports.ts";
 import { type FlowChange, flowIsStale, flowMatches } from "./flows.ts";
-import { NftablesError } from "./libnftables.ts";
 import type { Gate } from "./gate.ts";
 import { type GuestRules, validateRules } from "./model.ts";
 import type { PolicyStore } from "./policy.ts";
@@ -33,10 +31,6 @@ interface Change extends ElementChange {
   /** Guests' addresses all flows of which end. */
   readonly leaving: readonly string[];
 }
-
-/** How a transaction fails when the table changed after it was looked at. */
-const RACE_CODES: ReadonlySet<string> = new Set(["EEXIST", "ENOENT"]);
-const ATTEMPTS = 3;
 
 /**
  * tapkit's rules in the network namespace this was opened in, wherever the thread goes later.
@@ -303,23 +297,7 @@ export class Firewall implements Disposable {
     this.#endPutOffFlows();
   }
 
-  /**
-   * A process that changed the rules between the look at them and the transaction makes the
-   * transaction fail whole: then the look is taken again.
-   */
   #apply(change: Change): boolean {
-    for (let attempt = 1;; attempt++) {
-      try {
-        return this.#tryToApply(change);
-      } catch (error) {
-        const refused = error instanceof NftablesError || error instanceof NetlinkError;
-        const raced = refused && RACE_CODES.has(error.code ?? "");
-        if (!raced || attempt === ATTEMPTS) throw error;
-      }
-    }
-  }
-
-  #tryToApply(change: Change): boolean {
     const { wanted, leaving } = change;
     const { changed, touched, foreign } = reconcile(
       this.#store,

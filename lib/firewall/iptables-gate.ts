@@ -8,6 +8,7 @@
 import { type Family, isIp } from "../inet/ip.ts";
 import type { Gate } from "./gate.ts";
 import type { GuestRules } from "./model.ts";
+import { despiteRaces } from "./reconcile.ts";
 import type { Xtables } from "./xtables.ts";
 
 const FAMILIES: readonly Family[] = [4, 6];
@@ -72,6 +73,10 @@ export class IptablesGate implements Gate {
 
   /** Brings an owner's rules to what is wanted, in one transaction a family. */
   #bring(owner: string, wantedOf: (family: Family) => readonly string[]): boolean {
+    return despiteRaces(() => this.#tryToBring(owner, wantedOf));
+  }
+
+  #tryToBring(owner: string, wantedOf: (family: Family) => readonly string[]): boolean {
     this.#filters = undefined;
     let changed = false;
     for (const [family, filter] of this.#current()) {

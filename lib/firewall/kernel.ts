@@ -231,15 +231,17 @@ function changeElements(
   commit(nl, requests, { op: "nf_tables", action: "change", object: `the rules of ${owner}` });
 }
 
-/** Deletes the table with all that is in it. */
+/** Deletes the table with all that is in it. Somebody may have flushed the ruleset just now. */
 function deleteTable(nl: NetlinkConnection, table: Table): void {
   const type = nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELTABLE);
   const payload = tablePayload(table).finish();
-  commit(nl, [{ type, flags: 0, payload }], {
-    op: "NFT_MSG_DELTABLE",
-    action: "delete",
-    object: tableLabel(table),
-  });
+  tolerateAbsence(() =>
+    commit(nl, [{ type, flags: 0, payload }], {
+      op: "NFT_MSG_DELTABLE",
+      action: "delete",
+      object: tableLabel(table),
+    })
+  );
 }
 
 /** Of a table and all that is in it but its elements. They fail when it is there already. */

@@ -13,6 +13,7 @@ import { type Netns, withNetns } from "../sys/netns.ts";
 import type { Gate } from "./gate.ts";
 import { Nftables, NftablesError } from "./libnftables.ts";
 import type { GuestRules } from "./model.ts";
+import { despiteRaces } from "./reconcile.ts";
 import { CLOSED_TABLE } from "./ruleset.ts";
 import type { ForwardChain } from "./store.ts";
 
@@ -156,7 +157,10 @@ function ownRules(present: readonly Present[], owner: string): Present[] {
   return present.filter(({ comment }) => comment.split(" ", 1)[0] === owner);
 }
 
-/** Brings an owner's rules in a chain to what is wanted, in one transaction. */
+/**
+ * Brings an owner's rules in a chain to what is wanted, in one transaction. A chain that went drops
+ * nothing any more.
+ */
 function bring(
   netns: Netns,
   place: ForwardChain,
@@ -164,7 +168,18 @@ function bring(
   wanted: readonly Wanted[],
 ): boolean {
   using nft = withNetns(netns, () => Nftables.open());
-  const present = ownRules(list(nft, place) ?? [], owner);
+  return despiteRaces(() => tryToBring(nft, place, owner, wanted));
+}
+
+function tryToBring(
+  nft: Nftables,
+  place: ForwardChain,
+  owner: string,
+  wanted: readonly Wanted[],
+): boolean {
+  const listed = list(nft, place);
+  if (listed === undefined) return false;
+  const present = ownRules(listed, owner);
   const chain = `${place.family} ${place.table} ${place.chain}`;
   const commands = [
     ...present.filter(({ comment }) => !wanted.some((one) => one.comment === comment))

@@ -4,8 +4,10 @@
  * @module
  */
 
+import { TapkitError } from "../errors.ts";
 import { type Element, elementId, familiesOf, type SetName } from "./ruleset.ts";
 import type { ElementStore } from "./store.ts";
+import { XtablesError } from "./xtables.ts";
 
 /** What an owner's elements come to. */
 export interface ElementChange {
@@ -24,6 +26,26 @@ export interface Reconciled {
   readonly foreign: readonly Element[];
 }
 
+/** How a transaction fails when the rules changed after they were looked at. */
+const RACE_CODES: readonly unknown[] = ["EEXIST", "ENOENT"];
+const ATTEMPTS = 10;
+
+/**
+ * Does what looks at rules and then changes them. A process that changed them in between makes the
+ * transaction fail whole: then all is done again.
+ */
+export function despiteRaces<T>(lookAndChange: () => T): T {
+  for (let attempt = 1;; attempt++) {
+    try {
+      return lookAndChange();
+    } catch (error) {
+      const raced = error instanceof XtablesError ||
+        error instanceof TapkitError && "code" in error && RACE_CODES.includes(error.code);
+      if (!raced || attempt === ATTEMPTS) throw error;
+    }
+  }
+}
+
 /**
  * Makes the store have what is wanted and, of this owner, not what is unwanted. Where rules that all
  * share are missing and something is wanted, they are made anew with all elements there are.
@@ -34,8 +56,17 @@ export interface Reconciled {
 export function reconcile(
   store: ElementStore,
   sets: readonly SetName[],
-  { owner, unwanted, wanted }: ElementChange,
+  change: ElementChange,
   refuse: (found: Element, wanted: Element) => void = () => {},
+): Reconciled {
+  return despiteRaces(() => tryToReconcile(store, sets, change, refuse));
+}
+
+function tryToReconcile(
+  store: ElementStore,
+  sets: readonly SetName[],
+  { owner, unwanted, wanted }: ElementChange,
+  refuse: (found: Element, wanted: Element) => void,
 ): Reconciled {
   const state = store.look(familiesOf(wanted));
   // What is only removed does not call for rules.

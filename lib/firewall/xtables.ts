@@ -17,6 +17,11 @@ import { type Netns, withNetns } from "../sys/netns.ts";
  */
 export type Variant = "nft" | "legacy";
 
+/** iptables-restore refused a change. Nothing of the table that it was at took effect. */
+export class XtablesError extends TapkitError {
+  override readonly name: string = "XtablesError";
+}
+
 const DIRECTORIES = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin"];
 /** How long another process may hold the lock of the old tables. */
 const LOCK_SECONDS = 10;
@@ -76,7 +81,7 @@ export class Xtables {
     try {
       this.#run(program, ["--noflush", `--wait=${LOCK_SECONDS}`, file.path]);
     } catch (cause) {
-      throw new TapkitError(`iptables cannot ${action}: ${describe(cause)}`, { cause });
+      throw new XtablesError(`iptables cannot ${action}: ${describe(cause)}`, { cause });
     }
   }
 

@@ -137,6 +137,28 @@ Deno.test("Firewall.add: many at once make one table, and a port has one winner"
   assertEquals(runInside(netns, "nft list chain inet tapkit prerouting").match(/jump/g)?.length, 1);
 });
 
+Deno.test("Firewall: goes on beside somebody who flushes the ruleset all the time", async () => {
+  using netns = newNetns();
+  using firewall = await openFirewall({ netns });
+  const rules = guest(1, ["8080:80"]);
+  const flushing = withNetns(netns, () =>
+    new Deno.Command("sh", {
+      args: ["-c", "while nft flush ruleset; do sleep 0.005; done"],
+    }).spawn());
+  try {
+    for (let round = 0; round < 200; round++) {
+      firewall.add(rules);
+      firewall.remove(rules);
+      firewall.removeIfUnused();
+      // Lets the other one have a turn on a busy machine.
+      if (round % 10 === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+  } finally {
+    flushing.kill("SIGKILL");
+    await flushing.status;
+  }
+});
+
 Deno.test("Firewall: ten thousand ports in one call are all there, and go again", async () => {
   using netns = newNetns();
   using firewall = await openFirewall({ netns });
