@@ -42,8 +42,25 @@ export interface NetworkAttachment {
   readonly disableCheck?: true;
   /** Where plugins that were executed masquerade: see masquerade.ts. */
   readonly masquerade?: readonly string[];
+  /** What was seen of the interface that plugins made which were executed. */
+  readonly seen?: SeenLink;
   /** What ADD gave; absent until it succeeded. */
   readonly result?: Result;
+}
+
+/** What can be looked at of an interface without the plugins that made it. Plain data. */
+export interface SeenLink {
+  /** The host's end of its veth pair. */
+  readonly hostEnd?: {
+    readonly name: string;
+    /** Bytes. */
+    readonly mtu: number;
+    /** The link that it is a port of. */
+    readonly master?: string;
+    readonly hairpin?: true;
+  };
+  /** Its routes beside those to its own prefixes. */
+  readonly routes: readonly { readonly dst: string; readonly gw?: string }[];
 }
 
 /** One that has been made. */

@@ -210,6 +210,8 @@ export interface Finding {
   readonly masquerade?: true;
   /** The plugin said so right after its own ADD: it tells nothing. */
   readonly ignored?: true;
+  /** It was seen without asking a plugin, and may be mended without one. */
+  readonly seen?: true;
 }
 
 /** Compares what ADD made with what is there. */

@@ -112,6 +112,8 @@ function passes(rules: GuestRules, ports: "open" | "closed", family: Family): st
         ? `-s ${host}${from} -m conntrack --ctstate RELATED,ESTABLISHED ${whose} -j ACCEPT`
         : `-s ${host}${from} ${whose} -j ACCEPT`,
       state("RELATED,ESTABLISHED"),
+      // Where what a bridge passes is filtered too: from elsewhere on its network.
+      ...link === "" || relayed ? [] : [`-d ${host}${from}${to} ${whose} -j ACCEPT`],
       ...ports === "open" ? [state("DNAT")] : [],
     ];
   });

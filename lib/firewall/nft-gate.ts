@@ -127,6 +127,10 @@ function passes(rules: GuestRules, ports: "open" | "closed", family: string): Wa
         // What is no guest of tapkit's answers, and no more.
         wanted("out", `${from}${ip} saddr ${address} ${relayed ? known : ""} accept`),
         wanted("in", `${to}${ip} daddr ${address} ${known} accept`),
+        // Where what a bridge passes is filtered too: from elsewhere on its network.
+        ...link === "" || relayed
+          ? []
+          : [wanted("near", `${from}${to}${ip} daddr ${address} accept`)],
         ...ports === "open"
           ? [wanted("ports", `${to}${ip} daddr ${address} ct status dnat accept`)]
           : [],

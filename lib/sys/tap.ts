@@ -20,6 +20,8 @@ const Tun = {
 } as const;
 
 const DEVICE = "/dev/net/tun";
+/** The greatest MTU that a TAP takes, in bytes: 65535 less an Ethernet header (drivers/net/tun.c). */
+export const MAX_TAP_MTU = 65521;
 const IFNAMSIZ = 16;
 /** Size of `struct ifreq` (linux/if.h). */
 const IFREQ_SIZE = 40;

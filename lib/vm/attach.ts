@@ -44,11 +44,13 @@ import {
   portOwners,
   portsOfFirewall,
   reservePorts,
+  withShownPorts,
 } from "./ports.ts";
 import { removeAttachment, removeMade } from "./remove.ts";
 import { recordedPolicy, samePolicy, withPolicy } from "./policy.ts";
 import { mergeRequest, validateAttach, validatePolicy } from "./request.ts";
 import { hostResolvers, isReachable } from "./resolvers.ts";
+import { asForwarded } from "./host-end.ts";
 import { type Host, openHost } from "./session.ts";
 import {
   claimId,
@@ -188,12 +190,15 @@ async function mendNetworks(
   wanted: AttachRequest,
   findings: readonly NetworkFinding[],
 ): Promise<{ record: StoredRecord; over?: true }> {
-  if (findings.length === 0) return { record: old };
-  if (findings.every(({ executed, masquerade }) => executed === undefined && !masquerade)) {
+  const left = findings.some(({ seen }) => seen)
+    ? (await import("./rerun.ts")).mendVisible(host, old, findings)
+    : findings;
+  if (left.length === 0) return { record: old };
+  if (left.every(({ executed, masquerade }) => executed === undefined && !masquerade)) {
     return { record: await attachOver(host, old, wanted), over: true };
   }
   const { checkAdded, rerunFailed } = await import("./rerun.ts");
-  const record = await rerunFailed(host, old, findings);
+  const record = await rerunFailed(host, old, left);
   if (record !== undefined) return { record };
   return { record: await checkAdded(host, await attachOver(host, old, wanted)), over: true };
 }
@@ -247,9 +252,10 @@ async function attachAnew(
     const netns = stack.use(enterableNetns(request, undo));
     const vmNl = stack.use(withNetns(netns, () => NetlinkConnection.open()));
     if (request.netns === undefined) bringLoopbackUp(vmNl);
-    const mtu = before[0]?.mtu ?? request.mtu;
     const added: Added[] = [];
-    for (const network of networks) {
+    for (const [index, network] of networks.entries()) {
+      const had = before[index];
+      const mtu = had?.mtu ?? request.mtu;
       const environment = {
         netns,
         netnsPath: planned.netns,
@@ -263,13 +269,18 @@ async function attachAnew(
         note: host.note,
         ...mtu === undefined ? {} : { mtu },
       };
-      added.push(await addNetwork(network, environment));
+      const one = await addNetwork(network, environment);
+      added.push(
+        hasExecuted(network)
+          ? (await import("./executed-link.ts")).settleLink(one, {
+            ...environment,
+            ...had === undefined ? {} : { had },
+          })
+          : one,
+      );
     }
     const wiring = wireRequest(request, { netns, nl: vmNl, undo, note: host.note });
     const interfaces = added.map(({ attachment, result }, index) => {
-      if (mtu !== undefined && hasExecuted(attachment)) {
-        setLink(vmNl, requireLink(vmNl, attachment.ifName).index, { mtu });
-      }
       const link = describeInterface(vmNl, attachment, result);
       assertAsAsked(link, index === 0 ? request : { name }, before[index], host.note);
       return addWire(wiring, guardedAs(link, request));
@@ -284,8 +295,8 @@ async function attachAnew(
       : undefined;
     const guests = added.map(({ guest }, index): GuestRules => {
       const link = interfaces[index]!;
-      const plain = guest ?? plainRules(`${name}/${link.name}`, link);
       const ends = { hostNl, vmNl, note: host.note };
+      const plain = asForwarded(guest ?? plainRules(`${name}/${link.name}`, link), link, ends);
       const own = index === 0 ? mapped : [];
       const rules = own.length > 0 ? locate?.(hostNl, plain, link) ?? plain : plain;
       return withPolicy({ ...rules, ports: own, ...openPorts(request) }, link, request, ends);
@@ -298,7 +309,7 @@ async function attachAnew(
       firewall.add(guest);
     }
     setSysctls(host, guests, request);
-    noteClosed(host, firewall, guests, `attach-vm ${name}`);
+    noteClosed(host, firewall, withShownPorts(guests, bound), `attach-vm ${name}`);
 
     const record: StoredRecord = {
       ...planned,

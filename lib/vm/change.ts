@@ -24,6 +24,7 @@ import {
   portsOfFirewall,
   publishedByPlugin,
   reservePorts,
+  withShownPorts,
 } from "./ports.ts";
 import type { Host } from "./session.ts";
 import { firewallOf, readRecord, type StoredRecord, writeRecord } from "./state.ts";
@@ -164,7 +165,7 @@ export async function changeRules(
       firewall.replace(before, guest);
     });
     setSysctls(host, guests, wanted);
-    noteClosed(host, firewall, guests, `attach-vm ${old.vm}`);
+    noteClosed(host, firewall, withShownPorts(guests, ports), `attach-vm ${old.vm}`);
     // A plugin ends no connections.
     if (republishing !== undefined && rules !== undefined) {
       firewall.endStaleFlows({ ...rules, ports }, owners.attach);

@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { MadeAttachment, NetworkAttachment } from "../cni/plan.ts";
 import { checkNetwork, type Finding, hasExecuted } from "../cni/runtime.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import { checkSysctls, type SysctlOptions } from "../firewall/sysctls.ts";
@@ -126,9 +127,24 @@ export async function checkNetworks(
     const link = interfaces.find(({ name }) => name === attachment.ifName);
     const identityMoved = link !== undefined && movesIdentity(link.mode);
     const findings = await checkNetwork(attachment, { ...environment, identityMoved });
+    // What the plugin that made the interface says of it is told once.
+    if (link !== undefined && isMade(attachment) && !findings.some(isOfMaker)) {
+      const { checkSeen } = await import("./executed-link.ts");
+      const problems = checkSeen(attachment, link, { hostNl, vmNl, identityMoved });
+      findings.push(...problems.map((problem) => ({ problem, seen: true as const })));
+    }
     found.push(...findings.map((finding) => ({ ...finding, network })));
   }
   return found;
+}
+
+/** Whether an attachment was made by plugins that were executed. */
+function isMade(attachment: NetworkAttachment): attachment is MadeAttachment {
+  return hasExecuted(attachment) && attachment.result !== undefined;
+}
+
+function isOfMaker({ executed, ignored }: Finding): boolean {
+  return executed === 0 && !ignored;
 }
 
 /** What the settings of a VM's links depend on. */

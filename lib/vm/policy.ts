@@ -6,16 +6,14 @@
 
 import { TapkitError } from "../errors.ts";
 import type { EgressRule, GuestRules } from "../firewall/model.ts";
-import { cidrsOverlap, parseCidr } from "../inet/ip.ts";
+import { cidrsOverlap, type Family, parseCidr } from "../inet/ip.ts";
 import { ownAddresses } from "../netlink/address.ts";
-import type { NetlinkConnection } from "../netlink/connection.ts";
-import { getLink } from "../netlink/link.ts";
+import { readSysctl } from "../sys/sysctl.ts";
+import { findHostEnd, type LinkEnds } from "./host-end.ts";
 import type { AttachRequest, VmInterface, VmRecord } from "./types.ts";
 
-/** Connections of the namespaces that an interface's two ends are in. */
-export interface LinkEnds {
-  readonly hostNl: NetlinkConnection;
-  readonly vmNl: NetlinkConnection;
+/** Where an interface's two ends are, and who is told of what a policy does not reach. */
+export interface PolicyEnds extends LinkEnds {
   note(text: string): void;
 }
 
@@ -47,7 +45,7 @@ export function withPolicy(
   guest: GuestRules,
   link: VmInterface,
   request: AttachRequest,
-  ends: LinkEnds,
+  ends: PolicyEnds,
 ): GuestRules {
   const { mac: _, isolatedPort: __, egress: ___, ...rules } = guest;
   const egress = egressOf(request);
@@ -91,14 +89,12 @@ function egressOf({ denyEgress, allowEgress }: AttachRequest): EgressRule[] {
 /** The host's end of an interface's veth pair, and the bridge that it is a port of. */
 function hostPort(
   ifName: string,
-  { hostNl, vmNl }: LinkEnds,
+  ends: LinkEnds,
 ): { readonly name: string; readonly bridge?: string } | undefined {
-  const inner = getLink(vmNl, ifName);
-  if (inner?.kind !== "veth" || inner.peerIndex === undefined) return undefined;
-  const outer = getLink(hostNl, inner.peerIndex);
-  if (outer?.kind !== "veth" || outer.peerIndex !== inner.index) return undefined;
-  const master = outer.master === undefined ? undefined : getLink(hostNl, outer.master);
-  return { name: outer.name, ...master?.kind === "bridge" ? { bridge: master.name } : {} };
+  const end = findHostEnd(ifName, ends);
+  if (end === undefined) return undefined;
+  const { link, master } = end;
+  return { name: link.name, ...master?.kind === "bridge" ? { bridge: master.name } : {} };
 }
 
 /** What the host does not route it cannot restrict. */
@@ -121,14 +117,20 @@ function requireRouting(
   });
 }
 
+/** Whether what passes from one port of a bridge to another meets the rules of what is forwarded. */
+function bridgesByRules(family: Family): boolean {
+  return readSysctl(`net/bridge/bridge-nf-call-${family === 4 ? "ip" : "ip6"}tables`) === "1";
+}
+
 function noteNeighbours(
   { name, addresses }: VmInterface,
   egress: readonly EgressRule[],
-  { note }: LinkEnds,
+  { note }: PolicyEnds,
 ): void {
   const prefixes = addresses.map(({ address }) => parseCidr(address));
   const reached = egress.find(({ prefix, action }) =>
-    action === "deny" && prefixes.some((own) => cidrsOverlap(own, parseCidr(prefix)))
+    action === "deny" &&
+    prefixes.some((own) => cidrsOverlap(own, parseCidr(prefix)) && !bridgesByRules(own.family))
   );
   if (reached === undefined) return;
   note(

@@ -236,6 +236,14 @@ export function hasPorts(record: StoredRecord, { ports }: AttachRequest): boolea
   return JSON.stringify(record.made.request.ports ?? "none") === JSON.stringify(ports ?? "none");
 }
 
+/** Guests' rules with all ports of the VM, those too that a plugin publishes. */
+export function withShownPorts(
+  guests: readonly GuestRules[],
+  ports: readonly PortMapping[],
+): GuestRules[] {
+  return guests.map((rules, index) => index === 0 ? { ...rules, ports } : rules);
+}
+
 /**
  * Says which firewall keeps published ports closed to other machines.
  *

@@ -16,12 +16,14 @@ import { describe, TapkitError } from "../errors.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import { UndoStack } from "../undo.ts";
 import { checkNetworks, type NetworkFinding } from "./check.ts";
+import { mendSeen } from "./executed-link.ts";
 import { openVm } from "./netns.ts";
 import { portMappings } from "./networks.ts";
 import { allPorts, isPublisher, portOwners } from "./ports.ts";
 import type { Host } from "./session.ts";
 import { firewallOf, type StoredRecord, writeRecord } from "./state.ts";
 import type { AttachRequest } from "./types.ts";
+import { movesIdentity } from "./wires.ts";
 
 /** Places of plugins in the chains of a VM's networks, by the network's number. */
 type Places = ReadonlyMap<number, ReadonlySet<number>>;
@@ -68,6 +70,30 @@ export async function rerunFailed(
   if (checked.others.length > 0) return undefined;
   writeRecord(host, checked.record);
   return checked.record;
+}
+
+/**
+ * Mends what was seen to differ of a VM's interfaces.
+ *
+ * @returns the findings that are left: what needs its plugins
+ */
+export function mendVisible(
+  host: Host,
+  record: StoredRecord,
+  findings: readonly NetworkFinding[],
+): NetworkFinding[] {
+  using stack = new DisposableStack();
+  const { interfaces, made } = record;
+  const vmNl = openVm(stack, record);
+  const mended = new Set(findings.flatMap(({ seen, network = -1 }) => {
+    const attachment = made.networks[network];
+    const link = interfaces.find(({ name }) => name === attachment?.ifName);
+    if (!seen || link === undefined || vmNl === undefined) return [];
+    const identityMoved = movesIdentity(link.mode);
+    const options = { hostNl: host.session.nl, vmNl, identityMoved };
+    return mendSeen(attachment as MadeAttachment, link, options) ? [network] : [];
+  }));
+  return findings.filter(({ seen, network }) => !seen || !mended.has(network!));
 }
 
 /** Asks CHECK of all plugins once more right after ADD, which was for its sake. */

@@ -1,0 +1,213 @@
+/**
+ * The interface that executed plugins made: brought to what the VM needs, and looked at without
+ * them. Versions of the specification before 0.4.0 have no CHECK, and others overlook things.
+ *
+ * @module
+ */
+
+import type { MadeAttachment, SeenLink } from "../cni/plan.ts";
+import type { Added } from "../cni/runtime.ts";
+import { parseCidr } from "../inet/ip.ts";
+import { addAddress, listAddresses } from "../netlink/address.ts";
+import { getLink, type Link, requireLink, setBridgePort, setLink } from "../netlink/link.ts";
+import { addRoute, listRoutes, RT_TABLE } from "../netlink/route.ts";
+import { MAX_TAP_MTU } from "../sys/tap.ts";
+import { findHostEnd, type LinkEnds } from "./host-end.ts";
+import type { VmInterface } from "./types.ts";
+
+/** What an interface is brought to. */
+export interface SettleOptions extends LinkEnds {
+  /** In bytes; what the network gave unless it is said. */
+  readonly mtu?: number;
+  /** The interface as it was before, where it is to be the same again. */
+  readonly had?: VmInterface;
+  note(text: string): void;
+}
+
+/**
+ * Brings what a network's plugins made to what can be carried, and remembers what is seen of it.
+ *
+ * Equivalent to: `ip link set eth0 mtu N` on both ends of the pair
+ */
+export function settleLink(added: Added, options: SettleOptions): Added {
+  setMtu(added.attachment, options);
+  return { ...added, attachment: { ...added.attachment, seen: look(added.attachment, options) } };
+}
+
+/** A TAP takes less than a veth pair does, and what one end drops the other has to know of. */
+function setMtu({ ifName, network }: MadeAttachment, options: SettleOptions): void {
+  const { vmNl, hostNl, had, note } = options;
+  const inner = requireLink(vmNl, ifName);
+  const mtu = options.mtu ?? Math.min(inner.mtu, MAX_TAP_MTU);
+  if (options.mtu === undefined && mtu === inner.mtu) return;
+  if (options.mtu === undefined) {
+    note(
+      `"${ifName}" gets an MTU of ${mtu}: network "${network}" gave ${inner.mtu}, a TAP takes no more`,
+    );
+  }
+  setLink(vmNl, inner.index, { mtu });
+  const end = findHostEnd(ifName, options);
+  if (end === undefined) return;
+  setLink(hostNl, end.link.index, { mtu });
+  if (options.mtu === undefined || had !== undefined || end.master === undefined) return;
+  const bridge = requireLink(hostNl, end.master.index);
+  if (bridge.mtu <= mtu) return;
+  note(
+    `warning: "${bridge.name}" of network "${network}" keeps its MTU of ${bridge.mtu}: of what the ` +
+      `host sends to "${ifName}", packets of more than ${mtu} bytes are lost: ` +
+      "set the network's own MTU instead",
+  );
+}
+
+function look({ ifName }: MadeAttachment, ends: LinkEnds): SeenLink {
+  const end = findHostEnd(ifName, ends);
+  const routes = madeRoutes(requireLink(ends.vmNl, ifName), ends);
+  if (end === undefined) return { routes };
+  const { link, master } = end;
+  return {
+    hostEnd: {
+      name: link.name,
+      mtu: link.mtu,
+      ...master === undefined ? {} : { master: master.name },
+      ...link.bridgePort?.hairpin ? { hairpin: true } : {},
+    },
+    routes,
+  };
+}
+
+/** An interface's routes, but for those that the kernel has by itself; gateways' own come first. */
+function madeRoutes({ index }: Link, { vmNl }: LinkEnds): SeenLink["routes"] {
+  return listRoutes(vmNl, { table: RT_TABLE.MAIN, oif: index })
+    .filter(({ protocol }) => protocol !== "kernel" && protocol !== "ra")
+    .map(({ dst, gateway }) => ({ dst, ...gateway === undefined ? {} : { gw: gateway } }))
+    .sort((a, b) => Number(a.gw !== undefined) - Number(b.gw !== undefined));
+}
+
+/** A difference, and what mends it where that can be done without the plugin. */
+interface Difference {
+  readonly problem: string;
+  readonly mend?: () => void;
+}
+
+/**
+ * Sentences on what differs of an interface from what was seen of it.
+ *
+ * @param link as recorded
+ */
+export function checkSeen(
+  attachment: MadeAttachment,
+  link: VmInterface,
+  options: SeenOptions,
+): string[] {
+  return compare(attachment, link, options).map(({ problem }) => problem);
+}
+
+/** Where an interface is looked at. */
+export interface SeenOptions extends LinkEnds {
+  /** Whether address, MAC and routes of the interface were moved to the guest. */
+  readonly identityMoved: boolean;
+}
+
+/**
+ * Mends what {@linkcode checkSeen} says, as far as that can be done without the plugin.
+ *
+ * @returns whether nothing differs any more
+ */
+export function mendSeen(
+  attachment: MadeAttachment,
+  link: VmInterface,
+  options: SeenOptions,
+): boolean {
+  for (const { mend } of compare(attachment, link, options)) {
+    if (mend === undefined) return false;
+    mend();
+  }
+  return compare(attachment, link, options).length === 0;
+}
+
+function compare(
+  { ifName, seen }: MadeAttachment,
+  recorded: VmInterface,
+  options: SeenOptions,
+): Difference[] {
+  const { vmNl, identityMoved } = options;
+  const inner = getLink(vmNl, ifName);
+  if (seen === undefined || inner === undefined) return [];
+  return [
+    ...seen.hostEnd === undefined ? [] : compareHostEnd(ifName, seen.hostEnd, options),
+    ...compareState(vmNl, inner, recorded.mtu),
+    ...identityMoved ? [] : compareAddresses(inner, recorded, seen, options),
+  ];
+}
+
+function compareHostEnd(
+  ifName: string,
+  { name, mtu, master, hairpin }: NonNullable<SeenLink["hostEnd"]>,
+  ends: LinkEnds,
+): Difference[] {
+  const { hostNl } = ends;
+  const end = findHostEnd(ifName, ends);
+  if (end === undefined) return [{ problem: `the host's end of "${ifName}", "${name}", is gone` }];
+  const { link } = end;
+  const differences = compareState(hostNl, link, mtu);
+  const setHairpin = () => setBridgePort(hostNl, link.index, { hairpin: hairpin ?? false });
+  if (master !== end.master?.name) {
+    const wanted = master === undefined ? undefined : getLink(hostNl, master);
+    const problem = master === undefined
+      ? `link "${link.name}" has become a port of "${end.master!.name}"`
+      : `link "${link.name}" is no port of "${master}"${
+        wanted === undefined ? ", which is gone" : ""
+      }`;
+    // What is no bridge of the kernel's own is told of its ports by other means.
+    const mend = wanted?.kind === "bridge"
+      ? () => {
+        setLink(hostNl, link.index, { master: wanted.index });
+        setHairpin();
+      }
+      : undefined;
+    differences.push({ problem, ...mend === undefined ? {} : { mend } });
+  } else if (hairpin && link.bridgePort?.hairpin !== true) {
+    const problem = `bridge port "${link.name}" has its hairpin flag off`;
+    differences.push({ problem, mend: setHairpin });
+  }
+  return differences;
+}
+
+function compareState(nl: LinkEnds["hostNl"], link: Link, mtu: number): Difference[] {
+  const differences: Difference[] = [];
+  if (!link.up) {
+    const problem = `link "${link.name}" is down`;
+    differences.push({ problem, mend: () => setLink(nl, link.index, { up: true }) });
+  }
+  if (link.mtu !== mtu) {
+    const problem = `link "${link.name}" has MTU ${link.mtu}, not ${mtu}`;
+    differences.push({ problem, mend: () => setLink(nl, link.index, { mtu }) });
+  }
+  return differences;
+}
+
+function compareAddresses(
+  { index, name }: Link,
+  recorded: VmInterface,
+  seen: SeenLink,
+  { vmNl }: LinkEnds,
+): Difference[] {
+  const present = listAddresses(vmNl, { index }).map(({ address }) => address);
+  const routes = listRoutes(vmNl, { table: RT_TABLE.MAIN, oif: index });
+  const isThere = ({ dst, gw }: SeenLink["routes"][number]) =>
+    routes.some((route) => route.dst === dst && route.gateway === gw);
+  return [
+    ...recorded.addresses.flatMap(({ address }): Difference[] => {
+      const { address: ip, prefixLength, family, broadcast } = parseCidr(address);
+      if (present.includes(`${ip}/${prefixLength}`)) return [];
+      const more = family === 4 && prefixLength < 31 ? { broadcast } : { noDad: true };
+      const mend = () => void addAddress(vmNl, { index, address, ...more });
+      return [{ problem: `link "${name}" lacks the address ${address}`, mend }];
+    }),
+    ...seen.routes.filter((route) => !isThere(route)).map(({ dst, gw }): Difference => ({
+      problem: `the route to ${dst}${gw === undefined ? "" : ` by ${gw}`} is gone from "${name}"`,
+      mend: () =>
+        void addRoute(vmNl, { dst, oif: index, ...gw === undefined ? {} : { gateway: gw } }),
+    })),
+  ];
+}
