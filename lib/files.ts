@@ -81,6 +81,7 @@ export function replaceFile(path: string, text: string): void {
   try {
     writeAside(path, text);
   } catch (cause) {
+    discardQuietly(temporaryOf(path));
     if (cause instanceof Deno.errors.NotFound) throw cause;
     throw new TapkitError(`${path} cannot be written: ${describe(cause)}`, {
       mend: "see that its file system has room, and is not read-only",
@@ -102,6 +103,14 @@ function writeAside(path: string, text: string): void {
     file.syncDataSync();
   }
   Deno.renameSync(temporary, path);
+}
+
+function discardQuietly(path: string): void {
+  try {
+    removeIfThere(path);
+  } catch {
+    // What kept it from being written may keep it from being deleted; the next one replaces it.
+  }
 }
 
 /** Deletes a file that may be there, and what a crash left of the one to replace it. */

@@ -9,7 +9,7 @@
  * @module
  */
 
-import { discardFile, removeIfEmpty } from "../files.ts";
+import { discardFile, removeIfEmpty, replaceFile } from "../files.ts";
 import { parseConfig } from "./conflist.ts";
 import { formatResult, parseResult } from "./convert.ts";
 import type { NetworkAttachment } from "./plan.ts";
@@ -68,8 +68,7 @@ export function writeCache(
   };
   const path = cachePath(stateDir, attachment);
   Deno.mkdirSync(resultsDir(stateDir), { recursive: true, mode: 0o700 });
-  Deno.writeTextFileSync(`${path}.tmp`, JSON.stringify(entry), { mode: 0o600 });
-  Deno.renameSync(`${path}.tmp`, path);
+  replaceFile(path, JSON.stringify(entry));
 }
 
 /** Forgets an attachment; the directory goes with the last one. */

@@ -56,6 +56,15 @@ const SCENARIOS: readonly Scenario[] = [
     stride: 32,
   },
   {
+    name: "mend the TAP",
+    args: ["web"],
+    prepare: `${PREPARED}; ip -n tapkit-web link delete vm_eth0`,
+    again: ["web"],
+    keeps: true,
+    broken: true,
+    stride: 4,
+  },
+  {
     name: "mend with other ports",
     args: ["web", "--ports", "9090:80"],
     prepare: `${PREPARED}; ip -n tapkit-web link delete eth0`,
@@ -324,7 +333,7 @@ for (const scenario of [...SCENARIOS, ...MAPPED]) {
 }
 
 const FAILING = SCENARIOS.filter(({ name }, index) =>
-  ALL || index < 3 || name === "another policy"
+  ALL || index < 3 || ["another policy", "mend the TAP"].includes(name)
 );
 
 for (const scenario of [...FAILING, ...MAPPED]) {
