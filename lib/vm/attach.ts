@@ -120,7 +120,7 @@ async function withLocks(
     const record = await act(host, id);
     return record && publicRecord(record);
   } catch (error) {
-    await tidyState(host);
+    tidyState(host);
     tidyDefaultCni(host.confDir);
     throw error;
   }

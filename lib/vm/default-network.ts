@@ -35,6 +35,6 @@ export async function installDefaultCni(options: InstallOptions = {}): Promise<D
       .map(({ vm }) => vm);
     return installIn({ ...options, confDir, inUse });
   } finally {
-    await tidyState(host);
+    tidyState(host);
   }
 }

@@ -51,7 +51,7 @@ export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
       await serveUntilDone(host, exitWhenIdle, signal);
     } while (signal?.aborted !== true && recordNames(host).length > 0);
   } finally {
-    await tidyState(host);
+    tidyState(host);
   }
 }
 

@@ -55,7 +55,7 @@ export async function* collectVms(options: GcOptions = {}): AsyncGenerator<Colle
     if (options.exclusive === true) await collectNetworks(host);
   } finally {
     sweepLocks(host);
-    await tidyState(host);
+    tidyState(host);
   }
 }
 

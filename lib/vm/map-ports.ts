@@ -184,7 +184,7 @@ async function changeVm(
     using _host = await lockHost(host);
     return { vm, ports: await act(host, requireRecord(host, vm)) };
   } catch (error) {
-    await tidyState(host);
+    tidyState(host);
     throw error;
   }
 }
@@ -203,7 +203,7 @@ async function changeAddress(
     using _host = await lockHost(host);
     return { to, ports: await act(host, readAddress(host, to)) };
   } finally {
-    await tidyState(host);
+    tidyState(host);
   }
 }
 

@@ -56,7 +56,7 @@ export async function removeVm(name: string, options: HostOptions = {}): Promise
     await removeAttachment(host, record);
     return true;
   } finally {
-    await tidyState(host);
+    tidyState(host);
     tidyDefaultCni(host.confDir);
   }
 }

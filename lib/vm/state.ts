@@ -211,13 +211,17 @@ function isVanished(error: unknown): boolean {
 
 /**
  * Takes away what is left of the state when no record is: called with no lock held.
- * A directory in use stays; whoever comes at this moment makes it anew.
+ * A directory in use stays; whoever comes at this moment makes it anew, and who has the host's lock
+ * now tidies it after that.
  */
-export async function tidyState(host: HostPaths): Promise<void> {
+export function tidyState(host: HostPaths): void {
   if (isUsed(host)) return;
   {
-    // Not given up for a signal: it is part of undoing.
-    using _lock = await lockIn(host.stateDir, "lock", {});
+    using lock = inDirectory(
+      host.stateDir,
+      () => lockFile(`${host.stateDir}/lock`, { wait: false }),
+    );
+    if (lock === undefined) return;
     if (!isUsed(host)) {
       // Left by a process that was killed, unless a server holds it.
       if (isThere(`${host.stateDir}/${DHCP_LOCK}`)) lockDhcpServer(host)?.[Symbol.dispose]();
@@ -238,7 +242,10 @@ export async function tidyState(host: HostPaths): Promise<void> {
 export function sweepLocks(host: HostPaths): void {
   if (!isThere(locksDir(host))) return;
   for (const { name } of Deno.readDirSync(locksDir(host))) {
-    lockFile(`${locksDir(host)}/${name}`, { remove: true, wait: false })?.[Symbol.dispose]();
+    inDirectory(
+      locksDir(host),
+      () => lockFile(`${locksDir(host)}/${name}`, { remove: true, wait: false }),
+    )?.[Symbol.dispose]();
   }
 }
 

@@ -140,3 +140,29 @@ for (const scenario of SCENARIOS) {
     }
   });
 }
+
+Deno.test("attach-vm: a signal ends the waiting for another's lock", async () => {
+  await using host = await Host.create();
+  const before = await host.snapshot();
+  const { stdout, stderr } = await host.run("bash", [
+    "-c",
+    `set -m
+    mkdir -p /var/lib/tapkit
+    flock /var/lib/tapkit/lock sh -c 'touch /tmp/held; exec sleep 300' &
+    holder=$!
+    until [ -e /tmp/held ]; do sleep 0.02; done
+    ${Deno.execPath()} run -A ${ROOT}/scripts/attach-vm.ts web &
+    # It has the VM's lock when it waits for the host's.
+    until [ -e /var/lib/tapkit/locks/web ]; do sleep 0.02; done
+    kill -INT $!
+    wait $!
+    echo $?
+    kill -0 $holder && echo held
+    kill -KILL -$holder
+    wait $holder 2>/dev/null
+    rm -r /tmp/held /var/lib/tapkit`,
+  ]);
+  assertEquals(stdout, "130\nheld\n", stderr);
+  assertMatch(stderr, /^attach-vm: cannot attach "web": interrupted by SIGINT$/m);
+  await host.assertRestored(before);
+});
