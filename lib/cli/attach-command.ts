@@ -131,9 +131,16 @@ export const ATTACH_VM = {
     },
     {
       name: "no-antispoof",
-      help: "let the guest send in the name of other MACs and addresses, and router advertisements",
+      help: "let the guest send in the name of other MACs and addresses",
     },
     { name: "antispoof", help: "hold the guest to its own MAC and addresses (default)" },
+    {
+      name: "link-local",
+      metavar: "ADDR",
+      help: "the link-local IPv6 address of a guest that does not make it of its MAC, as Windows " +
+        "and stable-privacy ones do; any where it is not known",
+      default: "eui64",
+    },
     {
       name: "plugins",
       metavar: "HOW",
@@ -249,6 +256,7 @@ const SHAPING = [
   "mode",
   "no-antispoof",
   "antispoof",
+  "link-local",
   "isolated",
   "no-isolated",
   "deny-egress",
@@ -307,6 +315,7 @@ function shape(flags: ShapingFlags): Omit<AttachRequest, "name"> {
     plugins: flags.plugins,
     mode: flags.mode,
     antispoof: eitherOf(flags, "antispoof", "no-antispoof"),
+    linkLocal: flags["link-local"],
     firewall: flags.firewall,
     isolated: eitherOf(flags, "isolated", "no-isolated"),
     denyEgress: listOrNone("deny-egress", flags["deny-egress"]),

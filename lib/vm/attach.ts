@@ -30,7 +30,7 @@ import {
   withNetns,
 } from "../sys/netns.ts";
 import { UndoStack } from "../undo.ts";
-import { changeRules, changesAntispoof, dropRules, reguard, rewire, setSysctls } from "./change.ts";
+import { changeRules, changesGuards, dropRules, reguard, rewire, setSysctls } from "./change.ts";
 import { checkAttachment, type NetworkFinding, noteMending } from "./check.ts";
 import { canonicalNetns, requireSuccessor, validateNetns } from "./netns.ts";
 import { assertAsAsked, describeInterface, keepFailures, planNetworks } from "./networks.ts";
@@ -159,7 +159,7 @@ async function attachAgain(
   try {
     const record = differences.wire.length > 0
       ? await rewire(host, whole, wanted)
-      : differences.guards.length > 0 || changesAntispoof(whole, wanted)
+      : differences.guards.length > 0 || changesGuards(whole, wanted)
       ? reguard(host, whole, wanted, undo)
       : whole;
     const opening = (old.made.request.openFirewall ?? false) !== (wanted.openFirewall ?? false);

@@ -57,7 +57,7 @@ export async function rewire(
       const request = wireRequest(record.made.request, { netns, nl, undo, note: host.note });
       return addWire({ ...request, mode: link.mode }, guardedAs(unwired, wanted));
     });
-    const request = { ...record.made.request, ...antispoofOf(wanted) };
+    const request = { ...record.made.request, ...identityOf(wanted) };
     const rewired = { ...record, interfaces, made: { ...record.made, request } };
     writeRecord(host, rewired);
     return rewired;
@@ -88,7 +88,7 @@ export function reguard(
     }
   };
   const interfaces = record.interfaces.map((link) => guardedAs(link, wanted));
-  const request = { ...record.made.request, ...antispoofOf(wanted) };
+  const request = { ...record.made.request, ...identityOf(wanted) };
   const reguarded = { ...record, interfaces, made: { ...record.made, request } };
   undo.push(`record of "${record.vm}"`, () => {
     // What failed later may have left other parts of it in doubt.
@@ -102,16 +102,22 @@ export function reguard(
   return reguarded;
 }
 
-function antispoofOf({ antispoof }: AttachRequest): Pick<AttachRequest, "antispoof"> {
-  return antispoof === undefined ? {} : { antispoof };
+/** What of a request says who a guest is. */
+function identityOf(
+  { antispoof, linkLocal }: AttachRequest,
+): Pick<AttachRequest, "antispoof" | "linkLocal"> {
+  return {
+    ...antispoof === undefined ? {} : { antispoof },
+    ...linkLocal === undefined ? {} : { linkLocal },
+  };
 }
 
 /** Whether a request wants other guards than the interfaces have. */
-export function changesAntispoof(
-  { interfaces }: StoredRecord,
-  { antispoof = true }: AttachRequest,
-) {
-  return interfaces.some((link) => (link.antispoof ?? true) !== antispoof);
+export function changesGuards({ interfaces }: StoredRecord, wanted: AttachRequest): boolean {
+  return interfaces.some((link) => {
+    const { antispoof, linkLocal } = guardedAs(link, wanted);
+    return link.antispoof !== antispoof || link.linkLocal !== linkLocal;
+  });
 }
 
 /** Puts the firewall's rules back, with the ports that are wanted now. */

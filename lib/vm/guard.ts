@@ -27,8 +27,10 @@ const TC_ACT_SHOT = 2;
 
 /** Offsets in the frame, and in the headers of IPv4, IPv6, an IPv6 extension and UDP. */
 export const Ethernet = { DESTINATION: 0, SOURCE: 6, TYPE: 12 } as const;
-export const Ipv4 = { VERSION_IHL: 0, FRAGMENT: 6, PROTOCOL: 9, SOURCE: 12 } as const;
-export const Ipv6 = { NEXT_HEADER: 6, SOURCE: 8, SIZE: 40 } as const;
+export const Ipv4 = {
+  ...{ VERSION_IHL: 0, FRAGMENT: 6, PROTOCOL: 9, SOURCE: 12, DESTINATION: 16 },
+} as const;
+export const Ipv6 = { NEXT_HEADER: 6, HOP_LIMIT: 7, SOURCE: 8, DESTINATION: 24, SIZE: 40 } as const;
 const Extension = { NEXT_HEADER: 0, LENGTH: 1, FRAGMENT: 2, LEAST_SIZE: 8 } as const;
 const Udp = { SOURCE: 0, DESTINATION: 2 } as const;
 /** What is looked at of any header behind an extension. */
@@ -39,7 +41,7 @@ const IPV6_OFFSET_MASK = 0xfff8;
 /** linux/in6.h. IPv6 extension headers that a host skips on its way to the upper one (RFC 8200). */
 const IPPROTO_FRAGMENT = 44;
 const IPPROTO_AH = 51;
-const IPPROTO_ICMPV6 = 58;
+export const IPPROTO_ICMPV6 = 58;
 const EXTENSIONS = [0, /* hop by hop */ 43, /* routing */ 60 /* destination */] as const;
 /** What nobody needs more of, and what the programs look behind: the rest is dropped. */
 const MAX_EXTENSIONS = 4;
@@ -54,21 +56,14 @@ export const PASS: BpfSource = ["pass", ret(TC_ACT_UNSPEC)];
 export const DROP: BpfSource = ["drop", ret(TC_ACT_SHOT)];
 
 /**
- * The guard of a TAP: drops DHCP and DHCPv6, in either direction of theirs, and lets all else go on
+ * The guard of the interface behind a TAP: drops DHCP and DHCPv6, in either direction of
+ * theirs, and what a hairpin bridge port reflects: the guest's own frames to others. A frame from the
+ * guest to itself is one that the host's address translation sent back, and passes. All else goes on
  * to the next filter.
  *
- * Behind VLAN tags too, since a host takes tags of VLAN 0 for none. Fragments other than the
+ * DHCP behind VLAN tags too, since a host takes tags of VLAN 0 for none. Fragments other than the
  * first pass: without the first they are nothing. A first IPv6 fragment that ends before the upper
  * header is dropped (RFC 7112), and so is what more than four extension headers hide.
- */
-export function dhcpGuard(): BpfInstruction[] {
-  return assembleBpf(dhcpSteps());
-}
-
-/**
- * The guard of the interface behind a TAP: what {@linkcode dhcpGuard} drops, and what a hairpin
- * bridge port reflects: the guest's own frames to others. A frame from the guest to itself is one
- * that the host's address translation sent back, and passes.
  *
  * Where a DHCP client on the host leases the interface's addresses, whole and untagged answers of
  * servers go up to the namespace's own stack, whose packet sockets see a frame after tc does. They
@@ -114,7 +109,7 @@ export function lengthSteps(size: number): BpfSource {
 }
 
 /** X holds the offset of the header that is looked at. */
-export function dhcpSteps(): BpfSource {
+function dhcpSteps(): BpfSource {
   return [
     ...networkTypeSteps(),
     "network",
@@ -123,7 +118,10 @@ export function dhcpSteps(): BpfSource {
     "ipv4",
     ...ipv4Steps(),
     "ipv6",
-    ...ipv6Steps([]),
+    ...ipv6Steps({ udp: "udp over ipv6", icmpv6: "pass", other: "pass", later: "pass" }),
+    ...PASS,
+    "udp over ipv6",
+    ...dhcpv6Steps(),
     ...PASS,
     ...DROP,
   ];
@@ -163,20 +161,27 @@ function networkTypeSteps(): BpfSource {
   return steps;
 }
 
+/** Where an IPv6 packet is judged further, by what it carries. */
+export interface Ipv6Uppers {
+  /** X holds the offset of that header. */
+  readonly udp: string;
+  readonly icmpv6: string;
+  readonly other: string;
+  /** A fragment without any of it: X holds the offset of the fragment header. */
+  readonly later: string;
+}
+
 /**
- * Leads X from the IPv6 header over extensions to UDP's, whose ports decide, or to ICMPv6's, which
- * is judged at "icmpv6" if anywhere. To "pass" where there is neither. A holds the type of the
- * header at X.
- *
- * @param icmpv6 where to judge it, if it is to be
+ * Leads X from the IPv6 header over extensions to the upper header. A holds the type of the header
+ * at X.
  */
-export function ipv6Steps(icmpv6: readonly "icmpv6"[]): BpfSource {
+export function ipv6Steps({ udp, icmpv6, other, later }: Ipv6Uppers): BpfSource {
   const typeSteps = (extension: string, fragment: string, authentication: string): BpfSource => [
-    ifEqual(IPPROTO_UDP, "udp over ipv6"),
-    ...icmpv6.map((label) => ifEqual(IPPROTO_ICMPV6, `to ${label}`)),
+    ifEqual(IPPROTO_UDP, "to udp"),
+    ifEqual(IPPROTO_ICMPV6, "to icmpv6"),
     ...EXTENSIONS.map((type) => ifEqual(type, extension)),
     ifEqual(IPPROTO_AH, authentication),
-    ifEqual(IPPROTO_FRAGMENT, fragment, "pass"),
+    ifEqual(IPPROTO_FRAGMENT, fragment, "to other"),
   ];
   const nextHeader: BpfSource = [bpf.addX(), bpf.xFromA(), bpf.recall(Memory.TYPE)];
   const steps: (BpfStep | string)[] = [
@@ -192,7 +197,7 @@ export function ipv6Steps(icmpv6: readonly "icmpv6"[]): BpfSource {
       ...typeSteps(extension, fragment, authentication),
       fragment,
       loadHalfAtX(Extension.FRAGMENT),
-      ifAnyBit(IPV6_OFFSET_MASK, "pass"),
+      ifAnyBit(IPV6_OFFSET_MASK, "to later"),
       // Its second byte is no length, whatever it says.
       bpf.setA(Extension.LEAST_SIZE),
       bpf.goTo(next),
@@ -222,10 +227,15 @@ export function ipv6Steps(icmpv6: readonly "icmpv6"[]): BpfSource {
   return [
     ...steps,
     ...typeSteps("drop", "drop", "drop"),
-    ...icmpv6.flatMap((label) => [`to ${label}`, bpf.goTo(label)]),
-    "udp over ipv6",
-    ...portSteps(DHCPV6),
+    ...DROP,
+    ...["to udp", bpf.goTo(udp), "to icmpv6", bpf.goTo(icmpv6)],
+    ...["to other", bpf.goTo(other), "to later", bpf.goTo(later)],
   ];
+}
+
+/** Drops DHCPv6. X holds the offset of UDP's header. */
+export function dhcpv6Steps(): BpfSource {
+  return portSteps(DHCPV6);
 }
 
 /** X holds the offset of UDP's header. */

@@ -1,15 +1,16 @@
 /**
- * The guard of a guest that is to speak for itself only: it holds what the TAP takes in to the
- * guest's own MAC and addresses.
+ * The guard of a TAP: holds what it takes in to what a guest may say, and to the guest's own MAC and
+ * addresses.
  *
  * @module
  */
 
 import { ETH_HLEN, ETH_P_IP } from "../dhcp/headers.ts";
-import { ipToBytes, isIp } from "../inet/ip.ts";
+import { bytesToIp, ipToBytes, isIp } from "../inet/ip.ts";
+import { parseMac } from "../inet/mac.ts";
 import { assembleBpf, Bpf, bpf, type BpfInstruction, type BpfSource } from "../sys/bpf.ts";
 import {
-  dhcpSteps,
+  dhcpv6Steps,
   DROP,
   ETH_P_IPV6,
   Ethernet,
@@ -24,114 +25,180 @@ import {
 } from "./guard.ts";
 
 /** linux/if_ether.h, linux/if_arp.h. */
-const ETH_P_ARP = 0x0806;
+export const ETH_P_ARP = 0x0806;
 const ARPOP_REQUEST = 1;
 /** Hardware type and protocol of ARP for IPv4 over Ethernet; the lengths of their addresses. */
 const ARP_TYPES = 0x0001_0800;
 const ARP_LENGTHS = 0x0604;
 
 /** Offsets in the headers of ARP and ICMPv6. */
-const Arp = { TYPES: 0, LENGTHS: 4, OPERATION: 6, SENDER_MAC: 8, SENDER_IP: 14 } as const;
+const Arp = {
+  ...{ TYPES: 0, LENGTHS: 4, OPERATION: 6, SENDER_MAC: 8, SENDER_IP: 14, TARGET_IP: 24 },
+} as const;
 const Icmpv6 = { TYPE: 0, TARGET: 8, TARGET_END: 24 } as const;
 
 /** The words that link-local addresses (fe80::/10) begin with. */
 const LINK_LOCAL = { MASK: 0xffc0_0000, BITS: 0xfe80_0000 } as const;
-/** linux/icmpv6.h, net/ndisc.h. */
-const NdType = { ROUTER_ADVERT: 134, NEIGHBOUR_SOLICIT: 135, NEIGHBOUR_ADVERT: 136, REDIRECT: 137 };
+/** linux/icmpv6.h, linux/mld.h, net/ndisc.h. */
+const Icmpv6Type = {
+  ...{ MLD_REPORT: 131, MLD_DONE: 132, MLD2_REPORT: 143 },
+  ...{ ROUTER_SOLICIT: 133, ROUTER_ADVERT: 134, NEIGHBOUR_SOLICIT: 135 },
+  ...{ NEIGHBOUR_ADVERT: 136, REDIRECT: 137 },
+} as const;
+/** What a guest asks or tells before it has an address. */
+const NAMELESS = [
+  ...[Icmpv6Type.ROUTER_SOLICIT, Icmpv6Type.MLD_REPORT],
+  ...[Icmpv6Type.MLD_DONE, Icmpv6Type.MLD2_REPORT],
+];
 
 const { ifEqual, loadHalf, loadByteAtX, loadHalfAtX, loadWordAtX } = bpf;
 
 /** What a guest's own frames are known by. */
 export interface GuestIdentity {
   readonly mac: string;
-  /** Without prefix lengths. */
+  /** Without prefix lengths; none where nobody knows which it has. */
   readonly addresses: readonly string[];
-  /** Link-local addresses that are others' for certain: the gateways'. */
+  /** A link-local address beside the one that follows from the MAC, or `any`. */
+  readonly linkLocal?: string;
+  /** Addresses that are others' for certain: the gateways'. */
   readonly foreign?: readonly string[];
 }
 
 /**
- * The guard of a TAP whose guest is to speak for itself only: what `dhcpGuard` drops, and
+ * The guard of a TAP. It drops, whoever the guest is,
  *
- * - frames of another source MAC;
+ * - DHCP and DHCPv6, in either direction of theirs;
  * - frames with a VLAN tag, and those that are neither ARP nor IPv4 nor IPv6: whom they speak for
  *   is not to be told, and a bridge believes the spanning tree's;
- * - ARP in the name of another MAC or address; a probe (RFC 5227) claims nothing and passes;
- * - IPv4 and IPv6 from another address. Link-local ones and the unspecified one pass;
- * - router advertisements, redirects, and advertisements of another's address, which includes a
- *   link-local one of the gateways'. Duplicate detection asks for the guest's own address only.
+ * - router advertisements and redirects;
  *
- * Where no address is known the MAC alone is pinned.
+ * and of a guest that is to speak for itself only
  *
+ * - frames of another source MAC;
+ * - ARP in the name of another MAC or address, and probes (RFC 5227) for another's;
+ * - IPv4 and IPv6 from another address. A link-local one is the guest's if it follows from its MAC.
+ *   From the unspecified one it may look for routers and duplicates and listen to groups;
+ * - advertisements of another's address, and duplicate detection for it.
+ *
+ * Of a guest without a known address all that needs none of this is dropped.
+ *
+ * @param guest absent where it may send in the name of others
  * @throws {InputError} when an address is malformed
  */
-export function guestGuard(guest: GuestIdentity): BpfInstruction[] {
-  const { mac, addresses, foreign = [] } = guest;
-  const own = ["own MAC"];
-  const pinned = [...macSteps(mac, Ethernet.SOURCE, "drop"), bpf.goTo(own[0]!), ...DROP, ...own];
-  if (addresses.length === 0) return assembleBpf([...pinned, ...dhcpSteps()]);
-  const [own4, own6] = [4, 6].map((family) => addresses.filter((text) => isIp(text) === family));
-  const foreign6 = foreign.filter((text) => isIp(text) === 6);
+export function tapGuard(guest?: GuestIdentity): BpfInstruction[] {
+  const names = guest && namesOf(guest);
   return assembleBpf([
     bpf.loadAncillary(Bpf.SKF_AD_VLAN_TAG_PRESENT),
     ifEqual(0, undefined, "drop"),
-    ...pinned,
+    ...guest === undefined ? [] : macSteps(guest.mac, Ethernet.SOURCE, "drop"),
     bpf.setX(ETH_HLEN),
     loadHalf(Ethernet.TYPE),
-    ifEqual(ETH_P_IP, "ipv4"),
-    ifEqual(ETH_P_ARP, "arp"),
-    ifEqual(ETH_P_IPV6, undefined, "drop"),
-    bpf.goTo("ipv6"),
-    ...DROP,
+    ifEqual(ETH_P_IP, "to ipv4"),
+    ifEqual(ETH_P_IPV6, "to ipv6"),
+    ifEqual(ETH_P_ARP, "arp", "drop"),
+    ...["to ipv4", bpf.goTo("ipv4"), "to ipv6", bpf.goTo("ipv6"), ...DROP],
     "arp",
-    ...arpSteps(mac, own4!),
-    "ipv4",
-    loadWordAtX(Ipv4.SOURCE),
-    ...own4!.flatMap((address) => ifEqual(words(address)[0]!, "own IPv4")),
+    ...guest && names ? arpSteps(guest.mac, names) : [],
+    ...PASS,
     ...DROP,
-    "own IPv4",
+    "ipv4",
+    ...names?.own4 ? sourceSteps4(names.own4) : [],
     ...ipv4Steps(),
     "ipv6",
-    ...sourceSteps(own6!, foreign6),
-    ...ipv6Steps(["icmpv6"]),
+    ...names ? sourceSteps6(names) : [],
+    ...ipv6Steps({ udp: "udp", icmpv6: "icmpv6", other: "other", later: "other" }),
+    "udp",
+    ...names ? namedSteps() : [],
+    ...dhcpv6Steps(),
+    "other",
+    ...names ? namedSteps() : [],
     ...PASS,
     ...DROP,
     "icmpv6",
-    ...neighbourSteps(own6!, foreign6),
+    ...routerSteps(),
+    ...names ? neighbourSteps(names) : [],
+    ...PASS,
+    ...DROP,
   ]);
 }
 
-/** An address as 32-bit words in network order, the last one of two bytes for a MAC. */
+/** A guest's addresses by kind; of a family without a list any may be its. */
+interface Names {
+  readonly own4?: readonly string[];
+  readonly own6?: readonly string[];
+  readonly linkLocal: readonly string[] | "any";
+  readonly foreign6: readonly string[];
+}
+
+function namesOf({ mac, addresses, linkLocal = "", foreign = [] }: GuestIdentity): Names {
+  const known = addresses.length > 0;
+  const own = (family: 4 | 6) => addresses.filter((text) => isIp(text) === family);
+  return {
+    ...known ? { own4: own(4), own6: own(6) } : {},
+    linkLocal: linkLocal === "any"
+      ? linkLocal
+      : [linkLocalOf(mac), ...linkLocal === "" ? [] : [linkLocal]],
+    foreign6: foreign.filter((text) => isIp(text) === 6),
+  };
+}
+
+/** The link-local address that follows from a MAC (RFC 4291, modified EUI-64). */
+export function linkLocalOf(mac: string): string {
+  const [first = 0, ...rest] = parseMac(mac);
+  const UNIVERSAL = 0x02;
+  const id = [first ^ UNIVERSAL, ...rest.slice(0, 2), 0xff, 0xfe, ...rest.slice(2)];
+  return bytesToIp(Uint8Array.from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, ...id]));
+}
+
+/** An address as 32-bit words in network order. */
 function words(address: string): number[] {
   const bytes = ipToBytes(address);
   const view = new DataView(bytes.buffer);
   return Array.from({ length: bytes.length / 4 }, (_, index) => view.getUint32(4 * index, false));
 }
 
-function arpSteps(mac: string, own: readonly string[]): BpfSource {
+/** Goes on where ARP says nothing in another's name. */
+function arpSteps(mac: string, { own4 }: Names): BpfSource {
+  const ownSteps = (offset: number): BpfSource => [
+    loadWordAtX(offset),
+    ...own4!.map((address) => ifEqual(words(address)[0]!, "own sender")),
+  ];
   return [
     loadWordAtX(Arp.TYPES),
     ifEqual(ARP_TYPES, undefined, "drop"),
     loadHalfAtX(Arp.LENGTHS),
     ifEqual(ARP_LENGTHS, undefined, "drop"),
     ...macSteps(mac, ETH_HLEN + Arp.SENDER_MAC, "drop"),
-    loadWordAtX(Arp.SENDER_IP),
-    ...own.map((address) => ifEqual(words(address)[0]!, "pass")),
-    ifEqual(0, undefined, "drop"),
-    loadHalfAtX(Arp.OPERATION),
-    ifEqual(ARPOP_REQUEST, undefined, "drop"),
-    ...PASS,
-    ...DROP,
+    ...own4 === undefined ? [] : [
+      ...ownSteps(Arp.SENDER_IP),
+      // A probe for an address, which whoever is about to take it believes.
+      ifEqual(0, undefined, "drop"),
+      loadHalfAtX(Arp.OPERATION),
+      ifEqual(ARPOP_REQUEST, undefined, "drop"),
+      ...ownSteps(Arp.TARGET_IP),
+      bpf.goTo("drop"),
+      "own sender",
+    ],
   ];
 }
 
-/** Goes on where the IPv6 source may be the guest's. */
-function sourceSteps(own: readonly string[], foreign: readonly string[]): BpfSource {
+/** Goes on where the IPv4 source is the guest's. */
+function sourceSteps4(own: readonly string[]): BpfSource {
   return [
+    loadWordAtX(Ipv4.SOURCE),
+    ...own.map((address) => ifEqual(words(address)[0]!, "own IPv4")),
+    ...DROP,
+    "own IPv4",
+  ];
+}
+
+/** Goes on where the IPv6 source may be the guest's, and notes whether it is the unspecified one. */
+function sourceSteps6(names: Names): BpfSource {
+  return [
+    ...addressSteps("::", Ipv6.SOURCE, "unspecified"),
     bpf.setA(0),
     bpf.store(Memory.UNSPECIFIED),
-    ...ownAddressSteps(Ipv6.SOURCE, own, foreign, "own IPv6"),
-    ...addressSteps("::", Ipv6.SOURCE, "unspecified"),
+    ...ownAddressSteps(Ipv6.SOURCE, names, "own IPv6"),
     ...DROP,
     "unspecified",
     bpf.setA(1),
@@ -140,43 +207,60 @@ function sourceSteps(own: readonly string[], foreign: readonly string[]): BpfSou
   ];
 }
 
-/** X holds the offset of the ICMPv6 header. */
-function neighbourSteps(own: readonly string[], foreign: readonly string[]): BpfSource {
+/** Goes on where there is a source address. */
+function namedSteps(): BpfSource {
+  return [bpf.recall(Memory.UNSPECIFIED), ifEqual(0, undefined, "drop")];
+}
+
+/** Goes on where an ICMPv6 message is no router's. X holds the offset of its header. */
+function routerSteps(): BpfSource {
   return [
     loadByteAtX(Icmpv6.TYPE),
-    ifEqual(NdType.ROUTER_ADVERT, "drop"),
-    ifEqual(NdType.REDIRECT, "drop"),
-    ifEqual(NdType.NEIGHBOUR_ADVERT, "target"),
-    ifEqual(NdType.NEIGHBOUR_SOLICIT, undefined, "pass"),
-    bpf.recall(Memory.UNSPECIFIED),
-    ifEqual(0, "pass"),
-    "target",
-    ...lengthSteps(Icmpv6.TARGET_END),
-    bpf.goTo("own target"),
-    ...PASS,
-    ...DROP,
-    "own target",
-    ...ownAddressSteps(Icmpv6.TARGET, own, foreign, "pass"),
-    ...DROP,
-    ...PASS,
+    ifEqual(Icmpv6Type.ROUTER_ADVERT, "drop"),
+    ifEqual(Icmpv6Type.REDIRECT, "drop"),
   ];
 }
 
-/** To `found` where the IPv6 address at X + offset is the guest's or a link-local one that may be. */
+/** Goes on where an ICMPv6 message, whose type is in A, says nothing of another's address. */
+function neighbourSteps(names: Names): BpfSource {
+  return [
+    ifEqual(Icmpv6Type.NEIGHBOUR_ADVERT, "target"),
+    ifEqual(Icmpv6Type.NEIGHBOUR_SOLICIT, "solicitation"),
+    ...NAMELESS.map((type) => ifEqual(type, "own target")),
+    bpf.recall(Memory.UNSPECIFIED),
+    ifEqual(0, "own target", "drop"),
+    "solicitation",
+    bpf.recall(Memory.UNSPECIFIED),
+    ifEqual(0, "own target"),
+    "target",
+    ...lengthSteps(Icmpv6.TARGET_END),
+    bpf.goTo("whole target"),
+    ...DROP,
+    ...["own target", bpf.goTo("harmless")],
+    "whole target",
+    ...ownAddressSteps(Icmpv6.TARGET, names, "harmless"),
+    ...DROP,
+    "harmless",
+  ];
+}
+
+/** To `found` where the IPv6 address at X + offset is the guest's. */
 function ownAddressSteps(
   offset: number,
-  own: readonly string[],
-  foreign: readonly string[],
+  { own6, linkLocal, foreign6 }: Names,
   found: string,
 ): BpfSource {
+  const all = (addresses: readonly string[]) =>
+    addresses.flatMap((address) => addressSteps(address, offset, found));
   return [
-    ...foreign.flatMap((address) => addressSteps(address, offset, "drop")),
+    ...foreign6.flatMap((address) => addressSteps(address, offset, "drop")),
     loadWordAtX(offset),
     bpf.and(LINK_LOCAL.MASK),
     ifEqual(LINK_LOCAL.BITS, undefined, "not link-local"),
-    bpf.goTo(found),
+    ...linkLocal === "any" ? [bpf.goTo(found)] : all(linkLocal),
+    ...DROP,
     "not link-local",
-    ...own.flatMap((address) => addressSteps(address, offset, found)),
+    ...own6 === undefined ? [bpf.goTo(found)] : all(own6),
   ];
 }
 

@@ -6,7 +6,7 @@
 
 import { validateNetworkName } from "../cni/conflist.ts";
 import { InputError, TapkitError } from "../errors.ts";
-import { addressOf, parseCidr } from "../inet/ip.ts";
+import { addressOf, cidrContains, isIp, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { parsePorts } from "../inet/ports.ts";
 import { leadToOne, validateNetns } from "./netns.ts";
@@ -33,6 +33,7 @@ export function validateAttach(request: AttachRequest): void {
   for (const network of request.networks ?? []) validateNetworkName(network);
   Object.keys(request.capabilities ?? {}).forEach(validateCapability);
   for (const [key, value] of Object.entries(request.cniArgs ?? {})) validateCniArg(key, value);
+  if (request.linkLocal !== undefined) validateLinkLocal(request.linkLocal);
   for (const prefixes of [request.denyEgress, request.allowEgress]) {
     if (prefixes !== "none") prefixes?.forEach(parseCidr);
   }
@@ -107,6 +108,17 @@ export function parseRate(text: string): number {
   if (power >= 0 && rate >= 8 && rate <= Number.MAX_SAFE_INTEGER) return rate;
   throw new InputError(`bandwidth "${text}" is no rate`, {
     mend: "write it as 100mbit, with bit, kbit, mbit, gbit or tbit",
+  });
+}
+
+/** What is made of the MAC. */
+export const DEFAULT_LINK_LOCAL = "eui64";
+
+function validateLinkLocal(text: string): void {
+  if (text === DEFAULT_LINK_LOCAL || text === "any") return;
+  if (isIp(text) === 6 && cidrContains(parseCidr("fe80::/10"), text)) return;
+  throw new InputError(`"${text}" is no link-local address`, {
+    mend: "write one of fe80::/10, any, or eui64, which is the one made of the MAC",
   });
 }
 

@@ -43,6 +43,8 @@ export interface VmInterface {
   readonly dhcpGuard?: false;
   /** False where the guest may send in the name of other MACs and addresses. */
   readonly antispoof?: false;
+  /** A link-local address it may have beside the one that follows from its MAC; `any` of them. */
+  readonly linkLocal?: string;
   /** True where the dhcp plugin's daemon leases its addresses, and hears what servers answer. */
   readonly leased?: true;
   /** Lower case, colons: what CNI gave the interface, and the guest must use. */
@@ -174,6 +176,11 @@ export interface AttachRequest {
   readonly cniArgs?: Readonly<Record<string, string>>;
   /** Whether the guest's frames are held to its own MAC and addresses; true unless given. */
   readonly antispoof?: boolean;
+  /**
+   * The link-local IPv6 address of a guest that does not make it of its MAC (RFC 7217), `"any"` for one
+   * that is not known, or `"eui64"`, the default.
+   */
+  readonly linkLocal?: string;
   /** Whether nothing may pass between the guest and the others of its networks. */
   readonly isolated?: boolean;
   /**

@@ -20,11 +20,11 @@ import { writeSysctl } from "../sys/sysctl.ts";
 import { createTap } from "../sys/tap.ts";
 import type { UndoStack } from "../undo.ts";
 import { LINK_GROUP } from "../cni/plugins/bridge-device.ts";
-import { dhcpGuard, wireGuard } from "./guard.ts";
-import { guestGuard } from "./guest-guard.ts";
+import { wireGuard } from "./guard.ts";
+import { type GuestIdentity, tapGuard } from "./guest-guard.ts";
 import { innerBridge } from "./inner-bridge.ts";
 import { redirect } from "./redirect.ts";
-import { resolveOwner } from "./request.ts";
+import { DEFAULT_LINK_LOCAL, resolveOwner } from "./request.ts";
 import type { AttachMode, AttachRequest, VmInterface } from "./types.ts";
 import type { Wire, WireNames } from "./wire.ts";
 
@@ -68,10 +68,14 @@ export function wireRequest(
 /** An interface with the guards that a request wants. */
 export function guardedAs<T extends UnwiredInterface>(
   link: T,
-  { antispoof = true }: AttachRequest,
+  { antispoof = true, linkLocal = DEFAULT_LINK_LOCAL }: AttachRequest,
 ): T {
-  const { antispoof: _, ...rest } = link;
-  return { ...rest, ...antispoof ? {} : { antispoof } } as T;
+  const { antispoof: _, linkLocal: __, ...rest } = link;
+  return {
+    ...rest,
+    ...antispoof ? {} : { antispoof },
+    ...linkLocal === DEFAULT_LINK_LOCAL ? {} : { linkLocal },
+  } as T;
 }
 
 /** The names of the links of an interface's wire. */
@@ -170,7 +174,10 @@ function makeTap({ nl, netns, owner, group, undo }: WireRequest, name: string): 
 }
 
 /** What is known of an interface whose frames are guarded. */
-type GuardedInterface = Pick<VmInterface, "name" | "mac" | "addresses" | "antispoof" | "leased">;
+type GuardedInterface = Pick<
+  VmInterface,
+  "name" | "mac" | "addresses" | "antispoof" | "linkLocal" | "leased"
+>;
 
 /**
  * Puts the guards on both ends, before anything can pass, or these in place of others while the
@@ -210,18 +217,20 @@ export function checkGuards(nl: NetlinkConnection, recorded: VmInterface): strin
 function guards(guarded: GuardedInterface): { link: string; program: BpfInstruction[] }[] {
   const { link, tap } = wireNames(guarded.name);
   return [
-    { link: tap, program: tapGuard(guarded) },
+    { link: tap, program: tapGuard(identityOf(guarded)) },
     { link, program: wireGuard(guarded.mac, guarded) },
   ];
 }
 
-function tapGuard({ mac, addresses, antispoof }: GuardedInterface): BpfInstruction[] {
-  if (antispoof === false) return dhcpGuard();
-  return guestGuard({
+function identityOf(guarded: GuardedInterface): GuestIdentity | undefined {
+  const { mac, addresses, antispoof, linkLocal } = guarded;
+  if (antispoof === false) return undefined;
+  return {
     mac,
     addresses: addresses.map(({ address }) => parseCidr(address).address),
     foreign: addresses.flatMap(({ gateway }) => gateway ?? []),
-  });
+    ...linkLocal === undefined ? {} : { linkLocal },
+  };
 }
 
 function lacksFeature(error: unknown): error is NetlinkError {

@@ -1,9 +1,11 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { ipToBytes } from "../../lib/inet/ip.ts";
+import { linkLocalOf } from "../../lib/vm/guest-guard.ts";
 import { DUAL_NETWORK } from "../support/dual-network.ts";
 import { arp, bytes, ethernet, extension, icmpv6, ipv4, ipv6, udp } from "../support/frames.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
+import { eventually } from "../support/machine.ts";
 
 const [IP, IPV6, ARP] = [0x0800, 0x86dd, 0x0806];
 const ALL = "ff:ff:ff:ff:ff:ff";
@@ -12,6 +14,7 @@ const BUILTIN = ["--plugins", "builtin"] as const;
 /** Of the network, which is not translated on the way to its own. */
 const NOBODY = "10.5.0.77";
 const OTHER_MAC = "02:00:00:00:00:99";
+const OTHER_LOCAL = "fe80::1234";
 const DUAL_STACK = JSON.stringify(DUAL_NETWORK);
 
 /** Sends frames as one guest and says which of them reached the other. */
@@ -33,7 +36,7 @@ async function reach(
 function forgeries(mac: string, own: string, own6: string) {
   const macs = { from: mac, to: ALL };
   const payload = udp({ source: 5000, destination: 5001 }, 40);
-  const linkLocal = "fe80::1234";
+  const linkLocal = linkLocalOf(mac);
   const advert = icmpv6(134, ipToBytes("::"));
   const forged = [
     [
@@ -76,6 +79,18 @@ function forgeries(mac: string, own: string, own6: string) {
       "neighbour advertisement for another",
       bytes(ethernet(IPV6, macs), ipv6(icmpv6(136, ipToBytes("fd00:5::1")), 58, linkLocal)),
     ],
+    ["another link-local address", bytes(ethernet(IPV6, macs), ipv6(payload, 17, OTHER_LOCAL))],
+    [
+      "neighbour advertisement for one",
+      bytes(ethernet(IPV6, macs), ipv6(icmpv6(136, ipToBytes(OTHER_LOCAL)), 58, linkLocal)),
+    ],
+    [
+      "ARP probe for another",
+      bytes(
+        ethernet(ARP, macs),
+        arp({ senderMac: mac, senderIp: "0.0.0.0", targetIp: "10.5.0.200" }),
+      ),
+    ],
     ["another protocol", bytes(ethernet(0x88cc, macs), new Uint8Array(60))],
   ] as const;
   const honest = [
@@ -83,7 +98,10 @@ function forgeries(mac: string, own: string, own6: string) {
     ["IPv6", bytes(ethernet(IPV6, macs), ipv6(payload, 17, own6))],
     ["IPv6 link-local", bytes(ethernet(IPV6, macs), ipv6(payload, 17, linkLocal))],
     ["gratuitous ARP", bytes(ethernet(ARP, macs), arp({ senderMac: mac, senderIp: own }))],
-    ["ARP probe", bytes(ethernet(ARP, macs), arp({ senderMac: mac, senderIp: "0.0.0.0" }))],
+    [
+      "ARP probe",
+      bytes(ethernet(ARP, macs), arp({ senderMac: mac, senderIp: "0.0.0.0", targetIp: own })),
+    ],
     [
       "neighbour advertisement",
       bytes(ethernet(IPV6, macs), ipv6(icmpv6(136, ipToBytes(own6)), 58, linkLocal)),
@@ -131,8 +149,9 @@ for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
       // While the guest runs it may be let loose, and held again.
       const loose = await host.mustTapkit("attach-vm", "a", "--no-antispoof");
       assertEquals(loose.json[0].interfaces[0].antispoof, false);
-      // What may hide DHCP is dropped even then.
-      const names = forged.map(([name]) => name).filter((name) => !name.includes("hides"));
+      // What may hide DHCP, or is said by routers and switches, is dropped even then.
+      const official = /hides|router|another protocol/;
+      const names = forged.map(([name]) => name).filter((name) => !official.test(name));
       assertEquals(await reach(guestA, guestB, forged), names);
       await host.mustTapkit("attach-vm", "a");
       assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
@@ -148,6 +167,19 @@ for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
       const mended = await host.mustTapkit("attach-vm", "a");
       assertStringIncludes(mended.stderr, 'mending: the guard of "vm_eth0" is missing');
       assertEquals(await reach(guestA, guestB, forged), []);
+      // One that makes its link-local address of something else is named, or let have any.
+      const local = /^(another link-local|neighbour advertisement for one)/;
+      for (const allowed of [OTHER_LOCAL, "any"]) {
+        const { json: [named] } = await host.mustTapkit("attach-vm", "a", "--link-local", allowed);
+        assertEquals(named.interfaces[0].linkLocal, allowed);
+        const passing = names.filter((name) => local.test(name));
+        assertEquals(await reach(guestA, guestB, forged), passing);
+        assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
+      }
+      await host.mustTapkit("attach-vm", "--restore");
+      assertEquals((await reach(guestA, guestB, forged)).length, 2);
+      await host.mustTapkit("attach-vm", "a", "--link-local", "eui64");
+      assertEquals(await reach(guestA, guestB, forged), []);
       // Of what was let loose the other believed some.
       await guestB.must("ip", ["neigh", "flush", "dev", "eth0"]);
       assertEquals((await guestA.fetch(`http://${other}/`)).body, "hello");
@@ -157,11 +189,42 @@ for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
   });
 }
 
+Deno.test("attach-vm: a guest with a link-local address of its own making is on the network", async () => {
+  await using host = await Host.create();
+  await host.writeFile("/etc/cni/net.d/10-dual.conflist", DUAL_STACK);
+  const { json: [record] } = await host.mustTapkit("attach-vm", "a", ...BUILTIN);
+  await using guest = await NetnsGuest.start(host, record);
+  const [, own6] = record.interfaces[0].addresses
+    .map(({ address }: { address: string }) => address.split("/")[0]);
+  // RFC 7217 with a secret, as NetworkManager, Windows and others have it.
+  await guest.sh(`
+    ip link set eth0 down
+    echo 2001:db8::5ec:1e7 >/proc/sys/net/ipv6/conf/eth0/stable_secret
+    ip link set eth0 up
+    ip -6 addr add ${own6}/64 dev eth0
+    ip -6 route add default via fd00:5::1`);
+  await eventually(5000, "its addresses are not tentative", async () => {
+    const shown = await guest.must("ip", ["-6", "addr", "show", "dev", "eth0"]);
+    assert(!shown.includes("dadfailed"), shown);
+    return /fe80/.test(shown) && !/tentative/.test(shown);
+  });
+  const shown = await guest.must("ip", ["-6", "addr", "show", "dev", "eth0", "scope", "link"]);
+  assert(!shown.includes(linkLocalOf(record.interfaces[0].mac)), shown);
+  await guest.serveHttp(80, "guest");
+  await host.serveHttp(8000, "host");
+  assertEquals((await guest.fetch("http://[fd00:5::1]:8000/")).body, "host");
+  assertEquals((await host.fetch(`http://[${own6}]/`)).body, "guest");
+  assertEquals((await guest.dhcp()).ip, record.interfaces[0].addresses[0].address.split("/")[0]);
+});
+
 Deno.test("attach-vm: flags of opposite meaning do not go together", async () => {
   await using host = await Host.create();
   const { code, stderr } = await host.tapkit("attach-vm", "a", "--antispoof", "--no-antispoof");
   assertEquals(code, 2);
   assertMatch(stderr, /--antispoof and --no-antispoof do not go together/);
+  const local = await host.tapkit("attach-vm", "a", "--link-local", "2001:db8::1");
+  assertEquals(local.code, 2);
+  assertMatch(local.stderr, /"2001:db8::1" is no link-local address: write one of fe80::\/10, any/);
   const line = '{"name":"a","no-antispoof":"yes"}\n';
   const from = await host.tapkit("attach-vm", "--from", "-", { stdin: line });
   assertEquals(from.code, 2);

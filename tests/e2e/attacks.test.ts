@@ -11,8 +11,13 @@ import { GATEWAY } from "../support/dual-network.ts";
 import { arp, bytes, ethernet, extension, icmpv6, ipv4, ipv6, udp } from "../support/frames.ts";
 
 const [IP, IPV6, ARP] = [0x0800, 0x86dd, 0x0806];
+const [VLAN, SERVICE_VLAN, RARP] = [0x8100, 0x88a8, 0x8035];
+const [LLDP, EAPOL, LACP, MVRP] = [0x88cc, 0x888e, 0x8809, 0x88f5];
+/** Lengths in the place of a type, and what 802.2 has behind it. */
+const [LLC_STP, LLC_PVST, LLC] = [38, 50, [0x42, 0x42, 3]];
 const [UDP, ICMPV6, HOP_BY_HOP, FRAGMENT, DESTINATION] = [17, 58, 0, 44, 60];
-const [ROUTER_ADVERT, NEIGHBOUR_ADVERT, REDIRECT] = [134, 136, 137];
+const [ROUTER_ADVERT, NEIGHBOUR_SOLICIT, NEIGHBOUR_ADVERT, REDIRECT] = [134, 135, 136, 137];
+const MLD_REPORT = 143;
 const ALL = "ff:ff:ff:ff:ff:ff";
 const NOBODY_MAC = "02:00:00:00:00:99";
 const [NOBODY, NOBODY6, ALL6] = ["10.5.0.77", "fd00:5::77", "ff02::1"];
@@ -73,27 +78,101 @@ const FORGERIES: readonly Attack[] = [
         frameArp(mac, { senderIp: GATEWAY, operation }),
         frameArp(mac, { senderIp: party("web").ip, operation }),
         frameArp(mac, { senderMac: NOBODY_MAC, senderIp: ip, operation }),
+        frameArp(mac, { senderIp: "0.0.0.0", targetIp: party("web").ip, operation }),
       ]);
     },
     control: {
       frames: (party) =>
-        [party("mal").ip, "0.0.0.0"].map((senderIp) => frameArp(party("mal").mac, { senderIp })),
+        [party("mal").ip, "0.0.0.0"].map((senderIp) =>
+          frameArp(party("mal").mac, { senderIp, targetIp: party("mal").ip })
+        ),
     },
   },
   {
-    name: "router advertisements and redirects, behind headers and in fragments",
+    name: "another's link-local address",
     from: "mal",
     to: "web",
     frames: (party) => {
-      const { mac, local } = party("mal");
-      return [ROUTER_ADVERT, REDIRECT].flatMap((type) => [
+      const { mac, ip6, local } = party("mal");
+      return [party("host").local, party("web").local, party("box").local, "fe80::1"]
+        .flatMap((other) => [
+          frame6(mac, other),
+          frame6(mac, local, message(NEIGHBOUR_ADVERT, other), ICMPV6),
+          frame6(mac, other, message(NEIGHBOUR_ADVERT, ip6), ICMPV6),
+          frame6(mac, "::", message(NEIGHBOUR_SOLICIT, other), ICMPV6),
+          frame6(mac, other, extension(ICMPV6, message(MLD_REPORT)), HOP_BY_HOP),
+        ]);
+    },
+    control: {
+      frames: (party) => {
+        const { mac, local } = party("mal");
+        return [
+          frame6(mac, local),
+          frame6(mac, local, message(NEIGHBOUR_ADVERT, local), ICMPV6),
+          frame6(mac, "::", message(NEIGHBOUR_SOLICIT, local), ICMPV6),
+          frame6(mac, local, extension(ICMPV6, message(MLD_REPORT)), HOP_BY_HOP),
+        ];
+      },
+    },
+  },
+  {
+    name: "a datagram of nobody",
+    from: "mal",
+    to: "web",
+    frames: (party) => [frame6(party("mal").mac, "::")],
+    control: honest6,
+  },
+  ...(["mal", "loose", "bare"] as const).map((from): Attack => ({
+    name: `${from} as a router or a switch`,
+    from,
+    to: "web",
+    frames: (party) => {
+      const { mac, local, ip } = party(from);
+      const routers = [ROUTER_ADVERT, REDIRECT].flatMap((type) => [
         frame6(mac, local, message(type), ICMPV6),
         frame6(mac, local, extension(ICMPV6, message(type)), DESTINATION),
         frame6(mac, local, extension(ICMPV6, message(type)), HOP_BY_HOP),
         frame6(mac, local, bytes([ICMPV6, 0, 0, 0, 0, 0, 0, 1], message(type)), FRAGMENT),
       ]);
+      // Not to the group addresses that a bridge keeps for itself.
+      const switches = [LLDP, EAPOL, LACP, MVRP, RARP, LLC_STP, LLC_PVST].map((type) =>
+        bytes(ethernet(type, { from: mac, to: ALL }), LLC, new Uint8Array(60))
+      );
+      const tagged = [[VLAN], [SERVICE_VLAN, VLAN]].map((tags) =>
+        bytes(ethernet(IP, { from: mac, to: ALL }, tags), ipv4(DATAGRAM, { source: ip }))
+      );
+      return [...routers, ...switches, ...tagged];
     },
-    control: honest6,
+    control: {
+      frames: (party) => {
+        const { mac, ip, ip6, local } = party(from);
+        return [frame4(mac, ip), frame6(mac, ip6), frame6(mac, local)];
+      },
+    },
+  })),
+  {
+    name: "a bare guest as another",
+    from: "bare",
+    to: "web",
+    frames: (party) => {
+      const { mac, ip, local } = party("bare");
+      return [
+        frame4(NOBODY_MAC, ip),
+        frameArp(mac, { senderMac: NOBODY_MAC, senderIp: ip, operation: 2 }),
+        frame6(mac, party("host").local),
+        frame6(mac, local, message(NEIGHBOUR_ADVERT, party("host").local), ICMPV6),
+      ];
+    },
+    control: {
+      frames: (party) => {
+        const { mac, ip, local } = party("bare");
+        return [
+          frame4(mac, ip),
+          frameArp(mac, { senderIp: ip, operation: 2 }),
+          frame6(mac, local, message(NEIGHBOUR_ADVERT, local), ICMPV6),
+        ];
+      },
+    },
   },
   {
     name: "a neighbour advertisement for another",

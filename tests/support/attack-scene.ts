@@ -7,11 +7,13 @@
  *     2001:db8::2     10.5.0.1        ├─ mal     a guest without flags
  *                     fd00:5::1       ├─ alone   a guest with --isolated
  *                                     ├─ held    a guest with --deny-egress of everything
+ *                                     ├─ loose   a guest with --no-antispoof
+ *                                     ├─ bare    a guest whose network gives it no address
  *                                     └─ box     a container, held to nothing
  * ```
  */
 
-import { GATEWAY, GATEWAY6, PUBLISHING_NETWORK } from "./dual-network.ts";
+import { DUAL_BRIDGE, GATEWAY, GATEWAY6, PUBLISHING_NETWORK } from "./dual-network.ts";
 import { arp, bytes, ethernet } from "./frames.ts";
 import { NetnsGuest } from "./guest-netns.ts";
 import { Host } from "./host.ts";
@@ -23,6 +25,8 @@ const GUESTS = {
   mal: [],
   alone: ["--isolated"],
   held: ["--deny-egress", "0.0.0.0/0", "--deny-egress", "::/0"],
+  loose: ["--no-antispoof"],
+  bare: ["--network", "bare"],
 } as const;
 
 export type GuestName = keyof typeof GUESTS;
@@ -65,6 +69,13 @@ export const STATES = {
 export type State = keyof typeof STATES;
 
 const ARP = 0x0806;
+/** The same bridge, without addresses. */
+const BARE_NETWORK = {
+  cniVersion: "1.0.0",
+  name: "bare",
+  plugins: [{ type: "bridge", bridge: DUAL_BRIDGE.bridge }],
+};
+const BARE = ["10.5.0.201", "fd00:5::201"] as const;
 const BOX = { ip: "10.5.0.200", ip6: "fd00:5::200" } as const;
 
 export class Scene implements AsyncDisposable {
@@ -85,6 +96,7 @@ export class Scene implements AsyncDisposable {
     const host = await Host.create();
     const lan = await host.addLan();
     await host.writeFile("/etc/cni/net.d/10-dual.conflist", JSON.stringify(PUBLISHING_NETWORK));
+    await host.writeFile("/etc/cni/net.d/20-bare.conflist", JSON.stringify(BARE_NETWORK));
     // The guests' packets are to be forwarded whatever became of the rules.
     await host.must("sysctl", ["-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]);
     for (const table of ["iptables", "ip6tables"]) {
@@ -147,7 +159,8 @@ export class Scene implements AsyncDisposable {
       ...["attach-vm", name, ...flags, ...this.#flags] as const,
     );
     const machine = this.#stack.use(await NetnsGuest.start(this.host, record));
-    const [ip, ip6] = record.interfaces[0].addresses
+    const { addresses } = record.interfaces[0];
+    const [ip = BARE[0], ip6 = BARE[1]] = addresses
       .map(({ address }: { address: string }) => address.split("/")[0]);
     await machine.sh(configure("eth0", ip, ip6));
     await machine.serveHttp(80, name);
