@@ -280,11 +280,12 @@ async function attachAnew(
       );
     }
     const wiring = wireRequest(request, { netns, nl: vmNl, undo, note: host.note });
-    const interfaces = added.map(({ attachment, result }, index) => {
-      const link = describeInterface(vmNl, attachment, result);
+    const interfaces: VmInterface[] = [];
+    for (const [index, { attachment, result }] of added.entries()) {
+      const link = describeInterface(vmNl, attachment, result, interfaces);
       assertAsAsked(link, index === 0 ? request : { name }, before[index], host.note);
-      return addWire(wiring, guardedAs(link, request));
-    });
+      interfaces.push(addWire(wiring, guardedAs(link, request)));
+    }
 
     const attach = bindToFamilies(ports, addressesOf(interfaces[0]));
     const bound = old === undefined ? attach : allPorts({ ...portOwners(old), attach });

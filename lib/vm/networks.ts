@@ -7,6 +7,7 @@
 import { findNetwork } from "../cni/conflist.ts";
 import { DEFAULT_NETWORK, installDefaultCni } from "../cni/default-network.ts";
 import { declares, type NetworkAttachment, planNetwork } from "../cni/plan.ts";
+import { hasExecuted } from "../cni/runtime.ts";
 import { assertNoOverlap } from "../cni/subnets.ts";
 import type { IpConfig, NetworkConfigList, Result } from "../cni/types.ts";
 import { InputError, TapkitError } from "../errors.ts";
@@ -15,7 +16,9 @@ import { formatMac, parseMac } from "../inet/mac.ts";
 import { expandPorts, type PortMapping } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { requireLink } from "../netlink/link.ts";
+import { listRoutes, RT_TABLE } from "../netlink/route.ts";
 import { parseRate } from "./request.ts";
+import { identityOf } from "./routers.ts";
 import type { HostPaths } from "./state.ts";
 import type { AttachRequest, VmInterface } from "./types.ts";
 import { movesIdentity, type UnwiredInterface } from "./wires.ts";
@@ -136,29 +139,33 @@ const BURSTS_A_SECOND = 50;
 const MIN_BURST_BITS = 512 * 1024;
 const MAX_BURST_BITS = 2 ** 31 - 1;
 
-/** An interface as the kernel and the network's result have it. */
+/**
+ * An interface as the kernel and the network's result have it.
+ *
+ * @param before the VM's interfaces before this one
+ */
 export function describeInterface(
   vmNl: NetlinkConnection,
   attachment: NetworkAttachment,
   result: Result,
+  before: readonly VmInterface[],
 ): UnwiredInterface {
   const { network, ifName } = attachment;
-  const { mac = "", mtu } = requireLink(vmNl, ifName);
-  const isOurs = ({ interface: index }: IpConfig) => {
-    const link = index === undefined ? undefined : result.interfaces[index];
+  const { mac = "", mtu, index } = requireLink(vmNl, ifName);
+  const isOurs = ({ interface: place }: IpConfig) => {
+    const link = place === undefined ? undefined : result.interfaces[place];
     return link === undefined || (link.name === ifName && (link.sandbox ?? "") !== "");
   };
+  const ips = result.ips.filter(isOurs);
+  // Plugins that are built in say what they did.
+  const seen = hasExecuted(attachment) ? { seen: listRoutes(vmNl, { table: RT_TABLE.MAIN }) } : {};
   return {
     name: ifName,
     network,
     ...isLeased(attachment) ? { leased: true } : {},
     mac,
     mtu,
-    addresses: result.ips.filter(isOurs).map(({ address, gateway }) => ({
-      address,
-      ...gateway === undefined ? {} : { gateway },
-    })),
-    routes: result.routes.map(({ dst, gw }) => ({ dst, ...gw === undefined ? {} : { gw } })),
+    ...identityOf({ ips, named: result.routes, ...seen, oif: index, before }),
   };
 }
 

@@ -6,7 +6,7 @@
 
 import { TapkitError } from "../errors.ts";
 import type { EgressRule, GuestRules } from "../firewall/model.ts";
-import { cidrsOverlap, type Family, parseCidr } from "../inet/ip.ts";
+import { cidrContains, cidrsOverlap, type Family, parseCidr } from "../inet/ip.ts";
 import { ownAddresses } from "../netlink/address.ts";
 import { readSysctl } from "../sys/sysctl.ts";
 import { findHostEnd, type LinkEnds } from "./host-end.ts";
@@ -104,13 +104,17 @@ function requireRouting(
   { hostNl }: LinkEnds,
 ): void {
   const own = ownAddresses(hostNl);
-  const gateways = addresses.flatMap(({ gateway }) => gateway ?? []);
-  const why =
-    hostLink === undefined || gateways.length === 0 || !gateways.every((ip) => own.has(ip))
-      ? `this host is not the router of network "${network}"`
-      : dhcpGuard === false
-      ? "this kernel lacks CONFIG_NET_CLS_BPF, and the guest may take another MAC address"
-      : undefined;
+  const routers = addresses.flatMap(({ gateway }) => gateway ?? []);
+  const prefixes = addresses.map(({ address }) => parseCidr(address));
+  // Without a default route the guest may still make the host its router.
+  const hops = routers.length > 0
+    ? routers
+    : [...own].filter((ip) => prefixes.some((prefix) => cidrContains(prefix, ip)));
+  const why = hostLink === undefined || hops.length === 0 || !hops.every((ip) => own.has(ip))
+    ? `this host is not the router of network "${network}"`
+    : dhcpGuard === false
+    ? "this kernel lacks CONFIG_NET_CLS_BPF, and the guest may take another MAC address"
+    : undefined;
   if (why === undefined) return;
   throw new TapkitError(`the egress of "${name}" cannot be restricted: ${why}`, {
     mend: "leave --deny-egress out, or use a network whose gateway is this host",

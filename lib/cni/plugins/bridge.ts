@@ -20,6 +20,7 @@ import { parseCidr } from "../../inet/ip.ts";
 import { randomMac } from "../../inet/mac.ts";
 import { addAddress, IFA_F, listAddresses } from "../../netlink/address.ts";
 import type { NetlinkConnection } from "../../netlink/connection.ts";
+import { NetlinkError } from "../../netlink/errors.ts";
 import {
   createVeth,
   deleteLink,
@@ -28,8 +29,9 @@ import {
   setBridgePort,
   setLink,
 } from "../../netlink/link.ts";
-import { addRoute } from "../../netlink/route.ts";
+import { addRoute, type RouteRequest } from "../../netlink/route.ts";
 import { linksOut } from "../../netlink/routing.ts";
+import { Errno } from "../../sys/libc.ts";
 import { withNetns } from "../../sys/netns.ts";
 import { writeSysctl } from "../../sys/sysctl.ts";
 import type { AddContext, AddOutcome, BuiltinPlugin, CheckContext, DelContext } from "../plugin.ts";
@@ -78,7 +80,8 @@ export const bridge: BuiltinPlugin = {
     const host = makeVeth(context, config, bridgeIndex, mac, mtu);
     // Read again: the MAC of a bridge that others made may follow its ports.
     const bridge = requireLink(hostNl, bridgeIndex);
-    configure(context, config, requireLink(vmNl, ifName).index, addresses);
+    const eth = requireLink(vmNl, ifName).index;
+    const routes = configure(context, config, eth, addresses);
     if (config.isGateway) {
       for (const { address, gateway } of addresses.ips) {
         const { prefixLength } = parseCidr(address);
@@ -96,6 +99,7 @@ export const bridge: BuiltinPlugin = {
         { name: ifName, mac, sandbox: context.netnsPath },
       ],
       ...addresses,
+      routes,
       dns: conf.dns !== undefined && Object.keys(conf.dns).length > 0 ? conf.dns : addresses.dns,
     };
     return {
@@ -245,13 +249,18 @@ function prepareIpv6({ ownNetns, ifName }: AddContext, ipv6: boolean, enabledad:
   if (enabledad) writeSysctl(`net/ipv6/conf/${ifName}/enhanced_dad`, "1");
 }
 
-/** Addresses and routes of the namespace's interface; they go with it. */
+/**
+ * Addresses and routes of the namespace's interface; they go with it.
+ *
+ * @returns the routes that it has: where another interface has one already, as the default route of the
+ * VM's first network, that one stays
+ */
 function configure(
   { vmNl }: AddContext,
   config: BridgeConfig,
   index: number,
   { ips, routes }: Addresses,
-): void {
+): RouteConfig[] {
   for (const { address } of ips) {
     const { family, prefixLength, broadcast } = parseCidr(address);
     addAddress(vmNl, {
@@ -263,16 +272,26 @@ function configure(
   }
   if (!config.disableContainerInterface) setLink(vmNl, index, { up: true });
   if (config.enabledad && hasIpv6(config.ipam)) awaitDad(vmNl, index);
-  for (const { dst, gw, mtu, priority } of routes) {
+  return routes.filter(({ dst, gw, mtu, priority }) => {
     const { family } = parseCidr(dst);
     const gateway = gw ?? ips.find(({ address }) => parseCidr(address).family === family)?.gateway;
-    addRoute(vmNl, {
+    return addIfFree(vmNl, {
       dst,
       oif: index,
       ...(gateway === undefined ? {} : { gateway }),
       ...(mtu === undefined ? {} : { mtu }),
       ...(priority === undefined ? {} : { metric: priority }),
     });
+  });
+}
+
+function addIfFree(nl: NetlinkConnection, request: RouteRequest): boolean {
+  try {
+    addRoute(nl, request);
+    return true;
+  } catch (error) {
+    if (error instanceof NetlinkError && error.errno === Errno.EEXIST) return false;
+    throw error;
   }
 }
 
