@@ -5,12 +5,12 @@
  */
 
 import { isIp, isLoopback } from "../inet/ip.ts";
-import { PortConflictError, type PortMapping, type TakenPorts } from "../inet/ports.ts";
+import { PortConflictError, type PortMapping } from "../inet/ports.ts";
 import { deleteConntrack } from "../netlink/conntrack.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
-import { dockerPorts } from "./docker-ports.ts";
 import { type FlowChange, flowIsStale, flowMatches } from "./flows.ts";
 import type { Gate } from "./gate.ts";
+import type { MappedPorts } from "./mapped-ports.ts";
 import { type GuestRules, validateRules } from "./model.ts";
 import type { PolicyStore } from "./policy.ts";
 import { type ElementChange, reconcile, sameValue } from "./reconcile.ts";
@@ -21,7 +21,6 @@ import {
   elementsOf,
   familiesOf,
   hostPortOf,
-  portQuery,
   rulesOf,
   SET_NAMES,
 } from "./ruleset.ts";
@@ -54,17 +53,19 @@ export class Firewall implements Disposable {
   /** Whether another backend may hold rules of tapkit's too. */
   readonly mixed: boolean;
   readonly #gates: readonly Gate[];
+  readonly #lookAtPorts: () => Promise<MappedPorts>;
 
   /** @param store closed with this, as the connection is; all of one namespace */
   constructor(
     store: ElementStore,
-    { policies, netfilter, ownAddresses, mixed, gates }: {
+    { policies, netfilter, ownAddresses, mixed, gates, lookAtPorts }: {
       readonly policies: PolicyStore;
       readonly netfilter: NetlinkConnection;
       /** The namespace's, without prefix lengths. */
       readonly ownAddresses: () => ReadonlySet<string>;
       readonly mixed: boolean;
       readonly gates: readonly Gate[];
+      readonly lookAtPorts: () => Promise<MappedPorts>;
     },
   ) {
     this.#store = store;
@@ -73,6 +74,7 @@ export class Firewall implements Disposable {
     this.#ownAddresses = ownAddresses;
     this.mixed = mixed;
     this.#gates = gates;
+    this.#lookAtPorts = lookAtPorts;
   }
 
   /** Which backend it is. */
@@ -223,33 +225,14 @@ export class Firewall implements Disposable {
     return rulesOf(this.#store.readSets(SET_NAMES).filter(({ owner }) => owner !== ""));
   }
 
-  /**
-   * What tells the rules from any that were made before or will be made after them: when
-   * somebody flushed them, or after a reboot. Undefined where there are none, or it cannot be told.
-   */
-  generation(): string | undefined {
-    return this.#store.generation();
+  /** Whether there are rules of tapkit's at all, of this backend. */
+  exists(): boolean {
+    return this.#store.exists();
   }
 
-  /**
-   * The mappings in the table that `wanted` could meet, by their owners' tags. The cost does not
-   * grow with the number of mappings.
-   *
-   * @returns undefined where there are no rules of tapkit's to ask, or another backend's too
-   */
-  portsInTheWay(wanted: readonly PortMapping[]): TakenPorts[] | undefined {
-    if (this.mixed || !this.#store.exists()) return undefined;
-    const { keys, whole } = portQuery(wanted);
-    const found = [...this.#store.readSets(whole), ...this.#store.read(keys).values()];
-    return found.map((element) => ({
-      owner: element.owner,
-      mappings: [{ ...hostPortOf(element), vmPort: Number(element.value?.[1]) }],
-    }));
-  }
-
-  /** The ports that Docker maps in this namespace, by its containers' addresses. */
-  async dockerPorts(): Promise<TakenPorts[]> {
-    return await dockerPorts(this.#netfilter);
+  /** Looks at all that maps host ports in this namespace, whoever and whatever made it. */
+  async mappedPorts(): Promise<MappedPorts> {
+    return await this.#lookAtPorts();
   }
 
   /**

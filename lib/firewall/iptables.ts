@@ -71,11 +71,6 @@ export class IptablesStore implements ElementStore {
     return [...this.#load().values()].some(hasChains);
   }
 
-  /** Chains have no mark of their own that would not be in a rule's way. */
-  generation(): undefined {
-    return undefined;
-  }
-
   look(families: ReadonlySet<Family>): StoreState {
     const saved = this.#load();
     const problems = [...families].flatMap((family) => {

@@ -7,21 +7,19 @@
  * @module
  */
 
-import { NFGENMSG_LEN, NFNL_SUBSYS, nfnlType } from "../netlink/conntrack.ts";
+import { NFNL_SUBSYS, nfnlType } from "../netlink/conntrack.ts";
 import type { BatchedRequest, NetlinkConnection } from "../netlink/connection.ts";
 import type { Subject } from "../netlink/errors.ts";
 import { AF, decodeMessages, NLM_F } from "../netlink/message.ts";
-import { Decoder, Encoder } from "../netlink/wire.ts";
+import { Encoder } from "../netlink/wire.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
 import {
   beginPayload,
-  decodeComment,
   decodeElements,
   decodeRuleMark,
   encodeElements,
   encodeRuleFilter,
   encodeSet,
-  writeComment,
 } from "./elements.ts";
 import { Nftables } from "./libnftables.ts";
 import { NFT_MSG, NFTA_TABLE } from "./nf-tables.ts";
@@ -68,12 +66,7 @@ export class NftStore implements ElementStore {
   }
 
   exists(): boolean {
-    return readTableComment(this.#nl, this.#table) !== undefined;
-  }
-
-  generation(): string | undefined {
-    // Before Linux 5.10 tables had no comments.
-    return readTableComment(this.#nl, this.#table) || undefined;
+    return tableExists(this.#nl, this.#table);
   }
 
   look(): StoreState {
@@ -109,18 +102,17 @@ export class NftStore implements ElementStore {
 
   remake(elements: readonly Element[], { exists }: StoreState): void {
     const table = this.#table;
-    const generation = crypto.randomUUID();
     if (table.messages !== undefined) {
       commit(this.#nl, [
         ...exists ? dropRequests(table) : [],
-        ...makeRequests(table, table.messages, generation),
+        ...makeRequests(table, table.messages),
         ...elementRequests(NFT_MSG.NEWSETELEM, NLM_F.CREATE, elements, table),
       ], { op: "nf_tables", action: "make", object: `the ${tableLabel(table)}` });
       return;
     }
     using nft = withNetns(this.#netns, () => Nftables.open());
     const drop = exists ? planDropTable(table) : "";
-    const text = drop + planTable(generation, table) + planAdd(elements, table);
+    const text = drop + planTable(table) + planAdd(elements, table);
     nft.run(text, `make the ${tableLabel(table)}`);
   }
 
@@ -142,8 +134,7 @@ function markText({ chain, comment }: RuleMark): string {
   return `${chain}: ${comment}`;
 }
 
-/** The table's comment, `""` where it has none; undefined where there is no table. */
-function readTableComment(nl: NetlinkConnection, table: Table): string | undefined {
+function tableExists(nl: NetlinkConnection, table: Table): boolean {
   const payload = tablePayload(table).finish();
   const found = tolerateAbsence(() =>
     nl.query(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETTABLE), payload, {
@@ -152,10 +143,7 @@ function readTableComment(nl: NetlinkConnection, table: Table): string | undefin
       object: tableLabel(table),
     })
   );
-  if (found === undefined) return undefined;
-  const attributes = new Decoder(found.payload).skip(NFGENMSG_LEN).attributes();
-  const userdata = attributes.find(({ type }) => type === NFTA_TABLE.USERDATA)?.value;
-  return userdata === undefined ? "" : decodeComment(userdata.asBytes());
+  return found !== undefined;
 }
 
 /** The table's rules, by their comments; none where there is no table. */
@@ -172,7 +160,7 @@ function readRuleMarks(nl: NetlinkConnection, table: Table): RuleMark[] {
 }
 
 /** All elements of a set; none where the set or the table is not there. */
-function readSet(nl: NetlinkConnection, set: SetName, table: Table): Element[] {
+export function readSet(nl: NetlinkConnection, set: SetName, table: Table): Element[] {
   const messages = tolerateAbsence(() =>
     nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETSETELEM), encodeSet(set, table).finish(), {
       op: "NFT_MSG_GETSETELEM",
@@ -184,7 +172,7 @@ function readSet(nl: NetlinkConnection, set: SetName, table: Table): Element[] {
 }
 
 /** Those of the elements whose keys the kernel has, as it has them, by {@linkcode elementId}. */
-function readElements(
+export function readElements(
   nl: NetlinkConnection,
   elements: readonly Element[],
   table: Table,
@@ -245,9 +233,8 @@ function deleteTable(nl: NetlinkConnection, table: Table): void {
 }
 
 /** Of a table and all that is in it but its elements. They fail when it is there already. */
-function makeRequests(table: Table, messages: string, generation: string): BatchedRequest[] {
-  const payload = tablePayload(table)
-    .attrNested(NFTA_TABLE.USERDATA, (userdata) => writeComment(userdata, generation)).finish();
+function makeRequests(table: Table, messages: string): BatchedRequest[] {
+  const payload = tablePayload(table).finish();
   const flags = NLM_F.CREATE | NLM_F.EXCL;
   return [
     { type: nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.NEWTABLE), flags, payload },

@@ -45,16 +45,21 @@ export async function openFirewall({ kind, netns: at }: OpenOptions = {}): Promi
   const foreign = survey.tables?.some(({ name }) => !isOwn(name)) || survey.legacy.length > 0;
   const gates = foreign ? (await import("./gates.ts")).findGates(netns, netfilter, survey) : [];
   stack.move();
+  const addresses = () =>
+    withNetns(netns, () => {
+      using nl = NetlinkConnection.open();
+      return ownAddresses(nl);
+    });
   return new Firewall(store, {
     policies: new PolicyStore(netns, netfilter),
     netfilter,
-    ownAddresses: () =>
-      withNetns(netns, () => {
-        using nl = NetlinkConnection.open();
-        return ownAddresses(nl);
-      }),
+    ownAddresses: addresses,
     mixed: mixed ?? false,
     gates,
+    lookAtPorts: async () => {
+      const { lookAtPorts } = await import("./mapped-ports.ts");
+      return await lookAtPorts({ netns, netfilter, ownAddresses: addresses });
+    },
   });
 }
 

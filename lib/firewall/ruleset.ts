@@ -232,21 +232,23 @@ export function setNames({ sets }: Table): SetName[] {
   return Object.keys(sets) as SetName[];
 }
 
+/** Whether a table is one of tapkit's. */
+export function isOwnTable({ family, name }: { readonly family: string; readonly name: string }) {
+  return (family === "inet" || family === "bridge") &&
+    (name === TABLE || name.startsWith(`${TABLE}_`));
+}
+
 /** What errors and sentences call a table. */
 export function tableLabel({ family, name }: Table): string {
   return `nftables table "${family} ${name}"`;
 }
 
-/**
- * The commands that make a table, without elements. They fail when it is there already.
- *
- * @param generation the table's comment, which tells it from every other that was or will be
- */
-export function planTable(generation: string, table = MAIN_TABLE): string {
+/** The commands that make a table, without elements. They fail when it is there already. */
+export function planTable(table = MAIN_TABLE): string {
   const { family, name } = table;
   // `table … {` alone would add the rules once more.
   const lines = [
-    `create table ${family} ${name} { comment "${generation}"; }`,
+    `create table ${family} ${name}`,
     `table ${family} ${name} {`,
   ];
   for (const set of setNames(table)) {

@@ -51,11 +51,6 @@ export interface ElementStore extends Disposable {
   readonly kind: FirewallKind;
   /** Whether there is anything of tapkit's at all. */
   exists(): boolean;
-  /**
-   * What tells these rules from any that were made before or will be made after them: when
-   * somebody flushed them, or after a reboot. Undefined where there are none, or it cannot be told.
-   */
-  generation(): string | undefined;
   look(families: ReadonlySet<Family>): StoreState;
   /** Those of the elements whose keys are there, as they are there, by `elementId`. */
   read(elements: readonly Element[]): Map<string, Element>;

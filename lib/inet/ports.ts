@@ -26,7 +26,8 @@ export interface PortMapping {
   readonly range?: number;
 }
 
-const PROTOCOLS: readonly string[] = ["tcp", "udp", "sctp"] satisfies Protocol[];
+/** All of them. */
+export const PROTOCOLS: readonly Protocol[] = ["tcp", "udp", "sctp"];
 const MEND = "write it as [HOST_ADDRESS:]HOST_PORT:VM_PORT[/tcp|udp|sctp], as in 8080:80";
 
 /**
@@ -71,7 +72,7 @@ function parsePort(text: string): PortMapping {
 }
 
 function isProtocol(text: string): text is Protocol {
-  return PROTOCOLS.includes(text);
+  return PROTOCOLS.some((protocol) => protocol === text);
 }
 
 function parseHostIP(text: string, bracketed?: string, plain?: string): string {
@@ -242,12 +243,16 @@ export interface PortConflict {
   readonly owner: string;
   /** The owner's mapping, where it is one. */
   readonly other?: PortMapping;
+  /** Of rules that others made, where they are and what is said of them. */
+  readonly by?: string;
 }
 
 /** The mappings somebody has. */
 export interface TakenPorts {
   readonly owner: string;
   readonly mappings: readonly PortMapping[];
+  /** Of rules that others made, where they are and what is said of them. */
+  readonly by?: string;
 }
 
 /** Two mappings of a list that want a host port in common, the earlier one first. */
@@ -286,13 +291,16 @@ export function findPortConflict(
       else earlier.push(mapping);
     }
   }
-  for (const { owner, mappings } of taken) {
+  const [lowest, highest] = [Math.min(...byPort.keys()), Math.max(...byPort.keys())];
+  for (const { owner, mappings, by } of taken) {
     for (const other of mappings) {
-      for (const port of hostPorts(other)) {
+      const last = Math.min(highest, other.hostPort + (other.range ?? 1) - 1);
+      for (let port = Math.max(lowest, other.hostPort); port <= last; port++) {
         const met = byPort.get(port)?.find((mapping) => portsOverlap(mapping, other));
         if (met === undefined) continue;
         const { protocol, hostIP } = met;
-        return { protocol, hostIP, hostPort: port, owner, other };
+        const said = by === undefined ? {} : { by };
+        return { protocol, hostIP, hostPort: port, owner, other, ...said };
       }
     }
   }

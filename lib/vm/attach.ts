@@ -57,7 +57,6 @@ import {
   containerId,
   deleteRecord,
   firewallOf,
-  forgetGeneration,
   lockHost,
   lockVm,
   netnsName,
@@ -211,7 +210,6 @@ async function attachOver(
 ): Promise<StoredRecord> {
   // One that was given and is gone is not made here: then all else stays as it is.
   requireSuccessor(old.vm, old);
-  forgetGeneration(host);
   await removeMade(host, old);
   return await attachAnew(host, old.id, wanted, old);
 }

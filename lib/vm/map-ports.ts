@@ -227,7 +227,7 @@ async function addPorts(
   const after = { ...rules, ports: [...rules.ports, ...subtractPorts(ours, rules.ports)] };
   const wanted = { ...owners, mapPort: [...owners.mapPort, ...added] };
   // Where somebody took the rules away, all of this one's come back.
-  const whole = firewall.portsInTheWay([]) === undefined;
+  const whole = !firewall.exists();
   const change = whole ? after : { ...rules, ports: ours };
   const undo = new UndoStack();
   try {

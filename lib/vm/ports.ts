@@ -22,15 +22,15 @@ import {
   type TakenPorts,
 } from "../inet/ports.ts";
 import { type Family, isIp } from "../inet/ip.ts";
+import { RecordedPorts } from "./recorded-ports.ts";
+import type { Host } from "./session.ts";
 import {
-  addressNames,
   addressOf,
+  containerId,
   type HostPaths,
+  nameOfId,
   type PortOwners,
-  readGeneration,
-  readRecords,
   type StoredRecord,
-  writeGeneration,
 } from "./state.ts";
 import type { NetworkAttachment, RecordedPlugin } from "../cni/plan.ts";
 import type { AttachRequest } from "./types.ts";
@@ -88,10 +88,10 @@ export function allPorts({ attach, mapPort }: PortOwners): PortMapping[] {
  * holds the host's lock until they are in the firewall.
  *
  * @param old what the VM had before: host ports that were chosen then stay, and map-port's too
- * @throws {PortConflictError} when another VM, Docker or a process has one of them
+ * @throws {PortConflictError} when another VM, another's rule or a process has one of them
  */
 export async function reservePorts(
-  host: HostPaths,
+  host: Host,
   firewall: Firewall,
   request: AttachRequest,
   old?: StoredRecord,
@@ -100,8 +100,8 @@ export async function reservePorts(
   const { attach, mapPort } = old === undefined ? { attach: [], mapPort: [] } : portOwners(old);
   if (old !== undefined && hasPorts(old, request)) {
     // Records do not contradict each other: what one has been given nobody else was.
-    const taken = portsInKernel(firewall, [...attach, ...mapPort]);
-    refuseTaken([...attach, ...mapPort], taken.filter(({ owner }) => owner !== name));
+    const look = await kernelLookup(host, firewall, name);
+    refuseTaken([...attach, ...mapPort], look([...attach, ...mapPort]));
     refuseListeners(attach);
     return [...attach];
   }
@@ -139,6 +139,13 @@ export function refuseTaken(
   const conflict = findPortConflict(wanted, taken);
   if (conflict === undefined) return;
   if (conflict.owner.startsWith(DOCKER_OWNER)) throw dockerConflict(conflict);
+  if (conflict.by !== undefined) {
+    throw new PortConflictError(
+      conflict,
+      `already mapped by ${conflict.by}`,
+      "choose another host port, or stop what made that rule",
+    );
+  }
   const to = addressOf(conflict.owner);
   throw new PortConflictError(
     conflict,
@@ -159,59 +166,39 @@ function givenUp({ other, hostPort }: PortConflict): string {
 export type PortLookup = (wanted: readonly PortMapping[]) => TakenPorts[];
 
 /**
- * Who has host ports, but for one: as the kernel has it, which knows in the same time however many
- * there are; as the records have it too while some of those may not be in the kernel, after a
- * reboot or when somebody took the rules away; and Docker.
+ * Who has host ports, but for one: the records, which have them also when somebody took their rules
+ * away, and the kernel's rules, whoever made them.
  */
 export async function portLookup(
-  host: HostPaths,
+  host: Host,
   firewall: Firewall,
   except: string,
 ): Promise<PortLookup> {
-  const besides = [...await recordedOnly(host, firewall), ...await firewall.dockerPorts()];
+  const { stateDir } = host;
+  const records = host.session.keep(`ports of ${stateDir}`, () => new RecordedPorts(host));
+  const recorded = (await records.read()).filter(({ owner }) => owner !== except);
+  const inKernel = await kernelLookup(host, firewall, except);
+  return (wanted) => [...recorded, ...inKernel(wanted)];
+}
+
+/** Who has host ports by the kernel's rules alone, but for one. */
+async function kernelLookup(
+  host: Host,
+  firewall: Firewall,
+  except: string,
+): Promise<PortLookup> {
+  const mapped = await firewall.mappedPorts();
+  for (const text of mapped.unread) host.note(`warning: ${text}`);
+  const own = await containerId(except);
   return (wanted) =>
-    [...portsInKernel(firewall, wanted), ...besides].filter(({ owner }) => owner !== except);
-}
-
-function portsInKernel(firewall: Firewall, wanted: readonly PortMapping[]): TakenPorts[] {
-  // A guest's tag is NAME/INTERFACE.
-  return (firewall.portsInTheWay(wanted) ?? [])
-    .map(({ owner, mappings }) => ({ owner: owner.split("/", 1)[0]!, mappings }));
-}
-
-/**
- * The ports of records that the kernel need not have. Once it has been seen to have them all, that
- * is remembered for as long as its rules are the same ones.
- */
-async function recordedOnly(host: HostPaths, firewall: Firewall): Promise<TakenPorts[]> {
-  const generation = firewall.generation();
-  if (generation !== undefined && generation === readGeneration(host)) return [];
-  const records = readRecords(host);
-  const addresses = addressNames(host).length === 0
-    ? []
-    : (await import("./addresses.ts")).readAddresses(host);
-  const guests = [...records.flatMap(({ made }) => made.guests), ...addresses.map((a) => a.rules)];
-  if (generation !== undefined && records.every(({ made }) => made.phase === "attached")) {
-    const held = new Map(
-      firewall.listGuests().map(({ owner, ports }) => [owner, countPorts(ports)]),
-    );
-    // What a plugin publishes is never in tapkit's own rules.
-    const byPlugin = records.some(({ made, ports }) =>
-      ports.length > 0 && publishedByPlugin(made.networks)
-    );
-    const complete = guests.every(({ owner, ports }) =>
-      countPorts(ports) <= (held.get(owner) ?? 0)
-    );
-    if (complete && !byPlugin) writeGeneration(host, generation);
-  }
-  return [
-    ...records.map(({ vm, ports }) => ({ owner: vm, mappings: ports })),
-    ...addresses.map(({ rules: { owner, ports } }) => ({ owner, mappings: ports })),
-  ];
-}
-
-function countPorts(ports: readonly PortMapping[]): number {
-  return ports.reduce((sum, { range = 1 }) => sum + range, 0);
+    mapped.of(wanted)
+      .map(({ owner, by, mappings }): TakenPorts => {
+        // A guest's tag is NAME/INTERFACE. A plugin that tapkit executes says the container's id.
+        if (by === undefined) return { owner: owner.split("/", 1)[0]!, mappings };
+        const vm = owner === own ? except : nameOfId(host, owner);
+        return vm === undefined ? { owner, by, mappings } : { owner: vm, mappings };
+      })
+      .filter(({ owner }) => owner !== except);
 }
 
 /**

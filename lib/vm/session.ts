@@ -23,6 +23,7 @@ export class OpenSession implements HostSession {
   readonly #stack = new DisposableStack();
   #nl: NetlinkConnection | undefined;
   readonly #firewalls = new Map<FirewallKind | undefined, Firewall>();
+  readonly #kept = new Map<string, Disposable>();
 
   /**
    * @param batch for many VMs: what has to be looked for among all tracked connections is put off
@@ -51,6 +52,14 @@ export class OpenSession implements HostSession {
     if (!firewall.mixed) return [firewall];
     const other = kind === "nftables" ? "iptables" : "nftables";
     return await isInstalled(other) ? [firewall, await this.firewall(other)] : [firewall];
+  }
+
+  keep<T extends Disposable>(key: string, make: () => T): T {
+    const kept = this.#kept.get(key);
+    if (kept !== undefined) return kept as T;
+    const made = this.#stack.use(make());
+    this.#kept.set(key, made);
+    return made;
   }
 
   [Symbol.dispose](): void {

@@ -7,7 +7,6 @@
  *   addresses/ADDRESS.json   what map-port --to maps to it
  *   ids/XXXXXXX       a link to the NAME whose container id begins so
  *   locks/NAME        held while that VM is changed; gone when nobody holds it
- *   generation        which rules in the kernel are known to have every record's ports
  *   lock              held while what VMs share is changed: bridge, pool, ports, firewall
  *   serve-dhcp.lock   held by the DHCP server
  * ```
@@ -225,7 +224,8 @@ export function tidyState(host: HostPaths): void {
     if (!isUsed(host)) {
       // Left by a process that was killed, unless a server holds it.
       if (isThere(`${host.stateDir}/${DHCP_LOCK}`)) lockDhcpServer(host)?.[Symbol.dispose]();
-      removeIfThere(generationPath(host));
+      // A version before this one wrote it.
+      removeIfThere(`${host.stateDir}/generation`);
       removeIfThere(`${host.stateDir}/lock`);
       // Files are made in these with the lock held.
       removeIfEmpty(idsDir(host));
@@ -251,24 +251,6 @@ export function sweepLocks(host: HostPaths): void {
 
 function isUsed(host: HostPaths): boolean {
   return recordNames(host).length + addressNames(host).length > 0;
-}
-
-const generationPath = (host: HostPaths) => `${host.stateDir}/generation`;
-
-/** Which rules in the kernel were last seen to have every record's ports. */
-export function readGeneration(host: HostPaths): string | undefined {
-  return readIfThere(generationPath(host));
-}
-
-/** Remembers that certain rules have every record's ports. The caller holds the host's lock. */
-export function writeGeneration(host: HostPaths, generation: string): void {
-  // Half of it, after a crash, is that of no rules.
-  Deno.writeTextFileSync(generationPath(host), generation, { mode: 0o600 });
-}
-
-/** Forgets it: a record's ports are about to be out of the kernel. */
-export function forgetGeneration(host: HostPaths): void {
-  removeIfThere(generationPath(host));
 }
 
 /** How much of a container id names a link: what Weave Net takes of it. */
@@ -306,6 +288,14 @@ function claimant(path: string): string {
   } catch (cause) {
     throw new TapkitError(`${path} is not a link of tapkit's`, { mend: "move it away", cause });
   }
+}
+
+/** The VM that a whole container id is of, as far as its beginning tells. */
+export function nameOfId(host: HostPaths, id: string): string | undefined {
+  if (!/^[0-9a-f]{64}$/.test(id)) return undefined;
+  const path = `${idsDir(host)}/${id.slice(0, ID_PREFIX)}`;
+  const holder = isThere(path) ? claimant(path) : undefined;
+  return holder !== undefined && hasRecord(host, holder) ? holder : undefined;
 }
 
 /** Gives back what {@linkcode claimId} reserved. */

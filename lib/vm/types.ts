@@ -131,6 +131,8 @@ export interface HostSession extends Disposable {
   firewall(kind?: FirewallKind): Promise<Firewall>;
   /** That backend, and any other that may hold rules of tapkit's. */
   firewalls(kind: FirewallKind): Promise<readonly Firewall[]>;
+  /** What is made once, and disposed of with the session. */
+  keep<T extends Disposable>(key: string, make: () => T): T;
 }
 
 /** How ports are mapped to something that is there. */

@@ -7,7 +7,12 @@ import { assertEquals, assertMatch, assertThrows } from "@std/assert";
 import type { Firewall } from "../../lib/firewall/firewall.ts";
 import type { GuestRules } from "../../lib/firewall/model.ts";
 import { ensureSysctls } from "../../lib/firewall/sysctls.ts";
-import { formatPort, parsePorts, PortConflictError } from "../../lib/inet/ports.ts";
+import {
+  findPortConflict,
+  formatPort,
+  parsePorts,
+  PortConflictError,
+} from "../../lib/inet/ports.ts";
 import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
 import { runInside, Topology } from "./topology.ts";
 
@@ -64,13 +69,14 @@ export function testBackend(backend: Backend): void {
       "[2001:db8::1]:9000-9001:90-91/sctp",
     ]);
     assertMatch(firewall.check(rules)[0]!, / missing/);
-    assertEquals(firewall.portsInTheWay(rules.ports), undefined);
+    assertEquals((await firewall.mappedPorts()).of(rules.ports), []);
     assertEquals(firewall.add(rules), true);
     assertEquals(firewall.check(rules), []);
     assertEquals(firewall.add(rules), false, "a second add changes nothing");
+    const wanted = parsePorts(["0.0.0.0:53:1/udp"]);
     assertEquals(
-      firewall.portsInTheWay(parsePorts(["0.0.0.0:53:1/udp"]))?.map(({ owner }) => owner),
-      ["guest1/eth0"],
+      findPortConflict(wanted, (await firewall.mappedPorts()).of(wanted))?.owner,
+      "guest1/eth0",
     );
     assertEquals(firewall.removeIfUnused(), false);
     assertEquals(firewall.remove(rules), true);

@@ -49,7 +49,7 @@ export function compileMainTable(layout: string): Uint8Array<ArrayBuffer> {
   using netns = newNetns();
   using nft = withNetns(netns, () => Nftables.open());
   using nl = withNetns(netns, openNetfilter);
-  nft.run(planTable("", { ...MAIN_TABLE, layout }), "make the table");
+  nft.run(planTable({ ...MAIN_TABLE, layout }), "make the table");
   const messages = OBJECTS.flatMap(({ get, make, flags, attributes, ...rest }) =>
     nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, get), beginPayload(MAIN_TABLE).finish())
       .map(({ payload }, index) => {

@@ -31,7 +31,7 @@ Deno.test("POLICY_LAYOUTS: are the fingerprints of the layouts", () => {
 
 Deno.test("planTable: of policies, every set is used by a rule, every rule has its mark", () => {
   for (const table of [bridgePolicyTable(), inetPolicyTable()]) {
-    const plan = planTable("generation", table);
+    const plan = planTable(table);
     for (const set of setNames(table)) assertMatch(plan, new RegExp(`@${set}\\b`), set);
     const marks = marksOf(table).map(({ chain, comment }) => `${chain} ${comment}`);
     assertEquals(new Set(marks).size, marks.length);
