@@ -36,7 +36,9 @@ import { canonicalNetns, requireSuccessor, validateNetns } from "./netns.ts";
 import { assertAsAsked, describeInterface, keepFailures, planNetworks } from "./networks.ts";
 import {
   allPorts,
+  askedPorts,
   bindToFamilies,
+  choosingAgain,
   hasPorts,
   noteClosed,
   openPorts,
@@ -171,7 +173,7 @@ async function attachAgain(
       for (const guest of record.made.guests) firewall.endStaleFlows(guest);
       return record;
     }
-    return await changeRules(host, record, wanted);
+    return await choosingAgain(askedPorts(wanted), () => changeRules(host, record, wanted));
   } catch (error) {
     throw await undo.fail(error);
   }
@@ -220,6 +222,15 @@ async function attachOver(
  * @param old what is recorded of it, where it is to be the same again
  */
 async function attachAnew(
+  host: Host,
+  id: string,
+  request: AttachRequest,
+  old?: StoredRecord,
+): Promise<StoredRecord> {
+  return await choosingAgain(askedPorts(request), () => attachOnce(host, id, request, old));
+}
+
+async function attachOnce(
   host: Host,
   id: string,
   request: AttachRequest,

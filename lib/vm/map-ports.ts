@@ -44,6 +44,7 @@ import {
 import {
   allPorts,
   bindToFamilies,
+  choosingAgain,
   noteClosed,
   portLookup,
   portOwners,
@@ -81,13 +82,15 @@ export async function mapPorts(
     return await changeAddress(target.to, options, async (host, record) => {
       const { kind } = await host.session.firewall();
       const known = record ?? newAddress(host, host.session.nl, validateAddress(target.to), kind);
-      return await addPorts(host, addressHolder(host, known, record), asked, openFirewall);
+      const holder = addressHolder(host, known, record);
+      return await choosingAgain(asked, () => addPorts(host, holder, asked, openFirewall));
     });
   }
   return await changeVm(target, options, (host, record) => {
     requireRunning(record);
     requireSettled(record);
-    return addPorts(host, locatedHolder(host, record), asked, openFirewall);
+    const holder = locatedHolder(host, record);
+    return choosingAgain(asked, () => addPorts(host, holder, asked, openFirewall));
   });
 }
 

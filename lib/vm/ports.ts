@@ -96,7 +96,7 @@ export async function reservePorts(
   request: AttachRequest,
   old?: StoredRecord,
 ): Promise<PortMapping[]> {
-  const { name, ports = [] } = request;
+  const { name } = request;
   const { attach, mapPort } = old === undefined ? { attach: [], mapPort: [] } : portOwners(old);
   if (old !== undefined && hasPorts(old, request)) {
     // Records do not contradict each other: what one has been given nobody else was.
@@ -105,7 +105,7 @@ export async function reservePorts(
     refuseListeners(attach);
     return [...attach];
   }
-  const asked = ports === "none" ? [] : parsePorts(ports);
+  const asked = askedPorts(request);
   if (asked.length === 0) return [];
   const look = await portLookup(host, firewall, name);
   const wanted = chooseHostPorts(
@@ -119,6 +119,38 @@ export async function reservePorts(
   refuseTaken(wanted, [{ owner: name, mappings: contradicts }]);
   refuseListeners(wanted);
   return wanted;
+}
+
+/** How often ports are chosen before it is given up. */
+const ATTEMPTS = 3;
+
+/**
+ * Does once more what failed because a host port that was chosen became somebody else's meanwhile:
+ * who uses another state directory takes another lock.
+ *
+ * @param asked 0 where a port is chosen
+ * @param act undoes what it did when it fails
+ */
+export async function choosingAgain<T>(
+  asked: readonly PortMapping[],
+  act: () => Promise<T>,
+): Promise<T> {
+  for (let attempt = 1;; attempt++) {
+    try {
+      return await act();
+    } catch (error) {
+      if (attempt === ATTEMPTS || !(error instanceof PortConflictError)) throw error;
+      const { protocol, hostIP, hostPort, owner } = error;
+      const taken = [{ owner, mappings: [{ protocol, hostIP, hostPort, vmPort: hostPort }] }];
+      const named = findPortConflict(asked, taken) !== undefined;
+      if (named || asked.every((port) => port.hostPort !== 0)) throw error;
+    }
+  }
+}
+
+/** The ports of a request, where 0 asks for one to be chosen. */
+export function askedPorts({ ports = "none" }: AttachRequest): PortMapping[] {
+  return ports === "none" ? [] : parsePorts(ports);
 }
 
 /** Whether two mappings that overlap lead to the same ports by the same address. */

@@ -281,19 +281,19 @@ for (
       await using docker = await DockerEngine.start(host, variant, flags);
       await docker.serve("shop", 8080);
       for (
-        const command of [["map-port", "web", "8080:80"], [
-          "attach-vm",
-          "web",
-          "--ports",
-          "8080:80",
-        ]]
+        const command of [
+          ["map-port", "web", "8080:80"],
+          ["attach-vm", "web", "--ports", "8080:80"],
+          ["attach-vm", "late", "--firewall", "iptables", "--ports", "8080:80"],
+          ["attach-vm", "late", "--plugins", "exec", "--ports", "192.0.2.1:8080:80"],
+        ]
       ) {
         const [script = "", ...args] = command;
         const { code, stderr } = await host.tapkit(script, ...args);
         assertEquals(code, 1);
         assertMatch(
           stderr,
-          /host port 8080\/tcp is published by Docker's container "shop": choose another/,
+          /host port (192\.0\.2\.1:)?8080\/tcp is published by Docker's container "shop": choose another/,
         );
       }
       const other = await host.tapkit("map-port", "web", "8080:80/udp");
