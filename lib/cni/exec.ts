@@ -109,18 +109,20 @@ export function missingPlugin(type: string, { binDirs }: PluginHost): TapkitErro
 interface FailureOptions {
   readonly code?: number;
   readonly refused?: boolean;
+  readonly taken?: boolean;
   readonly mend?: string | undefined;
   readonly outcome?: PipedOutcome;
   readonly cause?: unknown;
 }
 
 function failure({ type, verb }: PluginCall, what: string, options: FailureOptions): CniError {
-  const { code = CniCode.INTERNAL, refused = false, mend, outcome, cause } = options;
+  const { code = CniCode.INTERNAL, refused = false, taken = false, mend, outcome, cause } = options;
   const said = outcome && lastWords(outcome.stderr);
   return new CniError(`${verb} ${what}${said ? ` (it said: ${said})` : ""}`, {
     plugin: type,
     code,
     refused,
+    taken,
   }, { mend, cause });
 }
 
@@ -154,10 +156,14 @@ function refusal(call: PluginCall, outcome: PipedOutcome): CniError {
   return failure(call, `failed with code ${code}: ${error.msg}${details}`, {
     code,
     refused: true,
+    taken: TAKEN.test(`${error.msg}${details}`),
     mend: MENDS[code],
     outcome,
   });
 }
+
+/** The specification has no code for it; these words have host-local, ipvlan, Weave Net and the kernel. */
+const TAKEN = /\b(already|duplicate|exists?)\b/i;
 
 const MENDS: Readonly<Record<number, string>> = {
   [CniCode.INCOMPATIBLE_CNI_VERSION]:

@@ -53,6 +53,7 @@ export interface SeenLink {
   /** The host's end of its veth pair. */
   readonly hostEnd?: {
     readonly name: string;
+    readonly mac?: string;
     /** Bytes. */
     readonly mtu: number;
     /** The link that it is a port of. */

@@ -22,7 +22,7 @@ export async function removeRemains(
   attachment: NetworkAttachment,
   hostNl: NetlinkConnection,
 ): Promise<Error[]> {
-  const { containerId, result } = attachment;
+  const { containerId, result, seen } = attachment;
   const failures: Error[] = [];
   const step = (action: () => void) => {
     try {
@@ -31,8 +31,9 @@ export async function removeRemains(
       failures.push(asError(error));
     }
   };
-  for (const { name, mac, sandbox = "" } of result?.interfaces ?? []) {
-    if (sandbox !== "") continue;
+  const ends = (result?.interfaces ?? []).filter(({ sandbox = "" }) => sandbox === "");
+  // Results before 0.3.1 may name none.
+  for (const { name, mac } of [...ends, ...seen?.hostEnd === undefined ? [] : [seen.hostEnd]]) {
     step(() => {
       const link = getLink(hostNl, name);
       if (link?.kind === "veth" && link.mac === mac?.toLowerCase()) deleteLink(hostNl, link.index);

@@ -12,6 +12,7 @@ import { asError, TapkitError } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import { parseCidr } from "../inet/ip.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
+import { deleteLink } from "../netlink/link.ts";
 import { linkTowards } from "../netlink/route.ts";
 import type { Netns } from "../sys/netns.ts";
 import type { UndoStack } from "../undo.ts";
@@ -44,6 +45,8 @@ export interface AddEnvironment {
   readonly mtu?: number;
   /** Nothing of this attachment exists: its address is not looked for in the pool first. */
   readonly fresh?: boolean;
+  /** The plugin that made it has its address for it: undoing does not give that back. */
+  readonly keepsLease?: boolean;
   /** Where plugins are executed. */
   readonly plugins?: PluginHost;
   note(text: string): void;
@@ -54,6 +57,8 @@ export interface AttachmentEnvironment {
   readonly netnsPath: string;
   readonly hostNl: NetlinkConnection;
   readonly vmNl?: NetlinkConnection;
+  /** Whether the plugin that made the interface is not asked, so that it keeps the address for it. */
+  readonly keepsLease?: boolean;
   /** Where plugins are executed. */
   readonly plugins?: PluginHost;
   note(text: string): void;
@@ -78,7 +83,7 @@ export async function addNetwork(
   attachment: NetworkAttachment,
   environment: AddEnvironment,
 ): Promise<Added> {
-  const { owner, fresh = false, plugins: host, ...rest } = environment;
+  const { owner, fresh = false, keepsLease = false, plugins: host, ...rest } = environment;
   const { containerId, ifName, cniArgs, network } = attachment;
   let result: Result | undefined;
   const got: (Result | undefined)[] = [];
@@ -99,7 +104,11 @@ export async function addNetwork(
       const netns = environment.netnsPath;
       const executed = { attachment, plugin, host: requireHost(host, network), netns };
       // With what is known then: some find what they made by the addresses of the result.
-      environment.undo.push(`plugin "${type}"`, () => delExecuted(executed, result));
+      const maker = got.length === 1;
+      environment.undo.push(`plugin "${type}"`, () => {
+        if (maker && keepsLease) deleteLink(environment.vmNl, ifName);
+        else return delExecuted(executed, result);
+      });
       result = await addExecuted(executed, result);
       continue;
     }
@@ -152,7 +161,9 @@ export async function delNetwork(
   const result = attachment.result ?? await knownResult(attachment, environment);
   let remains = hasExecuted(attachment) &&
     (vmNl === undefined || (await import("./executed.ts")).lacksAddresses(attachment, vmNl));
-  for (const plugin of attachment.plugins.toReversed().flatMap(asItMayBe)) {
+  const { keepsLease = false } = environment;
+  const kept = keepsLease ? attachment.plugins.slice(1) : attachment.plugins;
+  for (const plugin of kept.toReversed().flatMap(asItMayBe)) {
     try {
       if (plugin.implementation === "exec") {
         const { delExecuted } = await import("./executed.ts");
@@ -166,11 +177,12 @@ export async function delNetwork(
       failures.push(asError(error));
     }
   }
+  if (keepsLease && vmNl !== undefined) deleteLink(vmNl, attachment.ifName);
   if ((remains || failures.length > 0) && hasExecuted(attachment)) {
     const { removeRemains } = await import("./remains.ts");
     failures.push(...await removeRemains(attachment, environment.hostNl));
   }
-  if (failures.length === 0 && hasExecuted(attachment)) {
+  if (failures.length === 0 && hasExecuted(attachment) && !keepsLease) {
     const { removeCache } = await import("./cache.ts");
     removeCache(requireHost(host, attachment.network).stateDir, attachment);
   }
@@ -273,6 +285,17 @@ export function withResults(
 function asItMayBe(plugin: RecordedPlugin): RecordedPlugin[] {
   const { inDoubt } = plugin;
   return inDoubt === undefined ? [plugin] : [{ ...plugin, config: inDoubt }, plugin];
+}
+
+/** The reference plugins' IPAM: host-local refuses, static has nothing to keep, dhcp leases anew. */
+const REFERENCE_IPAM: readonly unknown[] = ["dhcp", "host-local", "static"];
+
+/**
+ * Whether ADD by itself may give the address that the plugin has for an attachment: Weave Net's does,
+ * and others that key by the container id. Where it is wrong, that ADD is refused.
+ */
+export function mayGiveAgain({ plugins: [first] }: NetworkAttachment): boolean {
+  return first?.implementation === "exec" && !REFERENCE_IPAM.includes(first.config.ipam?.type);
 }
 
 /** Whether any of its plugins is executed. */

@@ -139,6 +139,8 @@ export interface CniFailure {
   readonly code: number;
   /** Whether the plugin ended by itself and said so; unless it is, it was killed or never ran. */
   readonly refused?: boolean;
+  /** Whether something of the attachment is there already, so that only DEL makes room for ADD. */
+  readonly taken?: boolean;
 }
 
 /** A plugin of a chain failed. */
@@ -147,11 +149,13 @@ export class CniError extends TapkitError {
   readonly plugin: string;
   readonly code: number;
   readonly refused: boolean;
+  readonly taken: boolean;
 
   constructor(message: string, failure: CniFailure, options: TapkitErrorOptions = {}) {
     super(`${failure.plugin}: ${message}`, options);
     this.plugin = failure.plugin;
     this.code = failure.code;
     this.refused = failure.refused ?? false;
+    this.taken = failure.taken ?? false;
   }
 }

@@ -10,9 +10,9 @@
 import { checkpoint } from "../checkpoint.ts";
 import { tidyDefaultCni } from "../cni/default-network.ts";
 import type { NetworkAttachment } from "../cni/plan.ts";
-import { type Added, addNetwork, hasExecuted } from "../cni/runtime.ts";
-import type { Result } from "../cni/types.ts";
-import { TapkitError } from "../errors.ts";
+import { type Added, addNetwork, hasExecuted, mayGiveAgain } from "../cni/runtime.ts";
+import { CniError, type Result } from "../cni/types.ts";
+import { describe, TapkitError } from "../errors.ts";
 import { isThere } from "../files.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { FirewallKind } from "../firewall/store.ts";
@@ -204,7 +204,10 @@ async function mendNetworks(
   return { record: await checkAdded(host, await attachOver(host, old, wanted)), over: true };
 }
 
-/** DEL, then ADD that asks for the addresses and the MACs that are recorded. */
+/**
+ * ADD where the network may have kept the address; else, and where that is refused, DEL, then ADD
+ * that asks for the addresses and the MACs that are recorded.
+ */
 async function attachOver(
   host: Host,
   old: StoredRecord,
@@ -212,8 +215,24 @@ async function attachOver(
 ): Promise<StoredRecord> {
   // One that was given and is gone is not made here: then all else stays as it is.
   requireSuccessor(old.vm, old);
+  const addressed = old.interfaces.some(({ addresses }) => addresses.length > 0);
+  if (addressed && old.made.networks.some(mayGiveAgain)) {
+    await removeMade(host, old, { keepLeases: true });
+    try {
+      return await attachAnew(host, old.id, wanted, old, { keepLeases: true });
+    } catch (error) {
+      if (!saysTaken(error)) throw error;
+      host.note(`making room by DEL: ${describe(error)}`);
+    }
+  }
   await removeMade(host, old);
   return await attachAnew(host, old.id, wanted, old);
+}
+
+/** Whether an error says, or came of a plugin's saying, that something is there already. */
+function saysTaken(error: unknown): boolean {
+  if (error instanceof CniError) return error.taken;
+  return error instanceof Error && saysTaken(error.cause);
 }
 
 /**
@@ -226,15 +245,25 @@ async function attachAnew(
   id: string,
   request: AttachRequest,
   old?: StoredRecord,
+  leases: LeaseOptions = {},
 ): Promise<StoredRecord> {
-  return await choosingAgain(askedPorts(request), () => attachOnce(host, id, request, old));
+  return await choosingAgain(
+    askedPorts(request),
+    () => attachOnce(host, id, request, old, leases),
+  );
+}
+
+interface LeaseOptions {
+  /** Whether undoing leaves the addresses to the networks that may give them again. */
+  readonly keepLeases?: boolean;
 }
 
 async function attachOnce(
   host: Host,
   id: string,
   request: AttachRequest,
-  old?: StoredRecord,
+  old: StoredRecord | undefined,
+  { keepLeases = false }: LeaseOptions,
 ): Promise<StoredRecord> {
   validatePolicy(request);
   const { name } = request;
@@ -265,6 +294,7 @@ async function attachOnce(
     for (const [index, network] of networks.entries()) {
       const had = before[index];
       const mtu = had?.mtu ?? request.mtu;
+      const mac = had?.mac ?? (index === 0 ? request.mac : undefined);
       const environment = {
         netns,
         netnsPath: planned.netns,
@@ -274,6 +304,7 @@ async function attachOnce(
         undo,
         owner: `${name}/${network.ifName}`,
         fresh: old === undefined,
+        keepsLease: keepLeases && mayGiveAgain(network),
         plugins: host,
         note: host.note,
         ...mtu === undefined ? {} : { mtu },
@@ -281,9 +312,10 @@ async function attachOnce(
       const one = await addNetwork(network, environment);
       added.push(
         hasExecuted(network)
-          ? (await import("./executed-link.ts")).settleLink(one, {
+          ? await (await import("./executed-link.ts")).settleLink(one, {
             ...environment,
             ...had === undefined ? {} : { had },
+            ...mac === undefined ? {} : { mac },
           })
           : one,
       );
@@ -311,6 +343,10 @@ async function attachOnce(
       const rules = own.length > 0 ? locate?.(hostNl, plain, link) ?? plain : plain;
       return withPolicy({ ...rules, ports: own, ...openPorts(request) }, link, request, ends);
     });
+    if (networks.some(hasExecuted)) {
+      const { refuseHeld } = await import("./same-address.ts");
+      refuseHeld(host, { vm: name, interfaces, guests });
+    }
     for (const guest of guests) {
       undo.push(`the rules of ${guest.owner}`, () => {
         firewall.remove(guest);

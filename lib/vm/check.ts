@@ -33,6 +33,8 @@ export interface Differences {
   readonly guards: readonly string[];
   /** Of rules and settings: put back. */
   readonly firewall: readonly string[];
+  /** With other VMs: mended by nothing that is done to this one. */
+  readonly conflicts: readonly string[];
 }
 
 /**
@@ -66,7 +68,8 @@ const PARTS = {
 
 /** Says in one line what is going to be mended: the difference, or how many there are of what. */
 export function noteMending(host: Host, vm: string, differences: Differences): void {
-  const problems = problemsOf(differences);
+  for (const conflict of differences.conflicts) host.note(`warning: ${conflict}`);
+  const problems = problemsOf({ ...differences, conflicts: [] });
   if (problems.length === 1) host.note(`mending: ${problems[0]}`);
   if (problems.length < 2) return;
   const counts = (["network", "wire", "guards", "firewall"] as const)
@@ -92,6 +95,7 @@ export async function checkAttachment(
       wire: [],
       guards: [],
       firewall: [],
+      conflicts: [],
     };
   }
   const findings = await checkNetworks(host, record, vmNl);
@@ -104,6 +108,9 @@ export async function checkAttachment(
     firewall: made.guests.flatMap((
       rules,
     ) => [...firewall.check(rules), ...checkSysctls(rules, options)]),
+    conflicts: made.networks.some(hasExecuted)
+      ? (await import("./same-address.ts")).checkHeld(host, { ...record, guests: made.guests })
+      : [],
   };
 }
 

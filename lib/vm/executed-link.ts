@@ -6,32 +6,105 @@
  */
 
 import type { MadeAttachment, SeenLink } from "../cni/plan.ts";
-import type { Added } from "../cni/runtime.ts";
+import { writeCache } from "../cni/cache.ts";
+import { type Added, type CheckEnvironment, checkNetwork } from "../cni/runtime.ts";
+import { CniCode, CniError, type Result } from "../cni/types.ts";
 import { parseCidr } from "../inet/ip.ts";
+import { formatMac, parseMac } from "../inet/mac.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import { NetlinkError } from "../netlink/errors.ts";
 import { addAddress, listAddresses } from "../netlink/address.ts";
 import { getLink, type Link, requireLink, setBridgePort, setLink } from "../netlink/link.ts";
 import { addRoute, listRoutes, RT_TABLE } from "../netlink/route.ts";
 import { MAX_TAP_MTU } from "../sys/tap.ts";
 import { findHostEnd, type LinkEnds } from "./host-end.ts";
+import { isLeased } from "./networks.ts";
 import type { VmInterface } from "./types.ts";
 
 /** What an interface is brought to. */
-export interface SettleOptions extends LinkEnds {
+export interface SettleOptions extends LinkEnds, CheckEnvironment {
+  readonly vmNl: NetlinkConnection;
   /** In bytes; what the network gave unless it is said. */
   readonly mtu?: number;
+  readonly mac?: string;
+  /** Whether the namespace is tapkit's own. */
+  readonly ownNetns: boolean;
   /** The interface as it was before, where it is to be the same again. */
   readonly had?: VmInterface;
-  note(text: string): void;
 }
 
 /**
- * Brings what a network's plugins made to what can be carried, and remembers what is seen of it.
+ * Brings what a network's plugins made to what is wanted and can be carried, and remembers what is
+ * seen of it.
  *
- * Equivalent to: `ip link set eth0 mtu N` on both ends of the pair
+ * Equivalent to: `ip link set eth0 mtu N` on both ends of the pair, `ip link set eth0 address MAC`
+ *
+ * @throws {CniError} when a plugin that was to keep the address gave another one
  */
-export function settleLink(added: Added, options: SettleOptions): Added {
+export async function settleLink(added: Added, options: SettleOptions): Promise<Added> {
+  if (options.keepsLease) requireSame(added, options.had);
   setMtu(added.attachment, options);
-  return { ...added, attachment: { ...added.attachment, seen: look(added.attachment, options) } };
+  const settled = await giveMac(added, options);
+  const seen = look(settled.attachment, options);
+  return { ...settled, attachment: { ...settled.attachment, seen } };
+}
+
+function requireSame({ attachment, result }: Added, had: VmInterface | undefined): void {
+  const now = result.ips.map(({ address }) => address);
+  const before = had?.addresses.map(({ address }) => address) ?? [];
+  if (before.every((address) => now.includes(address))) return;
+  const { plugins: [maker], network } = attachment;
+  throw new CniError(`network "${network}" gave ${now.join(", ")}, not ${before.join(", ")}`, {
+    plugin: maker!.type,
+    code: CniCode.INTERNAL,
+    taken: true,
+  });
+}
+
+/**
+ * Gives the interface the MAC that is wanted where its plugins took none, unless their CHECK then
+ * says that it has to be another one. In a namespace of somebody else's it stays as it is.
+ */
+async function giveMac(added: Added, options: SettleOptions): Promise<Added> {
+  const { attachment } = added;
+  const { mac: wanted, ownNetns, vmNl, plugins } = options;
+  const inner = requireLink(vmNl, attachment.ifName);
+  const mac = wanted === undefined ? undefined : formatMac(parseMac(wanted));
+  if (mac === undefined || inner.mac === mac || !ownNetns || isLeased(attachment)) return added;
+  try {
+    setLink(vmNl, inner.index, { mac });
+  } catch (error) {
+    // An ipvlan, say, has that of the link below.
+    if (error instanceof NetlinkError) return added;
+    throw error;
+  }
+  const changed = withMac(attachment, mac);
+  const findings = await checkNetwork(changed, options);
+  if (findings.every(({ executed, ignored }) => executed === undefined || ignored)) {
+    if (plugins !== undefined) writeCache(plugins.stateDir, changed, options.netnsPath);
+    return { ...added, attachment: changed, result: changed.result };
+  }
+  setLink(vmNl, inner.index, { mac: inner.mac! });
+  return added;
+}
+
+function withMac(attachment: MadeAttachment, mac: string): MadeAttachment {
+  const { ifName } = attachment;
+  const change = (result: Result): Result => ({
+    ...result,
+    interfaces: result.interfaces.map((one) =>
+      one.name === ifName && (one.sandbox ?? "") !== "" ? { ...one, mac } : one
+    ),
+  });
+  return {
+    ...attachment,
+    result: change(attachment.result),
+    plugins: attachment.plugins.map((plugin) =>
+      plugin.prevResult === undefined
+        ? plugin
+        : { ...plugin, prevResult: change(plugin.prevResult) }
+    ),
+  };
 }
 
 /** A TAP takes less than a veth pair does, and what one end drops the other has to know of. */
@@ -67,6 +140,7 @@ function look({ ifName }: MadeAttachment, ends: LinkEnds): SeenLink {
   return {
     hostEnd: {
       name: link.name,
+      ...link.mac === undefined ? {} : { mac: link.mac },
       mtu: link.mtu,
       ...master === undefined ? {} : { master: master.name },
       ...link.bridgePort?.hairpin ? { hairpin: true } : {},

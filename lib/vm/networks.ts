@@ -125,7 +125,7 @@ function labelOf(lists: readonly NetworkConfigList[]): string {
 }
 
 /** Whether the dhcp plugin's daemon leases its addresses, and listens on the interface for it. */
-function isLeased({ plugins }: NetworkAttachment): boolean {
+export function isLeased({ plugins }: NetworkAttachment): boolean {
   return plugins.some(({ config }) => config.ipam?.type === "dhcp");
 }
 

@@ -8,7 +8,7 @@ import { checkpoint } from "../checkpoint.ts";
 import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
 import { DEFAULT_NETWORK, tidyDefaultCni } from "../cni/default-network.ts";
 import { type NetworkAttachment, planNetwork, type PluginChoice } from "../cni/plan.ts";
-import { delNetwork } from "../cni/runtime.ts";
+import { delNetwork, mayGiveAgain } from "../cni/runtime.ts";
 import { LINK_GROUP } from "../cni/plugins/bridge-device.ts";
 import { TapkitError } from "../errors.ts";
 import { isThere } from "../files.ts";
@@ -96,8 +96,16 @@ export async function removeAttachment(host: Host, record: Removable): Promise<v
   deleteRecord(host, record.vm);
 }
 
-/** Takes away everything of an attachment but its record, as {@linkcode removeAttachment} does. */
-export async function removeMade(host: Host, record: Removable): Promise<void> {
+/**
+ * Takes away everything of an attachment but its record, as {@linkcode removeAttachment} does.
+ *
+ * @param keepLeases whether plugins that may give the same address again are left to keep it
+ */
+export async function removeMade(
+  host: Host,
+  record: Removable,
+  { keepLeases = false }: { readonly keepLeases?: boolean } = {},
+): Promise<void> {
   const failures: unknown[] = [];
   const step = (action: () => void) => {
     try {
@@ -134,7 +142,8 @@ export async function removeMade(host: Host, record: Removable): Promise<void> {
     note: host.note,
   };
   for (const network of made.networks.toReversed()) {
-    failures.push(...await delNetwork(network, environment));
+    const keepsLease = keepLeases && mayGiveAgain(network);
+    failures.push(...await delNetwork(network, { ...environment, keepsLease }));
   }
   step(() => {
     // By now the name may be another's.

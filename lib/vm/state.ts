@@ -392,6 +392,17 @@ export function readRecords(
   return readEach(host, names, (name) => readRecord(host, name));
 }
 
+/** Those of all readable records whose text holds one of some words; others are not parsed. */
+export function readRecordsNaming(host: HostPaths, words: readonly string[]): StoredRecord[] {
+  return readRecords(
+    host,
+    recordNames(host).filter((name) => {
+      const text = readIfThere(recordPath(host, name)) ?? "";
+      return words.some((word) => text.includes(word));
+    }),
+  );
+}
+
 /** What is there of these names and can be read; what cannot is passed to `host.note`. */
 export function readEach<T>(
   host: HostPaths,

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { fetchName, serveName } from "../support/http.ts";
@@ -150,5 +150,139 @@ Deno.test("attach-vm --check: sees without the plugin what became of the interfa
       assertEquals(await check(host), { code: 0, problems: [] });
       assertEquals([await reaches(), await network.calls()], ["peer", []]);
     });
+  }
+});
+
+Deno.test("attach-vm --restore: a network that keys its IPAM by container id gives the address again, and the MAC is given by tapkit", async (t) => {
+  const { host: one, network } = await hostWith();
+  await using host = one;
+  const before = await host.snapshot();
+  // Its address goes before the others' do, so that a lower one is free.
+  await host.mustTapkit("attach-vm", "first");
+  const { json: [record] } = await host.mustTapkit("attach-vm", "web");
+  await host.mustTapkit("attach-vm", "first", "--remove");
+  assertEquals(record.interfaces[0].addresses[0].address, "10.40.0.3/24");
+  const port = "$(ls /sys/class/net | grep vethmu)";
+  const holds = host.spawn("sleep", ["60"], { netns: "tapkit-web" });
+  const losses: [loss: string, calls: string[]][] = [
+    ["ip netns delete tapkit-web", ["ADD"]],
+    [`ip link delete ${port}`, ["ADD"]],
+  ];
+  await network.calls();
+  // A process in a namespace without a name keeps the pair.
+  for (const [loss, calls] of losses) {
+    await t.step(loss, async () => {
+      await host.sh(loss);
+      const restored = await host.mustTapkit("attach-vm", "--restore");
+      assertEquals(restored.json, [record], restored.stderr);
+      assert(!restored.stderr.includes("warning"), restored.stderr);
+      assertEquals(await network.calls(), calls);
+      assertEquals(await check(host), { code: 0, problems: [] });
+      await using guest = await NetnsGuest.start(host, record);
+      await guest.dhcp();
+      assertEquals(await fetchName(guest, "192.0.2.2", 8000), "peer");
+    });
+  }
+  await t.step("while it is down the address is not given back", async () => {
+    await host.sh("ip netns delete tapkit-web");
+    await network.stop();
+    const failed = await host.tapkit("attach-vm", "--restore");
+    assertEquals(failed.code, 1);
+    assertMatch(failed.stderr, /connection refused/);
+    await network.start();
+    assertEquals((await host.mustTapkit("attach-vm", "--restore")).json, [record]);
+    assertEquals(await network.calls(), ["ADD", "ADD"]);
+  });
+  await t.step("what refuses ADD for what is there is asked to let go of it first", async () => {
+    await host.sh("ip netns delete tapkit-web");
+    await network.refuseTwice();
+    const { json: [changed], stderr } = await host.mustTapkit("attach-vm", "--restore");
+    assertEquals(await network.calls(), ["ADD", "DEL", "ADD"]);
+    assertMatch(stderr, /making room by DEL: made-up: ADD .*has an address already/);
+    assertEquals(changed.interfaces[0].mac, record.interfaces[0].mac);
+    assertMatch(stderr, /warning: "eth0" had the address 10\.40\.0\.3, now it has 10\.40\.0\.2/);
+  });
+  await holds[Symbol.asyncDispose]();
+  await host.mustTapkit("attach-vm", "web", "--remove");
+  assertEquals(await network.given(), {});
+  await host.assertRestored(before, {
+    except: [/made-up\/(calls|once)/, /ip_forward/, /(fe80|ff00):/],
+  });
+});
+
+Deno.test("attach-vm --mac: is given where the plugin takes none, unless its CHECK pins another", async () => {
+  const { host: one } = await hostWith();
+  await using host = one;
+  const mac = "02:00:00:00:00:77";
+  const { json: [record] } = await host.mustTapkit("attach-vm", "web", "--mac", mac);
+  assertEquals(record.interfaces[0].mac, mac);
+  const [eth0] = JSON.parse(
+    await host.must("ip", ["-n", "tapkit-web", "-j", "link", "show", "eth0"]),
+  );
+  assertEquals(eth0.address, mac);
+  assertEquals(await check(host), { code: 0, problems: [] });
+
+  // Behind it a plugin that has seen which MAC the interface got.
+  await host.writeFile(
+    "/opt/cni/bin/pins",
+    `#!/bin/sh
+     conf=$(cat)
+     now=$(nsenter --net=$CNI_NETNS ip -o link show eth0 | sed 's/.*ether \\([^ ]*\\).*/\\1/')
+     case $CNI_COMMAND in
+       ADD) echo $now >/run/pinned; printf '%s' "$conf" | sed 's/.*"prevResult"://; s/}$//' ;;
+       CHECK) [ $now = $(cat /run/pinned) ] || { echo '{"code": 9, "msg": "MAC is not allowed"}'; exit 1; } ;;
+     esac`,
+    0o755,
+  );
+  await MadeUpNetwork.install(host, {
+    name: "pinned",
+    bridge: "pinbr0",
+    prefix: "10.50.0",
+    mtu: 1500,
+    cniVersion: "0.4.0",
+    chained: [{ type: "pins" }],
+    priority: 50,
+  });
+  const pinned = ["attach-vm", "pin", "--network", "pinned"] as const;
+  const before = await host.snapshot();
+  const refused = await host.tapkit(...pinned, "--mac", mac);
+  assertEquals(refused.code, 1);
+  assertMatch(refused.stderr, /"pinned" gave the MAC .* not 02:00:00:00:00:77/);
+  await host.assertRestored(before, { except: [/pinned/, /(fe80|ff00):/, /serve-dhcp/] });
+  await host.mustTapkit(...pinned);
+  await host.sh("ip netns delete tapkit-pin");
+  const { stderr } = await host.mustTapkit("attach-vm", "--restore");
+  assertMatch(stderr, /warning: "eth0" had the MAC address .*, now it has/);
+  assertEquals(await check(host, "pin"), { code: 0, problems: [] });
+});
+
+Deno.test("attach-vm: an address that another VM has is refused, and --check names both", async () => {
+  const { host: one, network } = await hostWith();
+  await using host = one;
+  await host.mustTapkit("attach-vm", "a");
+  await network.forget();
+  const before = await host.snapshot();
+  const refused = await host.tapkit("attach-vm", "b");
+  assertEquals(refused.code, 1);
+  assertMatch(
+    refused.stderr,
+    /network "made-up" gave the address 10\.40\.0\.2, which VM "a" has: .*IPAM/,
+  );
+  await host.assertRestored(before, { except: [/made-up\/calls/, /(fe80|ff00):/, /serve-dhcp/] });
+  assertEquals(await check(host, "a"), { code: 0, problems: [] });
+
+  // As a version that did not compare left it.
+  const vms = "/var/lib/tapkit/vms";
+  await host.mustTapkit("attach-vm", "a", "--remove");
+  await host.mustTapkit("attach-vm", "a");
+  await host.mustTapkit("attach-vm", "b");
+  await host.sh(`sed -i 's/10\\.40\\.0\\.3/10.40.0.2/g' ${vms}/b.json`);
+  for (const [name, other] of [["a", "b"], ["b", "a"]] as const) {
+    const { code, problems } = await check(host, name);
+    assertEquals(code, 3);
+    assertMatch(
+      problems.join("\n"),
+      new RegExp(`10\\.40\\.0\\.2 of "eth0" of VM "${name}" is that of VM "${other}" too`),
+    );
   }
 });

@@ -25,6 +25,8 @@ export interface MadeUpOptions {
   readonly mtu?: number;
   /** The first three numbers of its /24. */
   readonly prefix?: string;
+  /** Of the specification; from 0.4.0 on its CHECK is content with everything. */
+  readonly cniVersion?: string;
   /** Plugins behind it in the chain. */
   readonly chained?: readonly unknown[];
   /** Of its configuration's file: a lower one sorts first. */
@@ -38,6 +40,7 @@ export class MadeUpNetwork {
   readonly bridge: string;
   readonly #mtu: number;
   readonly #prefix: string;
+  readonly #cniVersion: string;
 
   private constructor(host: Host, options: MadeUpOptions) {
     this.#host = host;
@@ -45,6 +48,7 @@ export class MadeUpNetwork {
     this.bridge = options.bridge ?? "mubr0";
     this.#mtu = options.mtu ?? 65535;
     this.#prefix = options.prefix ?? "10.40.0";
+    this.#cniVersion = options.cniVersion ?? "0.3.0";
   }
 
   /** Installs plugin and configuration, and starts it: its bridge is there, and masqueraded. */
@@ -56,7 +60,11 @@ export class MadeUpNetwork {
     await host.writeFile(`/opt/cni/bin/${name}`, network.#program(), 0o755);
     await host.writeFile(
       `/etc/cni/net.d/${priority}-${name}.conflist`,
-      JSON.stringify({ cniVersion: "0.3.0", name, plugins: [{ type: name }, ...chained] }),
+      JSON.stringify({
+        cniVersion: network.#cniVersion,
+        name,
+        plugins: [{ type: name }, ...chained],
+      }),
     );
     await network.makeBridge();
     const subnet = `${network.#prefix}.0/24`;
@@ -76,9 +84,9 @@ export class MadeUpNetwork {
   /** Makes its bridge, as when it starts on a host that has none. */
   async makeBridge(): Promise<void> {
     const { bridge } = this;
-    // An MTU that is set stays as ports come.
+    // An MTU that is set stays as ports come, and so does a MAC.
     await this.#host.sh(`
-      ip link add ${bridge} type bridge
+      ip link add ${bridge} address 02:00:00:00:40:01 type bridge
       ip link set ${bridge} mtu ${this.#mtu} up
       ip address add ${this.gateway}/24 dev ${bridge}
     `);
@@ -97,6 +105,11 @@ export class MadeUpNetwork {
   /** Its plugin answers again. */
   async start(): Promise<void> {
     await this.#host.sh(`rm -f ${this.#state}/down ${this.#state}/hangs`);
+  }
+
+  /** Its plugin refuses from now on to add what has an address. */
+  async refuseTwice(): Promise<void> {
+    await this.#host.sh(`touch ${this.#state}/once`);
   }
 
   /** Its IPAM loses its memory. */
@@ -124,11 +137,12 @@ export class MadeUpNetwork {
 
   #program(): string {
     const state = this.#state;
+    const version = this.#cniVersion;
     const refused = `dial tcp 127.0.0.1:6784: connect: connection refused`;
     return `#!/bin/sh
 cat >/dev/null
 echo $CNI_COMMAND >>${state}/calls
-fail() { echo "{\\"cniVersion\\": \\"0.3.0\\", \\"code\\": 100, \\"msg\\": \\"$1\\"}"; echo "$1" >&2; exit 1; }
+fail() { echo "{\\"cniVersion\\": \\"${version}\\", \\"code\\": 100, \\"msg\\": \\"$1\\"}"; echo "$1" >&2; exit 1; }
 [ $CNI_COMMAND = VERSION ] && { echo '{"cniVersion": "0.3.0", "supportedVersions": ["0.3.0"]}'; exit; }
 while [ -e ${state}/hangs ]; do sleep 0.05; done
 [ -e ${state}/down ] && fail "Post http://127.0.0.1:6784/ip/$CNI_CONTAINERID: ${refused}"
@@ -136,6 +150,7 @@ own=${state}/ips/$CNI_CONTAINERID
 inside() { nsenter --net=$CNI_NETNS ip "$@"; }
 case $CNI_COMMAND in
 ADD)
+  [ -e ${state}/once ] && [ -e $own ] && fail "$CNI_CONTAINERID has an address already"
   outer=vethmu$(echo $CNI_CONTAINERID | cut -c1-7)
   inside link show $CNI_IFNAME >/dev/null 2>&1 && fail "$CNI_IFNAME: file exists"
   inside link add $CNI_IFNAME mtu ${this.#mtu} type veth peer name $outer mtu ${this.#mtu} netns 1 ||
@@ -151,7 +166,7 @@ ADD)
   inside address add $address/24 dev $CNI_IFNAME
   inside route add default via ${this.gateway} 2>/dev/null
   cat <<END
-{"cniVersion": "0.3.0", "dns": {},
+{"cniVersion": "${version}", "dns": {},
  "ips": [{"version": "4", "address": "$address/24", "gateway": "${this.gateway}"}]}
 END
   ;;
@@ -159,6 +174,7 @@ DEL)
   [ -n "$CNI_NETNS" ] && inside link del $CNI_IFNAME 2>/dev/null
   rm -f $own
   ;;
+CHECK) ;;
 *) fail "unknown verb $CNI_COMMAND" ;;
 esac
 exit 0
