@@ -121,7 +121,7 @@ export const ATTACH_VM = {
       metavar: "CIDR",
       repeat: true,
       help: "drop the guest's new connections to there by way of the host, whose own addresses " +
-        "count: 169.254.169.254/32, where clouds keep secrets; none clears them",
+        "count: 169.254.169.254, where clouds keep secrets; none clears them and exceptions",
     },
     {
       name: "allow-egress",
@@ -227,7 +227,7 @@ export const ATTACH_VM = {
     },
     {
       does: "no connections to the cloud's metadata, nor to other VMs",
-      command: "attach-vm web --deny-egress 169.254.169.254/32 --isolated",
+      command: "attach-vm web --deny-egress 169.254.169.254 --isolated",
     },
     { does: "many at once", command: "attach-vm --from vms.jsonl" },
     { does: "take it away", command: "attach-vm web --remove" },

@@ -88,7 +88,7 @@ export function readMapCommand({ flags, words }: Parsed<typeof MAP_PORT>): MapCo
     if (verb === "list") return { verb, ports };
     throw new InputError("no VM is named", { mend: "see map-port --help" });
   }
-  if (verb === "map" && typeof target === "string") refuseVerbs([target]);
+  if (verb === "map" && flags.to === undefined) refuseVerbs([words[0]!], "map-port");
   if ((verb === "list" || verb === "check") && ports.length > 0) {
     throw new InputError(`${JSON.stringify(ports[0])} does not go with --${verb}`, {
       mend: "it is for all ports of one VM or address",

@@ -6,7 +6,7 @@
 
 import { InputError } from "../errors.ts";
 
-/** What was meant, with the VMs' names in place of NAME. */
+/** What was meant with attach-vm, with the VMs' names in place of NAME. */
 const MEANT: Readonly<Record<string, readonly string[]>> = {
   "attach-vm NAME --list": ["list", "ls", "ps", "show", "inspect", "get"],
   "attach-vm NAME --remove": ["rm", "remove", "del", "delete", "detach", "stop", "down"],
@@ -26,15 +26,15 @@ const MEANT: Readonly<Record<string, readonly string[]>> = {
  * @param words the free words of a command line
  * @throws {InputError} whose mend is the command that was meant
  */
-export function refuseVerbs(words: readonly string[]): void {
+export function refuseVerbs(words: readonly string[], script = "attach-vm"): void {
   const verb = words.find((word) => meant(word) !== undefined);
   if (verb === undefined) return;
+  const message = `${JSON.stringify(verb)} is refused as the name of a VM`;
+  if (script !== "attach-vm") throw new InputError(message, { mend: `see ${script} --help` });
   const others = words.filter((word) => meant(word) === undefined).join(" ");
   const looks = meant(verb)!.endsWith("--list");
   const command = meant(verb)!.replace("NAME", others || (looks ? "" : "NAME"));
-  throw new InputError(`${JSON.stringify(verb)} is refused as the name of a VM`, {
-    mend: `did you mean ${command.replaceAll("  ", " ")}?`,
-  });
+  throw new InputError(message, { mend: `did you mean ${command.replaceAll("  ", " ")}?` });
 }
 
 function meant(word: string): string | undefined {

@@ -52,9 +52,18 @@ export function validateNetworkName(name: string): void {
   });
 }
 
-/** Checks a link's name by the kernel's rules (`dev_valid_name`) and the specification's. */
+/** Checks the name of a link that is to be made. */
 export function validateInterfaceName(name: string): void {
-  const problem = name === ""
+  const problem = malformedLinkName(name) ?? linkNameProblem(name);
+  if (problem === undefined) return;
+  throw new InputError(`interface name "${name}" ${problem}`, {
+    mend: "choose another, as in eth0",
+  });
+}
+
+/** What the kernel's rules (`dev_valid_name`) and the specification's have against a link's name. */
+export function malformedLinkName(name: string): string | undefined {
+  return name === ""
     ? "is empty"
     : name === "." || name === ".."
     ? "is reserved"
@@ -63,10 +72,21 @@ export function validateInterfaceName(name: string): void {
     : /[/:\s\0]/.test(name)
     ? "contains '/', ':' or white space"
     : undefined;
-  if (problem === undefined) return;
-  throw new InputError(`interface name "${name}" ${problem}`, {
-    mend: "choose another, as in eth0",
-  });
+}
+
+/**
+ * What is wrong with the name of a link that is made here, in words that follow its name: others read
+ * some names as more than one link, or as none.
+ */
+export function linkNameProblem(name: string): string | undefined {
+  if (name === "all" || name === "default") return "stands for every link in /proc/sys/net";
+  if (name.endsWith("*") || name.endsWith("+")) {
+    return "stands for several links in firewalls' rules";
+  }
+  if (name.includes("%")) return "is a pattern to the kernel";
+  // deno-lint-ignore no-control-regex -- nor is one any use in a name.
+  if (/[\x00-\x1f\x7f"'\\*]/.test(name)) return "holds a character that rules cannot quote";
+  return /^[-!]/.test(name) ? "begins as a flag" : undefined;
 }
 
 /** Paths of a directory's configuration files in lexical order; none when it does not exist. */
@@ -141,7 +161,7 @@ export function findNetwork(directory: string, name?: string): NetworkConfigList
     known.push(raw.name);
   }
   if (broken[0] !== undefined) throw broken[0];
-  throw new TapkitError(`${directory} configures no network "${name}"`, {
+  throw new InputError(`${directory} configures no network "${name}"`, {
     mend: known.length === 0
       ? "add its configuration file, or leave out the network's name"
       : `choose one of ${[...new Set(known)].join(", ")}`,
@@ -152,13 +172,28 @@ function readText(path: string): string {
   try {
     return Deno.readTextFileSync(path);
   } catch (error) {
-    throw new TapkitError(`CNI configuration ${path} cannot be read: ${reason(error)}`, {
-      mend: error instanceof Deno.errors.NotFound
-        ? "it may be a dangling link: remove it"
-        : "check its type and permissions",
-      cause: error,
+    throw unreadable(path, error);
+  }
+}
+
+function unreadable(path: string, cause: unknown): TapkitError {
+  const what = `CNI configuration ${path}`;
+  let target: string | undefined;
+  try {
+    target = Deno.readLinkSync(path);
+  } catch {
+    // It is no link.
+  }
+  if (cause instanceof Deno.errors.NotFound && target !== undefined) {
+    return new TapkitError(`${what} is a link to ${target}, which is not there`, {
+      mend: "remove the link, or bring back what it leads to",
+      cause,
     });
   }
+  return new TapkitError(`${what} cannot be read: ${reason(cause)}`, {
+    mend: "check its type and permissions",
+    cause,
+  });
 }
 
 function parseJson(text: string, path: string): unknown {

@@ -5,7 +5,15 @@
  */
 
 import { InputError, TapkitError } from "../errors.ts";
-import { agree, bigIntToIp, type Cidr, cidrsOverlap, ipToBytes, parseCidr } from "../inet/ip.ts";
+import {
+  agree,
+  bigIntToIp,
+  type Cidr,
+  cidrsOverlap,
+  ipToBytes,
+  parseCidr,
+  specialUse,
+} from "../inet/ip.ts";
 import { listAddresses } from "../netlink/address.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink, listLinks } from "../netlink/link.ts";
@@ -177,11 +185,8 @@ export function networkOverlap(
   return undefined;
 }
 
-/** What unicast prefixes of guests cannot be taken from. */
-const SPECIAL: Readonly<Record<4 | 6, readonly string[]>> = {
-  4: ["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"],
-  6: ["::/96", "::ffff:0:0/96", "fe80::/10", "ff00::/8"],
-};
+/** What guests can have addresses of, but hardly anybody means. */
+const ODD = ["169.254.0.0/16", "240.0.0.0/4"];
 
 /**
  * Parses a prefix for guests.
@@ -204,11 +209,15 @@ export function parsePrefix(text: string, family: 4 | 6): Cidr {
       mend: `choose a prefix length of ${longest} or less`,
     });
   }
-  const special = SPECIAL[family].find((other) => cidrsOverlap(parseCidr(other), prefix));
+  const special = specialUse(prefix) ??
+    ODD.find((other) => cidrsOverlap(parseCidr(other), prefix));
   if (special !== undefined) {
-    throw new InputError(`subnet ${text} is within ${special}, which is no place for guests`, {
-      mend: family === 4 ? "choose one as 10.61.0.0/16" : "choose one as fd00:61::/64, or auto",
-    });
+    throw new InputError(
+      `subnet ${text} has addresses of ${special}, which is no place for guests`,
+      {
+        mend: family === 4 ? "choose one as 10.61.0.0/16" : "choose one as fd00:61::/64, or auto",
+      },
+    );
   }
   return prefix;
 }

@@ -175,6 +175,12 @@ export function parseCidr(text: string): Cidr {
   };
 }
 
+/** A prefix as it was given; an address alone is the prefix of that one address. */
+export function asPrefix(text: string): string {
+  const family = isIp(text);
+  return family === 0 ? text : `${text}/${family === 4 ? 32 : 128}`;
+}
+
 /**
  * The canonical address of `ADDRESS` or `ADDRESS/LENGTH`.
  *
@@ -211,6 +217,24 @@ export function agree(a: Uint8Array, b: Uint8Array, bits: number): boolean {
 export function netmask(prefixLength: number): string {
   const ones = (1n << 32n) - (1n << BigInt(32 - prefixLength));
   return bigIntToIp(ones, 4);
+}
+
+/** Prefixes that no host on a network can have addresses of, and what they are for. */
+const SPECIAL: readonly (readonly [prefix: string, purpose: string])[] = [
+  ["0.0.0.0/8", "this network"],
+  ["127.0.0.0/8", "loopback"],
+  ["224.0.0.0/4", "multicast"],
+  ["255.255.255.255/32", "broadcast"],
+  ["::/96", "loopback"],
+  ["::ffff:0:0/96", "IPv4 in IPv6"],
+  ["fe80::/10", "link-local addresses"],
+  ["ff00::/8", "multicast"],
+];
+
+/** What a prefix has that no host on a network can have, for people; undefined for a plain one. */
+export function specialUse(prefix: Cidr): string | undefined {
+  const found = SPECIAL.find(([text]) => cidrsOverlap(prefix, parseCidr(text)));
+  return found && `${found[0]} (${found[1]})`;
 }
 
 /** Whether an address is 127.0.0.0/8 or ::1. */

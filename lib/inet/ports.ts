@@ -6,6 +6,7 @@
 
 import { InputError, TapkitError } from "../errors.ts";
 import { canonicalIp, type Family, isIp, isLoopback, isMulticast } from "./ip.ts";
+import { findSlip } from "./port-slips.ts";
 
 /** The transport protocols whose ports can be mapped. */
 export type Protocol = "tcp" | "udp" | "sctp";
@@ -120,7 +121,8 @@ function parseNumber(text: string, side: string, digits: string): number {
 }
 
 function refuse(text: string, why: string): InputError {
-  return new InputError(`port "${text}": ${why}`, { mend: MEND });
+  const slip = findSlip(text);
+  return new InputError(`port "${text}": ${slip?.why ?? why}`, { mend: slip?.mend ?? MEND });
 }
 
 /** A mapping in the grammar of {@linkcode parsePorts}, with `/tcp` left out. */

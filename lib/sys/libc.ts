@@ -198,6 +198,7 @@ export const Errno = {
   ENOSPC: 28,
   EROFS: 30,
   ERANGE: 34,
+  EXFULL: 54,
   EMSGSIZE: 90,
   EPROTONOSUPPORT: 93,
   EOPNOTSUPP: 95,

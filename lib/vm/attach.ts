@@ -33,7 +33,13 @@ import { UndoStack } from "../undo.ts";
 import { changeRules, changesGuards, dropRules, reguard, rewire, setSysctls } from "./change.ts";
 import { checkAttachment, type NetworkFinding, noteMending } from "./check.ts";
 import { canonicalNetns, requireSuccessor, validateNetns } from "./netns.ts";
-import { assertAsAsked, describeInterface, keepFailures, planNetworks } from "./networks.ts";
+import {
+  assertAsAsked,
+  describeInterface,
+  keepFailures,
+  nameHolder,
+  planNetworks,
+} from "./networks.ts";
 import {
   allPorts,
   askedPorts,
@@ -375,7 +381,7 @@ async function attachOnce(
     writeRecord(host, record);
     return record;
   } catch (error) {
-    throw await undo.fail(error);
+    throw await undo.fail(nameHolder(host, error));
   }
 }
 

@@ -7,6 +7,7 @@
 import { findNetwork } from "../cni/conflist.ts";
 import { DEFAULT_NETWORK, installDefaultCni } from "../cni/default-network.ts";
 import { declares, type NetworkAttachment, planNetwork } from "../cni/plan.ts";
+import { AddressHeldError } from "../cni/plugins/host-local.ts";
 import { hasExecuted } from "../cni/runtime.ts";
 import { assertNoOverlap } from "../cni/subnets.ts";
 import type { IpConfig, NetworkConfigList, Result } from "../cni/types.ts";
@@ -19,7 +20,7 @@ import { requireLink } from "../netlink/link.ts";
 import { listRoutes, RT_TABLE } from "../netlink/route.ts";
 import { parseRate } from "./request.ts";
 import { identityOf } from "./routers.ts";
-import type { HostPaths } from "./state.ts";
+import { type HostPaths, nameOfId } from "./state.ts";
 import type { AttachRequest, VmInterface } from "./types.ts";
 import { movesIdentity, type UnwiredInterface } from "./wires.ts";
 
@@ -231,4 +232,16 @@ export function portMappings(ports: readonly PortMapping[]) {
     protocol,
     ...hostIP === "" ? {} : { hostIP },
   }));
+}
+
+/** An error that says whose an address is, with the VM's name in place of its container id. */
+export function nameHolder(host: HostPaths, error: unknown): unknown {
+  if (!(error instanceof AddressHeldError)) return error;
+  const { containerId } = error.holder;
+  const vm = nameOfId(host, containerId);
+  if (vm === undefined) return error;
+  return new TapkitError(error.message.replace(`container ${containerId}`, `VM "${vm}"`), {
+    mend: `ask for another address, or run attach-vm ${vm} --remove`,
+    cause: error,
+  });
 }

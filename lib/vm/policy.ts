@@ -6,7 +6,7 @@
 
 import { TapkitError } from "../errors.ts";
 import type { EgressRule, GuestRules } from "../firewall/model.ts";
-import { cidrContains, cidrsOverlap, type Family, parseCidr } from "../inet/ip.ts";
+import { asPrefix, cidrContains, cidrsOverlap, type Family, parseCidr } from "../inet/ip.ts";
 import { ownAddresses } from "../netlink/address.ts";
 import { readSysctl } from "../sys/sysctl.ts";
 import { findHostEnd, type LinkEnds } from "./host-end.ts";
@@ -76,7 +76,7 @@ function isIsolated({ isolated = false }: AttachRequest): boolean {
 }
 
 function listed(prefixes: AttachRequest["denyEgress"]): readonly string[] {
-  return prefixes === undefined || prefixes === "none" ? [] : prefixes;
+  return prefixes === undefined || prefixes === "none" ? [] : prefixes.map(asPrefix);
 }
 
 function egressOf({ denyEgress, allowEgress }: AttachRequest): EgressRule[] {

@@ -6,7 +6,7 @@
 
 import { validateNetworkName } from "../cni/conflist.ts";
 import { InputError, TapkitError } from "../errors.ts";
-import { addressOf, cidrContains, isIp, parseCidr } from "../inet/ip.ts";
+import { addressOf, asPrefix, cidrContains, isIp, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { parsePorts } from "../inet/ports.ts";
 import { leadToOne, validateNetns } from "./netns.ts";
@@ -35,7 +35,7 @@ export function validateAttach(request: AttachRequest): void {
   for (const [key, value] of Object.entries(request.cniArgs ?? {})) validateCniArg(key, value);
   if (request.linkLocal !== undefined) validateLinkLocal(request.linkLocal);
   for (const prefixes of [request.denyEgress, request.allowEgress]) {
-    if (prefixes !== "none") prefixes?.forEach(parseCidr);
+    if (prefixes !== "none") prefixes?.forEach((text) => parseCidr(asPrefix(text)));
   }
   // Of an attached VM the rest may be recorded.
   if (request.antispoof === false) validatePolicy(request);
@@ -174,7 +174,9 @@ export function mergeRequest(record: StoredRecord, request: AttachRequest): Atta
   const { mode, netns: _, ...rest } = request;
   // What auto came to is kept; it is tried again only when everything is made anew.
   const chosen = mode === undefined || mode === "auto" ? {} : { mode };
-  if (changed === undefined) return { ...recorded, ...rest, ...chosen };
+  // Exceptions of nothing are none either.
+  const cleared = rest.denyEgress === "none" ? { allowEgress: "none" as const } : {};
+  if (changed === undefined) return { ...recorded, ...cleared, ...rest, ...chosen };
   throw new TapkitError(`its ${changed} cannot be changed while it is attached`, {
     mend: `run attach-vm ${request.name} --remove first`,
   });

@@ -186,8 +186,8 @@ export interface AttachRequest {
   /** Whether nothing may pass between the guest and the others of its networks. */
   readonly isolated?: boolean;
   /**
-   * Prefixes, `"169.254.169.254/32"`, that the guest's new connections may not go to; `"none"`
-   * clears them. Of these and {@linkcode allowEgress} the longest that matches decides, and of two
+   * Prefixes or addresses, `"169.254.169.254"`, that the guest's new connections may not go to;
+   * `"none"` clears them, and exceptions of them that are not given with it. Of these and {@linkcode allowEgress} the longest that matches decides, and of two
    * equal ones the exception.
    */
   readonly denyEgress?: readonly string[] | "none";

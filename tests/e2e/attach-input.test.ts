@@ -18,7 +18,7 @@ Deno.test("attach-vm: bad input is refused before anything is touched", async ()
     [["web", "--ports", "0"], /does not read as a port mapping/],
     [["web", "--ports", "8080:0"], /VM port 0 has no meaning/],
     [["web", "--ports", "65536:80"], /not a number from 1 to 65535/],
-    [["web", "--ports", "-1:80"], /./],
+    [["web", "--ports", "-1:80"], /the host port "-1" is not a number from 1 to 65535/],
     [["web", "--ports", "8080:80/"], /the protocol is empty/],
     [["web", "--ports", "8080:80/icmp"], /"icmp" is not a protocol/],
     [["web", "--ports", "9-1:1-9"], /reversed/],
@@ -120,7 +120,7 @@ Deno.test("attach-vm: the network that is named, or the first in lexical order",
   const { json: [named] } = await host.mustTapkit("attach-vm", "api", "--network", "b");
   assertEquals(named.interfaces[0].addresses[0].address, "10.7.0.2/24");
   const unknown = await host.tapkit("attach-vm", "db", "--network", "c");
-  assertEquals(unknown.code, 1);
+  assertEquals(unknown.code, 2);
   assertMatch(unknown.stderr, /configures no network "c": choose one of a, b/);
 });
 

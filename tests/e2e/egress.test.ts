@@ -189,7 +189,7 @@ Deno.test("attach-vm: refuses policies that nothing could keep, and touches noth
   );
   const before = await host.snapshot();
   const cases: readonly (readonly [flags: string, code: number, message: RegExp])[] = [
-    ["--deny-egress 10.0.0.0", 2, /"10\.0\.0\.0" is not an address with a prefix length/],
+    ["--deny-egress example.com", 2, /"example\.com" is not an address with a prefix length/],
     ["--deny-egress 10.0.0.0/33", 2, /is not an address with a prefix length/],
     ["--deny-egress none --deny-egress ::/0", 2, /--deny-egress none does not go with other/],
     ["--allow-egress 10.0.0.0/8", 2, /egress is allowed where none is denied/],
@@ -221,6 +221,12 @@ Deno.test("attach-vm: refuses policies that nothing could keep, and touches noth
   // What the bridge passes is filtered too: see the test above.
   await host.sh("sysctl -qw net.bridge.bridge-nf-call-iptables=1");
   assert(!(await host.mustTapkit(...deny)).stderr.includes("neighbours"));
+  const exact = ["--deny-egress", "192.0.2.9", "--allow-egress", "2001:db8::9"];
+  const { json: [record] } = await host.mustTapkit("attach-vm", "a", ...exact);
+  assertEquals([record.denyEgress, record.allowEgress], [["192.0.2.9/32"], ["2001:db8::9/128"]]);
+  const { json: [cleared] } = await host.mustTapkit("attach-vm", "a", "--deny-egress", "none");
+  assertEquals([cleared.denyEgress, cleared.allowEgress], [undefined, undefined]);
+  await host.mustTapkit("attach-vm", "a", "--deny-egress", "10.0.0.0/8");
   const late = await host.tapkit("attach-vm", "a", "--no-antispoof");
   assertEquals(late.code, 2);
   assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);

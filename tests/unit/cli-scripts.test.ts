@@ -86,7 +86,7 @@ Deno.test("scripts: what is wrong is refused with exit code 2, one line and its 
     ["attach-vm", ["web", "--rm"], "did you mean --remove?"],
     ["attach-vm", ["--remove"], "--remove --all"],
     ["attach-vm", ["rm", "web"], "did you mean attach-vm web --remove?"],
-    ["map-port", ["list"], "--list?"],
+    ["map-port", ["rm", "web", "80:80"], '"rm" is refused as the name of a VM: see map-port'],
     ["attach-vm", ["web", "--restore"], "--restore takes no names"],
     ["attach-vm", ["--restore", "--ports", "8080:80"], "--ports does not go with --restore"],
     ["attach-vm", ["--restore", "--list"], "--list and --restore"],

@@ -31,6 +31,12 @@ Deno.test("validateInterfaceName: takes what the kernel takes", () => {
   for (const name of ["eth0", "a", "vm_eth0", "br-0.100", "x".repeat(15)]) {
     validateInterfaceName(name);
   }
+  // To others these are no name of one link.
+  for (
+    const name of ["all", "default", "br*", "br+", "b*r", "br%d", 'a"b', "a'b", "-a", "!a", "\x1b"]
+  ) {
+    assertThrows(() => validateInterfaceName(name), InputError, name);
+  }
   for (const name of ["", ".", "..", "a/b", "a b", "a\tb", "a:1", "x".repeat(16), "ä".repeat(8)]) {
     assertThrows(() => validateInterfaceName(name), InputError);
   }
@@ -264,6 +270,7 @@ Deno.test("findNetwork: a file that cannot be read is an error that names it", (
   withDirectory({}, (d) => {
     Deno.symlinkSync(`${d}/nothing`, `${d}/10.conf`);
     const error = assertThrows(() => findNetwork(d), TapkitError, `${d}/10.conf`);
-    assertStringIncludes(error.mend ?? "", "dangling link");
+    assertStringIncludes(error.message, `is a link to ${d}/nothing, which is not there`);
+    assertStringIncludes(error.mend ?? "", "remove the link");
   });
 });

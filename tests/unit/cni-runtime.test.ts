@@ -92,7 +92,13 @@ Deno.test("planNetwork: refuses a misconfigured plugin, naming network and key",
     const error = assertThrows(() => plan([{ ...BRIDGE, ...conf }]), CniError, words);
     assertStringIncludes(error.message, `"net"`);
   }
-  assertThrows(() => plan([{ ...BRIDGE, bridge: "a/b" }]), InputError, "a/b");
+  for (const bridge of ["a/b", "all", "br+"]) {
+    assertThrows(() => plan([{ ...BRIDGE, bridge }]), CniError, `the bridge "${bridge}", a name`);
+  }
+  for (const subnet of ["0.0.0.0/0", "127.0.0.0/8", "239.0.0.0/8", "::/0", "fe80::/64"]) {
+    const ipam = { type: "host-local", subnet };
+    assertThrows(() => plan([{ ...BRIDGE, ipam }]), CniError, `the subnet ${subnet}, which has`);
+  }
 });
 
 Deno.test("findUnsupported: names the plugin and the key that is not built in", () => {

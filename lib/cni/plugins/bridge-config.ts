@@ -4,8 +4,9 @@
  * @module
  */
 
+import { specialUse } from "../../inet/ip.ts";
 import { formatMac, parseMac } from "../../inet/mac.ts";
-import { validateInterfaceName } from "../conflist.ts";
+import { linkNameProblem, malformedLinkName } from "../conflist.ts";
 import { unknownKey } from "../plugin.ts";
 import { CniCode, CniError, type PluginConfig } from "../types.ts";
 import { type HostLocalConfig, parseHostLocal, supportsHostLocal } from "./host-local-config.ts";
@@ -82,7 +83,10 @@ export function parseBridge(
   };
   const bridge = conf.bridge ?? DEFAULT_BRIDGE;
   if (typeof bridge !== "string") return fail(conf, `"bridge" that is no name`);
-  validateInterfaceName(bridge);
+  const malformed = malformedLinkName(bridge);
+  if (malformed !== undefined) {
+    return fail(conf, `the bridge "${bridge}", a name that ${malformed}`);
+  }
   const { mtu = 0 } = conf;
   if (typeof mtu !== "number" || !Number.isInteger(mtu) || mtu < 0) {
     return fail(conf, `"mtu" ${JSON.stringify(mtu)}`);
@@ -113,6 +117,22 @@ export function parseBridge(
     ...(mac ? { mac: formatMac(parseMac(String(mac))) } : {}),
     ...(ipam === undefined ? {} : { ipam }),
   };
+}
+
+/**
+ * Refuses what is read and cannot be made. What is attached already is not asked: it has to be taken
+ * away all the same.
+ *
+ * @throws {CniError} naming it
+ */
+export function refuseUnusable(conf: PluginConfig, { bridge, ipam }: BridgeConfig): void {
+  const problem = linkNameProblem(bridge);
+  if (problem !== undefined) fail(conf, `the bridge "${bridge}", a name that ${problem}`);
+  for (const { subnet } of ipam?.rangeSets.flat() ?? []) {
+    const special = specialUse(subnet);
+    if (special === undefined) continue;
+    fail(conf, `the subnet ${subnet.network}/${subnet.prefixLength}, which has ${special}`);
+  }
 }
 
 function layer3Ipam(conf: PluginConfig, cniArgs: Readonly<Record<string, string>>) {

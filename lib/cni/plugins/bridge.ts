@@ -48,6 +48,7 @@ import {
   hasIpv6,
   leastMtu,
   parseBridge,
+  refuseUnusable,
   supportsBridge,
 } from "./bridge-config.ts";
 import { checkBridge } from "./bridge-check.ts";
@@ -66,7 +67,7 @@ export const bridge: BuiltinPlugin = {
   supports: supportsBridge,
 
   validate(conf: PluginConfig, cniArgs: Readonly<Record<string, string>>): void {
-    parseBridge(conf, cniArgs);
+    refuseUnusable(conf, parseBridge(conf, cniArgs));
   },
 
   add(context: AddContext): AddOutcome {
@@ -220,12 +221,11 @@ function makeVeth(
     const veth = findNamedVeth(hostNl, context);
     if (veth !== undefined) deleteLink(hostNl, veth.index);
   });
-  const index = createVeth(hostNl, {
-    ...host,
-    mtu,
-    master: bridgeIndex,
-    peer: { name: ifName, mac, mtu, netnsFd: netns.fd, group: LINK_GROUP },
-  });
+  const peer = { name: ifName, mac, mtu, netnsFd: netns.fd, group: LINK_GROUP };
+  const index = explainFull(
+    config.bridge,
+    () => createVeth(hostNl, { ...host, mtu, master: bridgeIndex, peer }),
+  );
   // Before either end comes up.
   withNetns(netns, () => prepareIpv6(context, ipv6, config.enabledad));
   if (ipv6) writeSysctl(`net/ipv6/conf/${host.name}/accept_ra`, "0");
@@ -236,6 +236,25 @@ function makeVeth(
   });
   setLink(hostNl, index, { alias: hostVethAlias(context), up: true });
   return host;
+}
+
+/** A bridge has port numbers of 10 bits (`BR_PORT_BITS` of net/bridge/br_private.h), and none is 0. */
+const MAX_PORTS = 1023;
+
+function explainFull<T>(bridge: string, join: () => T): T {
+  try {
+    return join();
+  } catch (cause) {
+    if (!(cause instanceof NetlinkError) || cause.errno !== Errno.EXFULL) throw cause;
+    throw new CniError(
+      `bridge "${bridge}" is full: it has ${MAX_PORTS} ports, the kernel's limit`,
+      {
+        plugin: "bridge",
+        code: CniCode.TRY_AGAIN_LATER,
+      },
+      { mend: "remove a VM of it, or use a network with another bridge: --network NET", cause },
+    );
+  }
 }
 
 /** IPv6 settings of the namespace: all of it where it is tapkit's own, else the interface's. */
