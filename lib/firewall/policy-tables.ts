@@ -17,7 +17,7 @@ const NAME = "tapkit_policy";
 const BITS: Readonly<Record<Family, number>> = { 4: 32, 6: 128 };
 
 /** The fingerprints of what {@linkcode policyLayoutText} gives; a test compares them. */
-export const POLICY_LAYOUTS = { bridge: "c7720d48", inet: "7a09ea7f" } as const;
+export const POLICY_LAYOUTS = { bridge: "c7720d48", inet: "5056cf67" } as const;
 
 /** What the layout of one of the tables is made of. */
 export function policyLayoutText({ sets, chains }: Pick<Table, "sets" | "chains">): string {
@@ -85,11 +85,12 @@ const INET_SETS: Sets = {
   egress_prefixes6: { key: ["ether_addr", "ipv6_addr"], value: ["verdict"] },
 };
 
-/** What a guest needs of the link itself, whatever is denied. */
-const NEIGHBOUR_TYPES = [
-  ...["nd-router-solicit", "nd-neighbor-solicit", "nd-neighbor-advert"],
-  ...["mld-listener-report", "mld-listener-done", "mld2-listener-report"],
-];
+/**
+ * What a guest needs of the link itself, whatever is denied: by its type, and by the hop limit and the
+ * destination that keep it there. What is routed has lost the hop limit of 255, and of 1 is not.
+ */
+const DISCOVERY = "icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }";
+const LISTENERS = "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report }";
 
 function inetChains(): Chain[] {
   return [
@@ -97,7 +98,8 @@ function inetChains(): Chain[] {
     {
       name: "egress6",
       rules: [
-        ["neighbour discovery", `icmpv6 type { ${NEIGHBOUR_TYPES.join(", ")} } return`],
+        ["neighbour discovery", `${DISCOVERY} ip6 hoplimit 255 return`],
+        ["multicast listeners", `${LISTENERS} ip6 hoplimit 1 ip6 daddr ff00::/8 return`],
         ...ladder(6),
       ],
     },
@@ -125,6 +127,10 @@ function inetChains(): Chain[] {
       name: "forward",
       hook: "filter hook forward priority -10",
       rules: [
+        [
+          "neighbour discovery that is routed",
+          `ether saddr @restricted ${DISCOVERY} ip6 hoplimit != 255 drop`,
+        ],
         ["as translated", "ct status dnat jump egress"],
         ["an IPv4 guest to itself", "ether saddr . ip daddr @isolated_selves4 accept"],
         ["an IPv6 guest to itself", "ether saddr . ip6 daddr @isolated_selves6 accept"],

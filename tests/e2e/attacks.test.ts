@@ -5,8 +5,16 @@
 
 import { assertEquals } from "@std/assert";
 import { ipToBytes } from "../../lib/inet/ip.ts";
-import { Scene, type SceneOptions, type State, STATES } from "../support/attack-scene.ts";
-import { type Attack, type Parties, reaches, tryAttacks } from "../support/attacks.ts";
+import {
+  type PartyName,
+  Scene,
+  type SceneOptions,
+  type State,
+  STATES,
+} from "../support/attack-scene.ts";
+import { type Attack, FORGED, HONEST, type Parties, reaches } from "../support/attacks.ts";
+import { tryAttacks } from "../support/attacks.ts";
+import { datagrams, everything4, everything6, type Way } from "../support/egress-frames.ts";
 import { GATEWAY } from "../support/dual-network.ts";
 import { arp, bytes, ethernet, extension, icmpv6, ipv4, ipv6, udp } from "../support/frames.ts";
 
@@ -221,7 +229,33 @@ const ISOLATION: readonly Attack[] = [
   ]),
 ];
 
-const ATTACKS = [...FORGERIES, ...ISOLATION];
+const way = (party: Parties, from: PartyName, mark: Uint8Array): Way => {
+  return { from: party(from), by: party("host"), to: party("lan"), mark };
+};
+
+/** Past the egress rules of a guest. */
+const EGRESS: readonly Attack[] = [
+  {
+    name: "all IPv4 protocols, ICMP types and TCP flags",
+    from: "held",
+    to: "lan",
+    routed: true,
+    states: ATTACHED,
+    frames: (party) => everything4(way(party, "held", FORGED)),
+    control: { from: "mal", frames: (party) => datagrams(way(party, "mal", HONEST)) },
+  },
+  {
+    name: "all ICMPv6 types and IPv6 headers",
+    from: "held",
+    to: "lan",
+    routed: true,
+    states: ATTACHED,
+    frames: (party) => everything6(way(party, "held", FORGED)),
+    control: { from: "mal", frames: (party) => datagrams(way(party, "mal", HONEST)) },
+  },
+];
+
+const ATTACKS = [...FORGERIES, ...ISOLATION, ...EGRESS];
 
 const SCENES: readonly SceneOptions[] = [
   { mode: "tc-redirect", firewall: "nftables", bridgeNetfilter: false },

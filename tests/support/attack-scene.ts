@@ -111,6 +111,9 @@ export class Scene implements AsyncDisposable {
       await scene.#addBox();
       await scene.#addParty("lan", { machine: lan });
       await scene.#addParty("host", { machine: host, link: "cni0" });
+      // The host knows the LAN's MAC, so that what it forwards is not lost in between.
+      await host.must("busybox", ["ping", "-c", "1", "-W", "5", "192.0.2.2"]);
+      await host.must("busybox", ["ping6", "-c", "1", "-W", "5", "2001:db8::2"]);
       return scene;
     } catch (error) {
       await scene[Symbol.asyncDispose]();

@@ -48,6 +48,8 @@ const encoder = new TextEncoder();
 /** What is in frames that change on their way: an attack's, and its control's. */
 export const [FORGED, HONEST] = [encoder.encode("forged--"), encoder.encode("honest--")] as const;
 
+/** How many frames the queues on the way hold. */
+const BATCH = 64;
 /** How long a frame may be on its way. */
 const ARRIVAL_MS = 5000;
 
@@ -91,8 +93,10 @@ async function sendFrames(scene: Scene, attack: FrameAttack): Promise<string | u
       ? tap.heard.filter((hex) => hex.includes(mark.toHex())).length
       : sent.filter((frame) => tap.heard.some((hex) => hex.startsWith(frame.toHex()))).length;
   tap.clear();
-  for (const frame of frames) party(from).tap.send(frame);
-  await scene.fence(from);
+  for (let start = 0; start < frames.length; start += BATCH) {
+    for (const frame of frames.slice(start, start + BATCH)) party(from).tap.send(frame);
+    await scene.fence(from);
+  }
   // The same way after them: what has not come before these does not come.
   const { from: controller = from } = control;
   for (const frame of honest) party(controller).tap.send(frame);

@@ -67,7 +67,7 @@ export function ipv4(
 }
 
 /** RFC 1071. */
-function checksum(header: Uint8Array): number {
+export function checksum(header: Uint8Array): number {
   let sum = 0;
   for (let at = 0; at < header.length; at += 2) sum += (header[at]! << 8) | header[at + 1]!;
   while (sum > 0xffff) sum = (sum & 0xffff) + (sum >> 16);
@@ -80,9 +80,10 @@ export function ipv6(
   next = 17,
   source = "2001:db8::1",
   destination = "2001:db8::2",
+  hopLimit = 255,
 ) {
   const addresses = bytes(ipToBytes(source), ipToBytes(destination));
-  return bytes([0x60, 0, 0, 0], be16(payload.length), [next, 255], addresses, payload);
+  return bytes([0x60, 0, 0, 0], be16(payload.length), [next, hopLimit], addresses, payload);
 }
 
 /** An IPv6 extension header of 8 or more bytes before a payload. */
