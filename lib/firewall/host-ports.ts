@@ -43,7 +43,7 @@ const LISTENING: Readonly<Record<string, string>> = { tcp: "0A", udp: "07" };
 /** A process that listens on a host port. */
 export interface Listener {
   readonly hostPort: number;
-  /** Absent where no process could be found: the kernel's own sockets, or a process that hides. */
+  /** Absent where none could be found: the kernel's own sockets, a process that hides, SCTP. */
   readonly process?: { readonly name: string; readonly pid: number };
 }
 
@@ -54,6 +54,8 @@ export function findListener(mapping: PortMapping): Listener | undefined {
     for (const family of families) {
       if (port.hostIP !== "" && isIp(port.hostIP) !== family) continue;
       if (canBind(port, family, true)) continue;
+      // Of SCTP's sockets there is no table that tells their inodes.
+      if (port.protocol === "sctp") return { hostPort: port.hostPort };
       const inode = findSocket(port, family);
       if (inode === undefined) continue;
       const process = findProcess(inode);
@@ -115,14 +117,17 @@ function chooseHostPort(
   isTaken: (candidate: PortMapping) => boolean,
 ): PortMapping {
   const [first, last] = ephemeralRange();
+  const reserved = reservedPorts();
   const count = last - first + 1;
   const start = Math.floor(Math.random() * count);
   for (let step = 0; step < count; step++) {
     const candidate = { ...mapping, hostPort: first + (start + step) % count };
+    const { hostPort } = candidate;
+    if (reserved.some(([low, high]) => low <= hostPort && hostPort <= high)) continue;
     if (isFree(candidate) && !isTaken(candidate)) return candidate;
   }
   throw new TapkitError(`no host port is free for "${formatPort(mapping)}"`, {
-    mend: "widen net.ipv4.ip_local_port_range, or name a port",
+    mend: "name a port, widen net.ipv4.ip_local_port_range or shorten ip_local_reserved_ports",
   });
 }
 
@@ -130,6 +135,15 @@ function ephemeralRange(): [number, number] {
   const text = Deno.readTextFileSync("/proc/sys/net/ipv4/ip_local_port_range");
   const [first, last] = text.trim().split(/\s+/).map(Number);
   return [first ?? 32768, last ?? 60999];
+}
+
+/** Ranges of ports that the kernel chooses for nobody: they are kept for who asks for one by its number. */
+function reservedPorts(): [number, number][] {
+  const text = readIfThere("/proc/sys/net/ipv4/ip_local_reserved_ports") ?? "";
+  return text.trim().split(",").filter(Boolean).map((range): [number, number] => {
+    const [low = 0, high = low] = range.split("-").map(Number);
+    return [low, high];
+  });
 }
 
 function isFree(port: PortMapping): boolean {
@@ -167,11 +181,20 @@ function canBind(port: PortMapping, family: Family, lenient: boolean): boolean {
     return true;
   } catch (error) {
     if (!(error instanceof SyscallError)) throw error;
+    if (EXHAUSTED.has(error.errno)) throw error;
     // Anything else says that the kernel lacks the family or protocol: then nobody listens.
     // EACCES says nothing of the port, and the tables of /proc decide.
     return error.errno !== Errno.EADDRINUSE && error.errno !== Errno.EACCES;
   }
 }
+
+/** Failures that say nothing of a port. */
+const EXHAUSTED: ReadonlySet<number> = new Set([
+  Errno.EMFILE,
+  Errno.ENFILE,
+  Errno.ENOMEM,
+  Errno.ENOBUFS,
+]);
 
 /** `struct sockaddr_in` or `struct sockaddr_in6`. */
 function sockaddr(family: Family, address: string, port: number): Uint8Array<ArrayBuffer> {

@@ -49,6 +49,7 @@ import {
   portLookup,
   portOwners,
   publishedByPlugin,
+  refuseAbsent,
   refuseTaken,
 } from "./ports.ts";
 import { type Host, openHost } from "./session.ts";
@@ -271,6 +272,7 @@ async function choosePorts(
   const unchosen = settled.filter(({ hostPort }) => hostPort === 0);
   if (fresh.length + unchosen.length === 0) return bind(settled);
 
+  refuseAbsent(host, [...fresh, ...unchosen]);
   const look = await portLookup(host, firewall, owner);
   const taken = (wanted: readonly PortMapping[]) => [
     { owner, mappings: have },

@@ -12,7 +12,7 @@ import { hasExecuted } from "../cni/runtime.ts";
 import { assertNoOverlap } from "../cni/subnets.ts";
 import type { IpConfig, NetworkConfigList, Result } from "../cni/types.ts";
 import { InputError, TapkitError } from "../errors.ts";
-import { addressOf } from "../inet/ip.ts";
+import { addressOf, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { expandPorts, type PortMapping } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
@@ -59,6 +59,11 @@ export async function planNetworks(
     const had = before[index];
     const wanted = had?.addresses.map(({ address }) => address) ??
       (index > 0 || ip === undefined ? [] : [ip]);
+    if (index === 0 && had === undefined && (mac !== undefined || ip?.includes("/"))) {
+      const { refuseOtherPrefix, refuseTakenMac } = await import("./asked-identity.ts");
+      if (ip !== undefined) refuseOtherPrefix(configured, ip);
+      if (mac !== undefined) refuseTakenMac({ host, hostNl, name }, configured, mac);
+    }
     const isStatic = configured.plugins.some(({ ipam }) => ipam?.type === "static");
     const { list, ips } = isStatic && wanted.length > 0
       ? (await import("./static-addresses.ts")).askStatic(
@@ -198,6 +203,14 @@ export function assertAsAsked(
       mend: "leave --ip out: this network's IPAM cannot be asked for an address",
     });
   }
+  if (ip?.includes("/") && !link.addresses.some(({ address }) => sameCidr(address, ip))) {
+    throw new TapkitError(
+      `network "${link.network}" gave another prefix length than that of ${ip}`,
+      {
+        mend: `write --ip ${addressOf(ip)}: the length is the network's`,
+      },
+    );
+  }
   if (mac !== undefined && formatMac(parseMac(mac)) !== link.mac) {
     throw new TapkitError(`network "${link.network}" gave the MAC ${link.mac}, not ${mac}`, {
       mend:
@@ -205,6 +218,11 @@ export function assertAsAsked(
         "--mac out",
     });
   }
+}
+
+function sameCidr(a: string, b: string): boolean {
+  const [one, other] = [parseCidr(a), parseCidr(b)];
+  return one.address === other.address && one.prefixLength === other.prefixLength;
 }
 
 /** @param name of the network that was the first when the VM was attached before */

@@ -4,10 +4,13 @@
  * @module
  */
 
+import type { NetworkAttachment, RecordedPlugin } from "../cni/plan.ts";
+import { TapkitError } from "../errors.ts";
 import { DOCKER_OWNER, dockerConflict } from "../firewall/docker-ports.ts";
-import { chooseHostPorts, refuseListeners } from "../firewall/host-ports.ts";
 import type { Firewall } from "../firewall/firewall.ts";
+import { chooseHostPorts, refuseListeners } from "../firewall/host-ports.ts";
 import type { GuestRules } from "../firewall/model.ts";
+import { type Family, isIp } from "../inet/ip.ts";
 import {
   bindPorts,
   findPortConflict,
@@ -21,7 +24,8 @@ import {
   subtractPorts,
   type TakenPorts,
 } from "../inet/ports.ts";
-import { type Family, isIp } from "../inet/ip.ts";
+import { getRoute } from "../netlink/route.ts";
+import { readSysctl } from "../sys/sysctl.ts";
 import { RecordedPorts } from "./recorded-ports.ts";
 import type { Host } from "./session.ts";
 import {
@@ -32,7 +36,6 @@ import {
   type PortOwners,
   type StoredRecord,
 } from "./state.ts";
-import type { NetworkAttachment, RecordedPlugin } from "../cni/plan.ts";
 import type { AttachRequest } from "./types.ts";
 
 /** Whose a record's ports are. */
@@ -107,6 +110,7 @@ export async function reservePorts(
   }
   const asked = askedPorts(request);
   if (asked.length === 0) return [];
+  refuseAbsent(host, asked);
   const look = await portLookup(host, firewall, name);
   const wanted = chooseHostPorts(
     asked,
@@ -119,6 +123,24 @@ export async function reservePorts(
   refuseTaken(wanted, [{ owner: name, mappings: contradicts }]);
   refuseListeners(wanted);
   return wanted;
+}
+
+/**
+ * Refuses ports of addresses that the host does not have: nobody would reach them.
+ *
+ * @throws {TapkitError} naming the address
+ */
+export function refuseAbsent({ session }: Host, ports: readonly PortMapping[]): void {
+  const addresses = new Set(ports.map(({ hostIP }) => hostIP).filter((ip) => !isWildcard(ip)));
+  for (const address of addresses) {
+    // Not its addresses are asked for: whole prefixes can be local, by a route.
+    if (getRoute(session.nl, address)?.type === "local") continue;
+    const setting = `net/ipv${isIp(address)}/ip_nonlocal_bind`;
+    if (readSysctl(setting) === "1") continue;
+    throw new TapkitError(`the host does not have the address ${address} to map ports of`, {
+      mend: `add it to a link, or, where it comes later, set ${setting.replaceAll("/", ".")} = 1`,
+    });
+  }
 }
 
 /** How often ports are chosen before it is given up. */
