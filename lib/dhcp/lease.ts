@@ -49,6 +49,8 @@ export interface DhcpGuest {
   readonly mtu: number;
   /** Infinite when absent. */
   readonly leaseSeconds?: number | undefined;
+  /** When the guest asks again; after twice that time it asks everybody. Half the lease when absent. */
+  readonly renewalSeconds?: number | undefined;
 }
 
 /** A guest's parameters, checked and encoded once for all requests. */
@@ -95,7 +97,7 @@ export function prepareLease(guest: DhcpGuest): DhcpLease {
     serverIdentifier: inside ? gateway : LINK_LOCAL_SERVER,
     mtu: guest.mtu,
     options: new Map([
-      ...leaseOptions(guest.leaseSeconds ?? INFINITE_LEASE),
+      ...leaseOptions(guest.leaseSeconds ?? INFINITE_LEASE, guest.renewalSeconds),
       ...networkOptions(guest, cidr, gateway),
       ...nameOptions(guest),
     ]),
@@ -104,7 +106,7 @@ export function prepareLease(guest: DhcpGuest): DhcpLease {
 
 type OptionEntry = readonly [code: number, value: Uint8Array];
 
-function leaseOptions(seconds: number): OptionEntry[] {
+function leaseOptions(seconds: number, renewal?: number): OptionEntry[] {
   if (!Number.isInteger(seconds) || seconds < 1 || seconds > INFINITE_LEASE) {
     throw new InputError(`a lease of ${seconds} seconds cannot be given`, {
       mend: `use a whole number from 1 to ${INFINITE_LEASE}, which is for ever`,
@@ -112,8 +114,13 @@ function leaseOptions(seconds: number): OptionEntry[] {
   }
   const options: OptionEntry[] = [[DhcpOption.LEASE_TIME, u32be(seconds)]];
   if (seconds !== INFINITE_LEASE) {
-    options.push([DhcpOption.RENEWAL_TIME, u32be(Math.floor(seconds / 2))]);
-    options.push([DhcpOption.REBINDING_TIME, u32be(Math.floor(seconds * 7 / 8))]);
+    // RFC 2131's own, unless it is said; in their order in any case.
+    const rebinding = Math.floor(seconds * 7 / 8);
+    const times = renewal === undefined
+      ? [Math.floor(seconds / 2), rebinding]
+      : [Math.min(renewal, Math.floor(seconds / 2)), Math.min(2 * renewal, rebinding)];
+    options.push([DhcpOption.RENEWAL_TIME, u32be(times[0]!)]);
+    options.push([DhcpOption.REBINDING_TIME, u32be(times[1]!)]);
   }
   return options;
 }

@@ -56,6 +56,8 @@ export interface DhcpCounters {
 export interface DhcpServerOptions {
   /** Is told, in one line, why a TAP cannot be served, once until the reason changes. */
   readonly note?: ((text: string) => void) | undefined;
+  /** Is called when a request came, before it is answered; may {@linkcode DhcpServer.sync}. */
+  readonly beforeAnswer?: (() => void) | undefined;
 }
 
 /** A TAP that is listened on. */
@@ -90,6 +92,7 @@ const LAST_LOOK = 1000;
 export class DhcpServer implements Disposable {
   readonly #epoll = new Epoll();
   readonly #note: (text: string) => void;
+  readonly #beforeAnswer: () => void;
   readonly #stations = new Map<string, Station>();
   readonly #byFd = new Map<number, Station>();
   readonly #watches = new Map<number, () => void>();
@@ -102,6 +105,7 @@ export class DhcpServer implements Disposable {
 
   constructor(options: DhcpServerOptions = {}) {
     this.#note = options.note ?? (() => {});
+    this.#beforeAnswer = options.beforeAnswer ?? (() => {});
   }
 
   /** What happened on each TAP since it was opened, by key. */
@@ -203,8 +207,9 @@ export class DhcpServer implements Disposable {
     if (station === undefined) return;
     // One frame at a time: a guest that floods has its turn only when the others had theirs.
     const length = this.#receive(station);
-    if (length !== undefined) this.#answer(station, this.#frame.subarray(0, length));
-    else this.#examine(station);
+    if (length === undefined) return this.#examine(station);
+    this.#beforeAnswer();
+    if (this.#byFd.get(fd) === station) this.#answer(station, this.#frame.subarray(0, length));
   }
 
   #receive(station: Station): number | undefined {

@@ -57,7 +57,7 @@ import {
 import { removeAttachment, removeMade } from "./remove.ts";
 import { recordedPolicy, samePolicy, withPolicy } from "./policy.ts";
 import { mergeRequest, validateAttach, validatePolicy } from "./request.ts";
-import { hostResolvers, isReachable } from "./resolvers.ts";
+import { currentResolvers, hostResolvers, resolversOf } from "./resolvers.ts";
 import { asForwarded } from "./host-end.ts";
 import { type Host, openHost } from "./session.ts";
 import {
@@ -140,12 +140,23 @@ async function attachLocked(
 ): Promise<StoredRecord> {
   const old = readRecord(host, request.name);
   if (old === undefined) return await attachAnew(host, id, request);
-  if (old.made.phase === "attached") return await attachAgain(host, old, request);
+  if (old.made.phase === "attached") {
+    return await attachAgain(host, withCurrentResolvers(host, old), request);
+  }
   host.note(`"${request.name}" was left half attached: beginning again`);
   // With interfaces it was attached before, and is to get its address and MAC again.
   if (old.interfaces.length > 0) return await attachOver(host, old, mergeRequest(old, request));
   await removeAttachment(host, old);
   return await attachAnew(host, id, request);
+}
+
+/** The host's resolvers may have changed since, or have come. */
+function withCurrentResolvers(host: Host, old: StoredRecord): StoredRecord {
+  const dns = currentResolvers(old, hostResolvers());
+  if (JSON.stringify(dns) === JSON.stringify(old.dns)) return old;
+  const record = { ...old, dns };
+  writeRecord(host, record);
+  return record;
 }
 
 /** Mends what differs from the record, and changes what may change. */
@@ -363,10 +374,11 @@ async function attachOnce(
     setSysctls(host, guests, request);
     noteClosed(host, firewall, withShownPorts(guests, bound), `attach-vm ${name}`);
 
+    const dns = guestDns(host, added.map(({ result }) => result), old);
     const record: StoredRecord = {
       ...planned,
       interfaces,
-      dns: guestDns(added.map(({ result }) => result)),
+      dns,
       ports: bound,
       made: {
         ...planned.made,
@@ -484,9 +496,16 @@ function plainRules(owner: string, link: VmInterface): GuestRules {
   };
 }
 
-/** What the networks say of name resolution, else what the host has. */
-function guestDns(results: readonly Result[]): VmDns {
-  const nameservers = results.flatMap(({ dns }) => dns.nameservers ?? []).filter(isReachable);
-  const search = results.flatMap(({ dns }) => dns.search ?? (dns.domain ? [dns.domain] : []));
-  return nameservers.length > 0 ? { nameservers, search } : hostResolvers();
+/** What the networks say of name resolution, else what the host has, or had. */
+function guestDns(host: Host, results: readonly Result[], old?: StoredRecord): VmDns {
+  const now = hostResolvers();
+  const known = now.nameservers.length === 0 && old !== undefined ? old.dns : now;
+  const dns = resolversOf(results.map((result) => result.dns), known);
+  if (dns.nameservers.length === 0) {
+    host.note(
+      "warning: no name server for the guest: neither its network nor the host names one that it can " +
+        "reach; once /etc/resolv.conf does, DHCP tells it",
+    );
+  }
+  return dns;
 }

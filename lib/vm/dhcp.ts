@@ -18,7 +18,15 @@ import {
   type StoredRecord,
   tidyState,
 } from "./state.ts";
-import type { HostOptions } from "./types.ts";
+import { currentResolvers, HostResolvers } from "./resolvers.ts";
+import type { HostOptions, VmDns } from "./types.ts";
+
+/**
+ * A guest asks again every hour, so that it learns of other resolvers; and it keeps its address for a
+ * day while nobody answers.
+ */
+const RENEWAL_SECONDS = 3600;
+const LEASE_SECONDS = 24 * RENEWAL_SECONDS;
 
 /** How long to serve. */
 export interface ServeOptions extends HostOptions {
@@ -60,7 +68,13 @@ async function serveUntilDone(
   exitWhenIdle: boolean,
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  using server = new DhcpServer({ note: host.note });
+  const resolvers = new HostResolvers();
+  const taps = (records: readonly StoredRecord[]) =>
+    records.flatMap((record) => dhcpTaps(record, resolvers.current));
+  const beforeAnswer = () => {
+    if (resolvers.refresh()) server.sync(taps(readRecords(host)));
+  };
+  using server = new DhcpServer({ note: host.note, beforeAnswer });
   using inotify = new Inotify();
   const idle = new AbortController();
   let watched: number | undefined;
@@ -72,11 +86,11 @@ async function serveUntilDone(
     const watch = inRecordsDir(host, (directory) => inotify.watch(directory, events));
     if (watch !== watched) changed = undefined;
     watched = watch;
-    if (changed === undefined) return server.sync(readRecords(host).flatMap(dhcpTaps));
+    if (changed === undefined) return server.sync(taps(readRecords(host)));
     // Reading all of them at each change would take the longer the more there are.
     for (const key of server.errors.keys()) changed.add(vmOf(key));
     const records = readRecords(host, [...changed]);
-    server.sync(records.flatMap(dhcpTaps), (key) => changed.has(vmOf(key)));
+    server.sync(taps(records), (key) => changed.has(vmOf(key)));
   };
   server.watch(inotify.fd, follow);
   follow();
@@ -99,14 +113,18 @@ function vmOf(key: string): string {
   return key.split("/", 1)[0]!;
 }
 
-/** What the server needs to know of a VM: one entry for each interface with an IPv4 address. */
-export function dhcpTaps(record: StoredRecord): DhcpTap[] {
+/**
+ * What the server needs to know of a VM: one entry for each interface with an IPv4 address.
+ *
+ * @param host the host's resolvers, for a VM whose networks name none
+ */
+export function dhcpTaps(record: StoredRecord, host: VmDns): DhcpTap[] {
+  const { nameservers, search } = currentResolvers(record, host);
   const { phase, netnsIs } = record.made;
   if (phase !== "attached") return [];
   return record.interfaces.flatMap((link) => {
     const main = link.addresses.find(({ address }) => !address.includes(":"));
     if (main === undefined) return [];
-    const { nameservers, search } = record.dns;
     return [{
       key: `${record.vm}/${link.name}`,
       netnsPath: record.netns,
@@ -122,6 +140,8 @@ export function dhcpTaps(record: StoredRecord): DhcpTap[] {
         // RFC 1123 has no underscore.
         hostname: record.vm.replaceAll("_", "-"),
         mtu: link.mtu,
+        leaseSeconds: LEASE_SECONDS,
+        renewalSeconds: RENEWAL_SECONDS,
       },
     }];
   });

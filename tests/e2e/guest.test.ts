@@ -55,7 +55,7 @@ testModes("attach-vm: the guest's lease is its record", async (args) => {
     search: ["example.test"],
     hostname: "web-1.example",
     mtu: "1450",
-    lease: "4294967295",
+    lease: "86400",
     serverid: "172.18.0.1",
   });
   // It reaches the LAN, and the LAN sees the host's address.

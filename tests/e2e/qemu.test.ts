@@ -21,7 +21,7 @@ Deno.test("a real guest: its lease, its page for everyone, the LAN for it, and n
         search: ["example.test"],
         hostname: "web",
         mtu: "1450",
-        lease: "4294967295",
+        lease: "86400",
       },
     );
     // What the guest made of it.

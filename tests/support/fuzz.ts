@@ -245,7 +245,7 @@ function recordTarget(): FuzzTarget {
     Deno.writeTextFileSync(path, text);
     const record = readRecord(host, "web");
     claim(record?.vm === "web" && record.version === 1, "a record is the one asked for");
-    dhcpTaps(record!);
+    dhcpTaps(record!, { nameservers: [], search: [] });
     for (const format of OUTPUT_FORMATS) formatRecord(record!, format);
   }, () => Deno.removeSync(stateDir, { recursive: true }));
 }
