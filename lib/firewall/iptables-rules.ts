@@ -10,12 +10,14 @@
 
 import { TapkitError } from "../errors.ts";
 import { type Family, isIp } from "../inet/ip.ts";
-import { type Element, hostPortOf } from "./ruleset.ts";
+import { ANSWER_MARK, type Element, hostPortOf } from "./ruleset.ts";
 
 /** The tables of iptables that tapkit has rules in. */
-export type Table = "raw" | "nat" | "filter";
+export type Table = "raw" | "mangle" | "nat" | "filter";
 
-const TABLES: readonly Table[] = ["raw", "nat", "filter"];
+const TABLES: readonly Table[] = ["raw", "mangle", "nat", "filter"];
+/** Those that guard 127.0.0.0/8. */
+const IPV4_ALONE: readonly Table[] = ["raw", "mangle"];
 
 /** What tapkit's chains and the rules that no owner has are recognised by. */
 const PREFIX = "TAPKIT-";
@@ -38,6 +40,7 @@ const place = ({ table, chain }: Pick<Rule, "table" | "chain">) => `${table} ${c
 /** tapkit's chains; a guest's rules come before those at the head, or after those at the tail. */
 const CHAINS: readonly { readonly table: Table; readonly chain: string }[] = [
   { table: "raw", chain: "TAPKIT-LOOPBACK" },
+  { table: "mangle", chain: "TAPKIT-ANSWERS" },
   { table: "nat", chain: "TAPKIT-PUBLISHED" },
   { table: "nat", chain: "TAPKIT-AT" },
   { table: "nat", chain: "TAPKIT-PORTS" },
@@ -48,6 +51,7 @@ const CHAINS: readonly { readonly table: Table; readonly chain: string }[] = [
 /** The jumps to them: first in the kernel's own chains, whatever else is there. */
 const JUMPS: readonly Rule[] = ([
   ["raw", "PREROUTING", "", "TAPKIT-LOOPBACK"],
+  ["mangle", "PREROUTING", "", "TAPKIT-ANSWERS"],
   ["nat", "PREROUTING", "-m addrtype --dst-type LOCAL ", "TAPKIT-PUBLISHED"],
   ["nat", "OUTPUT", "-m addrtype --dst-type LOCAL ", "TAPKIT-PUBLISHED"],
   ["nat", "POSTROUTING", "", "TAPKIT-MASQUERADE"],
@@ -74,6 +78,12 @@ function sharedRules(family: Family): Rule[] {
       "-d 127.0.0.0/8 ! -i lo -j DROP",
       "-s 127.0.0.0/8 ! -i lo -j DROP",
     ),
+    ...family === 6 ? [] : of(
+      "mangle",
+      "TAPKIT-ANSWERS",
+      "-m conntrack --ctorigsrc 127.0.0.0/8 --ctdir REPLY " +
+        `-j MARK --set-xmark 0x${ANSWER_MARK.toString(16)}/0xffffffff`,
+    ),
     ...of("nat", "TAPKIT-PUBLISHED", ...published),
     ...of(
       "nat",
@@ -93,11 +103,11 @@ function sharedRules(family: Family): Rule[] {
 }
 
 function ownChains(family: Family) {
-  return CHAINS.filter(({ table }) => table !== "raw" || family === 4);
+  return CHAINS.filter(({ table }) => family === 4 || !IPV4_ALONE.includes(table));
 }
 
 function jumps(family: Family) {
-  return JUMPS.filter(({ table }) => table !== "raw" || family === 4);
+  return JUMPS.filter(({ table }) => family === 4 || !IPV4_ALONE.includes(table));
 }
 
 /** The rules that an element is, in the order in which they are added. */

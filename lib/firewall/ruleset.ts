@@ -24,6 +24,12 @@ export const TABLE = "tapkit";
 /** A table of the same family for ports that are closed where firewalld would let them pass. */
 export const CLOSED_TABLE = "tapkit_closed";
 
+/**
+ * The mark of what answers connections from 127.0.0.1, by which the filter of a link that is open to
+ * 127.0.0.0/8 knows it: with bridge-nf-call-iptables it is translated back before it comes there.
+ */
+export const ANSWER_MARK = 0x746b6c6f;
+
 /** How a field of a key or value is stored: padded to four bytes, numbers in network order. */
 export type Field =
   | "ipv4_addr"
@@ -130,6 +136,14 @@ const CHAINS: readonly Chain[] = [
       ["to loopback", 'iifname != "lo" ip daddr 127.0.0.0/8 drop'],
       ["from loopback", 'iifname != "lo" ip saddr 127.0.0.0/8 drop'],
     ],
+  },
+  {
+    name: "answers",
+    hook: "filter hook prerouting priority -150",
+    rules: [[
+      "to loopback by a port",
+      `ct direction reply ct original ip saddr 127.0.0.0/8 meta mark set ${ANSWER_MARK}`,
+    ]],
   },
   {
     name: "prerouting",

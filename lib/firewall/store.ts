@@ -25,7 +25,7 @@ export interface Survey {
   readonly legacy: readonly NftTable[];
 }
 
-/** A chain that is hooked where packets are forwarded. */
+/** A chain that is hooked where packets are forwarded, or leave. */
 export interface ForwardChain {
   /** `"inet"`, `"ip"` or `"ip6"`. */
   readonly family: string;

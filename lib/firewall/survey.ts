@@ -13,7 +13,7 @@ import { NFPROTO, NFT_MSG, NFTA_CHAIN, NFTA_HOOK, NFTA_RULE, NFTA_TABLE } from "
 import type { ForwardChain, NftTable } from "./store.ts";
 
 /** linux/netfilter.h. */
-const NF = { DROP: 0, INET_FORWARD: 2 } as const;
+const NF = { DROP: 0, INET_FORWARD: 2, INET_POST_ROUTING: 4 } as const;
 
 function familyName(number: number): string | undefined {
   return Object.entries(NFPROTO).find(([, value]) => value === number)?.[0];
@@ -73,19 +73,32 @@ export function listObjects<T>(
 export function listForwardChains(
   nl: NetlinkConnection,
 ): (ForwardChain & { readonly drops: boolean })[] {
+  return listHooked(nl, "filter", NF.INET_FORWARD);
+}
+
+/** All chains that translate the addresses of what leaves. */
+export function listNatChains(nl: NetlinkConnection): ForwardChain[] {
+  return listHooked(nl, "nat", NF.INET_POST_ROUTING);
+}
+
+function listHooked(
+  nl: NetlinkConnection,
+  type: string,
+  hook: number,
+): (ForwardChain & { readonly drops: boolean })[] {
   const chains = listObjects(nl, "GETCHAIN", "nftables chains", (family, attribute) => {
-    const hook = attribute(NFTA_CHAIN.HOOK)?.attributes()
+    const number = attribute(NFTA_CHAIN.HOOK)?.attributes()
       .find(({ type }) => type === NFTA_HOOK.HOOKNUM)?.value.asU32be();
     return {
       family: familyName(family) ?? "",
       table: attribute(NFTA_CHAIN.TABLE)?.asString() ?? "",
       chain: attribute(NFTA_CHAIN.NAME)?.asString() ?? "",
-      forwards: hook === NF.INET_FORWARD && attribute(NFTA_CHAIN.TYPE)?.asString() === "filter",
+      hooked: number === hook && attribute(NFTA_CHAIN.TYPE)?.asString() === type,
       drops: attribute(NFTA_CHAIN.POLICY)?.asU32be() === NF.DROP,
     };
   });
-  return chains.filter(({ family, forwards }) => forwards && ["inet", "ip", "ip6"].includes(family))
-    .map(({ forwards: _, ...chain }) => chain);
+  return chains.filter(({ family, hooked }) => hooked && ["inet", "ip", "ip6"].includes(family))
+    .map(({ hooked: _, ...chain }) => chain);
 }
 
 /** Whether a chain is there. */

@@ -1,19 +1,26 @@
 /**
  * The kernel settings that guests' rules need beside the rules, in the current network namespace.
  *
+ * What a link needs is set on the link: what it inherits from `conf.default` is anybody's guess. What
+ * was changed goes back with the last guest that needs it.
+ *
  * @module
  */
 
 import { TapkitError } from "../errors.ts";
 import { isIp, isLoopback } from "../inet/ip.ts";
 import { isWildcard, type PortMapping } from "../inet/ports.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import { getLink, requireLink } from "../netlink/link.ts";
 import { readSysctl, writeSysctl } from "../sys/sysctl.ts";
+import { type Changes, Journal, type Setting } from "./journal.ts";
+import { addLoopbackDrop, hasIngress, hasLoopbackDrop, removeLoopbackDrop } from "./loopback.ts";
 import type { GuestRules } from "./model.ts";
 
-/** A setting by its path below /proc/sys, and the value it needs. */
-interface Sysctl {
-  readonly path: string;
-  readonly value: string;
+/** A setting that is needed. */
+export interface Sysctl extends Setting {
+  /** The link it is of. */
+  readonly link?: string;
 }
 
 /** What else is to be known of a guest. */
@@ -25,27 +32,51 @@ export interface SysctlOptions {
   readonly asymmetric?: boolean;
 }
 
+/** How settings are changed. */
+export interface ChangeOptions extends SysctlOptions {
+  readonly journal?: Journal;
+  /**
+   * Whether a link that is open to 127.0.0.0/8, of which the journal knows nothing, was opened by
+   * tapkit all the same.
+   */
+  readonly wasOpened?: (link: string) => boolean;
+}
+
+const IP_FORWARD = "net/ipv4/ip_forward";
+const IP6_FORWARD = "net/ipv6/conf/all/forwarding";
+/** The settings by which the host forwards. */
+export const FORWARDING: readonly string[] = [IP_FORWARD, IP6_FORWARD];
+const REDIRECTS = "net/ipv4/conf/all/accept_redirects";
+const ROUTE_LOCALNET = "route_localnet";
+
 /** What the rules need, whatever the kernel has. */
 export function neededSysctls(
   rules: GuestRules,
   { asymmetric = false }: SysctlOptions = {},
 ): Sysctl[] {
-  const { addresses, link, ports } = rules;
+  const { addresses, link, ports, relayed = false } = rules;
   const needed: Sysctl[] = [];
   // Whose network asks nothing of the firewall is nothing to the host's forwarding either.
   if (link === "" && ports.length === 0) return needed;
+  // The link of what is no guest of tapkit's is the host's own affair.
+  const shared = link !== "" && !relayed;
+  const ofLink = (family: 4 | 6, name: string, value: string) =>
+    needed.push({ path: `net/ipv${family}/conf/${link}/${name}`, value, link });
   if (addresses.some((address) => isIp(address) === 4)) {
-    needed.push({ path: "net/ipv4/ip_forward", value: "1" });
+    needed.push({ path: IP_FORWARD, value: "1" });
+    if (shared) {
+      ofLink(4, "forwarding", "1");
+      ofLink(4, "arp_ignore", "0");
+    }
+    if (link !== "" && asymmetric) ofLink(4, "rp_filter", "2");
     // Packets from 127.0.0.1 leave by this link, and their answers come back by it.
-    if (link !== "" && ports.some(listensOnLoopback)) {
-      needed.push({ path: `net/ipv4/conf/${link}/route_localnet`, value: "1" });
-    }
-    if (link !== "" && asymmetric) {
-      needed.push({ path: `net/ipv4/conf/${link}/rp_filter`, value: "2" });
-    }
+    if (link !== "" && ports.some(listensOnLoopback)) ofLink(4, ROUTE_LOCALNET, "1");
   }
   if (addresses.some((address) => isIp(address) === 6)) {
-    needed.push({ path: "net/ipv6/conf/all/forwarding", value: "1" });
+    if (shared) ofLink(6, "disable_ipv6", "0");
+    needed.push({ path: IP6_FORWARD, value: "1" });
+    // Else the host's neighbour advertisements say that it is no router.
+    if (shared) ofLink(6, "forwarding", "1");
   }
   return needed;
 }
@@ -56,35 +87,115 @@ function listensOnLoopback({ hostIP }: PortMapping): boolean {
 
 /**
  * Sets what the rules need and the kernel has not. With IPv6 forwarding, interfaces that took
- * router advertisements go on taking them, the guests' own link excepted.
+ * router advertisements go on taking them, the guests' own link excepted. A link is opened to
+ * 127.0.0.0/8 only behind a filter that keeps the host's loopback servers closed.
  *
- * Equivalent to: `sysctl -w net.ipv4.ip_forward=1 net.ipv4.conf.LINK.route_localnet=1 …`
+ * Equivalent to: `sysctl -w net.ipv4.ip_forward=1 net.ipv4.conf.LINK.forwarding=1 …`
  *
  * @returns the settings changed: `"net.ipv4.ip_forward=1"`
  * @throws {TapkitError} when one cannot be written
  */
-export function ensureSysctls(rules: GuestRules, options?: SysctlOptions): string[] {
-  const missing = neededSysctls(rules, options).filter((sysctl) => !isSet(sysctl));
-  const changes = missing.flatMap((sysctl) =>
-    sysctl.path === "net/ipv6/conf/all/forwarding"
-      ? [...keepRouterAdvertisements(rules.link), sysctl]
-      : [sysctl]
-  );
-  for (const change of changes) write(change);
-  return changes.map(describeSysctl);
+export function ensureSysctls(
+  nl: NetlinkConnection,
+  rules: GuestRules,
+  options: ChangeOptions = {},
+): string[] {
+  return setSysctls(nl, neededSysctls(rules, options), options);
+}
+
+/** Sets those that are not set, one after the other. */
+export function setSysctls(
+  nl: NetlinkConnection,
+  needed: readonly Sysctl[],
+  { journal = new Journal(), wasOpened = () => false }: ChangeOptions = {},
+): string[] {
+  const guestLinks = needed.flatMap(({ link }) => link ?? []);
+  return needed.flatMap((sysctl) => {
+    const set = isSet(sysctl);
+    if (isLocalnet(sysctl.path)) return openLoopback(nl, sysctl, set, { journal, wasOpened });
+    return set ? [] : change(nl, sysctl, guestLinks, journal);
+  });
 }
 
 /** A sentence for each setting that the rules need and the kernel has not. */
-export function checkSysctls(rules: GuestRules, options?: SysctlOptions): string[] {
-  return neededSysctls(rules, options).filter((sysctl) => !isSet(sysctl))
-    .map((sysctl) => `the sysctl ${describeSysctl(sysctl)} is not set`);
+export function checkSysctls(
+  nl: NetlinkConnection,
+  rules: GuestRules,
+  options?: SysctlOptions,
+): string[] {
+  return neededSysctls(rules, options).flatMap((sysctl) => [
+    ...isSet(sysctl) ? [] : [`the sysctl ${describeSysctl(sysctl)} is not set`],
+    ...isLocalnet(sysctl.path) ? checkDrop(nl, sysctl.link!) : [],
+  ]);
+}
+
+function checkDrop(nl: NetlinkConnection, link: string): string[] {
+  const index = getLink(nl, link)?.index;
+  if (index === undefined || hasLoopbackDrop(nl, index)) return [];
+  return [`the filter of "${link}" that keeps 127.0.0.0/8 closed is missing`];
+}
+
+/**
+ * Puts settings back to what they were, where tapkit changed them.
+ *
+ * @param paths of the settings that nobody needs any more
+ * @returns what was written
+ */
+export function returnSysctls(
+  nl: NetlinkConnection,
+  paths: ReadonlySet<string>,
+  { journal = new Journal() }: ChangeOptions = {},
+): string[] {
+  const changes = Object.entries(journal.read()).filter(([path]) => paths.has(path));
+  return changes.toReversed().flatMap(([path, { link, back, qdisc }]) => {
+    const stays = link === undefined || getLink(nl, link.name)?.index === link.index;
+    if (stays) { for (const { path, value } of back) writeSysctl(path, value); }
+    if (stays && isLocalnet(path)) removeLoopbackDrop(nl, link!.index, { qdisc });
+    journal.forget(path);
+    return stays ? back.map(describeSysctl) : [];
+  });
+}
+
+function change(
+  nl: NetlinkConnection,
+  sysctl: Sysctl,
+  guestLinks: readonly string[],
+  journal: Journal,
+): string[] {
+  const { path, link } = sysctl;
+  const was = readSysctl(path);
+  // The kernel has no such setting: writing it says so.
+  if (was === undefined) return [write(sysctl)];
+  const known = journal.read();
+  const before = path === IP6_FORWARD ? keepRouterAdvertisements(guestLinks) : [];
+  const back = [
+    { path, value: was },
+    ...path === IP_FORWARD ? [{ path: REDIRECTS, value: readSysctl(REDIRECTS) ?? "1" }] : [],
+    ...path === IP_FORWARD ? forwardingLinks(4) : path === IP6_FORWARD ? forwardingLinks(6) : [],
+    ...before.map((one) => ({ ...one, value: "1" })),
+  ];
+  const of = link === undefined ? {} : { link: { name: link, index: requireLink(nl, link).index } };
+  if (!isKnown(known, path, of.link?.index)) journal.remember(path, { ...of, back });
+  return [...before, sysctl].map(write);
+}
+
+function isKnown(changes: Changes, path: string, index: number | undefined): boolean {
+  const known = changes[path];
+  return known !== undefined && known.link?.index === index;
+}
+
+/** The links that forward already: the setting of all sets each one's, both ways. */
+function forwardingLinks(family: 4 | 6): Setting[] {
+  return [...Deno.readDirSync(`/proc/sys/net/ipv${family}/conf`)]
+    .map(({ name }) => ({ path: `net/ipv${family}/conf/${name}/forwarding`, value: "1" }))
+    .filter(({ path, value }) => readSysctl(path) === value);
 }
 
 /** accept_ra 1 means "unless forwarding", 2 "also then". */
-function keepRouterAdvertisements(guestLink: string): Sysctl[] {
+function keepRouterAdvertisements(guestLinks: readonly string[]): Sysctl[] {
   const sysctls: Sysctl[] = [];
   for (const { name } of Deno.readDirSync("/proc/sys/net/ipv6/conf")) {
-    if (["all", "default", "lo", guestLink].includes(name)) continue;
+    if (["all", "default", "lo", ...guestLinks].includes(name)) continue;
     const path = `net/ipv6/conf/${name}`;
     if (readSysctl(`${path}/accept_ra`) !== "1" || readSysctl(`${path}/forwarding`) !== "0") {
       continue;
@@ -94,22 +205,49 @@ function keepRouterAdvertisements(guestLink: string): Sysctl[] {
   return sysctls;
 }
 
-function isSet({ path, value }: Sysctl): boolean {
-  const STRICT = "1";
-  if (!path.endsWith("/rp_filter")) return readSysctl(path) === value;
-  // The kernel takes the greater of a link's own and that of all; 0 is no filter, 2 a loose one.
-  const effective = [readSysctl(path), readSysctl("net/ipv4/conf/all/rp_filter")].sort().at(-1);
-  return effective !== STRICT;
+function isLocalnet(path: string): boolean {
+  return path.endsWith(`/${ROUTE_LOCALNET}`);
 }
 
-function describeSysctl({ path, value }: Sysctl): string {
+/** Opens a link to 127.0.0.0/8, behind the filter that closes it to what arrives. */
+function openLoopback(
+  nl: NetlinkConnection,
+  sysctl: Sysctl,
+  set: boolean,
+  { journal, wasOpened }: Required<Pick<ChangeOptions, "journal" | "wasOpened">>,
+): string[] {
+  const { path, link: name = "" } = sysctl;
+  const { index } = requireLink(nl, name);
+  const known = journal.read();
+  const isOurs = isKnown(known, path, index);
+  if (set && isOurs && hasLoopbackDrop(nl, index)) return [];
+  const qdisc = !hasIngress(nl, index) || (isOurs && known[path]!.qdisc === true);
+  const back = isOurs ? known[path]!.back : set && !wasOpened(name) ? [] : [{ path, value: "0" }];
+  journal.remember(path, { link: { name, index }, back, ...qdisc ? { qdisc } : {} });
+  addLoopbackDrop(nl, index);
+  return set ? [] : [write(sysctl)];
+}
+
+function isSet({ path, value }: Sysctl): boolean {
+  const setting = path.slice(path.lastIndexOf("/") + 1);
+  const [STRICT, SILENT] = ["1", "8"];
+  // The kernel takes the greater of a link's own and that of all; of the filter 0 is none, 2 loose.
+  const effective = () =>
+    [readSysctl(path), readSysctl(`net/ipv4/conf/all/${setting}`)].sort().at(-1);
+  if (setting === "rp_filter") return effective() !== STRICT;
+  // Any other value answers for the gateway's address.
+  if (setting === "arp_ignore") return readSysctl(path) !== SILENT;
+  return readSysctl(path) === value;
+}
+
+function describeSysctl({ path, value }: Setting): string {
   // sysctl(8) writes a dot within a link's name as a slash.
   const parts = path.split("/").map((part) => part.replaceAll(".", "/"));
   return `${parts.join(".")}=${value}`;
 }
 
-function write(sysctl: Sysctl): void {
-  if (writeSysctl(sysctl.path, sysctl.value)) return;
+function write(sysctl: Sysctl): string {
+  if (writeSysctl(sysctl.path, sysctl.value)) return describeSysctl(sysctl);
   throw new TapkitError(`the sysctl ${describeSysctl(sysctl)} cannot be set`, {
     mend: sysctl.path.startsWith("net/ipv6")
       ? "use a kernel with IPv6, or a network without IPv6 addresses"

@@ -90,6 +90,9 @@ export class NetlinkError extends SyscallError {
         ? "run as root, or with the capability CAP_NET_ADMIN"
         : code === "EEXIST"
         ? undefined
+        // rtnetlink says so of a link whose IPv6 is off; who may not ask gets EPERM.
+        : code === "EACCES"
+        ? "turn IPv6 on for that link: sysctl -w net.ipv6.conf.LINK.disable_ipv6=0"
         : errnoMend(code),
     });
     if (extAck !== undefined) this.extAck = extAck;

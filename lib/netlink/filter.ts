@@ -43,7 +43,7 @@ const U32_NODE = 1;
 /** The part of a u32 handle that names a node; 0 in those of the tables themselves. */
 const U32_NODE_MASK = 0xfff;
 
-/** Handle of the program that {@linkcode addBpfFilter} sets. */
+/** Handle of a program, unless another is given. */
 const BPF_HANDLE = 1;
 
 /** Where a filter hangs; the ingress qdisc's own unless given. */
@@ -89,6 +89,8 @@ export interface BpfFilter {
   /** What errors call it; the kernel keeps no name of a classic program. */
   readonly name: string;
   readonly parent?: FilterParent;
+  /** 1 unless given; tells it from other programs of its priority. */
+  readonly handle?: number;
 }
 
 /** What picks filters: the link and their parent, and one priority if given. */
@@ -137,8 +139,8 @@ export function encodeRedirectFilter(filter: RedirectFilter): Uint8Array<ArrayBu
 
 /** The payload of RTM_NEWTFILTER for a direct-action program. */
 export function encodeBpfFilter(filter: BpfFilter): Uint8Array<ArrayBuffer> {
-  const { program } = filter;
-  return encodeFilterHeader(filter, BPF_HANDLE, ETH_P_ALL, 128 + 8 * program.length)
+  const { program, handle = BPF_HANDLE } = filter;
+  return encodeFilterHeader(filter, handle, ETH_P_ALL, 128 + 8 * program.length)
     .attrString(TCA.KIND, "bpf")
     .attrNested(TCA.OPTIONS, (options) => {
       options.attrU16(TCA_BPF.OPS_LEN, program.length)
@@ -147,9 +149,9 @@ export function encodeBpfFilter(filter: BpfFilter): Uint8Array<ArrayBuffer> {
     }).finish();
 }
 
-/** The payload of RTM_DELTFILTER. */
-export function encodeFilterKey(key: FilterKey): Uint8Array<ArrayBuffer> {
-  return encodeFilterHeader(key, 0, 0, 32).finish();
+/** The payload of RTM_DELTFILTER: of one filter, or of all of a priority, or of all. */
+export function encodeFilterKey(key: FilterKey, handle = 0): Uint8Array<ArrayBuffer> {
+  return encodeFilterHeader(key, handle, 0, 32).finish();
 }
 
 type Mutable<T> = { -readonly [K in keyof T]: T[K] };
@@ -355,13 +357,34 @@ export function deleteFilters(nl: NetlinkConnection, key: FilterKey): boolean {
   if (ingressKind(nl, index) === undefined) return false;
   const present = listFilters(nl, index, parent)
     .some((filter) => priority === undefined || filter.priority === priority);
-  if (!present) return false;
+  return present && requestDeletion(nl, index, encodeFilterKey(key));
+}
+
+/**
+ * Deletes one filter, and leaves others of its priority.
+ *
+ * Equivalent to: `tc filter delete dev NAME parent ffff: prio N handle H bpf`
+ *
+ * @returns whether it was there; false also when the link is gone
+ */
+export function deleteFilter(
+  nl: NetlinkConnection,
+  { handle, ...key }: Required<FilterKey> & { readonly handle: number },
+): boolean {
+  return requestDeletion(nl, key.index, encodeFilterKey(key, handle));
+}
+
+function requestDeletion(
+  nl: NetlinkConnection,
+  index: number,
+  payload: Uint8Array<ArrayBuffer>,
+): boolean {
   const subject: Subject = {
     action: "delete",
     object: () => `filters of ${linkLabel(nl, index)}`,
   };
   try {
-    nl.request(RTM.DELTFILTER, 0, encodeFilterKey(key), subject);
+    nl.request(RTM.DELTFILTER, 0, payload, subject);
     return true;
   } catch (error) {
     const absent: number[] = [Errno.ENOENT, Errno.ENODEV];

@@ -55,6 +55,8 @@ export const Bpf = {
   SKF_AD_OFF: -0x1000,
   /** … of which this is the packet type: PACKET_HOST … PACKET_OUTGOING. */
   SKF_AD_PKTTYPE: 4,
+  /** … of which this is the packet's mark … */
+  SKF_AD_MARK: 20,
   /** … and of which this says whether a VLAN tag was taken off the frame. */
   SKF_AD_VLAN_TAG_PRESENT: 48,
 } as const;

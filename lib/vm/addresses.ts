@@ -10,11 +10,11 @@ import { discardFile, replaceFile } from "../files.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { FirewallKind } from "../firewall/store.ts";
-import { ensureSysctls } from "../firewall/sysctls.ts";
 import { canonicalIp, isIp, isLoopback, isMulticast, parseCidr } from "../inet/ip.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getRoute, linkTowards } from "../netlink/route.ts";
-import { readSysctl, writeSysctl } from "../sys/sysctl.ts";
+import type { Host } from "./session.ts";
+import { bringSettings } from "./settings.ts";
 import { isVersioned, PORTS_SHAPE, RULES_SHAPE, type Shape } from "./shape.ts";
 import {
   addressesDir,
@@ -38,8 +38,6 @@ export interface AddressRecord {
   readonly mapPort: readonly MappedPort[];
   /** What the rules are made by. */
   readonly firewall: FirewallKind;
-  /** Whether route_localnet of the link there was off before, and is to be so again. */
-  readonly localnet?: true;
 }
 
 const addressPath = (host: HostPaths, to: string) => `${addressesDir(host)}/${to}.json`;
@@ -127,36 +125,13 @@ export function newAddress(
     },
     mapPort: [],
     firewall,
-    ...isIp(to) === 4 && link !== "" && readSysctl(localnetPath(link)) === "0"
-      ? { localnet: true }
-      : {},
   };
 }
 
-const localnetPath = (link: string) => `net/ipv4/conf/${link}/route_localnet`;
-
-/** Takes away what is there of an address but its record, when its last port goes. */
-export function leaveAddress(host: HostPaths, firewall: Firewall, record: AddressRecord): void {
-  const { to, rules, localnet } = record;
-  firewall.remove(rules);
-  if (localnet) {
-    const heir = readAddresses(host).find((other) =>
-      other.to !== to && other.rules.link === rules.link
-    );
-    const used = readRecords(host).some(({ made }) =>
-      made.guests.some(({ link }) => link === rules.link)
-    );
-    // Without tapkit's rules the setting would open the host's loopback servers to the link.
-    if (heir !== undefined) writeAddress(host, { ...heir, localnet: true });
-    else if (!used) writeSysctl(localnetPath(rules.link), "0");
-  }
-  firewall.removeIfUnused();
-}
-
 /** Puts the rules of an address back, after a reboot say. */
-export function restoreAddress(host: HostPaths, firewall: Firewall, record: AddressRecord): void {
+export function restoreAddress(host: Host, firewall: Firewall, record: AddressRecord): void {
   firewall.add(record.rules);
-  for (const setting of ensureSysctls(record.rules)) host.note(`set ${setting}`);
+  bringSettings(host, [record.rules]);
 }
 
 /**

@@ -30,7 +30,7 @@ import {
   withNetns,
 } from "../sys/netns.ts";
 import { UndoStack } from "../undo.ts";
-import { changeRules, changesGuards, dropRules, reguard, rewire, setSysctls } from "./change.ts";
+import { changeRules, changesGuards, dropRules, reguard, rewire } from "./change.ts";
 import { checkAttachment, type NetworkFinding, noteMending } from "./check.ts";
 import { canonicalNetns, requireSuccessor, validateNetns } from "./netns.ts";
 import {
@@ -60,6 +60,7 @@ import { mergeRequest, validateAttach, validatePolicy } from "./request.ts";
 import { currentResolvers, hostResolvers, resolversOf } from "./resolvers.ts";
 import { asForwarded } from "./host-end.ts";
 import { type Host, openHost } from "./session.ts";
+import { bringSettings, returnSettings } from "./settings.ts";
 import {
   claimId,
   containerId,
@@ -297,6 +298,10 @@ async function attachOnce(
       old?.made.networks,
     );
     const planned = withGiven(plannedRecord(id, request, firewall.kind, networks, ports, old));
+    undo.push("settings of the kernel", async () => {
+      await returnSettings(host, { firewall: firewall.kind });
+      firewall.removeIfUnused();
+    });
     undo.push(
       `record of "${name}"`,
       () => old === undefined ? forget(host, id, name) : writeRecord(host, old),
@@ -365,13 +370,10 @@ async function attachOnce(
       refuseHeld(host, { vm: name, interfaces, guests });
     }
     for (const guest of guests) {
-      undo.push(`the rules of ${guest.owner}`, () => {
-        firewall.remove(guest);
-        firewall.removeIfUnused();
-      });
+      undo.push(`the rules of ${guest.owner}`, () => firewall.remove(guest));
       firewall.add(guest);
     }
-    setSysctls(host, guests, request);
+    bringSettings(host, guests, request);
     noteClosed(host, firewall, withShownPorts(guests, bound), `attach-vm ${name}`);
 
     const dns = guestDns(host, added.map(({ result }) => result), old);

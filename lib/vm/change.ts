@@ -7,11 +7,9 @@
 import { checkpoint } from "../checkpoint.ts";
 import { TapkitError } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";
-import { ensureSysctls } from "../firewall/sysctls.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
 import { UndoStack } from "../undo.ts";
-import { sysctlOptions } from "./check.ts";
 import { recordedPolicy, samePolicy, withPolicy } from "./policy.ts";
 import {
   allPorts,
@@ -27,6 +25,7 @@ import {
   withShownPorts,
 } from "./ports.ts";
 import type { Host } from "./session.ts";
+import { bringSettings, returnSettings } from "./settings.ts";
 import { firewallOf, readRecord, type StoredRecord, writeRecord } from "./state.ts";
 import type { AttachRequest } from "./types.ts";
 import { addWire, guardedAs, removeWire, setGuards, wireRequest } from "./wires.ts";
@@ -156,7 +155,9 @@ export async function changeRules(
     made: { ...made, ...ownersOf(old, attach), request: wanted, guests },
   };
   const undo = new UndoStack();
+  const firewallKind = firewallOf(old.made);
   try {
+    undo.push("settings of the kernel", () => returnSettings(host, { firewall: firewallKind }));
     const { doubtful = old, isSettled = () => true } = republishing ?? {};
     const changing = { ...doubtful, made: { ...doubtful.made, rulesInDoubt: true as const } };
     undo.push(
@@ -170,7 +171,13 @@ export async function changeRules(
       undo.push(`the rules of ${guest.owner}`, () => firewall.replace(guest, before));
       firewall.replace(before, guest);
     });
-    setSysctls(host, guests, wanted);
+    bringSettings(host, guests, wanted);
+    await returnSettings(host, {
+      leaves: (owner) => guests.some((guest) => guest.owner === owner),
+      gone: old.made.guests,
+      kept: guests,
+      firewall: firewallKind,
+    });
     noteClosed(host, firewall, withShownPorts(guests, ports), `attach-vm ${old.vm}`);
     // A plugin ends no connections.
     if (republishing !== undefined && rules !== undefined) {
@@ -201,15 +208,4 @@ function policedGuests(
 function withoutPolicy(record: StoredRecord): StoredRecord {
   const { isolated: _, denyEgress: __, allowEgress: ___, ...rest } = record;
   return rest;
-}
-
-/** Sets what the rules need of the kernel, and says what was changed. */
-export function setSysctls(
-  host: Host,
-  guests: readonly GuestRules[],
-  request: AttachRequest,
-): void {
-  const options = sysctlOptions(guests, request);
-  const changes = guests.flatMap((rules) => ensureSysctls(rules, options));
-  for (const change of changes) host.note(`set ${change}`);
 }

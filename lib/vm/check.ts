@@ -6,14 +6,14 @@
 
 import type { MadeAttachment, NetworkAttachment } from "../cni/plan.ts";
 import { checkNetwork, type Finding, hasExecuted } from "../cni/runtime.ts";
-import type { GuestRules } from "../firewall/model.ts";
-import { checkSysctls, type SysctlOptions } from "../firewall/sysctls.ts";
+import { checkSysctls } from "../firewall/sysctls.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink } from "../netlink/link.ts";
 import { netnsProblem, openVm } from "./netns.ts";
 import { type Host, openHost } from "./session.ts";
+import { sysctlOptions } from "./settings.ts";
 import { firewallOf, readRecord, type StoredRecord, validateName } from "./state.ts";
-import type { AttachRequest, HostOptions } from "./types.ts";
+import type { HostOptions } from "./types.ts";
 import { checkGuards, checkWire, movesIdentity } from "./wires.ts";
 
 /** What CHECK found of one of a VM's networks; none is named when the namespace is gone. */
@@ -107,7 +107,7 @@ export async function checkAttachment(
     guards: interfaces.flatMap((link) => checkGuards(vmNl, link)),
     firewall: made.guests.flatMap((
       rules,
-    ) => [...firewall.check(rules), ...checkSysctls(rules, options)]),
+    ) => [...firewall.check(rules), ...checkSysctls(host.session.nl, rules, options)]),
     conflicts: made.networks.some(hasExecuted)
       ? (await import("./same-address.ts")).checkHeld(host, { ...record, guests: made.guests })
       : [],
@@ -152,12 +152,4 @@ function isMade(attachment: NetworkAttachment): attachment is MadeAttachment {
 
 function isOfMaker({ executed, ignored }: Finding): boolean {
   return executed === 0 && !ignored;
-}
-
-/** What the settings of a VM's links depend on. */
-export function sysctlOptions(
-  guests: readonly GuestRules[],
-  { antispoof = true }: Pick<AttachRequest, "antispoof">,
-): SysctlOptions {
-  return { asymmetric: guests.length > 1 && !antispoof };
 }

@@ -11,7 +11,7 @@ import { checkpoint } from "../checkpoint.ts";
 import { InputError } from "../errors.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import { chooseHostPorts, refuseListeners } from "../firewall/host-ports.ts";
-import { checkSysctls, ensureSysctls } from "../firewall/sysctls.ts";
+import { checkSysctls } from "../firewall/sysctls.ts";
 import {
   findPortConflict,
   formatPort,
@@ -53,6 +53,7 @@ import {
   refuseTaken,
 } from "./ports.ts";
 import { type Host, openHost } from "./session.ts";
+import { bringSettings, returnSettings } from "./settings.ts";
 import {
   hostPaths,
   lockHost,
@@ -153,7 +154,7 @@ export async function checkPorts(
     : recordedAddress(host, target.to);
   if (holder === undefined) return [];
   const firewall = await host.session.firewall(holder.firewall);
-  return [...firewall.check(holder.rules), ...checkSysctls(holder.rules)];
+  return [...firewall.check(holder.rules), ...checkSysctls(host.session.nl, holder.rules)];
 }
 
 function recordedAddress(host: Host, text: string): Holder | undefined {
@@ -235,6 +236,10 @@ async function addPorts(
   const change = whole ? after : { ...rules, ports: ours };
   const undo = new UndoStack();
   try {
+    undo.push("settings of the kernel", async () => {
+      await returnSettings(host, { firewall: holder.firewall });
+      firewall.removeIfUnused();
+    });
     if (added.length > 0 || opening) {
       undo.push(`the record of ${rules.owner}`, holder.restore);
       holder.write(after, wanted);
@@ -245,7 +250,7 @@ async function addPorts(
       firewall.removePorts({ ...rules, ports: subtractPorts(ours, rules.ports) });
     });
     firewall.add(change);
-    for (const setting of ensureSysctls(change)) host.note(`set ${setting}`);
+    bringSettings(host, [change]);
     noteClosed(host, firewall, [after], holder.command);
     await checkpoint(host.signal);
   } catch (error) {
@@ -352,11 +357,23 @@ async function dropPorts(
   const undo = new UndoStack();
   const firewall = await host.session.firewall(holder.firewall);
   try {
-    undo.push(`the ports of ${rules.owner}`, () => firewall.add(gone));
-    if (wanted.mapPort.length === 0 && holder.leave !== undefined) holder.leave(firewall);
-    else firewall.removePorts(gone);
+    const left = { ...rules, ports: subtractPorts(rules.ports, bound) };
+    const leaving = wanted.mapPort.length === 0 ? holder.leave : undefined;
+    undo.push(`the ports of ${rules.owner}`, () => {
+      firewall.add(gone);
+      bringSettings(host, [gone]);
+    });
+    if (leaving === undefined) firewall.removePorts(gone);
+    else leaving(firewall);
+    await returnSettings(host, {
+      leaves: (owner) => owner === rules.owner,
+      gone: [rules],
+      kept: leaving === undefined ? [left] : [],
+      firewall: holder.firewall,
+    });
+    if (leaving !== undefined) firewall.removeIfUnused();
     undo.push(`the record of ${rules.owner}`, holder.restore);
-    holder.write({ ...rules, ports: subtractPorts(rules.ports, bound) }, wanted);
+    holder.write(left, wanted);
   } catch (error) {
     throw await undo.fail(error);
   }

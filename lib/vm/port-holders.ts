@@ -10,13 +10,7 @@ import type { Firewall } from "../firewall/firewall.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { FirewallKind } from "../firewall/store.ts";
 import { formatPort, intersectPorts, parsePorts, type PortMapping } from "../inet/ports.ts";
-import {
-  type AddressRecord,
-  deleteAddress,
-  leaveAddress,
-  locateVm,
-  writeAddress,
-} from "./addresses.ts";
+import { type AddressRecord, deleteAddress, locateVm, writeAddress } from "./addresses.ts";
 import { allPorts, portOwners } from "./ports.ts";
 import type { Host } from "./session.ts";
 import {
@@ -45,7 +39,7 @@ export interface Holder {
   readonly write: (rules: GuestRules, owners: PortOwners) => void;
   /** Puts the record back as it was. */
   readonly restore: () => void;
-  /** Takes away what is there of it but the record, where nothing is left without a port. */
+  /** Takes its rules away, where none is left without a port. */
   readonly leave?: (firewall: Firewall) => void;
 }
 
@@ -148,7 +142,7 @@ export function addressHolder(
       mapPort.length === 0
         ? deleteAddress(host, to)
         : writeAddress(host, { ...record, rules, mapPort }),
-    leave: (firewall) => leaveAddress(host, firewall, record),
+    leave: (firewall) => firewall.remove(rules),
   };
 }
 

@@ -17,6 +17,7 @@ import type { Firewall } from "../firewall/firewall.ts";
 import { deleteNamedNetns, netnsPath } from "../sys/netns.ts";
 import { leadsElsewhere, openVm } from "./netns.ts";
 import { type Host, openHost } from "./session.ts";
+import { returnSettings } from "./settings.ts";
 import {
   containerId,
   deleteRecord,
@@ -91,7 +92,7 @@ type Removable =
  * @throws {TapkitError} naming everything that failed; the record stays then
  */
 export async function removeAttachment(host: Host, record: Removable): Promise<void> {
-  await removeMade(host, record);
+  await removeMade(host, record, { forGood: true });
   releaseId(host, record.id, record.vm);
   deleteRecord(host, record.vm);
 }
@@ -100,11 +101,15 @@ export async function removeAttachment(host: Host, record: Removable): Promise<v
  * Takes away everything of an attachment but its record, as {@linkcode removeAttachment} does.
  *
  * @param keepLeases whether plugins that may give the same address again are left to keep it
+ * @param forGood whether it is not to be made again at once: then settings of the kernel go back
  */
 export async function removeMade(
   host: Host,
   record: Removable,
-  { keepLeases = false }: { readonly keepLeases?: boolean } = {},
+  { keepLeases = false, forGood = false }: {
+    readonly keepLeases?: boolean;
+    readonly forGood?: boolean;
+  } = {},
 ): Promise<void> {
   const failures: unknown[] = [];
   const step = (action: () => void) => {
@@ -123,7 +128,7 @@ export async function removeMade(
 
   try {
     for (const firewall of await host.session.firewalls(firewallOf(made))) {
-      step(() => removeRules(firewall, host, record));
+      step(() => removeRules(firewall, record));
     }
   } catch (error) {
     failures.push(error);
@@ -149,6 +154,15 @@ export async function removeMade(
     // By now the name may be another's.
     if (!made.netnsGiven && !leadsElsewhere(record)) deleteNamedNetns(netnsName(record.vm));
   });
+  try {
+    if (forGood) await leaveSettings(host, record);
+    if (recordNames(host).every((name) => name === record.vm)) {
+      const firewalls = await host.session.firewalls(firewallOf(made));
+      for (const firewall of firewalls) step(() => firewall.removeIfUnused());
+    }
+  } catch (error) {
+    failures.push(error);
+  }
   if (failures.length > 0) throw leftBehind(failures);
 }
 
@@ -159,14 +173,27 @@ function modeOf({ interfaces = [], made }: Removable, ifName: string): WantedMod
 }
 
 /** The rules of the record, or what is tagged with the VM where they may be others. */
-function removeRules(firewall: Firewall, host: HostPaths, record: Removable): void {
+function removeRules(firewall: Firewall, record: Removable): void {
   const { made, vm } = record;
-  if (made.phase === "attached" && !made.rulesInDoubt) {
+  if (isSettled(record)) {
     for (const guest of made.guests) firewall.remove(guest);
   } else {
     for (const { ifName } of made.networks) firewall.removeOwner(`${vm}/${ifName}`);
   }
-  if (recordNames(host).every((name) => name === vm)) firewall.removeIfUnused();
+}
+
+function isSettled({ made }: Removable): boolean {
+  return made.phase === "attached" && !made.rulesInDoubt;
+}
+
+/** Settings that this VM was the last to need; while the rules that close what they open are there. */
+async function leaveSettings(host: Host, record: Removable): Promise<void> {
+  const { vm, made } = record;
+  await returnSettings(host, {
+    leaves: (owner) => owner.startsWith(`${vm}/`),
+    ...isSettled(record) ? { gone: made.guests } : {},
+    firewall: firewallOf(made),
+  });
 }
 
 function leftBehind(failures: readonly unknown[]): TapkitError {

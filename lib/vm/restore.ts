@@ -6,7 +6,7 @@
 
 import { InputError, TapkitError } from "../errors.ts";
 import { restoreVm } from "./attach.ts";
-import { OpenSession } from "./session.ts";
+import { openHost, OpenSession } from "./session.ts";
 import { addressNames, hostPaths, lockHost, recordNames } from "./state.ts";
 import type { HostOptions, HostSession, Restored } from "./types.ts";
 
@@ -34,7 +34,7 @@ async function* restoreAddresses(
   options: HostOptions,
   session: HostSession,
 ): AsyncGenerator<Restored> {
-  const host = hostPaths(options);
+  using host = openHost({ ...options, session });
   const names = addressNames(host);
   if (names.length === 0) return;
   const { readAddress, restoreAddress } = await import("./addresses.ts");

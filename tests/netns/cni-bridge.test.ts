@@ -278,19 +278,6 @@ Deno.test("bridge: IPv6 is off without an IPv6 range, in the whole namespace onl
   assertEquals(addressesOf(guest, "eth1")[0].tentative, undefined);
 });
 
-Deno.test("bridge: forwarding is turned on, and said so once", async () => {
-  using host = new CniHost();
-  using guest = new CniGuest();
-  using other = new CniGuest();
-  const notes: string[] = [];
-  const forwarding = () => host.run(() => Deno.readTextFileSync("/proc/sys/net/ipv4/ip_forward"));
-  host.run(() => Deno.writeTextFileSync("/proc/sys/net/ipv4/ip_forward", "0"));
-  const list = network(host, GATEWAY, { subnet: "10.7.0.0/24" });
-  await add(host, guest, list, { notes });
-  await add(host, other, list, { notes, containerId: "other" });
-  assertEquals([forwarding().trim(), notes], ["1", ["set net.ipv4.ip_forward=1"]]);
-});
-
 Deno.test("bridge: the MTU is the request's, the configuration's, the default route's, or 1500", async () => {
   const mtuOf = async (conf: Conf, mtu: number | undefined, uplink: boolean) => {
     using host = new CniHost();

@@ -5,9 +5,8 @@
 import { assertEquals } from "@std/assert";
 import { openFirewall } from "../../lib/firewall/open.ts";
 import type { GuestRules } from "../../lib/firewall/model.ts";
-import { ensureSysctls } from "../../lib/firewall/sysctls.ts";
 import { parsePorts } from "../../lib/inet/ports.ts";
-import { withNetns } from "../../lib/sys/netns.ts";
+import { ensureInside } from "../support/settings.ts";
 import { Topology } from "../support/topology.ts";
 
 const guest = (number: number, ports: readonly string[]): GuestRules => ({
@@ -24,7 +23,7 @@ Deno.test("putOffFlows: an old client reaches the new guest after so many, at th
   const open = () => openFirewall({ netns: lan.host });
   const { machine, guest1 } = lan.peers;
   await guest1.serve("udp", 53);
-  withNetns(lan.host, () => ensureSysctls(guest(1, ["5300:53/udp"])));
+  ensureInside(lan.host, guest(1, ["5300:53/udp"]));
   const ask = (client: string) => machine.ask("udp", "192.0.2.1", 5300, client);
   const fail = (client: string) => machine.failToAsk("udp", "192.0.2.1", 5300, client);
   const one = guest(1, ["5300:53/udp"]);

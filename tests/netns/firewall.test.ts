@@ -9,9 +9,13 @@ import { Nftables, NftablesError } from "../../lib/firewall/libnftables.ts";
 import { LAYOUT, MESSAGES } from "../../lib/firewall/main-table.ts";
 import { openFirewall } from "../../lib/firewall/open.ts";
 import { removeRemains } from "../../lib/firewall/remains.ts";
-import { checkSysctls, ensureSysctls } from "../../lib/firewall/sysctls.ts";
+import { Journal } from "../../lib/firewall/journal.ts";
+import { checkSysctls, ensureSysctls, returnSysctls } from "../../lib/firewall/sysctls.ts";
 import { parsePorts, PortConflictError, type PortMapping } from "../../lib/inet/ports.ts";
+import { NetlinkConnection } from "../../lib/netlink/connection.ts";
 import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
+import { readSysctl } from "../../lib/sys/sysctl.ts";
+import { checkInside, ensureInside } from "../support/settings.ts";
 import { guest, testBackend } from "../support/firewall-suite.ts";
 import { compileMainTable } from "../support/main-table.ts";
 import { runInside, Topology } from "../support/topology.ts";
@@ -249,30 +253,65 @@ Deno.test("Firewall.removeOwner: takes policies' tables that a killed process le
   assertEquals(runInside(netns, "nft list tables").includes("tapkit_policy"), false);
 });
 
-Deno.test("ensureSysctls: sets what the rules need, once", () => {
+Deno.test("ensureSysctls: sets what the rules need, once, and returnSysctls puts it back", () => {
   using netns = newNetns();
-  runInside(netns, "ip link add ignite0 type bridge; ip link add uplink type veth peer name far");
+  using nl = withNetns(netns, () => NetlinkConnection.open());
+  const directory = Deno.makeTempDirSync();
+  const journal = new Journal(`${directory}/run`);
+  runInside(
+    netns,
+    `
+    ip link add ignite0 type bridge; ip link add uplink type veth peer name far; ip link add lan2 type bridge
+    cd /proc/sys/net
+    echo 0 >ipv4/ip_forward
+    echo 1 >ipv4/conf/lan2/forwarding; echo 0 >ipv4/conf/all/accept_redirects
+    echo 8 >ipv4/conf/ignite0/arp_ignore; echo 1 >ipv6/conf/ignite0/disable_ipv6
+    echo 1 >ipv6/conf/uplink/accept_ra; echo 0 >ipv6/conf/ignite0/accept_ra
+    echo 1 >ipv6/conf/lan2/forwarding`,
+  );
+  const settings = () =>
+    runInside(
+      netns,
+      "cd /proc/sys/net; grep . ipv4/ip_forward ipv[46]/conf/*/forwarding ipv6/conf/*/accept_ra " +
+        "ipv6/conf/*/disable_ipv6 ipv4/conf/*/arp_ignore ipv4/conf/*/route_localnet " +
+        "ipv4/conf/*/accept_redirects; tc qdisc show",
+    );
   const rules = guest(1, ["8080:80"]);
-  const uplink = "/proc/sys/net/ipv6/conf/uplink/accept_ra";
-  withNetns(netns, () => {
-    Deno.writeTextFileSync(uplink, "1");
-    Deno.writeTextFileSync("/proc/sys/net/ipv6/conf/ignite0/accept_ra", "0");
-    Deno.writeTextFileSync("/proc/sys/net/ipv4/ip_forward", "0");
-    assertEquals(checkSysctls(rules), [
-      "the sysctl net.ipv4.ip_forward=1 is not set",
-      "the sysctl net.ipv4.conf.ignite0.route_localnet=1 is not set",
-      "the sysctl net.ipv6.conf.all.forwarding=1 is not set",
-    ]);
-    const changes = ensureSysctls(rules);
-    assertEquals(changes.filter((change) => !change.includes("accept_ra")), [
-      "net.ipv4.ip_forward=1",
-      "net.ipv4.conf.ignite0.route_localnet=1",
-      "net.ipv6.conf.all.forwarding=1",
-    ]);
-    assertEquals(Deno.readTextFileSync(uplink).trim(), "2");
-    assertEquals(ensureSysctls(rules), []);
-    assertEquals(checkSysctls(rules), []);
-  });
+  const needed = [
+    "net.ipv4.ip_forward=1",
+    "net.ipv4.conf.ignite0.forwarding=1",
+    "net.ipv4.conf.ignite0.arp_ignore=0",
+    "net.ipv4.conf.ignite0.route_localnet=1",
+    "net.ipv6.conf.ignite0.disable_ipv6=0",
+    "net.ipv6.conf.all.forwarding=1",
+    "net.ipv6.conf.ignite0.forwarding=1",
+  ];
+  try {
+    withNetns(netns, () => {
+      const before = settings();
+      assertEquals(checkSysctls(nl, rules), [
+        ...needed.slice(0, 4).map((setting) => `the sysctl ${setting} is not set`),
+        'the filter of "ignite0" that keeps 127.0.0.0/8 closed is missing',
+        ...needed.slice(4).map((setting) => `the sysctl ${setting} is not set`),
+      ]);
+      const changes = ensureSysctls(nl, rules, { journal });
+      // Forwarding of all sets each link's.
+      const ofLink = /ignite0.forwarding|accept_ra/;
+      assertEquals(
+        changes.filter((change) => !ofLink.test(change)),
+        needed.filter((change) => !ofLink.test(change)),
+      );
+      assertEquals(readSysctl("net/ipv6/conf/uplink/accept_ra"), "2");
+      assertEquals(ensureSysctls(nl, rules, { journal }), []);
+      assertEquals(checkSysctls(nl, rules), []);
+      const paths = new Set(Object.keys(journal.read()));
+      returnSysctls(nl, paths, { journal });
+      assertEquals(settings(), before);
+      assertEquals(journal.read(), {});
+    });
+  } finally {
+    Deno.removeSync(directory, { recursive: true });
+  }
 });
 
 Deno.test("ensureSysctls: a guest that answers by its other link is no spoofer", async () => {
@@ -299,19 +338,19 @@ Deno.test("ensureSysctls: a guest that answers by its other link is no spoofer",
   const second = guest(1, [], { owner: "guest1/eth1", link: "second", addresses: ["172.19.0.2"] });
   withNetns(lan.host, () => {
     for (const rules of [first, second]) {
-      ensureSysctls(rules);
+      ensureInside(lan.host, rules);
       firewall.add(rules);
     }
   });
   assertEquals(await machine.failToAsk("tcp", "192.0.2.1", 8080), "timeout");
   withNetns(lan.host, () => {
-    assertEquals(checkSysctls(second, { asymmetric: true }), [
+    assertEquals(checkInside(lan.host, second, { asymmetric: true }), [
       "the sysctl net.ipv4.conf.second.rp_filter=2 is not set",
     ]);
-    assertEquals(ensureSysctls(second, { asymmetric: true }), [
+    assertEquals(ensureInside(lan.host, second, { asymmetric: true }), [
       "net.ipv4.conf.second.rp_filter=2",
     ]);
-    assertEquals(ensureSysctls(second, { asymmetric: true }), []);
+    assertEquals(ensureInside(lan.host, second, { asymmetric: true }), []);
   });
   assertEquals((await machine.ask("tcp", "192.0.2.1", 8080)).server, "guest1");
 });

@@ -6,17 +6,13 @@ import { type Machine, OVERLAYS } from "./machine.ts";
 
 /**
  * What stays on a host after the last removal, on purpose (DESIGN: the conflist, host-local's
- * counter with its lock, ip_forward with what the kernel derives from it). Directories hold no
+ * counter with its lock). Directories hold no
  * state of their own. The directory of namespaces stays mounted, as `ip netns` leaves it.
  */
 const KEPT: readonly RegExp[] = [
   /^file \/etc\/cni\/net\.d\/10-ignite\.conflist /,
   /^file \/var\/lib\/cni\/networks\/[^/]+\/(last_reserved_ip\.\d+|lock) /,
   /^(directory|deleted) \/(etc\/cni|var\/lib\/cni|var\/lib\/tapkit|run\/tapkit)(\/| |$)/,
-  /^sysctl ipv4\/ip_forward /,
-  /^sysctl ipv4\/conf\/[^/]+\/forwarding /,
-  /^sysctl ipv4\/conf\/(all|default)\/accept_redirects /,
-  /^sysctl ipv6\/conf\/[^/]+\/forwarding /,
   /^mount \/run\/netns /,
   // mount(8), and reboot.ts
   /^directory \/run\/mount /,

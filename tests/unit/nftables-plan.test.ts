@@ -124,17 +124,31 @@ Deno.test("validateRules: lets nothing into nft's language but what it must be",
   );
 });
 
-Deno.test("neededSysctls: route_localnet for what listens on 127.0.0.1 alone", () => {
+Deno.test("neededSysctls: what the link needs is asked of the link; route_localnet for 127.0.0.1 alone", () => {
   const needed = (ports: string[], addresses: string[] = ["172.18.0.2"], link = "ignite0") =>
     neededSysctls({ ...RULES, addresses, link, ports: parsePorts(ports) }).map(({ path }) => path);
-  const localnet = "net/ipv4/conf/ignite0/route_localnet";
-  assertEquals(needed([]), ["net/ipv4/ip_forward"]);
-  assertEquals(needed(["8080:80"]), ["net/ipv4/ip_forward", localnet]);
-  assertEquals(needed(["127.0.0.2:8080:80"]), ["net/ipv4/ip_forward", localnet]);
-  assertEquals(needed(["192.0.2.1:8080:80"]), ["net/ipv4/ip_forward"]);
-  assertEquals(needed(["8080:80"], ["fd00::2"]), ["net/ipv6/conf/all/forwarding"]);
+  const plain = ["net/ipv4/ip_forward", ...ofLink(4, "forwarding", "arp_ignore")];
+  const localnet = ofLink(4, "route_localnet");
+  assertEquals(needed([]), plain);
+  assertEquals(needed(["8080:80"]), [...plain, ...localnet]);
+  assertEquals(needed(["127.0.0.2:8080:80"]), [...plain, ...localnet]);
+  assertEquals(needed(["192.0.2.1:8080:80"]), plain);
+  assertEquals(needed(["8080:80"], ["fd00::2"]), [
+    ...ofLink(6, "disable_ipv6"),
+    "net/ipv6/conf/all/forwarding",
+    ...ofLink(6, "forwarding"),
+  ]);
   assertEquals(needed(["8080:80"], ["172.18.0.2"], ""), ["net/ipv4/ip_forward"]);
+  // By the host's own link.
+  const relayed = { ...RULES, addresses: ["192.0.2.7"], link: "eth0", relayed: true } as const;
+  assertEquals(
+    neededSysctls({ ...relayed, ports: parsePorts(["8080:80"]) }).map(({ path }) => path),
+    ["net/ipv4/ip_forward", "net/ipv4/conf/eth0/route_localnet"],
+  );
 });
+
+const ofLink = (family: 4 | 6, ...names: string[]) =>
+  names.map((name) => `net/ipv${family}/conf/ignite0/${name}`);
 
 const tuple = (
   source: string,

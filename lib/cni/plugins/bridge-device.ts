@@ -19,6 +19,7 @@ import {
   listLinks,
   setLink,
 } from "../../netlink/link.ts";
+import { setSysctls } from "../../firewall/sysctls.ts";
 import { writeSysctl } from "../../sys/sysctl.ts";
 import type { UndoStack } from "../../undo.ts";
 import { CniCode, CniError } from "../types.ts";
@@ -95,6 +96,8 @@ function makeBridge(
   const index = createBridge(nl, { name, mac, mtu });
   // A guest's router advertisements are no business of the host.
   writeSysctl(`net/ipv6/conf/${name}/accept_ra`, "0");
+  // Whatever conf.default says.
+  writeSysctl(`net/ipv4/conf/${name}/route_localnet`, "0");
   setLink(nl, index, { alias: ALIAS, up: true, ...(promiscuous ? { promiscuous } : {}) });
   return index;
 }
@@ -137,6 +140,10 @@ export function ensureGateway(
     }
     undo.push(`address ${address} of "${bridge.name}"`, () => void add(nl, bridge, address));
     deleteAddress(nl, { index: bridge.index, address });
+  }
+  if (wanted.family === 6) {
+    const path = `net/ipv6/conf/${bridge.name}/disable_ipv6`;
+    setSysctls(nl, [{ path, value: "0", link: bridge.name }]);
   }
   undo.push(`address ${gateway} of "${bridge.name}"`, () => {
     deleteAddress(nl, { index: bridge.index, address: gateway });

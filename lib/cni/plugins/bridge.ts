@@ -15,7 +15,6 @@
  * @module
  */
 
-import { ensureSysctls } from "../../firewall/sysctls.ts";
 import { parseCidr } from "../../inet/ip.ts";
 import { randomMac } from "../../inet/mac.ts";
 import { addAddress, IFA_F, listAddresses } from "../../netlink/address.ts";
@@ -91,7 +90,6 @@ export const bridge: BuiltinPlugin = {
       }
     }
     const guestAddresses = addresses.ips.map(({ address }) => parseCidr(address).address);
-    if (config.isGateway) enableForwarding(context, bridge.name, guestAddresses);
     const result: Result = {
       cniVersion: conf.cniVersion ?? "1.0.0",
       interfaces: [
@@ -322,16 +320,6 @@ function awaitDad(nl: NetlinkConnection, index: number): void {
     if (Date.now() > end) return;
     Atomics.wait(cell, 0, 0, 20);
   }
-}
-
-/** Lets the host forward the guest's packets. It is not taken back: others may rely on it by then. */
-function enableForwarding(
-  { note }: AddContext,
-  link: string,
-  addresses: readonly string[],
-): void {
-  const rules = { owner: "", link, addresses, masquerade: false, forward: false, ports: [] };
-  for (const change of ensureSysctls(rules)) note(`set ${change}`);
 }
 
 /** What every link that the host's default route leaves by can carry; 1500 without one. */

@@ -1,0 +1,95 @@
+/**
+ * What tapkit changed of the kernel's settings, and what they were: so each goes back with the last
+ * guest that needs it.
+ *
+ * Written before the effect. It is of one boot and one network namespace, whichever state
+ * directories the guests are of.
+ *
+ * @module
+ */
+
+import { discardFile, readIfThere, removeIfEmpty, replaceFile } from "../files.ts";
+
+/** A setting by its path below /proc/sys, and its value. */
+export interface Setting {
+  readonly path: string;
+  readonly value: string;
+}
+
+/** One that was changed. */
+export interface Change {
+  /** The link it is of, by name and index: a later link of that name has nothing to do with it. */
+  readonly link?: { readonly name: string; readonly index: number };
+  /** What is to be written, in this order, when nobody needs the change any more. */
+  readonly back: readonly Setting[];
+  /** Whether the link was given the qdisc that the filter is on which goes with the setting. */
+  readonly qdisc?: true;
+}
+
+/** Changes by the paths of the settings, in their order. */
+export type Changes = Readonly<Record<string, Change>>;
+
+interface Content {
+  readonly boot: string;
+  readonly changes: Changes;
+}
+
+/** Gone after a reboot, as the settings are. */
+const RUN_DIRECTORY = "/run/tapkit";
+
+/** The journal of the calling thread's network namespace. */
+export class Journal {
+  readonly #directory: string;
+
+  /** @param directory only a test names another */
+  constructor(directory = RUN_DIRECTORY) {
+    this.#directory = directory;
+  }
+
+  read(): Changes {
+    const text = readIfThere(this.#path());
+    if (text === undefined) return {};
+    const { boot, changes } = parse(text);
+    return boot === bootId() ? changes : {};
+  }
+
+  /** Adds a change, or puts it in the place of what is known of that setting. */
+  remember(path: string, change: Change): void {
+    this.#write({ ...this.read(), [path]: change });
+  }
+
+  forget(path: string): void {
+    const { [path]: _, ...rest } = this.read();
+    this.#write(rest);
+  }
+
+  #write(changes: Changes): void {
+    if (Object.keys(changes).length === 0) {
+      discardFile(this.#path());
+      removeIfEmpty(this.#directory);
+      return;
+    }
+    Deno.mkdirSync(this.#directory, { recursive: true, mode: 0o755 });
+    const content: Content = { boot: bootId(), changes };
+    replaceFile(this.#path(), `${JSON.stringify(content)}\n`);
+  }
+
+  #path(): string {
+    const { ino } = Deno.statSync("/proc/thread-self/ns/net");
+    return `${this.#directory}/settings-${ino}.json`;
+  }
+}
+
+function bootId(): string {
+  return Deno.readTextFileSync("/proc/sys/kernel/random/boot_id").trim();
+}
+
+/** Nobody but root writes it; what is damaged all the same is no knowledge. */
+function parse(text: string): Content {
+  try {
+    const { boot, changes } = JSON.parse(text);
+    return { boot, changes: changes ?? {} };
+  } catch {
+    return { boot: "", changes: {} };
+  }
+}

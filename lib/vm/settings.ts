@@ -1,0 +1,155 @@
+/**
+ * The kernel's settings that guests need: set with the first, put back with the last.
+ *
+ * @module
+ */
+
+import { TapkitError } from "../errors.ts";
+import type { Firewall } from "../firewall/firewall.ts";
+import { Journal } from "../firewall/journal.ts";
+import type { GuestRules } from "../firewall/model.ts";
+import type { FirewallKind } from "../firewall/store.ts";
+import {
+  ensureSysctls,
+  FORWARDING,
+  neededSysctls,
+  returnSysctls,
+  type SysctlOptions,
+} from "../firewall/sysctls.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import { linkTowards } from "../netlink/route.ts";
+import type { Host } from "./session.ts";
+import { isVersioned, RULES_SHAPE } from "./shape.ts";
+import {
+  addressesDir,
+  addressNames,
+  type HostPaths,
+  readJson,
+  readRecord,
+  recordNames,
+} from "./state.ts";
+import type { AttachRequest } from "./types.ts";
+
+/** What the settings of a VM's links depend on. */
+export function sysctlOptions(
+  guests: readonly GuestRules[],
+  { antispoof = true }: Pick<AttachRequest, "antispoof">,
+): SysctlOptions {
+  return { asymmetric: guests.length > 1 && !antispoof };
+}
+
+/** Sets what the rules need of the kernel, and says what was changed. */
+export function bringSettings(
+  host: Host,
+  guests: readonly GuestRules[],
+  request: Pick<AttachRequest, "antispoof"> = {},
+): void {
+  const options = {
+    ...sysctlOptions(guests, request),
+    // The journal is lost, or an older version kept none.
+    wasOpened: (link: string) => {
+      const path = `net/ipv4/conf/${link}/route_localnet`;
+      return [...recordedNeeds(host)].some(({ paths }) => paths.includes(path));
+    },
+  };
+  const changes = guests.flatMap((rules) => ensureSysctls(host.session.nl, rules, options));
+  for (const change of changes) host.note(`set ${change}`);
+}
+
+/** Whose needs change, and how. */
+export interface Leaving {
+  /** Whether an owner's needs are none but those of `kept`, whatever is recorded. */
+  readonly leaves?: (owner: string) => boolean;
+  /** The rules that go; absent where they are not known. */
+  readonly gone?: readonly GuestRules[];
+  /** What stays of the same owners, or came. */
+  readonly kept?: readonly GuestRules[];
+  /** What the rules are made by. */
+  readonly firewall?: FirewallKind;
+}
+
+/**
+ * Puts back what nobody needs any more, neither by a record nor by rules in the kernel, which may be
+ * of another state directory.
+ */
+export async function returnSettings(
+  host: Host,
+  { leaves = () => false, gone, kept = [], firewall: kind = "nftables" }: Leaving,
+): Promise<void> {
+  const candidates = new Set(Object.keys(new Journal().read()));
+  if (candidates.size === 0) return;
+  if (gone !== undefined) {
+    const went = new Set(gone.flatMap((rules) => pathsOf(rules, { asymmetric: true })));
+    for (const path of candidates) if (!went.has(path)) candidates.delete(path);
+  }
+  const keep = (paths: readonly string[]) => {
+    for (const path of paths) candidates.delete(path);
+    return candidates.size === 0;
+  };
+  if (keep(kept.flatMap((rules) => pathsOf(rules, { asymmetric: true })))) return;
+  for (const { owner, paths } of recordedNeeds(host)) if (!leaves(owner) && keep(paths)) return;
+  for (const firewall of await host.session.firewalls(kind)) {
+    for (const rules of present(host.session.nl, firewall)) {
+      if (!leaves(rules.owner) && keep(pathsOf(rules))) return;
+    }
+  }
+  await keepForwarding(host, candidates);
+  for (const change of returnSysctls(host.session.nl, candidates)) host.note(`set ${change}`);
+}
+
+/** Leaves forwarding as it is where others rely on it by now: then it is theirs. */
+async function keepForwarding(host: Host, candidates: Set<string>): Promise<void> {
+  const paths = FORWARDING.filter((path) => candidates.has(path));
+  if (paths.length === 0) return;
+  const { reliesOnForwarding } = await import("../firewall/forwarding.ts");
+  const reason = reliesOnForwarding(host.session.nl);
+  if (reason === undefined) return;
+  for (const path of paths) {
+    candidates.delete(path);
+    new Journal().forget(path);
+    host.note(`the sysctl ${path.replaceAll("/", ".")} stays 1: ${reason} may rely on it`);
+  }
+}
+
+const pathsOf = (rules: GuestRules, options?: SysctlOptions) =>
+  neededSysctls(rules, options).map(({ path }) => path);
+
+/** What every recorded guest needs, as it is asked for: the first few may do. */
+function* recordedNeeds(
+  host: HostPaths,
+): Generator<{ readonly owner: string; readonly paths: readonly string[] }> {
+  for (const name of recordNames(host)) {
+    const { guests = [], request = {} } = tolerate(() => readRecord(host, name))?.made ?? {};
+    const options = sysctlOptions(guests, request);
+    for (const rules of guests) yield { owner: rules.owner, paths: pathsOf(rules, options) };
+  }
+  for (const to of addressNames(host)) {
+    const path = `${addressesDir(host)}/${to}.json`;
+    const rules = tolerate(() => readJson(path, hasRules, ""))?.rules;
+    if (rules !== undefined) yield { owner: rules.owner, paths: pathsOf(rules) };
+  }
+}
+
+function hasRules(value: unknown): value is { readonly rules: GuestRules } {
+  return isVersioned(value, { rules: RULES_SHAPE });
+}
+
+/** Of a record that cannot be read the kernel may have the rules. */
+function tolerate<T>(read: () => T): T | undefined {
+  try {
+    return read();
+  } catch (error) {
+    if (error instanceof TapkitError) return undefined;
+    throw error;
+  }
+}
+
+/** The kernel does not tell by which link those are reached that are no guests of tapkit's. */
+function present(nl: NetlinkConnection, firewall: Firewall): GuestRules[] {
+  return firewall.listGuests().map((rules) => {
+    const [address] = rules.addresses;
+    return rules.link !== "" || address === undefined
+      ? rules
+      : { ...rules, link: linkTowards(nl, address) ?? "" };
+  });
+}
