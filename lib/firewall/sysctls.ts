@@ -139,21 +139,19 @@ function checkDrop(nl: NetlinkConnection, link: string): string[] {
  * Puts settings back to what they were, where tapkit changed them.
  *
  * @param paths of the settings that nobody needs any more
- * @returns what was written
  */
 export function returnSysctls(
   nl: NetlinkConnection,
   paths: ReadonlySet<string>,
   { journal = new Journal() }: ChangeOptions = {},
-): string[] {
+): void {
   const changes = Object.entries(journal.read()).filter(([path]) => paths.has(path));
-  return changes.toReversed().flatMap(([path, { link, back, qdisc }]) => {
+  for (const [path, { link, back, qdisc }] of changes.toReversed()) {
     const stays = link === undefined || getLink(nl, link.name)?.index === link.index;
     if (stays) { for (const { path, value } of back) writeSysctl(path, value); }
     if (stays && isLocalnet(path)) removeLoopbackDrop(nl, link!.index, { qdisc });
     journal.forget(path);
-    return stays ? back.map(describeSysctl) : [];
-  });
+  }
 }
 
 function change(

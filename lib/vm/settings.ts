@@ -94,7 +94,7 @@ export async function returnSettings(
     }
   }
   await keepForwarding(host, candidates);
-  for (const change of returnSysctls(host.session.nl, candidates)) host.note(`set ${change}`);
+  returnSysctls(host.session.nl, candidates);
 }
 
 /** Leaves forwarding as it is where others rely on it by now: then it is theirs. */
