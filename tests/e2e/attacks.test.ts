@@ -16,6 +16,7 @@ import { type Attack, FORGED, HONEST, type Parties, reaches } from "../support/a
 import { tryAttacks } from "../support/attacks.ts";
 import { datagrams, everything4, everything6, type Way } from "../support/egress-frames.ts";
 import { GATEWAY } from "../support/dual-network.ts";
+import { honestFrame, loopbackFrames, unheard } from "../support/loopback.ts";
 import { arp, bytes, ethernet, extension, icmpv6, ipv4, ipv6, udp } from "../support/frames.ts";
 
 const [IP, IPV6, ARP] = [0x0800, 0x86dd, 0x0806];
@@ -255,7 +256,29 @@ const EGRESS: readonly Attack[] = [
   },
 ];
 
-const ATTACKS = [...FORGERIES, ...ISOLATION, ...EGRESS];
+/** To servers of the host's 127.0.0.1, which a published port opens the bridge to. */
+const LOOPBACK: readonly Attack[] = (["mal", "box"] as const).map((from) => ({
+  name: `${from} to the host's 127.0.0.0/8, plain and behind VLAN tags`,
+  from,
+  attempt: (scene) => {
+    const { mac, ip } = scene.party(from);
+    return comesIn(scene, from, loopbackFrames(mac, scene.party("host").mac, ip));
+  },
+  control: (scene) => {
+    const { mac, ip } = scene.party(from);
+    return comesIn(scene, from, [honestFrame(mac, scene.party("host").mac, ip, GATEWAY)]);
+  },
+}));
+
+/** Whether the host hears a datagram, on whichever of its addresses. */
+async function comesIn(scene: Scene, from: PartyName, frames: readonly Uint8Array[]) {
+  const before = await unheard(scene.host);
+  for (const frame of frames) scene.party(from).tap.send(frame);
+  await scene.fence(from);
+  return await unheard(scene.host) > before;
+}
+
+const ATTACKS = [...FORGERIES, ...ISOLATION, ...EGRESS, ...LOOPBACK];
 
 const SCENES: readonly SceneOptions[] = [
   { mode: "tc-redirect", firewall: "nftables", bridgeNetfilter: false },

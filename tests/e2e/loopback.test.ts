@@ -1,9 +1,9 @@
 import { assertEquals, assertMatch, assertNotEquals } from "@std/assert";
 import { PUBLISHING_NETWORK } from "../support/dual-network.ts";
-import { bytes, ethernet, ipv4, udp } from "../support/frames.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { STATES } from "../support/attack-scene.ts";
+import { honestFrame, loopbackFrames, unheard } from "../support/loopback.ts";
 import { eventually, type Machine } from "../support/machine.ts";
 import { Wiretap } from "../support/wiretap.ts";
 
@@ -27,30 +27,6 @@ async function addContainer(host: Host, bridge = "ignite0", ip = "172.18.200.1")
     ip -n box addr add ${ip}/16 dev eth0`);
 }
 
-/** Frames to the host's loopback addresses, in every dress. */
-function frames(from: string, to: string, source: string): Uint8Array[] {
-  const [IP, SERVICE_TAG] = [0x0800, 0x88a8];
-  const datagram = udp({ source: 5000, destination: 9 }, 40);
-  const packet = (destination: string, sender = source) =>
-    ipv4(datagram, { source: sender, destination });
-  return [
-    bytes(ethernet(IP, { from, to }), packet("127.0.0.1")),
-    bytes(ethernet(IP, { from, to }), packet("127.200.0.1")),
-    bytes(ethernet(IP, { from, to }), packet("127.0.0.1", "127.0.0.1")),
-    ...[1, 2, 3, 5].map((tags) =>
-      bytes(ethernet(IP, { from, to }, Array(tags).fill(0x8100)), packet("127.0.0.1"))
-    ),
-    bytes(ethernet(IP, { from, to }, [SERVICE_TAG]), packet("127.0.0.1")),
-  ];
-}
-
-/** How many datagrams came to a port of the host that nobody listens on. */
-async function unheard(host: Host): Promise<number> {
-  const [names, values] = (await host.sh("grep ^Udp: /proc/net/snmp")).split("\n")
-    .map((line) => line.split(" "));
-  return Number(values![names!.indexOf("NoPorts")]);
-}
-
 /** Asserts that no frame to 127.0.0.0/8 comes in, where one to the host's own address does. */
 async function assertClosed(
   host: Host,
@@ -60,12 +36,8 @@ async function assertClosed(
   const { path, mac, hostMac, ip, gateway } = attacker;
   using tap = Wiretap.open(path, "eth0");
   const before = await unheard(host);
-  for (const frame of frames(mac, hostMac, ip)) tap.send(frame);
-  const honest = ipv4(udp({ source: 5000, destination: 9 }, 40), {
-    source: ip,
-    destination: gateway,
-  });
-  tap.send(bytes(ethernet(0x0800, { from: mac, to: hostMac }), honest));
+  for (const frame of loopbackFrames(mac, hostMac, ip)) tap.send(frame);
+  tap.send(honestFrame(mac, hostMac, ip, gateway));
   await eventually(3000, `${what}: the honest datagram comes`, async () => {
     return await unheard(host) > before;
   });
