@@ -24,6 +24,7 @@ import {
 import { UndoStack } from "../undo.ts";
 import {
   type AddressRecord,
+  deleteAddress,
   newAddress,
   readAddress,
   readAddresses,
@@ -112,9 +113,12 @@ export async function unmapPorts(
   refuseUnchosen(asked);
   if (typeof target !== "string") {
     return await changeAddress(target.to, options, async (host, record) => {
-      return record === undefined
-        ? []
-        : await dropPorts(host, addressHolder(host, record, record), asked);
+      if (record !== undefined) {
+        return await dropPorts(host, addressHolder(host, record, record), asked);
+      }
+      // Of a process that was killed before it had done anything.
+      deleteAddress(host, validateAddress(target.to));
+      return [];
     });
   }
   return await changeVm(target, options, async (host, record) => {

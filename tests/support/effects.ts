@@ -12,7 +12,9 @@ import type { Machine, Outcome } from "./machine.ts";
 /** A system call that changed something. */
 export interface Effect {
   readonly syscall: string;
-  /** Which of the process's calls of that name it is, from 1: strace counts them apart. */
+  /** The file it was about, where its name is the same each time. */
+  readonly path?: string;
+  /** Which of the process's calls of that name it is, on that file if there is one, from 1. */
   readonly nth: number;
   /** What it was about, shortened. */
   readonly what: string;
@@ -60,7 +62,7 @@ export async function traceEffects(
   args: readonly string[],
 ): Promise<Effect[]> {
   const calls = Object.keys(CHANGES).join();
-  const strace = ["-y", "-s", "48", "-o", TRACE_FILE, "-e", `trace=${calls}`, "--"];
+  const strace = ["-y", "-s", "128", "-o", TRACE_FILE, "-e", `trace=${calls}`, "--"];
   await machine.must("strace", [...strace, command, ...args]);
   const text = await machine.readFile(TRACE_FILE);
   await machine.must("rm", [TRACE_FILE]);
@@ -69,25 +71,43 @@ export async function traceEffects(
 
 function parseTrace(text: string): Effect[] {
   const counts = new Map<string, number>();
-  return text.split("\n").flatMap((line) => {
+  const count = (key: string) => {
+    const nth = (counts.get(key) ?? 0) + 1;
+    counts.set(key, nth);
+    return nth;
+  };
+  return text.split("\n").flatMap((line): Effect[] => {
     const [, syscall = "", args = "", result = ""] = /^(\w+)\((.*)\)\s+= (\S+)/.exec(line) ?? [];
-    const nth = (counts.get(syscall) ?? 0) + 1;
-    counts.set(syscall, nth);
+    const path = pathOf(syscall, args);
+    const [nth, nthOnPath] = [count(syscall), count(`${syscall} ${path}`)];
     if (!/^\d/.test(result) || CHANGES[syscall]?.(args) !== true) return [];
-    return [{ syscall, nth, what: args.slice(0, 100) }];
+    const what = args.slice(0, 100);
+    return [path === undefined ? { syscall, nth, what } : { syscall, path, nth: nthOnPath, what }];
   });
+}
+
+/**
+ * The file that a call is about. Calls on files are counted by it: the runtime writes to its own
+ * descriptors too, now more often and now less. A name with a process's number is another each time.
+ */
+function pathOf(syscall: string, args: string): string | undefined {
+  if (syscall !== "openat" && !FILE_CALLS.includes(syscall)) return undefined;
+  // By its descriptor, or its name.
+  const [, path] = /^\d+<(\/[^>]*)>/.exec(args) ?? /^[^"]*"(\/[^"]*)"/.exec(args) ?? [];
+  return path === undefined || /\.\d+$/.test(path) ? undefined : path;
 }
 
 /** Runs a command in which a fault takes the place of an effect. */
 export async function runWithFault(
   machine: Machine,
-  { syscall, nth }: Effect,
+  { syscall, path, nth }: Effect,
   fault: Fault,
   command: string,
   args: readonly string[],
 ): Promise<Outcome> {
   const action = fault.startsWith("SIG") ? `signal=${fault}` : `error=${fault}`;
-  const strace = ["-o", "/dev/null", "-e", `trace=${syscall}`];
+  const files = path === undefined ? [] : ["-P", path];
+  const strace = ["-o", "/dev/null", ...files, "-e", `trace=${syscall}`];
   const inject = ["-e", `inject=${syscall}:${action}:when=${nth}`, "--"];
   return await machine.run("strace", [...strace, ...inject, command, ...args]);
 }

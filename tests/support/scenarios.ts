@@ -1,0 +1,173 @@
+/**
+ * The commands that are cut off, and how often the ordinary run does it on which backend.
+ *
+ * @module
+ */
+
+import type { Row } from "./crash.ts";
+
+const ATTACH = ["attach-vm", "web", "--ports", "8080:80", "@"] as const;
+const REPORTED = ["attach-vm", "web", "--ports", "9090:80", "@"] as const;
+const BY_BRIDGE = [...ATTACH, "--mode", "dhcp-bridge"] as const;
+const POLICED = [...ATTACH, "--isolated", "--deny-egress", "169.254.169.254/32"] as const;
+const SAME = ["attach-vm", "web"] as const;
+const MAP = ["map-port", "web", "9090:80", "9000-9002:1-3/udp", "0:81"] as const;
+const UNMAP = ["map-port", "web", "--remove", "9090:80", "9001:2/udp", "8080:80"] as const;
+const CUT_ETH0 = "ip -n tapkit-web link delete eth0";
+const CUT_TAP = "ip -n tapkit-web link delete vm_eth0";
+// The server tidies up too, so that it is never certain who comes to an effect.
+const NO_SERVER = `for pid in $(pgrep -f "[s]erve-dhcp"); do
+  [ "$(readlink /proc/$pid/ns/net)" = "$(readlink /proc/self/ns/net)" ] && kill $pid
+done; true`;
+const TARGET = "192.0.2.2";
+
+/** All of them. */
+export const SCENARIOS: readonly Row[] = [
+  {
+    scenario: { name: "attach", command: ATTACH },
+    on: {
+      nftables: 12,
+      iptablesNft: 40,
+      iptablesLegacy: 40,
+      dropPolicy: 40,
+      executed: 40,
+      twoNetworks: 50,
+    },
+  },
+  {
+    scenario: {
+      name: "remove",
+      command: ["attach-vm", "web", "--remove"],
+      prepare: [ATTACH, NO_SERVER],
+      again: [ATTACH],
+    },
+    on: {
+      nftables: 12,
+      iptablesNft: 20,
+      iptablesLegacy: 20,
+      dropPolicy: 20,
+      executed: 20,
+      twoNetworks: 30,
+    },
+  },
+  {
+    scenario: { name: "other ports", command: REPORTED, prepare: [ATTACH], keeps: true },
+    on: { nftables: 8, iptablesNft: 12, iptablesLegacy: 12, dropPolicy: 12, executed: 12 },
+  },
+  {
+    scenario: {
+      name: "mend",
+      command: SAME,
+      prepare: [ATTACH, CUT_ETH0],
+      keeps: true,
+      broken: true,
+    },
+    on: { nftables: 32, iptablesNft: 80, executed: 80, twoNetworks: 80 },
+  },
+  {
+    scenario: {
+      name: "mend the TAP",
+      command: SAME,
+      prepare: [ATTACH, CUT_TAP],
+      keeps: true,
+      broken: true,
+    },
+    on: { nftables: 8, executed: 16 },
+  },
+  {
+    scenario: {
+      name: "mend with other ports",
+      command: REPORTED,
+      prepare: [ATTACH, CUT_ETH0],
+      keeps: true,
+      broken: true,
+    },
+    on: { nftables: 31 },
+  },
+  {
+    scenario: { name: "run a VMM", command: [...ATTACH, "--", "true"], again: [ATTACH] },
+    on: { nftables: 50 },
+  },
+  {
+    scenario: { name: "attach by a bridge", command: BY_BRIDGE },
+    on: { nftables: 40 },
+  },
+  {
+    scenario: {
+      name: "remove by a bridge",
+      command: ["attach-vm", "web", "--remove"],
+      prepare: [BY_BRIDGE, NO_SERVER],
+      again: [BY_BRIDGE],
+    },
+    on: { nftables: 24 },
+  },
+  {
+    scenario: { name: "attach with a policy", command: POLICED },
+    on: { nftables: 40, iptablesNft: 80 },
+  },
+  {
+    scenario: {
+      name: "remove with a policy",
+      command: ["attach-vm", "web", "--remove"],
+      prepare: [POLICED, NO_SERVER],
+      again: [POLICED],
+    },
+    on: { nftables: 24, iptablesNft: 40 },
+  },
+  {
+    scenario: {
+      name: "another policy",
+      command: ["attach-vm", "web", "--no-isolated", "--no-antispoof", "--deny-egress", "none"],
+      prepare: [POLICED],
+      keeps: true,
+    },
+    on: { nftables: 6 },
+  },
+  {
+    scenario: {
+      name: "restore",
+      command: ["attach-vm", "--restore"],
+      prepare: [ATTACH, "reboot"],
+      keeps: true,
+    },
+    on: { nftables: 50, executed: 80 },
+  },
+  {
+    scenario: {
+      name: "collect",
+      command: ["attach-vm", "--gc"],
+      prepare: [ATTACH, NO_SERVER, "ip netns delete tapkit-web"],
+      ends: "gone",
+    },
+    on: { nftables: 10, executed: 20 },
+  },
+  {
+    scenario: {
+      name: "map ports",
+      command: MAP,
+      prepare: [ATTACH],
+      again: [SAME, MAP],
+      keeps: true,
+    },
+    on: { nftables: 3, iptablesNft: 6, iptablesLegacy: 6, executed: 6 },
+  },
+  {
+    scenario: {
+      name: "unmap ports",
+      command: UNMAP,
+      prepare: [ATTACH, ["map-port", "web", "9090:80", "9000-9002:1-3/udp"]],
+      again: [SAME, UNMAP],
+      keeps: true,
+    },
+    on: { nftables: 3, iptablesNft: 6, executed: 8 },
+  },
+  {
+    scenario: {
+      name: "map ports to an address",
+      command: ["map-port", "--to", TARGET, "9090:80"],
+      check: ["map-port", "--to", TARGET, "--check"],
+      remove: ["map-port", "--to", TARGET, "--remove", "9090:80"],
+    },
+    on: { nftables: 4, iptablesNft: 6 },
+  },
+];
