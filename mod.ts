@@ -31,6 +31,7 @@ import type {
   VmRecord,
 } from "./lib/vm/types.ts";
 import type { GcOptions } from "./lib/vm/gc.ts";
+import type { RemoveOptions } from "./lib/vm/remove.ts";
 import type { VmmOptions } from "./lib/vm/vmm.ts";
 
 export { InputError, InterruptedError, SyscallError, TapkitError, VmmError } from "./lib/errors.ts";
@@ -53,7 +54,7 @@ export type {
   VmRoute,
 } from "./lib/vm/types.ts";
 export type { DefaultCniOptions, DefaultCniReport } from "./lib/cni/default-network.ts";
-export type { GcOptions, InstallOptions, ServeOptions, VmmOptions };
+export type { GcOptions, InstallOptions, RemoveOptions, ServeOptions, VmmOptions };
 export { ensureDhcpServer } from "./lib/vm/dhcp-start.ts";
 export { getVm, listVms, vmNames } from "./lib/vm/list.ts";
 export { formatRecord } from "./lib/vm/output.ts";
@@ -83,9 +84,10 @@ export async function attachVm(
  *
  * @returns whether there was anything to take away
  * @throws {InputError} when the name is malformed
- * @throws {TapkitError} naming everything that could not be taken away; the rest is gone
+ * @throws {TapkitError} while a VMM of `-- VMM` runs, unless `force`: nothing was touched; else
+ * naming everything that could not be taken away: the rest is gone
  */
-export async function removeVm(name: string, options: HostOptions = {}): Promise<boolean> {
+export async function removeVm(name: string, options: RemoveOptions = {}): Promise<boolean> {
   return await (await import("./lib/vm/remove.ts")).removeVm(name, options);
 }
 
@@ -189,7 +191,8 @@ export async function* collectVms(options: GcOptions = {}): AsyncGenerator<Colle
 
 /**
  * Attaches a VM, runs the VMM in its namespace on this process's stdio, passes signals on, and
- * removes the attachment when the VMM ends.
+ * when the VMM ends, removes what it attached: what was attached before stays, or all, if it is to
+ * be kept.
  *
  * @param argv the program and its arguments, in which `{tap}`, `{mac}`, `{ip}`, … are replaced
  * @returns the VMM's exit code, 128+n when signal n ended it

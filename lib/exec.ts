@@ -26,15 +26,20 @@ export function spawnDetached(program: string, args: readonly string[]): void {
 
 /**
  * Starts a program on this one's standard input, output and error, in the network namespace
- * the calling thread is in.
+ * the calling thread is in, with this one's environment and what is added to it.
  *
  * @throws {Deno.errors.NotFound} when there is no such program
  * @throws {Deno.errors.PermissionDenied} when it cannot be executed
  */
-export function spawnInherited(program: string, args: readonly string[]): Deno.ChildProcess {
+export function spawnInherited(
+  program: string,
+  args: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): Deno.ChildProcess {
   keepDescriptors();
   return new Deno.Command(program, {
     args: [...args],
+    env: { ...env },
     stdin: "inherit",
     stdout: "inherit",
     stderr: "inherit",

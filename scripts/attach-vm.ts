@@ -4,7 +4,7 @@
  * @module
  */
 
-import { ATTACH_VM, readAttachCommand } from "../lib/cli/attach-command.ts";
+import { ATTACH_VM, flagOptions, readAttachCommand } from "../lib/cli/attach-command.ts";
 import {
   BECOME_SERVE_DHCP,
   EXIT,
@@ -34,7 +34,7 @@ export async function main(args: readonly string[]): Promise<number> {
     const host = hostOptions(ATTACH_VM.name, parsed.flags, signal);
     const vms = all ? tapkit.vmNames(host).map((name) => ({ name })) : requests;
     using session = verb === "list" ? undefined : await tapkit.openSession(vms.length);
-    const options = { ...host, ...session && { session } };
+    const options = { ...host, ...flagOptions(parsed.flags), ...session && { session } };
     const ensureDhcp = once(() => tapkit.ensureDhcpServer(options, serveDhcpCommand(parsed.flags)));
     const print = (record: VmRecord) => printText(tapkit.formatRecord(record, output));
     const report = (record: VmRecord) => (print(record), ensureDhcp());
@@ -54,7 +54,7 @@ export async function main(args: readonly string[]): Promise<number> {
         requireRoot();
         const vms: AsyncIterable<Restored | Collected> = verb === "restore"
           ? tapkit.restoreVms(options)
-          : tapkit.collectVms({ ...options, exclusive: parsed.flags.exclusive });
+          : tapkit.collectVms(options);
         return await forEachVm(doing, vms, ({ name, record, error }) => {
           if (error !== undefined) throw error;
           return record === undefined ? printJson({ vm: name, removed: true }) : report(record);
@@ -69,8 +69,8 @@ export async function main(args: readonly string[]): Promise<number> {
           printJson({ vm, removed: await tapkit.removeVm(vm, options) })
         );
       case "run": {
-        const more = { recordFile: parsed.flags["record-file"], onAttached: ensureDhcp };
-        return await forEach((request) => tapkit.runVmm(request, vmm, { ...options, ...more }));
+        const running = { ...options, onAttached: ensureDhcp };
+        return await forEach((request) => tapkit.runVmm(request, vmm, running));
       }
     }
   });

@@ -179,6 +179,14 @@ export const ATTACH_VM = {
         "dracut (its initramfs's arguments) or qemu (arguments)",
       default: "json",
     },
+    {
+      name: "user",
+      metavar: "USER[:GROUP]",
+      help:
+        "with -- VMM, run it as that user, who may open the TAP device unless --tap-owner says " +
+        "otherwise",
+    },
+    { name: "keep", help: "with -- VMM, leave the VM attached when it ends" },
     { name: "record-file", metavar: "FILE", help: "with -- VMM, write the record there" },
     {
       name: "list",
@@ -209,6 +217,7 @@ export const ATTACH_VM = {
       help: "take the VMs off their networks",
     },
     { name: "all", alias: ["-a"], help: "with --remove: every attached VM" },
+    { name: "force", help: "with --remove, also from under a VMM that -- VMM runs" },
     ...HOST_OPTIONS,
   ],
   examples: [
@@ -268,6 +277,11 @@ const SHAPING = [
 ] as const satisfies readonly (keyof AttachFlags)[];
 
 type ShapingFlags = Pick<AttachFlags, (typeof SHAPING)[number]>;
+
+/** The library's options that one verb or another takes. */
+export function flagOptions({ exclusive, force, keep, user, ...flags }: AttachFlags) {
+  return { exclusive, force, keep, user, recordFile: flags["record-file"] };
+}
 
 /** Checks which flags go together and reads `--from`. Throws {@linkcode InputError}. */
 export async function readAttachCommand(parsed: Parsed<typeof ATTACH_VM>): Promise<AttachCommand> {

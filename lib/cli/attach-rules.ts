@@ -20,6 +20,9 @@ export interface RuledFlags {
   readonly remove: boolean;
   readonly all: boolean;
   readonly exclusive: boolean;
+  readonly force: boolean;
+  readonly keep: boolean;
+  readonly user: string | undefined;
   readonly from: string | undefined;
   readonly output: string | undefined;
   readonly "record-file": string | undefined;
@@ -96,6 +99,13 @@ export function refuseUnlessPlain<Shaping extends string>(
   }
   if (flags.exclusive && verb !== "gc") {
     throw new InputError("--exclusive is for --gc", { mend: "leave it out" });
+  }
+  if (flags.force && verb !== "remove") {
+    throw new InputError("--force is for --remove", { mend: "leave it out" });
+  }
+  const ofVmm = flags.keep ? "keep" : flags.user === undefined ? undefined : "user";
+  if (ofVmm !== undefined && verb !== "run") {
+    throw new InputError(`--${ofVmm} is for -- VMM`, { mend: "leave it out" });
   }
   if (flags["record-file"] !== undefined && verb !== "run") {
     throw new InputError("--record-file is for -- VMM", { mend: "the record is on stdout" });

@@ -92,6 +92,10 @@ const SYMBOLS = {
   },
   // useconds_t usec
   usleep_wait: { name: "usleep", parameters: ["u32"], result: "i32", nonblocking: true },
+  // long number, long a, long b, long c, long d, long e
+  syscall: { parameters: ["i64", "i64", "i64", "i64", "i64", "i64"], result: "i64" },
+  // long number, long a, void *b
+  syscall_buffer: { name: "syscall", parameters: ["i64", "i64", "buffer"], result: "i64" },
   // int fd
   tcgetpgrp: { parameters: ["i32"], result: "i32" },
   getpgrp: { parameters: [], result: "i32" },

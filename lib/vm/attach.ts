@@ -12,15 +12,14 @@ import { tidyDefaultCni } from "../cni/default-network.ts";
 import type { NetworkAttachment } from "../cni/plan.ts";
 import { type Added, addNetwork, hasExecuted, mayGiveAgain } from "../cni/runtime.ts";
 import { CniError, type Result } from "../cni/types.ts";
-import { describe, TapkitError } from "../errors.ts";
-import { isThere } from "../files.ts";
+import { describe } from "../errors.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { FirewallKind } from "../firewall/store.ts";
 import { parseCidr } from "../inet/ip.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { netnsIdentity } from "../netlink/identity.ts";
-import { getLink, requireLink, setLink } from "../netlink/link.ts";
+import { requireLink, setLink } from "../netlink/link.ts";
 import {
   createNamedNetns,
   deleteNamedNetns,
@@ -32,7 +31,8 @@ import {
 import { UndoStack } from "../undo.ts";
 import { changeRules, changesGuards, dropRules, reguard, rewire } from "./change.ts";
 import { checkAttachment, type NetworkFinding, noteMending } from "./check.ts";
-import { canonicalNetns, requireSuccessor, validateNetns } from "./netns.ts";
+import { withGiven } from "./given-netns.ts";
+import { canonicalNetns, requireSuccessor } from "./netns.ts";
 import {
   assertAsAsked,
   describeInterface,
@@ -58,6 +58,7 @@ import { removeAttachment, removeMade } from "./remove.ts";
 import { recordedPolicy, samePolicy, withPolicy } from "./policy.ts";
 import { mergeRequest, validateAttach, validatePolicy } from "./request.ts";
 import { currentResolvers, hostResolvers, resolversOf } from "./resolvers.ts";
+import { describeTapUsers, supervised } from "./running.ts";
 import { asForwarded } from "./host-end.ts";
 import { type Host, openHost } from "./session.ts";
 import { bringSettings, returnSettings } from "./settings.ts";
@@ -77,13 +78,14 @@ import {
   writeRecord,
 } from "./state.ts";
 import type { AttachRequest, HostOptions, VmDns, VmInterface, VmRecord } from "./types.ts";
-import { addWire, guardedAs, madeLinks, wireRequest } from "./wires.ts";
+import { addWire, guardedAs, wireRequest } from "./wires.ts";
 
 /**
  * Attaches a VM to its networks, or brings an attachment back to what is recorded and asked for.
  *
  * The end is the same however often it is called, and after a crash at any point.
  *
+ * @param running for whose VMM it is attached
  * @returns the record
  * @throws {InputError} when the request is malformed; nothing was touched
  * @throws {TapkitError} when a step failed; everything before it is undone
@@ -91,11 +93,16 @@ import { addWire, guardedAs, madeLinks, wireRequest } from "./wires.ts";
 export async function attachVm(
   request: AttachRequest,
   options: HostOptions = {},
+  running?: Running,
 ): Promise<VmRecord> {
   validateAttach(request);
   const { netns } = request;
   const asked = netns === undefined ? request : { ...request, netns: canonicalNetns(netns) };
-  return (await withLocks(request.name, options, (host, id) => attachLocked(host, id, asked)))!;
+  return (await withLocks(
+    request.name,
+    options,
+    (host, id) => attachLocked(host, id, asked, running),
+  ))!;
 }
 
 /**
@@ -111,7 +118,7 @@ export async function restoreVm(
 ): Promise<VmRecord | undefined> {
   return await withLocks(name, options, async (host, id) => {
     const record = readRecord(host, name);
-    return record && await attachLocked(host, id, record.made.request);
+    return record && await attachLocked(host, id, record.made.request, record.made);
   });
 }
 
@@ -134,21 +141,39 @@ async function withLocks(
   }
 }
 
+/** The `-- VMM` call that an attachment is for, and goes with; none where it is to stay. */
+type Running = Pick<StoredRecord["made"], "run">;
+
 async function attachLocked(
   host: Host,
   id: string,
   request: AttachRequest,
+  running?: Running,
 ): Promise<StoredRecord> {
   const old = readRecord(host, request.name);
-  if (old === undefined) return await attachAnew(host, id, request);
+  if (old === undefined) return await attachAnew(host, id, request, undefined, running);
   if (old.made.phase === "attached") {
-    return await attachAgain(host, withCurrentResolvers(host, old), request);
+    const again = await attachAgain(host, withCurrentResolvers(host, old), request);
+    return handOver(host, again, running);
   }
   host.note(`"${request.name}" was left half attached: beginning again`);
   // With interfaces it was attached before, and is to get its address and MAC again.
-  if (old.interfaces.length > 0) return await attachOver(host, old, mergeRequest(old, request));
+  if (old.interfaces.length > 0) {
+    return handOver(host, await attachOver(host, old, mergeRequest(old, request)), running);
+  }
   await removeAttachment(host, old);
-  return await attachAnew(host, id, request);
+  return await attachAnew(host, id, request, undefined, running);
+}
+
+/** What a call of `-- VMM` attached, and could not take away, is the next one's, or stays. */
+function handOver(host: Host, record: StoredRecord, running?: Running): StoredRecord {
+  const { run, ...made } = record.made;
+  if (run === undefined) return record;
+  const { run: heir } = running ?? (supervised(host, record.vm) ? record.made : {});
+  if (heir === run) return record;
+  const handed = { ...record, made: { ...made, ...heir === undefined ? {} : { run: heir } } };
+  writeRecord(host, handed);
+  return handed;
 }
 
 /** The host's resolvers may have changed since, or have come. */
@@ -176,6 +201,7 @@ async function attachAgain(
   const whole = networked.record;
   const undo = new UndoStack();
   try {
+    if (differences.wire.length > 0) await noteTapUsers(host, whole);
     const record = differences.wire.length > 0
       ? await rewire(host, whole, wanted)
       : differences.guards.length > 0 || changesGuards(whole, wanted)
@@ -222,6 +248,13 @@ async function mendNetworks(
   return { record: await checkAdded(host, await attachOver(host, old, wanted)), over: true };
 }
 
+/** Who runs the guest has to know that its TAP becomes another one. */
+async function noteTapUsers(host: Host, record: StoredRecord): Promise<void> {
+  const users = await describeTapUsers(record);
+  if (users === undefined) return;
+  host.note(`warning: the TAP that ${users} has open is made anew, and has to be opened again`);
+}
+
 /**
  * ADD where the network may have kept the address; else, and where that is refused, DEL, then ADD
  * that asks for the addresses and the MACs that are recorded.
@@ -233,6 +266,7 @@ async function attachOver(
 ): Promise<StoredRecord> {
   // One that was given and is gone is not made here: then all else stays as it is.
   requireSuccessor(old.vm, old);
+  await noteTapUsers(host, old);
   const addressed = old.interfaces.some(({ addresses }) => addresses.length > 0);
   if (addressed && old.made.networks.some(mayGiveAgain)) {
     await removeMade(host, old, { keepLeases: true });
@@ -263,15 +297,15 @@ async function attachAnew(
   id: string,
   request: AttachRequest,
   old?: StoredRecord,
-  leases: LeaseOptions = {},
+  options: NewOptions = {},
 ): Promise<StoredRecord> {
   return await choosingAgain(
     askedPorts(request),
-    () => attachOnce(host, id, request, old, leases),
+    () => attachOnce(host, id, request, old, options),
   );
 }
 
-interface LeaseOptions {
+interface NewOptions extends Running {
   /** Whether undoing leaves the addresses to the networks that may give them again. */
   readonly keepLeases?: boolean;
 }
@@ -281,7 +315,7 @@ async function attachOnce(
   id: string,
   request: AttachRequest,
   old: StoredRecord | undefined,
-  { keepLeases = false }: LeaseOptions,
+  { keepLeases = false, run }: NewOptions,
 ): Promise<StoredRecord> {
   validatePolicy(request);
   const { name } = request;
@@ -297,7 +331,9 @@ async function attachOnce(
       await planNetworks(host, hostNl, id, request, ports, before),
       old?.made.networks,
     );
-    const planned = withGiven(plannedRecord(id, request, firewall.kind, networks, ports, old));
+    const given = withGiven(plannedRecord(id, request, firewall.kind, networks, ports, old));
+    const owner = old === undefined ? run : old.made.run;
+    const planned = owner === undefined ? given : { ...given, made: { ...given.made, run: owner } };
     undo.push("settings of the kernel", async () => {
       await returnSettings(host, { firewall: firewall.kind });
       firewall.removeIfUnused();
@@ -431,34 +467,6 @@ function plannedRecord(
       guests: [],
     },
   };
-}
-
-/**
- * Refuses a namespace of the VM's name that tapkit did not make, and in one that was given,
- * links of the names to be used.
- *
- * @returns the record, with which namespace was given
- */
-function withGiven(planned: StoredRecord): StoredRecord {
-  const { vm, netns: path, made } = planned;
-  if (!made.netnsGiven) {
-    if (!isThere(path)) return planned;
-    throw new TapkitError(`the network namespace ${path} is there already, and is not tapkit's`, {
-      mend: `delete it (ip netns delete ${netnsName(vm)}), or use it with --netns ${path}`,
-    });
-  }
-  validateNetns(path);
-  using netns = openNetns(path);
-  using nl = withNetns(netns, () => NetlinkConnection.open());
-  for (const { ifName } of made.networks) {
-    const taken = [ifName, ...madeLinks(ifName, made.request.mode ?? "auto")]
-      .find((name) => getLink(nl, name) !== undefined);
-    if (taken === undefined) continue;
-    throw new TapkitError(`the network namespace ${path} has a link "${taken}" already`, {
-      mend: "delete that link, or use another namespace",
-    });
-  }
-  return { ...planned, made: { ...made, netnsIs: netnsIdentity(netns, nl) } };
 }
 
 function forget(host: Host, id: string, name: string): void {

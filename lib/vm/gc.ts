@@ -15,6 +15,7 @@ import { describe, TapkitError } from "../errors.ts";
 import { isThere } from "../files.ts";
 import { leadsElsewhere } from "./netns.ts";
 import { removeAttachment } from "./remove.ts";
+import { supervised } from "./running.ts";
 import { type Host, openHost } from "./session.ts";
 import {
   type HostPaths,
@@ -64,14 +65,17 @@ async function collect(host: Host, name: string): Promise<boolean> {
   using _vm = await lockVm(host, name);
   using _host = await lockHost(host);
   const record = readRecord(host, name);
-  if (record === undefined || !isDead(record)) return false;
+  if (record === undefined || supervised(host, name) || !isDead(record)) return false;
   await removeAttachment(host, record);
   return true;
 }
 
 /** With the VM's lock held, nobody is making what is half made. */
 function isDead(record: StoredRecord): boolean {
-  return record.made.phase !== "attached" || !isThere(record.netns) || leadsElsewhere(record);
+  const { phase, run } = record.made;
+  // Nobody is left to take away what was to go with its VMM.
+  const orphaned = run !== undefined;
+  return phase !== "attached" || orphaned || !isThere(record.netns) || leadsElsewhere(record);
 }
 
 /** What attaching executes: of the built-in plugins nothing is left that is not collected here. */

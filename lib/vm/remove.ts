@@ -16,6 +16,7 @@ import { deleteLinkGroup } from "../netlink/link.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import { deleteNamedNetns, netnsPath } from "../sys/netns.ts";
 import { leadsElsewhere, openVm } from "./netns.ts";
+import { describeTapUsers, supervised } from "./running.ts";
 import { type Host, openHost } from "./session.ts";
 import { returnSettings } from "./settings.ts";
 import {
@@ -36,30 +37,70 @@ import {
 import type { HostOptions } from "./types.ts";
 import { removeWire, type WantedMode } from "./wires.ts";
 
+/** How to remove. */
+export interface RemoveOptions extends HostOptions {
+  /** Also from under a VMM that `-- VMM` runs. */
+  readonly force?: boolean | undefined;
+}
+
 /**
  * Takes a VM off its networks. Of a VM whose record is lost, all that bears its name or its
  * container id goes.
  *
  * @returns whether there was anything to take away
  * @throws {InputError} when the name is malformed
- * @throws {TapkitError} naming everything that could not be taken away; the rest is gone
+ * @throws {TapkitError} while a VMM of `-- VMM` runs, unless `force`: nothing was touched; else
+ * naming everything that could not be taken away: the rest is gone
  */
-export async function removeVm(name: string, options: HostOptions = {}): Promise<boolean> {
+export async function removeVm(name: string, options: RemoveOptions = {}): Promise<boolean> {
   validateName(name);
+  return await withLocks(name, options, async (host) => {
+    if (options.force !== true) refuseRunning(name, supervised(host, name));
+    const record = readUsableRecord(host, name);
+    if (record === undefined) return await removeLost(host, name);
+    await removeRecorded(host, record);
+    return true;
+  });
+}
+
+/** Takes away what a call of `-- VMM` attached, unless it is another's, or nobody's, by now. */
+export async function removeRun(name: string, run: string, options: HostOptions): Promise<void> {
+  await withLocks(name, options, async (host) => {
+    const record = readRecord(host, name);
+    if (record?.made.run === run) await removeRecorded(host, record);
+  });
+}
+
+async function withLocks<T>(
+  name: string,
+  options: HostOptions,
+  act: (host: Host) => Promise<T>,
+): Promise<T> {
   using host = openHost(options);
-  const id = await containerId(name);
   try {
     await checkpoint(host.signal);
     using _vm = await lockVm(host, name);
     using _host = await lockHost(host);
-    const record = readUsableRecord(host, name);
-    if (record === undefined) return await removeLost(host, name, id);
-    await removeAttachment(host, record);
-    return true;
+    return await act(host);
   } finally {
     tidyState(host);
     tidyDefaultCni(host.confDir);
   }
+}
+
+function refuseRunning(name: string, running: { readonly pid: number } | undefined): void {
+  if (running === undefined) return;
+  throw new TapkitError(`it is running (pid ${running.pid}), by attach-vm ${name} -- …`, {
+    mend: "end that, and it is removed; or use --force, which leaves it without a network",
+  });
+}
+
+async function removeRecorded(host: Host, record: StoredRecord): Promise<void> {
+  const users = await describeTapUsers(record);
+  if (users !== undefined) {
+    host.note(`warning: ${users} has the TAP of "${record.vm}" open, and loses its network`);
+  }
+  await removeAttachment(host, record);
 }
 
 /** The record, unless it is lost: one that cannot be read is as good as none here. */
@@ -205,7 +246,8 @@ function leftBehind(failures: readonly unknown[]): TapkitError {
 }
 
 /** Takes away what an attachment without a record would have made, on every network there is. */
-async function removeLost(host: Host, name: string, id: string): Promise<boolean> {
+async function removeLost(host: Host, name: string): Promise<boolean> {
+  const id = await containerId(name);
   const netns = netnsPath(netnsName(name));
   const cached = await cachedNetworks(host, id);
   const found = recordNames(host).includes(name) || isThere(netns) || cached.length > 0;

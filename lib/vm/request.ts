@@ -12,6 +12,7 @@ import { parsePorts } from "../inet/ports.ts";
 import { leadToOne, validateNetns } from "./netns.ts";
 import { firewallOf, type StoredRecord, validateName } from "./state.ts";
 import type { AttachRequest } from "./types.ts";
+import { resolveOwner } from "./users.ts";
 
 /** The least an IPv4 link carries (RFC 791), and the most the kernel takes for a veth. */
 const MTU = { MIN: 68, MAX: 65535 } as const;
@@ -126,38 +127,6 @@ function validateMtu(mtu: number): void {
   if (Number.isInteger(mtu) && mtu >= MTU.MIN && mtu <= MTU.MAX) return;
   throw new InputError(`MTU ${mtu} is not a number from ${MTU.MIN} to ${MTU.MAX}`, {
     mend: "leave it out to take that of the device of the default route",
-  });
-}
-
-/** The numbers that `USER[:GROUP]` stands for. */
-export interface Owner {
-  readonly owner: number;
-  readonly group?: number;
-}
-
-/**
- * Finds the uid and gid of `USER[:GROUP]`, each a name or a number.
- *
- * @throws {InputError} when this host has no such user or group
- */
-export function resolveOwner(text: string): Owner {
-  const colon = text.indexOf(":");
-  const user = colon < 0 ? text : text.slice(0, colon);
-  const owner = resolveId("user", user, "/etc/passwd");
-  return colon < 0
-    ? { owner }
-    : { owner, group: resolveId("group", text.slice(colon + 1), "/etc/group") };
-}
-
-/** passwd(5) and group(5) both have the name first and the number third. */
-function resolveId(kind: "user" | "group", name: string, file: string): number {
-  const NO_ID = 0xffff_ffff;
-  if (/^\d+$/.test(name) && Number(name) < NO_ID) return Number(name);
-  const line = name !== "" && Deno.readTextFileSync(file).split("\n")
-    .map((text) => text.split(":")).find(([first]) => first === name);
-  if (line) return Number(line[2]);
-  throw new InputError(`${kind} "${name}" is not in ${file}`, {
-    mend: "name an existing one, or give its number",
   });
 }
 

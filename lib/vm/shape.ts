@@ -54,6 +54,7 @@ const RECORD_SHAPE: Shape = {
 /** What a record may have beside that. */
 const OPTIONAL: Readonly<Record<string, Shape>> = {
   portOwners: { attach: PORTS_SHAPE, mapPort: PORTS_SHAPE },
+  run: "string",
   netnsIs: { boot: "string", dev: "number", ino: "number" },
 };
 

@@ -6,6 +6,7 @@
  *   vms/NAME.json     the record: what is printed, and how it was made
  *   addresses/ADDRESS.json   what map-port --to maps to it
  *   ids/XXXXXXX       a link to the NAME whose container id begins so
+ *   running/NAME      held while `-- VMM` runs it
  *   locks/NAME        held while that VM is changed; gone when nobody holds it
  *   lock              held while what VMs share is changed: bridge, pool, ports, firewall
  *   serve-dhcp.lock   held by the DHCP server
@@ -73,6 +74,8 @@ export interface Made {
   readonly rulesInDoubt?: true;
   /** Whose the record's ports are; absent while all are attach-vm's. */
   readonly portOwners?: PortOwners;
+  /** The `-- VMM` call that attached it, and takes it away when its VMM ends. */
+  readonly run?: string;
   /** What was asked for, for the next attach to keep. */
   readonly request: AttachRequest;
   /** Each interface's network and the plugins that ran, for DEL and CHECK. */
@@ -140,6 +143,8 @@ const DHCP_LOCK = "serve-dhcp.lock";
 const vmsDir = (host: HostPaths) => `${host.stateDir}/vms`;
 const locksDir = (host: HostPaths) => `${host.stateDir}/locks`;
 const idsDir = (host: HostPaths) => `${host.stateDir}/ids`;
+/** Where the locks of those are that run a VMM. */
+export const runningDir = (host: HostPaths): string => `${host.stateDir}/running`;
 /** Where the records of addresses are, that map-port --to maps to. */
 export const addressesDir = (host: HostPaths): string => `${host.stateDir}/addresses`;
 const recordPath = (host: HostPaths, name: string) => `${vmsDir(host)}/${name}.json`;
@@ -235,6 +240,7 @@ export function tidyState(host: HostPaths): void {
   }
   sweepLocks(host);
   removeIfEmpty(locksDir(host));
+  removeIfEmpty(runningDir(host));
   removeIfEmpty(host.stateDir);
 }
 

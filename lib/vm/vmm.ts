@@ -9,11 +9,16 @@ import { describe, InterruptedError, VmmError } from "../errors.ts";
 import { spawnInherited } from "../exec.ts";
 import { interruptedBy, listenTo, SIGNALS } from "../signals.ts";
 import { closeFd, libc, O_RDONLY, openFd } from "../sys/libc.ts";
+import { asUser } from "../sys/credentials.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
 import { attachVm } from "./attach.ts";
 import { formatRecord, placeholders } from "./output.ts";
-import { removeVm } from "./remove.ts";
+import { removeRun } from "./remove.ts";
+import { validateAttach } from "./request.ts";
+import { claimRun, type Run } from "./running.ts";
+import { type HostPaths, hostPaths, lockVm, readRecord, tidyState } from "./state.ts";
 import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
+import { resolveUser, type RunAs, userOf } from "./users.ts";
 
 /** Exit codes as `docker run` has them. */
 const EXIT = { FAILED: 125, NOT_EXECUTABLE: 126, NOT_FOUND: 127 } as const;
@@ -28,13 +33,18 @@ const TERMINAL_SIGNALS: readonly string[] = ["SIGINT", "SIGQUIT"];
 export interface VmmOptions extends HostOptions {
   /** Where the record goes, as one line of JSON. */
   readonly recordFile?: string | undefined;
+  /** `USER[:GROUP]` that the VMM runs as, by name or number, and that may open the TAP. */
+  readonly user?: string | undefined;
+  /** Whether the attachment stays when the VMM ends. */
+  readonly keep?: boolean | undefined;
   /** Called when the VM is attached, before the VMM starts. */
   readonly onAttached?: (record: VmRecord) => void;
 }
 
 /**
  * Attaches a VM, runs the VMM in its namespace on this process's stdio, passes signals on, and
- * removes the attachment when the VMM ends.
+ * when the VMM ends, removes what it attached: what was attached before stays, or all, if it is to
+ * be kept.
  *
  * @param argv the program and its arguments, in which `{tap}`, `{mac}`, `{ip}`, … are replaced
  * @returns the VMM's exit code, 128+n when signal n ended it
@@ -53,20 +63,52 @@ export async function runVmm(
     if (child === undefined) early.abort(interruptedBy(signal));
     else passOn(child, signal);
   });
-  const record = await attachVm(request, { ...options, signal: early.signal }).catch((error) => {
-    if (error instanceof InterruptedError) throw error;
-    throw new VmmError(describe(error), EXIT.FAILED, { cause: error });
-  });
+  const { user, keep = false } = options;
+  const runAs = user === undefined ? undefined : resolveUser(user);
+  const host = hostPaths({ ...options, signal: early.signal });
+  const asked = user === undefined ? request : { tapOwner: userOf(user), ...request };
+  const id = crypto.randomUUID();
   try {
-    options.onAttached?.(record);
-    writeRecordFile(record, options.recordFile);
-    await checkpoint(early.signal);
-    child = start(record, argv);
-    return (await child.status).code;
+    using run = await claim(host, asked);
+    const record = await attachVm(
+      asked,
+      { ...options, signal: early.signal },
+      keep ? {} : { run: id },
+    )
+      .catch((error) => {
+        throw notStarted(error);
+      });
+    try {
+      options.onAttached?.(record);
+      writeRecordFile(record, options.recordFile);
+      await checkpoint(early.signal);
+      child = start(record, argv, runAs);
+      run.started(child.pid);
+      return (await child.status).code;
+    } finally {
+      // The signals are the VMM's, and so is the exit code.
+      await removeRun(request.name, id, options);
+    }
   } finally {
-    // The signals are the VMM's, and so is the exit code.
-    await removeVm(request.name, options);
+    // Once nothing is left in it that says who runs.
+    await tidyState(host);
   }
+}
+
+/** The sole right to run the VM. */
+async function claim(host: HostPaths, request: AttachRequest): Promise<Run> {
+  try {
+    validateAttach(request);
+    using _vm = await lockVm(host, request.name);
+    return await claimRun(host, request.name, readRecord(host, request.name));
+  } catch (error) {
+    throw notStarted(error);
+  }
+}
+
+function notStarted(error: unknown): Error {
+  if (error instanceof InterruptedError) return error;
+  return new VmmError(describe(error), EXIT.FAILED, { cause: error });
 }
 
 function writeRecordFile(record: VmRecord, path: string | undefined): void {
@@ -81,14 +123,15 @@ function writeRecordFile(record: VmRecord, path: string | undefined): void {
   }
 }
 
-function start(record: VmRecord, argv: readonly string[]): Deno.ChildProcess {
+function start(record: VmRecord, argv: readonly string[], runAs?: RunAs): Deno.ChildProcess {
   const values = placeholders(record);
   const [program = "", ...args] = argv.map((argument) =>
     argument.replaceAll(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole)
   );
   using netns = openNetns(record.netns);
   try {
-    return withNetns(netns, () => spawnInherited(program, args));
+    const spawn = () => spawnInherited(program, args, runAs?.env);
+    return withNetns(netns, () => runAs === undefined ? spawn() : asUser(runAs, spawn));
   } catch (cause) {
     if (cause instanceof Deno.errors.NotFound) {
       throw new VmmError(`the VMM "${program}" is not found`, EXIT.NOT_FOUND, {

@@ -24,8 +24,9 @@ import { wireGuard } from "./guard.ts";
 import { type GuestIdentity, tapGuard } from "./guest-guard.ts";
 import { innerBridge } from "./inner-bridge.ts";
 import { redirect } from "./redirect.ts";
-import { DEFAULT_LINK_LOCAL, resolveOwner } from "./request.ts";
+import { DEFAULT_LINK_LOCAL } from "./request.ts";
 import type { AttachMode, AttachRequest, VmInterface } from "./types.ts";
+import { resolveOwner } from "./users.ts";
 import type { Wire, WireNames } from "./wire.ts";
 
 const WIRES: Readonly<Record<AttachMode, Wire>> = {

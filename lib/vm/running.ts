@@ -1,0 +1,137 @@
+/**
+ * Whether a VM runs: by a VMM that `-- VMM` started, whose call holds a lock for as long as it
+ * lives, or by any process that has the VM's TAP open.
+ *
+ * ```
+ * /var/lib/tapkit/running/NAME   locked by the call; holds the number of the process that runs
+ * ```
+ *
+ * @module
+ */
+
+import { TapkitError } from "../errors.ts";
+import { isThere, readIfThere, removeIfThere } from "../files.ts";
+import { listLinks } from "../netlink/link.ts";
+import { lockFile } from "../sys/flock.ts";
+import type { TapUser } from "../sys/tap-users.ts";
+import { type KnownNetns, openVm } from "./netns.ts";
+import { type HostPaths, inDirectory, runningDir } from "./state.ts";
+
+/** A process, told from a later one that has its number. */
+interface Process {
+  readonly pid: number;
+  /** When it was started, in ticks since the machine was. */
+  readonly started: string;
+  readonly boot: string;
+}
+
+/** The sole right to run a VMM for a VM. A crash of its holder releases it. */
+export interface Run extends Disposable {
+  /** Says which process the VMM is. */
+  started(pid: number): void;
+}
+
+const runPath = (host: HostPaths, name: string) => `${runningDir(host)}/${name}`;
+
+/**
+ * Takes the right to run a VMM for a VM. The caller holds the VM's lock.
+ *
+ * @throws {TapkitError} naming what runs already
+ */
+export async function claimRun(
+  host: HostPaths,
+  name: string,
+  vm: KnownNetns | undefined,
+): Promise<Run> {
+  const running = supervised(host, name) ?? (vm && (await tapUsersOf(vm))[0]);
+  if (running !== undefined) throw alreadyRunning(name, running);
+  const path = runPath(host, name);
+  const lock = inDirectory(
+    runningDir(host),
+    () => lockFile(path, { remove: true, wait: false }),
+  );
+  // Whoever had it a moment ago.
+  if (lock === undefined) throw alreadyRunning(name, supervised(host, name));
+  const note = (pid: number) => {
+    Deno.writeTextFileSync(path, JSON.stringify(describeProcess(pid)), { mode: 0o600 });
+  };
+  note(Deno.pid);
+  return { started: note, [Symbol.dispose]: () => lock[Symbol.dispose]() };
+}
+
+function alreadyRunning(name: string, running: Pick<TapUser, "pid"> | undefined): TapkitError {
+  const pid = running === undefined ? "" : ` (pid ${running.pid})`;
+  return new TapkitError(`"${name}" is already running${pid}`, {
+    mend: "end that first, or give this one another name",
+  });
+}
+
+/**
+ * The VMM that `-- VMM` runs for a VM, or the call that is about to start it or to clean up after it.
+ * The caller holds the VM's lock.
+ */
+export function supervised(host: HostPaths, name: string): { readonly pid: number } | undefined {
+  const path = runPath(host, name);
+  if (!isThere(path)) return undefined;
+  const noted = readProcess(path);
+  const lock = lockFile(path, { wait: false });
+  if (lock === undefined) return noted ?? { pid: 0 };
+  using _lock = lock;
+  // Its call was killed; it may live on.
+  if (noted !== undefined && isAlive(noted)) return noted;
+  removeIfThere(path);
+  return undefined;
+}
+
+function readProcess(path: string): Process | undefined {
+  try {
+    const { pid, started, boot } = JSON.parse(readIfThere(path) ?? "");
+    return { pid: Number(pid), started: String(started), boot: String(boot) };
+  } catch {
+    return undefined;
+  }
+}
+
+function isAlive(noted: Process): boolean {
+  const now = describeProcess(noted.pid);
+  return now !== undefined && now.started === noted.started && now.boot === noted.boot;
+}
+
+function describeProcess(pid: number): Process | undefined {
+  const stat = readStat(pid);
+  if (stat === undefined) return undefined;
+  // Behind the name, which may hold anything: the state, then 18 others.
+  const [state, ...fields] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  if (state === "Z") return undefined;
+  const boot = Deno.readTextFileSync("/proc/sys/kernel/random/boot_id").trim();
+  return { pid, started: fields[18]!, boot };
+}
+
+function readStat(pid: number): string | undefined {
+  try {
+    return readIfThere(`/proc/${pid}/stat`);
+  } catch {
+    // ESRCH: it ended between opening and reading.
+    return undefined;
+  }
+}
+
+/** The processes that have the TAP of a VM open. */
+export async function tapUsersOf(vm: KnownNetns): Promise<TapUser[]> {
+  using stack = new DisposableStack();
+  const nl = openVm(stack, vm);
+  if (nl === undefined) return [];
+  const taps = listLinks(nl, { kind: "tun" })
+    // One that is up and that nobody has open has no carrier.
+    .filter(({ name, up, running }) => name.startsWith("vm_") && (running || !up))
+    .map(({ name }) => name);
+  if (taps.length === 0) return [];
+  return (await import("../sys/tap-users.ts")).tapUsers(vm.netns, taps);
+}
+
+/** The processes that have the TAP of a VM open, for a sentence; `undefined` without any. */
+export async function describeTapUsers(vm: KnownNetns): Promise<string | undefined> {
+  const users = await tapUsersOf(vm);
+  if (users.length === 0) return undefined;
+  return users.map(({ pid, name }) => `${name} (pid ${pid})`).join(", ");
+}
