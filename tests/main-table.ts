@@ -1,27 +1,35 @@
 /**
- * Writes lib/firewall/main-table.ts from lib/firewall/ruleset.ts: `deno task table`, as root.
+ * Writes lib/firewall/main-table.ts from the rules in lib/firewall/ruleset.ts and limits-table.ts:
+ * `deno task table`, as root.
  */
 
-import { layoutText } from "../lib/firewall/ruleset.ts";
-import { compileMainTable, fingerprint } from "./support/main-table.ts";
+import { LIMITS_TABLE, limitsLayoutText } from "../lib/firewall/limits-table.ts";
+import { layoutText, MAIN_TABLE, type Table } from "../lib/firewall/ruleset.ts";
+import { compileTable, fingerprint } from "./support/main-table.ts";
 
-const layout = fingerprint(layoutText());
-const lines = compileMainTable(layout).toBase64().match(/.{1,98}/g) ?? [];
+function constants(prefix: string, what: string, table: Table, text: string): string {
+  const layout = fingerprint(text);
+  const lines = compileTable(table, layout).toBase64().match(/.{1,98}/g) ?? [];
+  return `
+/** The fingerprint of the layout of ${what}, which those of another version of tapkit do not have. */
+export const ${prefix}LAYOUT = "${layout}";
+
+/** Its chains, sets and rules: netlink messages, in base64. */
+export const ${prefix}MESSAGES = \`
+${lines.join("\n")}
+\`;
+`;
+}
+
 Deno.writeTextFileSync(
   new URL("../lib/firewall/main-table.ts", import.meta.url),
   `/**
- * The table of all guests as messages for the kernel. Written by \`deno task table\` from the rules in
- * ruleset.ts, which libnftables reads for it; a test sees that they are the same.
+ * The tables of all guests as messages for the kernel. Written by \`deno task table\` from the rules in
+ * ruleset.ts and limits-table.ts, which libnftables reads for it; a test sees that they are the same.
  *
  * @module
  */
-
-/** The fingerprint of the table's layout, which tables of another version of tapkit do not have. */
-export const LAYOUT = "${layout}";
-
-/** Its chains, sets and rules: netlink messages, in base64. */
-export const MESSAGES = \`
-${lines.join("\n")}
-\`;
-`,
+${constants("", "the table", MAIN_TABLE, layoutText())}${
+    constants("LIMITS_", "the table of limits", LIMITS_TABLE, limitsLayoutText())
+  }`,
 );

@@ -130,6 +130,22 @@ export const ATTACH_VM = {
       help: "an exception of --deny-egress; the longest prefix decides; none clears them",
     },
     {
+      name: "max-connections",
+      metavar: "N",
+      help:
+        "how many connections of the guest's own the host tracks, and as many that others open " +
+        "to it; none for no limit, default for the default again",
+      default: "a quarter of nf_conntrack_max",
+    },
+    {
+      name: "new-connections",
+      metavar: "RATE",
+      help:
+        "how many connections the guest may open a second, 100/s say, 16 seconds' worth of them " +
+        "at once; none or default",
+      default: "nf_conntrack_max / 512",
+    },
+    {
       name: "no-antispoof",
       help: "let the guest send in the name of other MACs and addresses",
     },
@@ -270,6 +286,8 @@ const SHAPING = [
   "no-isolated",
   "deny-egress",
   "allow-egress",
+  "max-connections",
+  "new-connections",
   "plugins",
   "firewall",
   "open-firewall",
@@ -334,6 +352,11 @@ function shape(flags: ShapingFlags): Omit<AttachRequest, "name"> {
     isolated: eitherOf(flags, "isolated", "no-isolated"),
     denyEgress: listOrNone("deny-egress", flags["deny-egress"]),
     allowEgress: listOrNone("allow-egress", flags["allow-egress"]),
+    maxConnections: limit("--max-connections", flags["max-connections"]),
+    newConnections: limit(
+      "--new-connections",
+      flags["new-connections"]?.replace(/\/s(ec(ond)?)?$/, ""),
+    ),
     openFirewall: eitherOf(flags, "open-firewall", "no-open-firewall"),
     networks: flags.network.length === 0 ? undefined : flags.network,
   });
@@ -354,6 +377,11 @@ function refusePlugin(plugin: string | undefined): void {
   throw new InputError(`the network plugin ${plugin} is not offered by this version`, {
     mend: "use cni, beside which Docker goes on undisturbed",
   });
+}
+
+function limit(flag: string, text: string | undefined): number | "none" | "default" | undefined {
+  if (text === undefined || text === "none" || text === "default") return text;
+  return wholeNumber(flag, text);
 }
 
 /** True or false by two flags of opposite meaning; `undefined` without either. */

@@ -10,19 +10,25 @@ import { nfgenmsg, NFGENMSG_LEN } from "../netlink/conntrack.ts";
 import { align, Decoder, Encoder, NLA } from "../netlink/wire.ts";
 import {
   NFPROTO,
+  NFTA_CONNLIMIT,
   NFTA_DATA,
+  NFTA_EXPR,
+  NFTA_LIMIT,
   NFTA_LIST_ELEM,
   NFTA_RULE,
   NFTA_SET_ELEM,
   NFTA_SET_ELEM_LIST,
   NFTA_VERDICT,
+  OVER,
   VERDICTS,
 } from "./nf-tables.ts";
 import {
+  BURST_SECONDS,
   type Element,
   type Field,
   MAIN_TABLE,
   type RuleMark,
+  type SetDefinition,
   setDefinition,
   type SetName,
   type Table,
@@ -74,11 +80,11 @@ export function encodeElements(
   content: "elements" | "keys",
   table = MAIN_TABLE,
 ): Uint8Array<ArrayBuffer> {
-  const { key: keyFields, value: valueFields } = setDefinition(set, table);
+  const { key: keyFields, value: valueFields, limit: kind } = setDefinition(set, table);
   const nested = (type: number) => type | NLA.F_NESTED;
   const payload = encodeSet(set, table);
   payload.attrNested(nested(NFTA_SET_ELEM_LIST.ELEMENTS), (list) => {
-    for (const { key, value, owner } of elements) {
+    for (const { key, value, limit, owner } of elements) {
       list.attrNested(nested(NFTA_LIST_ELEM), (entry) => {
         entry.attrNested(
           nested(NFTA_SET_ELEM.KEY),
@@ -93,6 +99,9 @@ export function encodeElements(
           );
         }
         entry.attrNested(NFTA_SET_ELEM.USERDATA, (userdata) => writeComment(userdata, owner));
+        if (kind !== undefined && limit !== undefined) {
+          entry.attrNested(nested(NFTA_SET_ELEM.EXPR), (expr) => writeLimit(expr, kind, limit));
+        }
       });
     }
   });
@@ -105,6 +114,46 @@ function writeData(data: Encoder, fields: readonly Field[], value: readonly stri
       verdict.attrU32be(NFTA_VERDICT.CODE, VERDICTS[value[0]!]!);
     });
   } else data.attrNested(NFTA_DATA.VALUE, (written) => writeFields(written, fields, value));
+}
+
+type LimitKind = NonNullable<SetDefinition["limit"]>;
+
+/** How the kernel calls the expressions that count. */
+const LIMITS: Readonly<Record<LimitKind, string>> = { connections: "connlimit", rate: "limit" };
+
+function writeLimit(expr: Encoder, kind: LimitKind, limit: number): void {
+  expr.attrString(NFTA_EXPR.NAME, LIMITS[kind]);
+  expr.attrNested(NFTA_EXPR.DATA | NLA.F_NESTED, (data) => {
+    if (kind === "connections") {
+      data.attrU32be(NFTA_CONNLIMIT.COUNT, limit).attrU32be(NFTA_CONNLIMIT.FLAGS, OVER);
+    } else {
+      data.attrU64be(NFTA_LIMIT.RATE, BigInt(limit)).attrU64be(NFTA_LIMIT.UNIT, 1n)
+        .attrU32be(NFTA_LIMIT.BURST, limit * BURST_SECONDS).attrU32be(NFTA_LIMIT.FLAGS, OVER);
+    }
+  });
+}
+
+/** A limit's number; undefined where it is another kind of limit than tapkit's. */
+function decodeLimit(kind: LimitKind, expr: Decoder): number | undefined {
+  let name = "";
+  let data: ReturnType<Decoder["attributes"]> = [];
+  for (const { type, value } of expr.attributes()) {
+    if (type === NFTA_EXPR.NAME) name = value.asString();
+    else if (type === NFTA_EXPR.DATA) data = value.attributes();
+  }
+  const field = (wanted: number) => data.find(({ type }) => type === wanted)?.value;
+  if (name !== LIMITS[kind]) return undefined;
+  if (kind === "connections") {
+    return field(NFTA_CONNLIMIT.FLAGS)?.asU32be() === OVER
+      ? field(NFTA_CONNLIMIT.COUNT)?.asU32be()
+      : undefined;
+  }
+  const rate = Number(field(NFTA_LIMIT.RATE)?.asU64be() ?? 0n);
+  return field(NFTA_LIMIT.FLAGS)?.asU32be() === OVER &&
+      field(NFTA_LIMIT.UNIT)?.asU64be() === 1n &&
+      field(NFTA_LIMIT.BURST)?.asU32be() === rate * BURST_SECONDS
+    ? rate
+    : undefined;
 }
 
 /** The beginning of a payload about a set. */
@@ -135,10 +184,13 @@ function decodeElement(set: SetName, entry: Decoder, table: Table): Element | un
   const definition = setDefinition(set, table);
   let key: string[] | undefined;
   let value: string[] | undefined;
+  let limit: number | undefined;
   let owner = "";
   for (const { type, value: content } of entry.attributes()) {
     if (type === NFTA_SET_ELEM.KEY) key = decodeData(definition.key, content);
-    else if (type === NFTA_SET_ELEM.USERDATA) owner = decodeComment(content.asBytes());
+    else if (type === NFTA_SET_ELEM.EXPR && definition.limit !== undefined) {
+      limit = decodeLimit(definition.limit, content);
+    } else if (type === NFTA_SET_ELEM.USERDATA) owner = decodeComment(content.asBytes());
     else if (type === NFTA_SET_ELEM.DATA && definition.value !== undefined) {
       value = decodeData(definition.value, content);
     }
@@ -146,7 +198,13 @@ function decodeElement(set: SetName, entry: Decoder, table: Table): Element | un
   if (key === undefined || (value === undefined) !== (definition.value === undefined)) {
     return undefined;
   }
-  return value === undefined ? { set, key, owner } : { set, key, value, owner };
+  return {
+    set,
+    key,
+    ...value === undefined ? {} : { value },
+    ...limit === undefined ? {} : { limit },
+    owner,
+  };
 }
 
 function decodeData(fields: readonly Field[], data: Decoder): string[] | undefined {

@@ -6,7 +6,7 @@
 
 import { isIp, isLoopback } from "../inet/ip.ts";
 import { PortConflictError, type PortMapping } from "../inet/ports.ts";
-import { deleteConntrack } from "../netlink/conntrack.ts";
+import { deleteFlows } from "../netlink/conntrack.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { type FlowChange, flowIsStale, flowMatches } from "./flows.ts";
 import type { Gate } from "./gate.ts";
@@ -314,12 +314,14 @@ export class Firewall implements Disposable {
       wanted: new Map(changes.flatMap(({ wanted }) => [...wanted])),
       leaving: changes.flatMap(({ leaving }) => leaving),
     };
-    const matches = flowMatches(change);
-    if (matches.length === 0) return;
     let local: ReadonlySet<string> | undefined;
     const isLocal = (address: string) =>
       isLoopback(address) || (local ??= this.#ownAddresses()).has(address);
-    deleteConntrack(this.#netfilter, matches, (flow) => flowIsStale(flow, change, isLocal));
+    deleteFlows(this.#netfilter, {
+      addresses: change.leaving,
+      matches: flowMatches(change),
+      confirm: (flow) => flowIsStale(flow, change, isLocal),
+    });
   }
 }
 

@@ -21,16 +21,16 @@ export interface FlowChange {
   readonly leaving: readonly string[];
 }
 
-/** The flows to look at: those to the changed ports, and all of the leaving guests. */
-export function flowMatches({ changed, leaving }: FlowChange): FlowMatch[] {
+/** The flows to look at: those to the changed ports, but for what leaves with its guest. */
+export function flowMatches({ changed, wanted, leaving }: FlowChange): FlowMatch[] {
   const matches = new Map<string, FlowMatch>();
   for (const element of changed) {
-    if (element.value !== undefined) matches.set(elementId(element), portMatch(element));
+    const id = elementId(element);
+    if (element.value === undefined) continue;
+    if (!wanted.has(id) && leaving.includes(element.value[0]!)) continue;
+    matches.set(id, portMatch(element));
   }
-  return [
-    ...matches.values(),
-    ...leaving.flatMap((address) => [{ originalSource: address }, { replySource: address }]),
-  ];
+  return [...matches.values()];
 }
 
 function portMatch(element: Element): FlowMatch {
@@ -51,10 +51,9 @@ function portMatch(element: Element): FlowMatch {
  */
 export function flowIsStale(
   { original, reply }: Flow,
-  { wanted, leaving }: FlowChange,
+  { wanted }: FlowChange,
   isLocal: (address: string) => boolean,
 ): boolean {
-  if (leaving.includes(original.source) || leaving.includes(reply.source)) return true;
   if (!isLocal(original.destination)) return false;
   const target = elementIds(original).map((id) => wanted.get(id)).find(Boolean)?.value;
   return target === undefined || target[0] !== reply.source || target[1] !== `${reply.sourcePort}`;

@@ -9,6 +9,9 @@ import { canonicalIp, type Family, isIp, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { findOverlap, formatPort, portFamilies, type PortMapping } from "../inet/ports.ts";
 
+/** The largest limit: the kernel takes a burst of 32 bits. */
+export const MOST = 100_000_000;
+
 /** The rules of one interface of one guest. */
 export interface GuestRules {
   /** Who they belong to, and the tag on everything made of them: `"web/eth0"`. */
@@ -48,6 +51,18 @@ export interface GuestRules {
   readonly isolatedPort?: string;
   /** Where the guest's new connections may not go; the rule of the longest prefix decides. */
   readonly egress?: readonly EgressRule[];
+  /** How much it may have of what all guests share. */
+  readonly limits?: GuestLimits;
+}
+
+/** Limits of a guest; what is absent is not limited. */
+export interface GuestLimits {
+  /** The host's interface that the guest's frames come by: the bridge, where its port is one's. */
+  readonly link: string;
+  /** Tracked connections that it opened, and as many that were opened to it. */
+  readonly connections?: number;
+  /** Connections that it opens a second, {@linkcode BURST_SECONDS} seconds' worth at once. */
+  readonly openings?: number;
 }
 
 /** Whether new connections to a prefix are dropped. Of two rules for one prefix `allow` wins. */
@@ -67,19 +82,21 @@ const LINK = /^[A-Za-z0-9_.@+=-]{1,15}$/;
  * @throws {InputError} when a value cannot stand in a firewall rule
  */
 export function validateRules(rules: GuestRules): GuestRules {
-  const { owner, link, addresses, ports, mac, isolatedPort, egress = [] } = rules;
+  const { owner, link, addresses, ports, mac, isolatedPort, egress = [], limits } = rules;
   if (!OWNER.test(owner)) {
     throw new InputError(`"${owner}" cannot tag firewall rules`, {
       mend: "use letters, digits and ._:@/- , 120 at most",
     });
   }
-  if (link !== "" && !LINK.test(link)) {
-    throw new InputError(`the rules of ${owner}: "${link}" is no name of a link`);
+  for (const name of [link === "" ? undefined : link, isolatedPort, limits?.link]) {
+    if (name === undefined || LINK.test(name)) continue;
+    throw new InputError(`the rules of ${owner}: "${name}" is no name of a link`);
   }
-  if (isolatedPort !== undefined && !LINK.test(isolatedPort)) {
-    throw new InputError(`the rules of ${owner}: "${isolatedPort}" is no name of a link`);
+  for (const number of [limits?.connections, limits?.openings]) {
+    if (number === undefined || Number.isInteger(number) && number >= 1 && number <= MOST) continue;
+    throw new InputError(`the rules of ${owner}: ${number} is no limit`);
   }
-  if (mac === undefined && (isolatedPort !== undefined || egress.length > 0)) {
+  if (mac === undefined && (isolatedPort !== undefined || egress.length > 0 || limits)) {
     throw new InputError(`the rules of ${owner} need the guest's MAC address`);
   }
   const canonical = addresses.map(canonicalIp);

@@ -33,10 +33,24 @@ export const NFTA_SET = {
   KEY_LEN: 5,
   DATA_TYPE: 6,
   DATA_LEN: 7,
+  DESC: 9,
   ID: 10,
+  TIMEOUT: 11,
+  EXPR: 17,
 } as const;
 export const NFTA_SET_ELEM_LIST = { TABLE: 1, SET: 2, ELEMENTS: 3 } as const;
-export const NFTA_SET_ELEM = { KEY: 1, DATA: 2, USERDATA: 6 } as const;
+export const NFTA_SET_ELEM = {
+  KEY: 1,
+  DATA: 2,
+  USERDATA: 6,
+  EXPR: 7,
+  KEY_END: 10,
+} as const;
+export const NFTA_EXPR = { NAME: 1, DATA: 2 } as const;
+export const NFTA_CONNLIMIT = { COUNT: 1, FLAGS: 2 } as const;
+export const NFTA_LIMIT = { RATE: 1, UNIT: 2, BURST: 3, FLAGS: 5 } as const;
+/** NFT_CONNLIMIT_F_INV and NFT_LIMIT_F_INV: the rule goes on where the limit is exceeded. */
+export const OVER = 1;
 export const NFTA_LIST_ELEM = 1;
 export const NFTA_DATA = { VALUE: 1, VERDICT: 2 } as const;
 export const NFTA_VERDICT = { CODE: 1, CHAIN: 2 } as const;

@@ -95,9 +95,9 @@ function tryToReconcile(
   return { changed: !suffices || touched.length > 0, touched, foreign };
 }
 
-/** Whether a map's elements lead to the same. */
+/** Whether a map's elements lead to the same, and those of a set with limits have the same. */
 export function sameValue(a: Element, b: Element): boolean {
-  return (a.value ?? []).join() === (b.value ?? []).join();
+  return (a.value ?? []).join() === (b.value ?? []).join() && a.limit === b.limit;
 }
 
 /** Whether an element is there as it is wanted. */

@@ -45,7 +45,24 @@ export type Field =
 export interface SetDefinition {
   readonly key: readonly Field[];
   readonly value?: readonly Field[];
+  /**
+   * What each element counts, by itself: tracked connections, or packets a second. A lookup finds
+   * the element only once it has more than its limit.
+   */
+  readonly limit?: "connections" | "rate";
 }
+
+/**
+ * What nft needs for reading its own listing. The kernel takes an element that counts no connection
+ * out of a hash table, but not out of a set of intervals.
+ */
+const LIMIT_FLAGS = {
+  rate: "flags dynamic;",
+  connections: "flags interval; ct count over 1;",
+} as const;
+
+/** How many seconds' worth of its rate an element lets pass at once. */
+export const BURST_SECONDS = 16;
 
 /** The sets and maps. Names of IPv6 ones end in 6. */
 export const SETS = {
@@ -74,7 +91,7 @@ export const SETS = {
 
 type MainSetName = keyof typeof SETS;
 
-/** The sets and maps of the tables that are made only where a guest has a policy. */
+/** The sets and maps of the tables that are made only where a guest has a policy, or limits. */
 export type PolicySetName =
   | "isolated_ports"
   | "isolated_macs"
@@ -87,7 +104,13 @@ export type PolicySetName =
   | `isolated_selves${Family}`
   | "restricted"
   | `egress_hosts${Family}`
-  | `egress_prefixes${Family}`;
+  | `egress_prefixes${Family}`
+  | "openers"
+  | "openings"
+  | "opened"
+  | "opened_sample"
+  | `reached${Family}`
+  | `reached_sample${Family}`;
 
 /** The name of a set or map. */
 export type SetName = MainSetName | PolicySetName;
@@ -101,6 +124,8 @@ export interface Element {
   readonly key: readonly string[];
   /** Where the port leads; sets have none. */
   readonly value?: readonly string[];
+  /** Of a set with limits: how many, or how many a second. */
+  readonly limit?: number;
   readonly owner: string;
 }
 
@@ -195,6 +220,8 @@ export interface Table {
   readonly family: "inet" | "bridge";
   readonly name: string;
   readonly sets: Readonly<Partial<Record<SetName, SetDefinition>>>;
+  /** Sets that rules fill as packets pass, as nft writes what they are: no owner has them. */
+  readonly learnt?: Readonly<Record<string, string>>;
   readonly chains: readonly Chain[];
   /** What tells it from the same table of another version of tapkit. */
   readonly layout: string;
@@ -266,9 +293,13 @@ export function planTable(table = MAIN_TABLE): string {
     `table ${family} ${name} {`,
   ];
   for (const set of setNames(table)) {
-    const { key, value } = setDefinition(set, table);
+    const { key, value, limit } = setDefinition(set, table);
     const type = key.join(" . ") + (value === undefined ? "" : ` : ${value.join(" . ")}`);
-    lines.push(`${value === undefined ? "set" : "map"} ${set} { type ${type}; }`);
+    const flags = limit === undefined ? "" : ` ${LIMIT_FLAGS[limit]}`;
+    lines.push(`${value === undefined ? "set" : "map"} ${set} { type ${type};${flags} }`);
+  }
+  for (const [set, text] of Object.entries(table.learnt ?? {})) {
+    lines.push(`set ${set} { ${text} }`);
   }
   const marks = marksOf(table);
   let rule = 0;
@@ -301,9 +332,16 @@ export function planAdd(elements: readonly Element[], table = MAIN_TABLE): strin
   return commands;
 }
 
-function keyText({ set, key }: Element, table: Table): string {
-  const fields = setDefinition(set, table).key;
-  return key.map((text, index) => fields[index] === "ifname" ? `"${text}"` : text).join(" . ");
+function keyText({ set, key, limit = 0 }: Element, table: Table): string {
+  const { key: fields, limit: kind } = setDefinition(set, table);
+  const text = key.map((text, index) => fields[index] === "ifname" ? `"${text}"` : text).join(
+    " . ",
+  );
+  return kind === undefined
+    ? text
+    : kind === "connections"
+    ? `${text} ct count over ${limit}`
+    : `${text} limit rate over ${limit}/second burst ${limit * BURST_SECONDS} packets`;
 }
 
 /** What identifies an element: its set and key. */

@@ -8,7 +8,7 @@ import { ipToBytes, isIp } from "../inet/ip.ts";
 import { decodeIp } from "./address.ts";
 import { NetlinkConnection } from "./connection.ts";
 import { NetlinkError } from "./errors.ts";
-import { AF, NETLINK } from "./message.ts";
+import { AF, NETLINK, NLM_F } from "./message.ts";
 import { Decoder, Encoder, NLA } from "./wire.ts";
 
 /** Subsystems of NETLINK_NETFILTER, the high byte of a message's type (linux/netfilter/nfnetlink.h). */
@@ -31,6 +31,9 @@ const IPPROTO: Readonly<Record<string, number>> = { tcp: 6, udp: 17, sctp: 132 }
 
 /** Up to this many flows one whole dump costs less than a filtered one for each match. */
 const WHOLE_DUMP_FLOWS = 512;
+
+/** Their requests fit into a datagram that every socket sends. */
+const DELETES_AT_ONCE = 256;
 
 /** One direction of a flow. */
 export interface FlowTuple {
@@ -94,36 +97,61 @@ function countFlows(nl: NetlinkConnection): number | undefined {
   return attributes.find(({ type }) => type === CTA_STATS_GLOBAL_ENTRIES)?.value.asU32be();
 }
 
+/** Which flows are deleted. */
+export interface DeletedFlows {
+  /** All that come from one of these, or are answered by one. */
+  readonly addresses?: readonly string[];
+  readonly matches?: readonly FlowMatch[];
+  /** Asked for each flow that matches; false spares it. */
+  readonly confirm?: (flow: Flow) => boolean;
+}
+
 /**
  * Deletes tracked flows: their next packet is looked at as the first of a new connection.
  *
  * Equivalent to: `conntrack -D …`, once per match
  *
  * @param nl a NETLINK_NETFILTER connection
- * @param confirm asked for each flow that matches; false spares it
- * @returns how many were deleted
  */
-export function deleteConntrack(
+export function deleteFlows(
   nl: NetlinkConnection,
-  matches: readonly FlowMatch[],
-  confirm: (flow: Flow) => boolean = () => true,
-): number {
-  if (matches.length === 0) return 0;
+  { addresses = [], matches = [], confirm = () => true }: DeletedFlows,
+): void {
+  if (matches.length + addresses.length === 0) return;
   const count = countFlows(nl);
-  if (count === 0) return 0;
-  const whole = count !== undefined && (count <= WHOLE_DUMP_FLOWS || matches.length > 8);
+  if (count === 0) return;
+  const few = count !== undefined && count <= WHOLE_DUMP_FLOWS;
+  if (!few) { for (const address of addresses) flushFlows(nl, address); }
+  const whole = few || matches.length > 8;
   const byPort = Map.groupBy(matches, ({ originalDestinationPort }) => originalDestinationPort);
   const isMeant = (flow: Flow) =>
+    addresses.some((address) =>
+      address === flow.original.source || address === flow.reply.source
+    ) ||
     [undefined, flow.original.destinationPort].some((port) =>
-      byPort.get(port)?.some((match) => flowAgrees(flow, match))
-    );
-  let deleted = 0;
+        byPort.get(port)?.some((match) => flowAgrees(flow, match))
+      ) && confirm(flow);
   for (const filter of whole ? [{}] : matches) {
-    for (const flow of dumpFlows(nl, filter)) {
-      if (isMeant(flow) && confirm(flow) && deleteFlow(nl, flow)) deleted++;
+    deleteEach(nl, dumpFlows(nl, filter).filter(isMeant));
+  }
+}
+
+/**
+ * Deletes all flows that come from an address or are answered by it, of which there may be as many
+ * as the kernel tracks.
+ */
+function flushFlows(nl: NetlinkConnection, address: string): void {
+  const type = nfnlType(NFNL_SUBSYS.CTNETLINK, IPCTNL_MSG_CT.DELETE);
+  const subject = { op: "IPCTNL_MSG_CT_DELETE", action: "delete", object: `flows of ${address}` };
+  for (const match of [{ originalSource: address }, { replySource: address }]) {
+    try {
+      nl.request(type, 0, encodeFilter(match), subject);
+    } catch (error) {
+      // Before Linux 6.10 the kernel filters dumps only.
+      if (!(error instanceof NetlinkError) || error.code !== "EOPNOTSUPP") throw error;
+      deleteEach(nl, dumpFlows(nl, match).filter((flow) => flowAgrees(flow, match)));
     }
   }
-  return deleted;
 }
 
 /** Whether a flow agrees with a match in every field given. */
@@ -227,17 +255,22 @@ function decodeTuple(tuple: Decoder): FlowTuple {
   return fields;
 }
 
-function deleteFlow(nl: NetlinkConnection, flow: TrackedFlow): boolean {
+/** Deletes flows, some hundred at a time: each by itself would be two calls of the kernel. */
+function deleteEach(nl: NetlinkConnection, flows: readonly TrackedFlow[]): void {
   const type = nfnlType(NFNL_SUBSYS.CTNETLINK, IPCTNL_MSG_CT.DELETE);
-  const payload = nfgenmsg(flow.family === 4 ? AF.INET : AF.INET6).bytes(flow.identity).finish();
-  const { source, destination } = flow.original;
-  const object = `conntrack entry ${source} to ${destination}`;
-  try {
-    nl.request(type, 0, payload, { op: "IPCTNL_MSG_CT_DELETE", action: "delete", object });
-    return true;
-  } catch (error) {
-    // It ended by itself, or another took its place.
-    if (error instanceof NetlinkError && error.code === "ENOENT") return false;
-    throw error;
+  const subject = { op: "IPCTNL_MSG_CT_DELETE", action: "delete", object: "conntrack entries" };
+  for (let start = 0; start < flows.length; start += DELETES_AT_ONCE) {
+    const part = flows.slice(start, start + DELETES_AT_ONCE);
+    const requests = part.map(({ family, identity }, index) => ({
+      type,
+      flags: index === part.length - 1 ? NLM_F.ACK : 0,
+      payload: nfgenmsg(family === 4 ? AF.INET : AF.INET6).bytes(identity).finish(),
+    }));
+    try {
+      nl.batch(requests, subject);
+    } catch (error) {
+      // One ended by itself, or another took its place; the kernel went on to the next.
+      if (!(error instanceof NetlinkError) || error.code !== "ENOENT") throw error;
+    }
   }
 }

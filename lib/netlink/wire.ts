@@ -144,6 +144,12 @@ export class Encoder {
     return this.#header(type, 8).u64(value);
   }
 
+  attrU64be(type: number, value: bigint): this {
+    const at = this.#header(type, 8).#reserve(8);
+    this.#view.setBigUint64(at, value);
+    return this;
+  }
+
   attrBytes(type: number, value: Uint8Array): this {
     return this.#header(type, value.length).bytes(value).#pad();
   }
@@ -303,6 +309,10 @@ export class Decoder {
 
   asU64(): bigint {
     return this.#whole(8).u64();
+  }
+
+  asU64be(): bigint {
+    return this.#whole(8).#view.getBigUint64(this.#take(8));
   }
 
   /** All remaining bytes, not copied. */

@@ -56,6 +56,7 @@ import {
 } from "./ports.ts";
 import { removeAttachment, removeMade } from "./remove.ts";
 import { recordedPolicy, samePolicy, withPolicy } from "./policy.ts";
+import { applyRules, hasLimits, recordedLimits, withLimits } from "./limits.ts";
 import { mergeRequest, validateAttach, validatePolicy } from "./request.ts";
 import { currentResolvers, hostResolvers, resolversOf } from "./resolvers.ts";
 import { describeTapUsers, supervised } from "./running.ts";
@@ -209,7 +210,7 @@ async function attachAgain(
       : whole;
     const opening = (old.made.request.openFirewall ?? false) !== (wanted.openFirewall ?? false);
     const same = hasPorts(record, wanted) && samePolicy(record.made.request, wanted) && !opening &&
-      !record.made.rulesInDoubt;
+      hasLimits(record.made.guests, wanted, host.session.nl) && !record.made.rulesInDoubt;
     await checkpoint(host.signal);
     if (differences.firewall.length === 0 && same) {
       // A process that was killed may have left this for later.
@@ -393,22 +394,23 @@ async function attachOnce(
     const locate = mapped.length > 0 && !added[0]?.guest?.link
       ? (await import("./addresses.ts")).locateVm
       : undefined;
-    const guests = added.map(({ guest }, index): GuestRules => {
+    const wanted = added.map(({ guest }, index): GuestRules => {
       const link = interfaces[index]!;
       const ends = { hostNl, vmNl, note: host.note };
       const plain = asForwarded(guest ?? plainRules(`${name}/${link.name}`, link), link, ends);
       const own = index === 0 ? mapped : [];
       const rules = own.length > 0 ? locate?.(hostNl, plain, link) ?? plain : plain;
-      return withPolicy({ ...rules, ports: own, ...openPorts(request) }, link, request, ends);
+      const mine = { ...rules, ports: own, ...openPorts(request) };
+      return withLimits(withPolicy(mine, link, request, ends), link, request, hostNl);
     });
     if (networks.some(hasExecuted)) {
       const { refuseHeld } = await import("./same-address.ts");
-      refuseHeld(host, { vm: name, interfaces, guests });
+      refuseHeld(host, { vm: name, interfaces, guests: wanted });
     }
-    for (const guest of guests) {
+    const guests = wanted.map((guest) => {
       undo.push(`the rules of ${guest.owner}`, () => firewall.remove(guest));
-      firewall.add(guest);
-    }
+      return applyRules(firewall, { wanted: guest, request, note: host.note });
+    });
     bringSettings(host, guests, request);
     noteClosed(host, firewall, withShownPorts(guests, bound), `attach-vm ${name}`);
 
@@ -457,6 +459,7 @@ function plannedRecord(
     dns: old?.dns ?? { nameservers: [], search: [] },
     ports: old === undefined ? [] : allPorts({ ...portOwners(old), attach }),
     ...recordedPolicy(request),
+    ...recordedLimits(request),
     made: {
       phase: "attaching",
       netnsGiven: request.netns !== undefined,

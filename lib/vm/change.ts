@@ -10,6 +10,7 @@ import type { GuestRules } from "../firewall/model.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
 import { UndoStack } from "../undo.ts";
+import { applyRules, recordedLimits, withLimits } from "./limits.ts";
 import { recordedPolicy, samePolicy, withPolicy } from "./policy.ts";
 import {
   allPorts,
@@ -144,15 +145,19 @@ export async function changeRules(
     ...index === 0 ? { ports: own } : {},
     ...openPorts(wanted),
   }));
-  const guests = samePolicy(old.made.request, wanted)
+  const policed = samePolicy(old.made.request, wanted)
     ? mapped
     : policedGuests(host, old, mapped, wanted);
+  const limited = policed.map((guest, index) =>
+    withLimits(guest, old.interfaces[index]!, wanted, host.session.nl)
+  );
   const { rulesInDoubt: _, ...made } = old.made;
   const record: StoredRecord = {
     ...withoutPolicy(old),
     ports,
     ...recordedPolicy(wanted),
-    made: { ...made, ...ownersOf(old, attach), request: wanted, guests },
+    ...recordedLimits(wanted),
+    made: { ...made, ...ownersOf(old, attach), request: wanted },
   };
   const undo = new UndoStack();
   const firewallKind = firewallOf(old.made);
@@ -166,10 +171,10 @@ export async function changeRules(
     );
     writeRecord(host, changing);
     const networks = await republishing?.run(undo) ?? old.made.networks;
-    guests.forEach((guest, index) => {
+    const guests = limited.map((guest, index) => {
       const before = old.made.guests[index]!;
       undo.push(`the rules of ${guest.owner}`, () => firewall.replace(guest, before));
-      firewall.replace(before, guest);
+      return applyRules(firewall, { old: before, wanted: guest, request: wanted, note: host.note });
     });
     bringSettings(host, guests, wanted);
     await returnSettings(host, {
@@ -183,7 +188,7 @@ export async function changeRules(
     if (republishing !== undefined && rules !== undefined) {
       firewall.endStaleFlows({ ...rules, ports }, owners.attach);
     }
-    const changed = { ...record, made: { ...record.made, networks } };
+    const changed = { ...record, made: { ...record.made, networks, guests } };
     await checkpoint(host.signal);
     writeRecord(host, changed);
     return changed;
@@ -206,6 +211,7 @@ function policedGuests(
 }
 
 function withoutPolicy(record: StoredRecord): StoredRecord {
-  const { isolated: _, denyEgress: __, allowEgress: ___, ...rest } = record;
+  const { isolated: _, denyEgress: __, allowEgress: ___, ...others } = record;
+  const { maxConnections: _a, newConnections: _b, ...rest } = others;
   return rest;
 }

@@ -9,6 +9,7 @@ import { InputError, TapkitError } from "../errors.ts";
 import { addressOf, asPrefix, cidrContains, isIp, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { parsePorts } from "../inet/ports.ts";
+import { validateLimits } from "./limits.ts";
 import { leadToOne, validateNetns } from "./netns.ts";
 import { firewallOf, type StoredRecord, validateName } from "./state.ts";
 import type { AttachRequest } from "./types.ts";
@@ -38,6 +39,7 @@ export function validateAttach(request: AttachRequest): void {
   for (const prefixes of [request.denyEgress, request.allowEgress]) {
     if (prefixes !== "none") prefixes?.forEach((text) => parseCidr(asPrefix(text)));
   }
+  validateLimits(request);
   // Of an attached VM the rest may be recorded.
   if (request.antispoof === false) validatePolicy(request);
 }

@@ -79,6 +79,9 @@ export interface VmRecord {
   /** Prefixes that the guest's new connections may not go to, and exceptions of them. */
   readonly denyEgress?: readonly string[];
   readonly allowEgress?: readonly string[];
+  /** Limits that were asked for; absent, the host's defaults hold. */
+  readonly maxConnections?: number | "none";
+  readonly newConnections?: number | "none";
 }
 
 /** What became of one VM that was to be restored: its record, or why it is not back. */
@@ -192,6 +195,16 @@ export interface AttachRequest {
    */
   readonly denyEgress?: readonly string[] | "none";
   readonly allowEgress?: readonly string[] | "none";
+  /**
+   * How many connections are tracked that the guest opened, and how many that were opened to it. By
+   * default a quarter of what the kernel tracks.
+   */
+  readonly maxConnections?: number | "none" | "default";
+  /**
+   * How many connections the guest may open a second, and sixteen times as many at once. By default
+   * one in 512 of what the kernel tracks.
+   */
+  readonly newConnections?: number | "none" | "default";
   /** Whether published ports are open also where ufw or firewalld denies what is not allowed. */
   readonly openFirewall?: boolean;
 }

@@ -2,7 +2,8 @@ import { assertEquals } from "@std/assert";
 import { ipToBytes } from "../../lib/inet/ip.ts";
 import {
   decodeFlow,
-  deleteConntrack,
+  type DeletedFlows,
+  deleteFlows,
   encodeFilter,
   type FlowMatch,
   NFNL_SUBSYS,
@@ -54,7 +55,7 @@ function sendFrom(netns: Netns, count: number, address: string, port: number): v
   });
 }
 
-Deno.test("deleteConntrack: deletes what matches, however many flows there are", () => {
+Deno.test("deleteFlows: deletes what matches, however many flows there are", () => {
   for (const extra of [0, 600]) {
     using netns = trackingNetns();
     using nl = withNetns(netns, openNetfilter);
@@ -62,7 +63,7 @@ Deno.test("deleteConntrack: deletes what matches, however many flows there are",
       const type = nfnlType(NFNL_SUBSYS.CTNETLINK, IPCTNL_MSG_CT_GET);
       return nl.dump(type, encodeFilter(match)).length;
     };
-    assertEquals(deleteConntrack(nl, [{ protocol: "udp" }]), 0);
+    deleteFlows(nl, { matches: [{ protocol: "udp" }] });
     sendFrom(netns, 3, "127.0.0.1", 53);
     sendFrom(netns, 4, "192.0.2.1", 53);
     sendFrom(netns, 5, "::1", 53);
@@ -77,12 +78,15 @@ Deno.test("deleteConntrack: deletes what matches, however many flows there are",
     assertEquals(count({}), 14 + extra);
 
     const dns = { protocol: "udp", originalDestinationPort: 53 } as const;
-    assertEquals(deleteConntrack(nl, [{ ...dns, family: 4 }], () => false), 0);
-    assertEquals(deleteConntrack(nl, [{ ...dns, originalDestination: "127.0.0.1", family: 4 }]), 3);
-    assertEquals(deleteConntrack(nl, [{ ...dns, family: 6 }]), 5);
-    assertEquals(deleteConntrack(nl, [{ replySource: "192.0.2.1" }, { replySource: "::1" }]), 4);
-    assertEquals(deleteConntrack(nl, [dns, { originalSource: "192.0.2.1" }]), 0);
-    assertEquals(count({}), 2 + extra);
+    const left = (flows: DeletedFlows) => {
+      deleteFlows(nl, flows);
+      return count({}) - extra;
+    };
+    assertEquals(left({ matches: [{ ...dns, family: 4 }], confirm: () => false }), 14);
+    assertEquals(left({ matches: [{ ...dns, originalDestination: "127.0.0.1", family: 4 }] }), 11);
+    assertEquals(left({ matches: [{ ...dns, family: 6 }] }), 6);
+    assertEquals(left({ addresses: ["192.0.2.1", "::1"], confirm: () => false }), 2);
+    assertEquals(left({ matches: [dns, { originalSource: "192.0.2.1" }] }), 2);
   }
 });
 

@@ -6,8 +6,9 @@
 import { assertEquals, assertInstanceOf, assertMatch, assertThrows } from "@std/assert";
 import { chooseHostPorts, findListener, refuseListeners } from "../../lib/firewall/host-ports.ts";
 import { Nftables, NftablesError } from "../../lib/firewall/libnftables.ts";
-import { LAYOUT, MESSAGES } from "../../lib/firewall/main-table.ts";
+import { LIMITS_TABLE } from "../../lib/firewall/limits-table.ts";
 import { openFirewall } from "../../lib/firewall/open.ts";
+import { MAIN_TABLE } from "../../lib/firewall/ruleset.ts";
 import { removeRemains } from "../../lib/firewall/remains.ts";
 import { Journal } from "../../lib/firewall/journal.ts";
 import { checkSysctls, ensureSysctls, returnSysctls } from "../../lib/firewall/sysctls.ts";
@@ -17,7 +18,7 @@ import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
 import { readSysctl } from "../../lib/sys/sysctl.ts";
 import { checkInside, ensureInside } from "../support/settings.ts";
 import { guest, testBackend } from "../support/firewall-suite.ts";
-import { compileMainTable } from "../support/main-table.ts";
+import { compileTable } from "../support/main-table.ts";
 import { runInside, Topology } from "../support/topology.ts";
 
 // Libraries stay open: the first test to open one would be told that it leaks it.
@@ -197,11 +198,13 @@ Deno.test("Nftables.run: a refusal has its code, its first line and the place", 
 });
 
 Deno.test("MESSAGES: are what libnftables makes of the rules", () => {
-  assertEquals(
-    compileMainTable(LAYOUT).toBase64(),
-    MESSAGES.replaceAll("\n", ""),
-    "deno task table",
-  );
+  for (const table of [MAIN_TABLE, LIMITS_TABLE]) {
+    assertEquals(
+      compileTable(table, table.layout).toBase64(),
+      table.messages?.replaceAll("\n", ""),
+      `${table.name}: deno task table`,
+    );
+  }
 });
 
 Deno.test("Firewall: libnftables is needed for policies, and for nothing else", () => {

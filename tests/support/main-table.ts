@@ -1,5 +1,5 @@
 /**
- * The table of all guests as messages: made by libnftables in a namespace of its own, and read back
+ * The tables of all guests as messages: made by libnftables in a namespace of its own, and read back
  * from the kernel.
  *
  * @module
@@ -8,7 +8,7 @@
 import { beginPayload } from "../../lib/firewall/elements.ts";
 import { Nftables } from "../../lib/firewall/libnftables.ts";
 import { NFT_MSG, NFTA_CHAIN, NFTA_RULE, NFTA_SET } from "../../lib/firewall/nf-tables.ts";
-import { MAIN_TABLE, planTable } from "../../lib/firewall/ruleset.ts";
+import { planTable, type Table } from "../../lib/firewall/ruleset.ts";
 import { NFGENMSG_LEN, NFNL_SUBSYS, nfnlType, openNetfilter } from "../../lib/netlink/conntrack.ts";
 import { encodeMessage, NLM_F } from "../../lib/netlink/message.ts";
 import { Decoder } from "../../lib/netlink/wire.ts";
@@ -31,7 +31,7 @@ const OBJECTS = [
     flags: NLM_F.CREATE,
     attributes: [
       ...[NFTA_SET.TABLE, NFTA_SET.NAME, NFTA_SET.FLAGS, NFTA_SET.KEY_TYPE, NFTA_SET.KEY_LEN],
-      ...[NFTA_SET.DATA_TYPE, NFTA_SET.DATA_LEN],
+      ...[NFTA_SET.DATA_TYPE, NFTA_SET.DATA_LEN, NFTA_SET.DESC, NFTA_SET.TIMEOUT, NFTA_SET.EXPR],
     ],
     // The kernel wants a number with which the rest of the transaction could name it.
     numbered: NFTA_SET.ID,
@@ -44,18 +44,19 @@ const OBJECTS = [
   },
 ] as const;
 
-/** The messages that make the chains, the sets and the rules of the table, of a fingerprint. */
-export function compileMainTable(layout: string): Uint8Array<ArrayBuffer> {
+/** The messages that make the chains, the sets and the rules of a table, of a fingerprint. */
+export function compileTable(table: Table, layout: string): Uint8Array<ArrayBuffer> {
   using netns = newNetns();
   using nft = withNetns(netns, () => Nftables.open());
   using nl = withNetns(netns, openNetfilter);
-  nft.run(planTable({ ...MAIN_TABLE, layout }), "make the table");
+  nft.run(planTable({ ...table, layout }), "make the table");
   const messages = OBJECTS.flatMap(({ get, make, flags, attributes, ...rest }) =>
-    nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, get), beginPayload(MAIN_TABLE).finish())
+    nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, get), beginPayload(table).finish())
       .map(({ payload }, index) => {
-        const encoder = beginPayload(MAIN_TABLE);
+        const encoder = beginPayload(table);
         for (const { type, value } of new Decoder(payload).skip(NFGENMSG_LEN).attributes()) {
-          if (attributes.some((wanted) => wanted === type)) {
+          // Some are there without content.
+          if (attributes.some((wanted) => wanted === type) && value.remaining > 0) {
             encoder.attrBytes(type, value.asBytes());
           }
         }

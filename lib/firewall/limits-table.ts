@@ -1,0 +1,152 @@
+/**
+ * The table of guests' limits, pure: how many connections are tracked for a guest, how fast it
+ * opens them, and how fast it makes the host look for neighbours. The kernel's tables of these are
+ * one for all guests, and who fills them takes the network from all.
+ *
+ * It comes last where packets are forwarded or taken, so that what others drop does not count. What
+ * belongs to a connection that is answered is not looked at.
+ *
+ * The kernel looks through all connections of a list whenever one is added to it, once in a tick:
+ * with ten thousand that is a millisecond or two. So a large limit counts one connection in
+ * {@linkcode SAMPLE}, chosen by chance, against as large a part of the limit, and a guest above it
+ * opens none for {@linkcode PAUSE}.
+ *
+ * @module
+ */
+
+import { isIp } from "../inet/ip.ts";
+import { LIMITS_LAYOUT, LIMITS_MESSAGES } from "./main-table.ts";
+import type { GuestRules } from "./model.ts";
+import type { Chain, Element, PolicySetName, SetDefinition, Table } from "./ruleset.ts";
+
+/** Of how many connections one is counted, where the limit is above {@linkcode EXACT}. */
+const SAMPLE = 16;
+const EXACT = 1000;
+const PAUSE = "5s";
+
+/**
+ * Of the 1,024 neighbours that the kernel has room for by default, a guest has the host look for
+ * 256 at once and 20 more a second; those of the last ten seconds are asked for freely.
+ */
+const SOUGHT = "limit rate over 20/second burst 256 packets";
+const KNOWN_FOR = "10s";
+
+const SETS: Readonly<Partial<Record<PolicySetName, SetDefinition>>> = {
+  /** Guests whose openings are limited, by the MAC that their guard holds them to. */
+  openers: { key: ["ether_addr", "ifname"] },
+  openings: { key: ["ether_addr", "ifname"], limit: "rate" },
+  /** Connections that a guest opened, and ones to it. */
+  opened: { key: ["ether_addr", "ifname"], limit: "connections" },
+  reached4: { key: ["ipv4_addr", "ifname"], limit: "connections" },
+  reached6: { key: ["ipv6_addr", "ifname"], limit: "connections" },
+  opened_sample: { key: ["ether_addr", "ifname"], limit: "connections" },
+  reached_sample4: { key: ["ipv4_addr", "ifname"], limit: "connections" },
+  reached_sample6: { key: ["ipv6_addr", "ifname"], limit: "connections" },
+};
+
+const LEARNT: Readonly<Record<string, string>> = {
+  /** Where packets of guests went lately: the next router, or on the same link the destination. */
+  hops4: `type ipv4_addr; flags dynamic,timeout; timeout ${KNOWN_FOR};`,
+  hops6: `type ipv6_addr; flags dynamic,timeout; timeout ${KNOWN_FOR};`,
+  seekers: "type ether_addr . ifname; flags dynamic,timeout; timeout 1m;",
+  /** Guests that were above a limit of which a sample is counted. */
+  full: `type ether_addr . ifname; flags dynamic,timeout; timeout ${PAUSE};`,
+  full4: `type ipv4_addr . ifname; flags dynamic,timeout; timeout ${PAUSE};`,
+  full6: `type ipv6_addr . ifname; flags dynamic,timeout; timeout ${PAUSE};`,
+};
+
+const [SENDER, TO, TO6] = [
+  "ether saddr . iifname",
+  "ip daddr . oifname",
+  "ip6 daddr . oifname",
+];
+
+/** A connection is counted once, by its first packet, whoever answers it. */
+const FIRST_PACKETS = "ct state new ct status & confirmed == 0 jump count";
+
+const CHAINS: readonly Chain[] = [
+  {
+    name: "seek",
+    rules: [
+      ["IPv4 neighbours", `rt ip nexthop != @hops4 add @seekers { ${SENDER} ${SOUGHT} } drop`],
+      ["IPv6 neighbours", `rt ip6 nexthop != @hops6 add @seekers { ${SENDER} ${SOUGHT} } drop`],
+      ["IPv4 hops", "add @hops4 { rt ip nexthop }"],
+      ["IPv6 hops", "add @hops6 { rt ip6 nexthop }"],
+    ],
+  },
+  {
+    name: "count",
+    rules: [
+      ["openers that are full", `${SENDER} @full drop`],
+      ["full over IPv4", `${TO} @full4 drop`],
+      ["full over IPv6", `${TO6} @full6 drop`],
+      ["openings a second", `${SENDER} @openings drop`],
+      ["opened", `${SENDER} @opened drop`],
+      ["reached over IPv4", `${TO} @reached4 drop`],
+      ["reached over IPv6", `${TO6} @reached6 drop`],
+      ["not of the sample", `numgen random mod ${SAMPLE} != 0 return`],
+      ["opened, sample", `${SENDER} @opened_sample add @full { ${SENDER} } drop`],
+      ["reached over IPv4, sample", `${TO} @reached_sample4 add @full4 { ${TO} } drop`],
+      ["reached over IPv6, sample", `${TO6} @reached_sample6 add @full6 { ${TO6} } drop`],
+    ],
+  },
+  {
+    name: "forward",
+    hook: "filter hook forward priority 10",
+    rules: [
+      ["known connections", "ct state established,related accept"],
+      ["neighbours of openers", `${SENDER} @openers jump seek`],
+      ["new connections", FIRST_PACKETS],
+    ],
+  },
+  {
+    name: "input",
+    hook: "filter hook input priority 10",
+    rules: [["new connections", FIRST_PACKETS]],
+  },
+];
+
+/** What the layout of the table is made of. */
+export function limitsLayoutText(): string {
+  return JSON.stringify([SETS, LEARNT, CHAINS]);
+}
+
+/** The table of limits. */
+export const LIMITS_TABLE: Table = {
+  family: "inet",
+  name: "tapkit_limits",
+  sets: SETS,
+  learnt: LEARNT,
+  chains: CHAINS,
+  layout: LIMITS_LAYOUT,
+  messages: LIMITS_MESSAGES,
+};
+
+/** The elements that the limits of checked rules are. */
+export function limitElements({ owner, addresses, limits, mac = "" }: GuestRules): Element[] {
+  if (limits === undefined) return [];
+  const { link, connections, openings } = limits;
+  const key = [mac, link];
+  const elements: Element[] = [];
+  if (openings !== undefined) {
+    elements.push(
+      { set: "openers", key, owner },
+      { set: "openings", key, limit: openings, owner },
+    );
+  }
+  if (connections === undefined) return elements;
+  const exact = connections <= EXACT;
+  const limit = exact ? connections : Math.round(connections / SAMPLE);
+  elements.push({ set: exact ? "opened" : "opened_sample", key, limit, owner });
+  for (const address of addresses) {
+    const family = isIp(address) === 6 ? 6 : 4;
+    const set = exact ? `reached${family}` as const : `reached_sample${family}` as const;
+    elements.push({ set, key: [address, link], limit, owner });
+  }
+  return elements;
+}
+
+/** What a sentence calls an element of limits. */
+export function describeLimit({ set, key, limit, owner }: Element): string {
+  return `limit of ${owner} (${set}: ${key.join(" . ")}${limit === undefined ? "" : ` ${limit}`})`;
+}

@@ -1,0 +1,177 @@
+/** Limits of guests: what one takes of the tables that all share, with real packets. */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { DUAL_BRIDGE, GATEWAY, GATEWAY6, PUBLISHING_NETWORK } from "../support/dual-network.ts";
+import { NetnsGuest } from "../support/guest-netns.ts";
+import { Host } from "../support/host.ts";
+import { type Machine, ROOT, type Running } from "../support/machine.ts";
+
+/** Whatever other plugins the machine has. */
+const BUILTIN = ["--plugins", "builtin"] as const;
+
+// deno-lint-ignore no-explicit-any -- attach-vm's record.
+type Json = any;
+
+/** With more addresses than the host has room for neighbours. */
+const WIDE = {
+  ...PUBLISHING_NETWORK,
+  plugins: [
+    {
+      ...DUAL_BRIDGE,
+      ipam: {
+        type: "host-local",
+        ranges: [[{ subnet: "10.5.0.0/16" }], [{ subnet: "fd00:5::/64" }]],
+      },
+    },
+    PUBLISHING_NETWORK.plugins[1],
+  ],
+};
+
+async function hostWithNetwork(): Promise<{ host: Host; peer: Machine }> {
+  const host = await Host.create();
+  await host.writeFile("/etc/cni/net.d/10-dual.conflist", JSON.stringify(WIDE));
+  // Which stays, with routes of its own.
+  await host.must("sysctl", ["-qw", "net.ipv6.conf.all.forwarding=1"]);
+  return { host, peer: await host.addLan() };
+}
+
+async function startGuest(host: Host, record: Json): Promise<NetnsGuest> {
+  const guest = host.own(await NetnsGuest.start(host, record));
+  const [ip, ip6] = record.interfaces[0].addresses.map(({ address }: Json) => address);
+  await guest.sh(`
+    echo 1024 65000 >/proc/sys/net/ipv4/ip_local_port_range
+    ip addr add ${ip} dev eth0
+    ip -6 addr add ${ip6} dev eth0 nodad
+    ip route add default via ${GATEWAY}
+    ip -6 route add default via ${GATEWAY6}`);
+  return guest;
+}
+
+async function flood(machine: Machine, ...args: string[]): Promise<Running> {
+  const words = ["run", "-A", `${ROOT}/tests/support/flood.ts`, ...args];
+  const running = machine.spawn(Deno.execPath(), words);
+  await running.line((line) => line === "ready");
+  return running;
+}
+
+/** How many connections a machine tracks. */
+async function tracked(machine: Machine): Promise<number> {
+  return Number(await machine.must("cat", ["/proc/sys/net/netfilter/nf_conntrack_count"]));
+}
+
+async function neighbours(host: Host): Promise<number> {
+  const shown = await host.must("sh", ["-c", "ip -4 neigh show; ip -6 neigh show"]);
+  return shown.trim().split("\n").length;
+}
+
+Deno.test("attach-vm: a web server of 10,000 connections is not hurt by the limits", async () => {
+  const { host, peer } = await hostWithNetwork();
+  await using _ = host;
+  const { json: [record] } = await host.mustTapkit(
+    ...["attach-vm", "web", "--ports", "8080:80", ...BUILTIN] as const,
+  );
+  const web = await startGuest(host, record);
+  await flood(web, "serve", "80");
+  await peer.sh("echo 1024 65000 >/proc/sys/net/ipv4/ip_local_port_range");
+  const times: number[] = [];
+  for (const limits of ["none", "default"] as const) {
+    await host.mustTapkit(
+      ...["attach-vm", "web", "--max-connections", limits, "--new-connections", limits] as const,
+    );
+    await using clients = await flood(peer, "open", "192.0.2.1", "8080", "10000");
+    const told = await clients.line((line) => line.startsWith("opened"), { timeoutMs: 60_000 });
+    assertMatch(told, /^opened 10000 in /, limits);
+    assert(await tracked(host) >= 10_000);
+    times.push(Number(/in (\d+) ms/.exec(told)![1]));
+  }
+  const [without, limited] = times as [number, number];
+  assert(limited < 2 * without + 500, `${limited} ms with limits, ${without} ms without`);
+});
+
+Deno.test("attach-vm: one guest at full speed leaves the others what they need", async () => {
+  const { host, peer } = await hostWithNetwork();
+  await using _ = host;
+  const before = await host.snapshot();
+  const { json: [record] } = await host.mustTapkit(
+    ...["attach-vm", "mal", "--ports", "8080:80", ...BUILTIN] as const,
+  );
+  const { json: [other] } = await host.mustTapkit(
+    ...["attach-vm", "web", "--ports", "8081:80", ...BUILTIN] as const,
+  );
+  const [mal, web] = [await startGuest(host, record), await startGuest(host, other)];
+  await web.serveHttp(80, "web");
+  await flood(mal, "serve", "80");
+  // By way of the host, which then looks for who is not there.
+  await mal.sh(`
+    ip route add 10.5.128.0/17 via ${GATEWAY}
+    ip -6 route add fd00:5:0:0:8000::/65 via ${GATEWAY6}`);
+  const seconds = 8;
+  const started = Date.now();
+  const attacks = [
+    await flood(mal, "storm", "192.0.2.1", "8080"),
+    await flood(mal, "storm", GATEWAY, "8080"),
+    await flood(mal, "datagrams", "192.0.2.2/32"),
+    await flood(mal, "datagrams", "10.5.128.0/17"),
+    await flood(mal, "datagrams", "192.0.2.0/24"),
+    await flood(mal, "datagrams", "2001:db8::/64"),
+    await flood(mal, "datagrams", "fd00:5:0:0:8000::/65"),
+  ];
+  let reached = 0;
+  let most = 0;
+  for (let index = 0; index < 20; index++) {
+    const reply = await peer.fetch("http://192.0.2.1:8081/", { timeoutSeconds: 2 });
+    if (reply.body === "web") reached++;
+    most = Math.max(most, await neighbours(host));
+    await new Promise((resolve) => setTimeout(resolve, 1000 * seconds / 20));
+  }
+  const elapsed = (Date.now() - started) / 1000;
+  assertEquals(reached, 20, "connections of the LAN to another guest");
+  assert(most < 900, `${most} neighbours`);
+  // One in 512 of what the kernel tracks a second, sixteen times as many at once.
+  const max = Number(await host.must("cat", ["/proc/sys/net/netfilter/nf_conntrack_max"]));
+  const flows = await tracked(host);
+  const allowed = max / 512 * (16 + elapsed + 2) + 200;
+  assert(flows > max / 512 * 16 && flows < allowed, `${flows} tracked of ${allowed}`);
+  for (const attack of attacks) await attack[Symbol.asyncDispose]();
+  const began = performance.now();
+  await host.mustTapkit("attach-vm", "mal", "--remove");
+  const took = performance.now() - began;
+  assert(took < 1000, `removed in ${took} ms`);
+  assert(await tracked(host) < 1000);
+  await host.mustTapkit("attach-vm", "web", "--remove");
+  await mal[Symbol.asyncDispose]();
+  await web[Symbol.asyncDispose]();
+  await host.assertRestored(before);
+});
+
+Deno.test("attach-vm --max-connections, --new-connections: hold, change, are checked and restored", async () => {
+  const { host, peer } = await hostWithNetwork();
+  await using _ = host;
+  const before = await host.snapshot();
+  const attach = (...flags: string[]) => host.mustTapkit("attach-vm", "a", ...flags);
+  const { json: [record] } = await host.mustTapkit(
+    ...["attach-vm", "a", "--ports", "8080:80", "--max-connections", "40", ...BUILTIN] as const,
+  );
+  assertEquals([record.maxConnections, record.newConnections], [40, undefined]);
+  const a = await startGuest(host, record);
+  await flood(a, "serve", "80");
+  await flood(peer, "serve", "80");
+  for (
+    const [from, address, port] of [
+      [peer, "192.0.2.1", "8080"],
+      [peer, "2001:db8::1", "8080"],
+      [a, "192.0.2.2", "80"],
+      [a, "2001:db8::2", "80"],
+    ] as const
+  ) {
+    const open = async (count: string) => {
+      await using clients = await flood(from, "open", address, port, count);
+      const told = await clients.line((line) => line.startsWith("opened"), { timeoutMs: 3000 })
+        .catch(() => "hangs");
+      return told.split(" in ")[0];
+    };
+    assertEquals(await open("41"), "hangs", address);
+    // Closed ones count no more.
+    assertEquals(await open("39"), "opened 39", address);
+  }
+});
