@@ -8,8 +8,11 @@
  *
  * The kernel looks through all connections of a list whenever one is added to it, once in a tick:
  * with ten thousand that is a millisecond or two. So a large limit counts one connection in
- * {@linkcode SAMPLE}, chosen by chance, against as large a part of the limit, and a guest above it
- * opens none for {@linkcode PAUSE}.
+ * {@linkcode SAMPLE}, chosen by chance, against as large a part of the limit. Who was above it has
+ * every one counted for {@linkcode PROBATION}, or some would pass each time.
+ *
+ * What is dropped is on the list too until the kernel finds that it came to nothing, some in a tick.
+ * So a list that is full is left alone for {@linkcode PAUSE}, and does not grow by a flood.
  *
  * @module
  */
@@ -22,7 +25,8 @@ import type { Chain, Element, PolicySetName, SetDefinition, Table } from "./rule
 /** Of how many connections one is counted, where the limit is above {@linkcode EXACT}. */
 const SAMPLE = 16;
 const EXACT = 1000;
-const PAUSE = "5s";
+const PAUSE = "1s";
+const PROBATION = "1h";
 
 /**
  * Of the 1,024 neighbours that the kernel has room for by default, a guest has the host look for
@@ -49,10 +53,13 @@ const LEARNT: Readonly<Record<string, string>> = {
   hops4: `type ipv4_addr; flags dynamic,timeout; timeout ${KNOWN_FOR};`,
   hops6: `type ipv6_addr; flags dynamic,timeout; timeout ${KNOWN_FOR};`,
   seekers: "type ether_addr . ifname; flags dynamic,timeout; timeout 1m;",
-  /** Guests that were above a limit of which a sample is counted. */
+  /** Who is above a limit, and who was. */
   full: `type ether_addr . ifname; flags dynamic,timeout; timeout ${PAUSE};`,
   full4: `type ipv4_addr . ifname; flags dynamic,timeout; timeout ${PAUSE};`,
   full6: `type ipv6_addr . ifname; flags dynamic,timeout; timeout ${PAUSE};`,
+  probed: `type ether_addr . ifname; flags dynamic,timeout; timeout ${PROBATION};`,
+  probed4: `type ipv4_addr . ifname; flags dynamic,timeout; timeout ${PROBATION};`,
+  probed6: `type ipv6_addr . ifname; flags dynamic,timeout; timeout ${PROBATION};`,
 };
 
 const [SENDER, TO, TO6] = [
@@ -63,6 +70,23 @@ const [SENDER, TO, TO6] = [
 
 /** A connection is counted once, by its first packet, whoever answers it. */
 const FIRST_PACKETS = "ct state new ct status & confirmed == 0 jump count";
+
+/** A rule for each list of connections: who it is about, its name, and the end of others' names. */
+function lists(
+  rule: (key: string, list: string, suffix: string) => string,
+  kind: "" | "_sample",
+  comment = kind === "" ? "" : "probation, ",
+): (readonly [string, string])[] {
+  return [
+    [`${comment}opened`, rule(SENDER, `opened${kind}`, "")],
+    [`${comment}reached over IPv4`, rule(TO, `reached${kind}4`, "4")],
+    [`${comment}reached over IPv6`, rule(TO6, `reached${kind}6`, "6")],
+  ];
+}
+
+function over(key: string, list: string, suffix: string): string {
+  return `${key} @${list} add @full${suffix} { ${key} } update @probed${suffix} { ${key} } drop`;
+}
 
 const CHAINS: readonly Chain[] = [
   {
@@ -81,13 +105,13 @@ const CHAINS: readonly Chain[] = [
       ["full over IPv4", `${TO} @full4 drop`],
       ["full over IPv6", `${TO6} @full6 drop`],
       ["openings a second", `${SENDER} @openings drop`],
-      ["opened", `${SENDER} @opened drop`],
-      ["reached over IPv4", `${TO} @reached4 drop`],
-      ["reached over IPv6", `${TO6} @reached6 drop`],
+      ...lists((key, list, suffix) => `${key} @${list} add @full${suffix} { ${key} } drop`, ""),
+      ...lists(
+        (key, list, suffix) => `${key} @probed${suffix} ${over(key, list, suffix)}`,
+        "_sample",
+      ),
       ["not of the sample", `numgen random mod ${SAMPLE} != 0 return`],
-      ["opened, sample", `${SENDER} @opened_sample add @full { ${SENDER} } drop`],
-      ["reached over IPv4, sample", `${TO} @reached_sample4 add @full4 { ${TO} } drop`],
-      ["reached over IPv6, sample", `${TO6} @reached_sample6 add @full6 { ${TO6} } drop`],
+      ...lists(over, "_sample", "sample, "),
     ],
   },
   {

@@ -1,6 +1,7 @@
 import { assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
 import { InputError } from "../../lib/errors.ts";
 import { decodeElements, encodeElements } from "../../lib/firewall/elements.ts";
+import { limitElements, LIMITS_TABLE, limitsLayoutText } from "../../lib/firewall/limits-table.ts";
 import { type GuestRules, validateRules } from "../../lib/firewall/model.ts";
 import {
   bridgePolicyTable,
@@ -36,6 +37,44 @@ Deno.test("planTable: of policies, every set is used by a rule, every rule has i
     const marks = marksOf(table).map(({ chain, comment }) => `${chain} ${comment}`);
     assertEquals(new Set(marks).size, marks.length);
     assertStringIncludes(plan, `layout ${table.layout}`);
+  }
+});
+
+Deno.test("limitElements: what is not limited has none; above 1,000 a sixteenth is counted", () => {
+  const limited = (limits: GuestRules["limits"]) =>
+    limitElements({ ...RULES, mac: MAC, ...limits && { limits } }).map(({ set, key, limit }) =>
+      [set, ...key, limit].join(" ")
+    );
+  assertEquals(limited(undefined), []);
+  assertEquals(limited({ link: "ignite0" }), []);
+  assertEquals(limited({ link: "ignite0", openings: 5 }), [
+    `openers ${MAC} ignite0 `,
+    `openings ${MAC} ignite0 5`,
+  ]);
+  assertEquals(limited({ link: "ignite0", connections: 1000 }), [
+    `opened ${MAC} ignite0 1000`,
+    "reached4 172.18.0.2 ignite0 1000",
+    "reached6 fd00::2 ignite0 1000",
+  ]);
+  assertEquals(limited({ link: "ignite0", connections: 65_536 }), [
+    `opened_sample ${MAC} ignite0 4096`,
+    "reached_sample4 172.18.0.2 ignite0 4096",
+    "reached_sample6 fd00::2 ignite0 4096",
+  ]);
+});
+
+Deno.test("LIMITS_TABLE: is of its layout, every set is used, what is written is read", () => {
+  assertEquals(LIMITS_TABLE.layout, fingerprint(limitsLayoutText()), "run deno task table");
+  const plan = planTable(LIMITS_TABLE);
+  for (const set of [...setNames(LIMITS_TABLE), ...Object.keys(LIMITS_TABLE.learnt!)]) {
+    assertMatch(plan, new RegExp(`@${set}\\b`), set);
+  }
+  for (const connections of [7, 100_000]) {
+    const limits = { link: "ignite0", connections, openings: 12 };
+    for (const element of limitElements({ ...RULES, mac: MAC, limits })) {
+      const payload = encodeElements(element.set, [element], "elements", LIMITS_TABLE);
+      assertEquals(decodeElements(element.set, payload, LIMITS_TABLE), [element], element.set);
+    }
   }
 });
 
