@@ -1,5 +1,6 @@
 /**
- * Debian's packages, fetched and installed with apt. What is done is said on standard error.
+ * Debian's packages, fetched with apt. What is done is said on standard error; nothing is installed on
+ * this machine.
  */
 
 /** Runs apt-get; its output is shown when it fails, as the error. */
@@ -16,20 +17,36 @@ async function aptGet(args: readonly string[], cwd?: string): Promise<void> {
 }
 
 /** Package lists may be missing or older than what the mirrors hold: then they are fetched. */
-async function withFreshLists(action: () => Promise<void>): Promise<void> {
+async function withFreshLists(lists: string, action: (more: string[]) => Promise<void>) {
   try {
-    await action();
+    await action([]);
   } catch {
-    console.error("apt-get update");
-    await aptGet(["update"]);
-    await action();
+    console.error("apt-get update, into a directory of the tests");
+    await Deno.mkdir(`${lists}/partial`, { recursive: true });
+    const more = ["-o", `Dir::State::Lists=${lists}`];
+    await aptGet(["update", ...more]);
+    await action(more);
   }
 }
 
-/** Installs packages without what they merely recommend. */
-export async function installPackages(names: readonly string[]): Promise<void> {
-  console.error(`apt-get install --no-install-recommends ${names.join(" ")}`);
-  await withFreshLists(() => aptGet(["install", "-y", "--no-install-recommends", ...names]));
+/**
+ * Fetches packages, and what they depend on and is not installed, into a directory.
+ *
+ * @returns the arguments by which apt-get installs them from there, without a network
+ */
+export async function fetchPackages(
+  names: readonly string[],
+  directory: string,
+): Promise<string[]> {
+  await Deno.mkdir(`${directory}/archives/partial`, { recursive: true });
+  const install = ["install", "-y", "--no-install-recommends", "-o", `Dir::Cache=${directory}`];
+  let found: string[] = [];
+  console.error(`apt-get install --download-only --no-install-recommends ${names.join(" ")}`);
+  await withFreshLists(`${directory}/lists`, async (more) => {
+    found = [...install, ...more];
+    await aptGet([...found, "--download-only", ...names]);
+  });
+  return ["-q", "-o", "DPkg::Options::=--force-unsafe-io", ...found, "--no-download", ...names];
 }
 
 /**
@@ -41,13 +58,14 @@ export async function installPackages(names: readonly string[]): Promise<void> {
  */
 export async function unpackDependency(name: string, directory: string): Promise<string> {
   let dependency = "";
-  await withFreshLists(async () => {
-    const { stdout } = await new Deno.Command("apt-cache", { args: ["depends", name] }).output();
+  await withFreshLists(`${directory}/lists`, async (more) => {
+    const { stdout } = await new Deno.Command("apt-cache", { args: [...more, "depends", name] })
+      .output();
     const match = /^\s*Depends: ([^\s<>]+)$/m.exec(new TextDecoder().decode(stdout));
     if (match === null) throw new Error(`apt knows no package ${name}, or it depends on nothing`);
     dependency = match[1]!;
     console.error(`apt-get download ${dependency}`);
-    await aptGet(["download", dependency], directory);
+    await aptGet([...more, "download", dependency], directory);
   });
   const [archive] = [...Deno.readDirSync(directory)].map((entry) => entry.name)
     .filter((file) => file.endsWith(".deb"));

@@ -19,7 +19,8 @@ const KERNEL_PACKAGE = "linux-image-cloud-amd64";
 
 const encoder = new TextEncoder();
 
-function cacheDirectory(): string {
+/** Where the tests keep what takes long to make. */
+export function cacheDirectory(): string {
   const base = Deno.env.get("XDG_CACHE_HOME") || `${Deno.env.get("HOME") ?? "/root"}/.cache`;
   return `${base}/tapkit-tests`;
 }

@@ -1,9 +1,10 @@
 /**
  * What the tests, the demo and the benchmark need of the machine they run on, and getting it: on Debian and its
- * kin packages are installed with apt, elsewhere they are named.
+ * kin packages are fetched with apt and installed beside the machine, elsewhere they are named.
  */
 
-import { installPackages } from "./apt.ts";
+import { cacheDirectory } from "./guest-image.ts";
+import { OUTSIDE_VARIABLE, packageLayer, runOnLayer } from "./layer.ts";
 
 /** A program or file, the Debian package it is in, and what needs it. */
 interface Requirement {
@@ -54,7 +55,8 @@ const BENCH_REQUIREMENTS: readonly Requirement[] = [
 export class NotHere extends Error {}
 
 /**
- * Makes sure that the programs are there, installing their packages where it can.
+ * Makes sure that the programs are there. Where they are missing and it can, this program runs again
+ * on a layer that has them, and this process ends when that one does.
  *
  * @param purpose what they are for
  * @throws {NotHere} with what a person has to do
@@ -72,16 +74,24 @@ export async function ensureRequirements(purpose: "tests" | "demo" | "bench"): P
   if (missing.length > 0) {
     refuse(!isDebian(), `missing: ${names}; install what Debian packages as: ${list}`);
     refuse(!root, `missing: ${names}; install them: sudo apt-get install ${list}`);
-    console.error(`missing: ${names}; installing their packages`);
-    await installPackages(packages);
-    const still = (await missingOf(wanted)).map(({ needs }) => needs).join(", ");
-    refuse(still !== "", `still missing after installing ${list}: ${still}`);
+    refuse(Deno.env.has(OUTSIDE_VARIABLE), `still missing with ${list} installed: ${names}`);
+    console.error(`missing: ${names}`);
+    Deno.exit(await runOnLayer(await layerOf(packages)));
   }
   refuse(!root, `the ${purpose} need root, to make network namespaces: run them with sudo`);
   refuse(
     !exists("/dev/net/tun"),
     "/dev/net/tun is missing: load the kernel's module (modprobe tun)",
   );
+}
+
+async function layerOf(packages: readonly string[]): Promise<string> {
+  try {
+    return await packageLayer(packages, cacheDirectory());
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error);
+    throw new NotHere(`packages cannot be had: ${why}\ninstall them: ${packages.join(" ")}`);
+  }
 }
 
 function refuse(condition: boolean, message: string): void {
