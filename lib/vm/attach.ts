@@ -31,6 +31,7 @@ import {
 import { UndoStack } from "../undo.ts";
 import { changeRules, changesGuards, dropRules, reguard, rewire } from "./change.ts";
 import { checkAttachment, type NetworkFinding, noteMending } from "./check.ts";
+import { announce, refuseElsewhere } from "./elsewhere.ts";
 import { withGiven } from "./given-netns.ts";
 import { canonicalNetns, requireSuccessor } from "./netns.ts";
 import {
@@ -152,6 +153,8 @@ async function attachLocked(
   running?: Running,
 ): Promise<StoredRecord> {
   const old = readRecord(host, request.name);
+  if (old === undefined) refuseElsewhere(host, request.name);
+  announce(host);
   if (old === undefined) return await attachAnew(host, id, request, undefined, running);
   if (old.made.phase === "attached") {
     const again = await attachAgain(host, withCurrentResolvers(host, old), request);

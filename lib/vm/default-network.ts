@@ -9,6 +9,7 @@ import {
   type DefaultCniReport,
   installDefaultCni as installIn,
 } from "../cni/default-network.ts";
+import { elsewhere } from "./elsewhere.ts";
 import { hostPaths, lockHost, readRecords, tidyState } from "./state.ts";
 import type { HostOptions } from "./types.ts";
 
@@ -30,7 +31,7 @@ export async function installDefaultCni(options: InstallOptions = {}): Promise<D
   try {
     using _host = await lockHost(host);
     const { network } = installIn({ ...options, remove: false, check: true, confDir });
-    const inUse = readRecords(host)
+    const inUse = [host, ...elsewhere(host)].flatMap((each) => readRecords(each))
       .filter(({ interfaces }) => interfaces.some((link) => link.network === network))
       .map(({ vm }) => vm);
     return installIn({ ...options, confDir, inUse });

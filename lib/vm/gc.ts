@@ -13,6 +13,7 @@ import { chooseExecuted, type NetworkAttachment } from "../cni/plan.ts";
 import type { NetworkConfigList } from "../cni/types.ts";
 import { describe, TapkitError } from "../errors.ts";
 import { isThere } from "../files.ts";
+import { elsewhere } from "./elsewhere.ts";
 import { leadsElsewhere } from "./netns.ts";
 import { removeAttachment } from "./remove.ts";
 import { supervised } from "./running.ts";
@@ -97,7 +98,8 @@ function executedPlugins(
 /** Calls GC of every configured network that has it (spec 1.1). */
 async function collectNetworks(host: HostPaths): Promise<void> {
   using _host = await lockHost(host);
-  const attachments = readRecords(host).flatMap(({ made }) => made.networks);
+  const attachments = [host, ...elsewhere(host)].flatMap((each) => readRecords(each))
+    .flatMap(({ made }) => made.networks);
   const failures: string[] = [];
   for (const path of listConfigFiles(host.confDir)) {
     try {

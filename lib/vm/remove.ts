@@ -15,6 +15,7 @@ import { isThere } from "../files.ts";
 import { deleteLinkGroup } from "../netlink/link.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import { deleteNamedNetns, netnsPath } from "../sys/netns.ts";
+import { holderElsewhere } from "./elsewhere.ts";
 import { leadsElsewhere, openVm } from "./netns.ts";
 import { describeTapUsers, supervised } from "./running.ts";
 import { type Host, openHost } from "./session.ts";
@@ -57,7 +58,12 @@ export async function removeVm(name: string, options: RemoveOptions = {}): Promi
   return await withLocks(name, options, async (host) => {
     if (options.force !== true) refuseRunning(name, supervised(host, name));
     const record = readUsableRecord(host, name);
-    if (record === undefined) return await removeLost(host, name);
+    if (record === undefined) {
+      const holder = holderElsewhere(host, name);
+      if (holder === undefined) return await removeLost(host, name);
+      host.note(`the VM "${name}" of ${holder} stays: write --state-dir ${holder} to remove it`);
+      return false;
+    }
     await removeRecorded(host, record);
     return true;
   });

@@ -6,6 +6,7 @@
  *   vms/NAME.json     the record: what is printed, and how it was made
  *   addresses/ADDRESS.json   what map-port --to maps to it
  *   ids/XXXXXXX       a link to the NAME whose container id begins so
+ *   elsewhere/        links to state directories that are not the default one
  *   running/NAME      held while `-- VMM` runs it
  *   locks/NAME        held while that VM is changed; gone when nobody holds it
  *   lock              held while what VMs share is changed: bridge, pool, ports, firewall
@@ -33,6 +34,7 @@ import type { GuestRules } from "../firewall/model.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import type { FirewallKind } from "../firewall/store.ts";
 import { type Lock, lockFile, lockFileAsync, type WaitOptions } from "../sys/flock.ts";
+import { DEFAULT_STATE_DIR, retire } from "./elsewhere.ts";
 import { isRecord } from "./shape.ts";
 import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
 
@@ -100,7 +102,7 @@ export function hostPaths(options: HostOptions): HostPaths {
   const binDirs = options.binDirs ?? (cniPath?.length ? cniPath : ["/opt/cni/bin", "/usr/lib/cni"]);
   return {
     stateDir: absolutePath(
-      options.stateDir ?? (Deno.env.get("TAPKIT_STATE_DIR") || "/var/lib/tapkit"),
+      options.stateDir ?? (Deno.env.get("TAPKIT_STATE_DIR") || DEFAULT_STATE_DIR),
     ),
     confDir: absolutePath(options.confDir ?? (Deno.env.get("NETCONFPATH") || "/etc/cni/net.d")),
     binDirs: binDirs.map(absolutePath),
@@ -227,6 +229,7 @@ export function tidyState(host: HostPaths): void {
     );
     if (lock === undefined) return;
     if (!isUsed(host)) {
+      retire(host);
       // Left by a process that was killed, unless a server holds it.
       if (isThere(`${host.stateDir}/${DHCP_LOCK}`)) lockDhcpServer(host)?.[Symbol.dispose]();
       // A version before this one wrote it.
