@@ -72,14 +72,18 @@ const temporaryOf = (path: string) => `${path}.tmp`;
 
 /**
  * Puts a text, for root alone, in place of what a file held: whole or not at all, also after a power
- * failure.
+ * failure unless it need not be durable.
  *
  * @throws {Deno.errors.NotFound} when there is no such directory
  * @throws {TapkitError} for whatever else keeps it from being written
  */
-export function replaceFile(path: string, text: string): void {
+export function replaceFile(
+  path: string,
+  text: string,
+  { durable = true }: { readonly durable?: boolean } = {},
+): void {
   try {
-    writeAside(path, text);
+    writeAside(path, text, durable);
   } catch (cause) {
     discardQuietly(temporaryOf(path));
     if (cause instanceof Deno.errors.NotFound) throw cause;
@@ -90,7 +94,7 @@ export function replaceFile(path: string, text: string): void {
   }
 }
 
-function writeAside(path: string, text: string): void {
+function writeAside(path: string, text: string, durable: boolean): void {
   const temporary = temporaryOf(path);
   {
     using file = Deno.openSync(temporary, {
@@ -100,7 +104,7 @@ function writeAside(path: string, text: string): void {
       mode: 0o600,
     });
     writeAll(file, new TextEncoder().encode(text));
-    file.syncDataSync();
+    if (durable) file.syncDataSync();
   }
   Deno.renameSync(temporary, path);
 }

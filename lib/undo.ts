@@ -74,11 +74,20 @@ export class UndoError extends TapkitError {
 
   constructor(error: unknown, failures: readonly Error[]) {
     const reason = error instanceof Error ? error.message : String(error);
-    const left = failures.map((failure) => failure.message).join("; ");
+    const left = failures.map(({ message }) =>
+      causeOf(message) === causeOf(reason)
+        ? `${message.split(": ", 1)[0]} failed for the same reason`
+        : message
+    ).join("; ");
     super(`${reason} (and then: ${left})`, {
       mend: error instanceof TapkitError ? error.mend : undefined,
       cause: error,
     });
     this.errors = [error, ...failures];
   }
+}
+
+/** What a message ends with: the cause, as `A: because of B: because of C` is written. */
+function causeOf(message: string): string {
+  return message.slice(message.lastIndexOf(": ") + 1).trim();
 }

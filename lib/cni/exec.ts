@@ -33,6 +33,10 @@ const DEFAULT_TIMEOUT_MS = 120_000;
 /** How long DEL may take after a signal. */
 const DEL_GRACE_MS = 10_000;
 const MAX_STDOUT = 4 * 1024 * 1024;
+/** Characters of a plugin's error that are printed; TAPKIT_DEBUG shows the whole. */
+const MAX_MESSAGE = 300;
+/** After how long it is said which plugin is waited for. */
+const PATIENCE_MS = 1000;
 
 /**
  * Runs a plugin and returns what it printed.
@@ -46,6 +50,11 @@ export async function callPlugin(call: PluginCall): Promise<string> {
   if (program === undefined) throw missingPlugin(type, host);
   const timeoutMs = host.timeoutMs ?? DEFAULT_TIMEOUT_MS;
   let outcome: PipedOutcome;
+  const network = call.config.name === undefined ? "" : ` of network "${call.config.name}"`;
+  const waiting = setTimeout(
+    () => host.note?.(`waiting for the plugin "${type}"${network} (${verb})`),
+    PATIENCE_MS,
+  );
   try {
     outcome = await runPiped(program, {
       env: {
@@ -69,6 +78,8 @@ export async function callPlugin(call: PluginCall): Promise<string> {
       mend: "see to it that it is an executable program for this machine",
       cause,
     });
+  } finally {
+    clearTimeout(waiting);
   }
   if (outcome.killed === "timeout") {
     throw failure(call, `did not end within ${timeoutMs / 1000} s, and was killed`, {
@@ -115,15 +126,29 @@ interface FailureOptions {
   readonly cause?: unknown;
 }
 
-function failure({ type, verb }: PluginCall, what: string, options: FailureOptions): CniError {
+function failure(
+  { type, verb, host }: PluginCall,
+  what: string,
+  options: FailureOptions,
+): CniError {
   const { code = CniCode.INTERNAL, refused = false, taken = false, mend, outcome, cause } = options;
-  const said = outcome && lastWords(outcome.stderr);
-  return new CniError(`${verb} ${what}${said ? ` (it said: ${said})` : ""}`, {
+  const said = outcome === undefined ? "" : lastWords(outcome.stderr);
+  const whole = `${verb} ${what}${said === "" || what.includes(said) ? "" : ` (it said: ${said})`}`;
+  const short = shorten(whole);
+  if (short !== whole) host.detail?.(`${type}: ${whole}`);
+  return new CniError(short, {
     plugin: type,
     code,
     refused,
     taken,
   }, { mend, cause });
+}
+
+/** As much as is read of one line: how it begins, and how it ends, which is the cause mostly. */
+function shorten(text: string): string {
+  if (text.length <= MAX_MESSAGE) return text;
+  const half = (MAX_MESSAGE - 3) >> 1;
+  return `${text.slice(0, half).trimEnd()} … ${text.slice(-half).trimStart()}`;
 }
 
 /** The end of what a plugin said; of a Go program's panic the reason, not where it was. */
@@ -150,20 +175,23 @@ function refusal(call: PluginCall, outcome: PipedOutcome): CniError {
     );
   }
   const code = typeof error.code === "number" ? error.code : CniCode.INTERNAL;
-  const details = typeof error.details === "string" && error.details !== ""
-    ? `: ${error.details}`
-    : "";
+  const more = typeof error.details === "string" ? error.details : "";
+  const details = more === "" || error.msg.includes(more) ? "" : `: ${more}`;
   return failure(call, `failed with code ${code}: ${error.msg}${details}`, {
     code,
     refused: true,
     taken: TAKEN.test(`${error.msg}${details}`),
-    mend: MENDS[code],
+    mend: MENDS[code] ?? (UNHEARD.test(`${error.msg}${details}`) ? DAEMON_MEND : undefined),
     outcome,
   });
 }
 
 /** The specification has no code for it; these words have host-local, ipvlan, Weave Net and the kernel. */
 const TAKEN = /\b(already|duplicate|exists?)\b/i;
+
+/** What is said where a plugin asks a daemon that is not there. */
+const UNHEARD = /connection refused|dial (?:tcp|unix)|no such host/i;
+const DAEMON_MEND = "see that what the network runs on this host is up";
 
 const MENDS: Readonly<Record<number, string>> = {
   [CniCode.INCOMPATIBLE_CNI_VERSION]:
@@ -176,7 +204,6 @@ const MENDS: Readonly<Record<number, string>> = {
   [CniCode.DECODING_FAILURE]: "correct the network's configuration",
   [CniCode.INVALID_NETWORK_CONFIG]: "correct the network's configuration",
   [CniCode.TRY_AGAIN_LATER]: "try again in a while",
-  [CniCode.PLUGIN_NOT_AVAILABLE]: "see that what the network runs on this host is up",
-  [CniCode.PLUGIN_NOT_AVAILABLE_LIMITED_CONNECTIVITY]:
-    "see that what the network runs on this host is up",
+  [CniCode.PLUGIN_NOT_AVAILABLE]: DAEMON_MEND,
+  [CniCode.PLUGIN_NOT_AVAILABLE_LIMITED_CONNECTIVITY]: DAEMON_MEND,
 };

@@ -111,14 +111,20 @@ export function lacksAddresses(
   });
 }
 
+/** Whether a plugin is asked by CHECK, which spec versions before 0.4.0 have not. */
+export function hasCheck(
+  { disableCheck = false }: { readonly disableCheck?: boolean },
+  { config }: Pick<RecordedPlugin, "config">,
+): boolean {
+  return !disableCheck && isAtLeast(versionOf(config), "0.4.0");
+}
+
 /** Runs CHECK, which spec versions before 0.4.0 have not; what it finds is a sentence. */
 export async function checkExecuted(
   executed: ExecutedPlugin,
   result: Result,
 ): Promise<string | undefined> {
-  const { attachment, plugin } = executed;
-  if (attachment.disableCheck === true) return undefined;
-  if (!isAtLeast(versionOf(plugin.config), "0.4.0")) return undefined;
+  if (!hasCheck(executed.attachment, executed.plugin)) return undefined;
   try {
     await call(executed, "CHECK", result);
     return undefined;

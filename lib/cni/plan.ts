@@ -106,6 +106,10 @@ export interface PluginHost {
   readonly timeoutMs?: number;
   /** Ends a plugin when it is raised; DEL has a while yet. */
   readonly signal?: AbortSignal;
+  /** Is told which plugin is waited for. */
+  note?(text: string): void;
+  /** Is told the whole of what was shortened. */
+  detail?(text: string): void;
 }
 
 /** The path of a plugin's program in the first directory that has it. */

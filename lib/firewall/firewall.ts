@@ -193,6 +193,11 @@ export class Firewall implements Disposable {
     return problems;
   }
 
+  /** Whether another firewall drops what is forwarded unless it is let pass. */
+  dropsForwarded(): boolean {
+    return this.#gates.some(({ drops }) => drops);
+  }
+
   /**
    * What keeps a guest's published ports closed to other machines: `"ufw"`, `"firewalld"`.
    * Undefined where nothing does, or they are open.

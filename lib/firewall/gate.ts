@@ -11,6 +11,8 @@ import type { GuestRules } from "./model.ts";
 
 /** One place where others drop what is forwarded. */
 export interface Gate {
+  /** Whether it drops what nothing lets pass. */
+  readonly drops: boolean;
   /** What keeps published ports closed to other machines unless they are opened: `"ufw"`. */
   readonly denies?: string | undefined;
   /**

@@ -37,6 +37,10 @@ export class IptablesGate implements Gate {
     this.#xtables = xtables;
   }
 
+  get drops(): boolean {
+    return [...this.#current().values()].some(({ drops }) => drops);
+  }
+
   get denies(): string | undefined {
     return [...this.#current().values()].find(({ denies }) => denies !== undefined)?.denies;
   }

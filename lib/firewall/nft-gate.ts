@@ -37,6 +37,7 @@ interface Listing {
 
 /** One chain of others. */
 export class NftGate implements Gate {
+  readonly drops = true;
   readonly denies?: string;
   readonly #netns: Netns;
   readonly #chain: ForwardChain;
@@ -70,6 +71,7 @@ const CLOSED: ForwardChain = { family: "inet", table: CLOSED_TABLE, chain: "forw
 
 /** Ports that stay closed under firewalld. */
 export class ClosedPorts implements Gate {
+  readonly drops = false;
   readonly #netns: Netns;
   readonly #active: boolean;
 

@@ -41,7 +41,11 @@ export interface LockOptions {
 export interface WaitOptions extends Pick<LockOptions, "remove"> {
   /** Ends the waiting, whose reason is thrown. */
   readonly signal?: AbortSignal | undefined;
+  /** Called, with the file's path, when it has been waited for a second. */
+  readonly waits?: (path: string) => void;
 }
+
+const PATIENCE_MS = 1000;
 
 /**
  * Takes the exclusive flock(2) of a file, which is made when it is missing.
@@ -75,11 +79,16 @@ export function lockFile(path: string, options: LockOptions = {}): Lock | undefi
  * @throws the reason of `options.signal`, when it is raised meanwhile
  */
 export async function lockFileAsync(path: string, options: WaitOptions = {}): Promise<Lock> {
-  const { remove = false, signal } = options;
-  while (true) {
+  const { remove = false, signal, waits } = options;
+  using stack = new DisposableStack();
+  for (let attempt = 1;; attempt++) {
     signal?.throwIfAborted();
     const lock = lockFile(path, { remove, wait: false });
     if (lock !== undefined) return lock;
+    if (attempt === 1) {
+      const timer = setTimeout(() => waits?.(path), PATIENCE_MS);
+      stack.defer(() => clearTimeout(timer));
+    }
     const fd = openFd(path, O_RDONLY | O_CREAT, 0o600);
     // Fails for a signal at most, and then is tried again.
     const taking = libc().flock_wait(fd, LOCK_EX);
@@ -98,6 +107,30 @@ function raised(signal: AbortSignal | undefined): Promise<"raised"> {
   signal?.addEventListener("abort", () => resolve("raised"), { once: true });
   return promise;
 }
+
+/** Who holds the flock(2) of a file, as `"attach-vm web (pid 7)"`; undefined where it is not to be seen. */
+export function lockHolder(path: string): string | undefined {
+  try {
+    const inode = Deno.statSync(path).ino;
+    const [, pid = ""] = new RegExp(`FLOCK +\\S+ +WRITE (\\d+) \\S+:${inode} `)
+      .exec(Deno.readTextFileSync("/proc/locks")) ?? [];
+    if (pid === "" || pid === "0") return undefined;
+    return `${commandOf(Deno.readTextFileSync(`/proc/${pid}/cmdline`))} (pid ${pid})`;
+  } catch {
+    // It has let go meanwhile.
+    return undefined;
+  }
+}
+
+/** A process's words, without what runs a script and how. */
+function commandOf(cmdline: string): string {
+  const words = cmdline.split("\0").filter((word) => word !== "");
+  const script = Math.max(0, words.findIndex((word) => word.endsWith(".ts")));
+  const name = words[script]?.replace(/^.*\//, "").replace(/\.ts$/, "") ?? "a process";
+  return [name, ...words.slice(script + 1)].join(" ").slice(0, MAX_COMMAND);
+}
+
+const MAX_COMMAND = 80;
 
 /** Whether the path still names the locked file, not one made after its holder removed it. */
 function isStillAt(fd: number, path: string): boolean {

@@ -37,6 +37,7 @@ import { canonicalNetns, requireSuccessor } from "./netns.ts";
 import {
   assertAsAsked,
   describeInterface,
+  explainSecond,
   keepFailures,
   nameHolder,
   planNetworks,
@@ -55,13 +56,13 @@ import {
   reservePorts,
   withShownPorts,
 } from "./ports.ts";
-import { removeAttachment, removeMade } from "./remove.ts";
+import { noteUnfinished, removeAttachment, removeMade } from "./remove.ts";
 import { recordedPolicy, samePolicy, withPolicy } from "./policy.ts";
 import { applyRules, hasLimits, recordedLimits, withLimits } from "./limits.ts";
 import { mergeRequest, validateAttach, validatePolicy } from "./request.ts";
 import { currentResolvers, hostResolvers, resolversOf } from "./resolvers.ts";
 import { describeTapUsers, supervised } from "./running.ts";
-import { asForwarded } from "./host-end.ts";
+import { asForwarded, noteFilteredBridge } from "./host-end.ts";
 import { type Host, openHost } from "./session.ts";
 import { bringSettings, returnSettings } from "./settings.ts";
 import {
@@ -109,7 +110,8 @@ export async function attachVm(
 
 /**
  * Brings a recorded VM back to its record: what a reboot took is made again, with the recorded
- * addresses, MACs and ports; one that was left half attached is attached as was asked for.
+ * addresses, MACs and ports; one that was left half attached is attached as was asked for, and of
+ * one that was left half removed the rest is removed.
  *
  * @returns the record, or `undefined` when there is none of that name any more
  * @throws {TapkitError} when a step failed, or the record is torn; the record stays
@@ -120,7 +122,12 @@ export async function restoreVm(
 ): Promise<VmRecord | undefined> {
   return await withLocks(name, options, async (host, id) => {
     const record = readRecord(host, name);
-    return record && await attachLocked(host, id, record.made.request, record.made);
+    if (record?.made.phase !== "removing") {
+      return record && await attachLocked(host, id, record.made.request, record.made);
+    }
+    noteUnfinished(host, name);
+    await removeAttachment(host, record);
+    return undefined;
   });
 }
 
@@ -131,15 +138,18 @@ async function withLocks(
 ): Promise<VmRecord | undefined> {
   using host = openHost(options);
   const id = await containerId(name);
+  let attached = false;
   try {
     using _vm = await lockVm(host, name);
     using _host = await lockHost(host);
     const record = await act(host, id);
+    attached = record !== undefined;
     return record && publicRecord(record);
-  } catch (error) {
-    tidyState(host);
-    tidyDefaultCni(host.confDir);
-    throw error;
+  } finally {
+    if (!attached) {
+      tidyState(host);
+      tidyDefaultCni(host.confDir);
+    }
   }
 }
 
@@ -159,6 +169,11 @@ async function attachLocked(
   if (old.made.phase === "attached") {
     const again = await attachAgain(host, withCurrentResolvers(host, old), request);
     return handOver(host, again, running);
+  }
+  if (old.made.phase === "removing") {
+    noteUnfinished(host, old.vm);
+    await removeAttachment(host, old);
+    return await attachAnew(host, id, request, undefined, running);
   }
   host.note(`"${request.name}" was left half attached: beginning again`);
   // With interfaces it was attached before, and is to get its address and MAC again.
@@ -371,7 +386,9 @@ async function attachOnce(
         note: host.note,
         ...mtu === undefined ? {} : { mtu },
       };
-      const one = await addNetwork(network, environment);
+      const one = await addNetwork(network, environment).catch((error) => {
+        throw explainSecond(error, network.network, networks.slice(0, index));
+      });
       added.push(
         hasExecuted(network)
           ? await (await import("./executed-link.ts")).settleLink(one, {
@@ -401,6 +418,7 @@ async function attachOnce(
       const link = interfaces[index]!;
       const ends = { hostNl, vmNl, note: host.note };
       const plain = asForwarded(guest ?? plainRules(`${name}/${link.name}`, link), link, ends);
+      noteFilteredBridge(firewall, plain, link, ends);
       const own = index === 0 ? mapped : [];
       const rules = own.length > 0 ? locate?.(hostNl, plain, link) ?? plain : plain;
       const mine = { ...rules, ports: own, ...openPorts(request) };

@@ -12,7 +12,7 @@ import { getLink } from "../netlink/link.ts";
 import { netnsProblem, openVm } from "./netns.ts";
 import { type Host, openHost } from "./session.ts";
 import { sysctlOptions } from "./settings.ts";
-import { firewallOf, readRecord, type StoredRecord, validateName } from "./state.ts";
+import { firewallOf, readRecord, type StoredRecord, unfinished, validateName } from "./state.ts";
 import type { HostOptions } from "./types.ts";
 import { checkGuards, checkWire, movesIdentity } from "./wires.ts";
 
@@ -48,7 +48,7 @@ export async function checkVm(name: string, options: HostOptions = {}): Promise<
   using host = openHost(options);
   const record = readRecord(host, name);
   if (record === undefined) return [`VM "${name}" is not attached`];
-  if (record.made.phase !== "attached") return [`VM "${name}" was left half attached`];
+  if (record.made.phase !== "attached") return [`VM "${name}" ${unfinished(record)}`];
   const differences = await checkAttachment(record, host);
   for (const problem of differences.ignored) host.note(`no difference, as from ADD on: ${problem}`);
   return problemsOf(differences);

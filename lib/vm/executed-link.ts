@@ -5,7 +5,8 @@
  * @module
  */
 
-import type { MadeAttachment, SeenLink } from "../cni/plan.ts";
+import { checkFirst } from "../cni/first-check.ts";
+import type { MadeAttachment, PluginHost, SeenLink } from "../cni/plan.ts";
 import { writeCache } from "../cni/cache.ts";
 import { type Added, type CheckEnvironment, checkNetwork } from "../cni/runtime.ts";
 import { CniCode, CniError, type Result } from "../cni/types.ts";
@@ -24,6 +25,7 @@ import type { VmInterface } from "./types.ts";
 /** What an interface is brought to. */
 export interface SettleOptions extends LinkEnds, CheckEnvironment {
   readonly vmNl: NetlinkConnection;
+  readonly plugins: PluginHost;
   /** In bytes; what the network gave unless it is said. */
   readonly mtu?: number;
   readonly mac?: string;
@@ -35,7 +37,7 @@ export interface SettleOptions extends LinkEnds, CheckEnvironment {
 
 /**
  * Brings what a network's plugins made to what is wanted and can be carried, and remembers what is
- * seen of it.
+ * seen of it, and what their CHECK says though nothing is wrong.
  *
  * Equivalent to: `ip link set eth0 mtu N` on both ends of the pair, `ip link set eth0 address MAC`
  *
@@ -43,8 +45,10 @@ export interface SettleOptions extends LinkEnds, CheckEnvironment {
  */
 export async function settleLink(added: Added, options: SettleOptions): Promise<Added> {
   if (options.keepsLease) requireSame(added, options.had);
-  setMtu(added.attachment, options);
-  const settled = await giveMac(added, options);
+  const { plugins: host, netnsPath: netns } = options;
+  const attachment = await checkFirst(added.attachment, { host, netns, note: options.note });
+  setMtu(attachment, options);
+  const settled = await giveMac({ ...added, attachment }, options);
   const seen = look(settled.attachment, options);
   return { ...settled, attachment: { ...settled.attachment, seen } };
 }
@@ -81,7 +85,7 @@ async function giveMac(added: Added, options: SettleOptions): Promise<Added> {
   const changed = withMac(attachment, mac);
   const findings = await checkNetwork(changed, options);
   if (findings.every(({ executed, ignored }) => executed === undefined || ignored)) {
-    if (plugins !== undefined) writeCache(plugins.stateDir, changed, options.netnsPath);
+    writeCache(plugins.stateDir, changed, options.netnsPath);
     return { ...added, attachment: changed, result: changed.result };
   }
   setLink(vmNl, inner.index, { mac: inner.mac! });

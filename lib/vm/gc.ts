@@ -15,7 +15,7 @@ import { describe, TapkitError } from "../errors.ts";
 import { isThere } from "../files.ts";
 import { elsewhere } from "./elsewhere.ts";
 import { leadsElsewhere } from "./netns.ts";
-import { removeAttachment } from "./remove.ts";
+import { removeForGood } from "./remove.ts";
 import { supervised } from "./running.ts";
 import { type Host, openHost } from "./session.ts";
 import {
@@ -67,7 +67,7 @@ async function collect(host: Host, name: string): Promise<boolean> {
   using _host = await lockHost(host);
   const record = readRecord(host, name);
   if (record === undefined || supervised(host, name) || !isDead(record)) return false;
-  await removeAttachment(host, record);
+  await removeForGood(host, record);
   return true;
 }
 

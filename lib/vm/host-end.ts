@@ -4,12 +4,14 @@
  * @module
  */
 
+import type { Firewall } from "../firewall/firewall.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import { parseCidr } from "../inet/ip.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink, type Link } from "../netlink/link.ts";
 import { getRoute, linkTowards } from "../netlink/route.ts";
-import type { VmInterface } from "./types.ts";
+import { readSysctl } from "../sys/sysctl.ts";
+import type { VmAddress, VmInterface } from "./types.ts";
 
 /** Connections of the namespaces that an interface's two ends are in. */
 export interface LinkEnds {
@@ -45,8 +47,30 @@ export function asForwarded(rules: GuestRules, link: VmInterface, ends: LinkEnds
   const { hostNl } = ends;
   const towards = rules.link || linkTowards(hostNl, parseCidr(first.address).address);
   if (!towards) return rules;
-  const { gateway } = first;
-  const forwards = gateway !== undefined && getRoute(hostNl, gateway)?.type === "local" ||
+  const isLocal = ({ gateway }: VmAddress) =>
+    gateway !== undefined && getRoute(hostNl, gateway)?.type === "local";
+  const forwards = link.addresses.some(isLocal) ||
     towards === findHostEnd(link.name, ends)?.link.name;
   return forwards ? { ...rules, link: towards, forward: true } : rules;
+}
+
+/**
+ * Says where the host only bridges for a guest, and filters what bridges pass as if it forwarded it:
+ * who may send what to whom is then not for tapkit to say.
+ */
+export function noteFilteredBridge(
+  firewall: Firewall,
+  { forward }: GuestRules,
+  { name }: VmInterface,
+  { note, ...ends }: LinkEnds & { note(text: string): void },
+): void {
+  if (forward || readSysctl("net/bridge/bridge-nf-call-iptables") !== "1") return;
+  const master = findHostEnd(name, ends)?.master;
+  if (master?.kind !== "bridge" || !firewall.dropsForwarded()) return;
+  const bridge = master.name;
+  note(
+    `warning: a firewall of this host drops what "${bridge}" passes to and from "${name}" ` +
+      "(net.bridge.bridge-nf-call-iptables is 1): set that to 0, or let it pass: " +
+      `iptables -I FORWARD -i ${bridge} -o ${bridge} -j ACCEPT`,
+  );
 }

@@ -11,15 +11,24 @@ import {
   readRecord,
   readRecords,
   recordNames,
+  unfinished,
   validateName,
 } from "./state.ts";
 import type { HostOptions, VmRecord } from "./types.ts";
 
-/** The records of all attached VMs, by name. One that cannot be read is passed to `note`. */
+/**
+ * The records of all attached VMs, by name. One that cannot be read is passed to `note`, as one that
+ * was left half removed is.
+ */
 export function listVms(options: HostOptions = {}): VmRecord[] {
-  return readRecords(hostPaths(options))
-    .filter(({ made }) => made.phase === "attached")
-    .map(publicRecord);
+  const host = hostPaths(options);
+  return readRecords(host).flatMap((record) => {
+    const { vm, made: { phase } } = record;
+    if (phase === "removing") {
+      host.note(`warning: "${vm}" was left half removed: run attach-vm ${vm} --remove again`);
+    }
+    return phase === "attached" ? [publicRecord(record)] : [];
+  });
 }
 
 /** The names of all VMs that have a record, whether it can be read or not, in order. */
@@ -37,7 +46,9 @@ export function getVm(name: string, options: HostOptions = {}): VmRecord {
   validateName(name);
   const record = readRecord(hostPaths(options), name);
   if (record?.made.phase === "attached") return publicRecord(record);
-  throw record === undefined
-    ? new TapkitError("it is not attached", { mend: "see attach-vm --list" })
-    : new TapkitError("it was left half attached", { mend: `run attach-vm ${name} again` });
+  if (record === undefined) {
+    throw new TapkitError("it is not attached", { mend: "see attach-vm --list" });
+  }
+  const again = record.made.phase === "removing" ? `${name} --remove` : name;
+  throw new TapkitError(`it ${unfinished(record)}`, { mend: `run attach-vm ${again} again` });
 }

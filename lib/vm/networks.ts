@@ -10,7 +10,7 @@ import { declares, type NetworkAttachment, planNetwork } from "../cni/plan.ts";
 import { AddressHeldError } from "../cni/plugins/host-local.ts";
 import { hasExecuted } from "../cni/runtime.ts";
 import { assertNoOverlap } from "../cni/subnets.ts";
-import type { IpConfig, NetworkConfigList, Result } from "../cni/types.ts";
+import { CniError, type IpConfig, type NetworkConfigList, type Result } from "../cni/types.ts";
 import { InputError, TapkitError } from "../errors.ts";
 import { addressOf, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
@@ -106,9 +106,39 @@ export async function planNetworks(
         { mend: "leave --mode out, or use --mode tc-redirect" },
       );
     }
+    refuseSecond(planned, plans);
     plans.push(planned);
   }
   return plans;
+}
+
+/** Plugins that name what they make by the container alone, so that a second of one network collides. */
+const ONE_A_CONTAINER: readonly string[] = ["weave-net"];
+
+/** @throws {InputError} for a network that is given twice, and whose plugin cannot do that */
+function refuseSecond(planned: NetworkAttachment, plans: readonly NetworkAttachment[]): void {
+  const { network, plugins: [maker] } = planned;
+  const twice = plans.some((plan) => plan.network === network);
+  if (!twice || maker?.implementation !== "exec" || !ONE_A_CONTAINER.includes(maker.type)) return;
+  throw new InputError(
+    `network "${network}" cannot be given twice: its plugin "${maker.type}" names links and ` +
+      "addresses by the container, of which it makes one interface",
+    { mend: "give it once, or another network beside it" },
+  );
+}
+
+/** Explains why ADD of a network that is given twice failed, where that may be why. */
+export function explainSecond(
+  error: unknown,
+  network: string,
+  earlier: readonly NetworkAttachment[],
+): unknown {
+  const twice = earlier.some((attachment) => attachment.network === network);
+  if (!(error instanceof CniError) || !error.taken || !twice) return error;
+  return new TapkitError(error.message, {
+    mend: `give network "${network}" once: its plugin may make one interface a container`,
+    cause: error,
+  });
 }
 
 /** Networks planned anew, of whose plugins it is known that they fail CHECK though nothing is wrong. */

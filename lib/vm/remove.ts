@@ -10,7 +10,7 @@ import { DEFAULT_NETWORK, tidyDefaultCni } from "../cni/default-network.ts";
 import { type NetworkAttachment, planNetwork, type PluginChoice } from "../cni/plan.ts";
 import { delNetwork, mayGiveAgain } from "../cni/runtime.ts";
 import { LINK_GROUP } from "../cni/plugins/bridge-device.ts";
-import { TapkitError } from "../errors.ts";
+import { asError, describe, TapkitError } from "../errors.ts";
 import { isThere } from "../files.ts";
 import { deleteLinkGroup } from "../netlink/link.ts";
 import type { Firewall } from "../firewall/firewall.ts";
@@ -27,6 +27,7 @@ import {
   type HostPaths,
   lockHost,
   lockVm,
+  markRemoving,
   netnsName,
   readRecord,
   recordNames,
@@ -106,7 +107,7 @@ async function removeRecorded(host: Host, record: StoredRecord): Promise<void> {
   if (users !== undefined) {
     host.note(`warning: ${users} has the TAP of "${record.vm}" open, and loses its network`);
   }
-  await removeAttachment(host, record);
+  await removeForGood(host, record);
 }
 
 /** The record, unless it is lost: one that cannot be read is as good as none here. */
@@ -134,29 +135,57 @@ type Removable =
   };
 
 /**
+ * Takes an attachment away as {@linkcode removeAttachment} does; where that fails, what is left is not
+ * brought back by anything but attaching it anew.
+ */
+export async function removeForGood(host: Host, record: StoredRecord): Promise<void> {
+  await removeAttachment(host, record, {
+    begins: () => {
+      try {
+        markRemoving(host, record);
+      } catch (error) {
+        // On a full disk it goes all the same.
+        host.note(`warning: ${describe(error)}`);
+      }
+    },
+  });
+}
+
+/** Says that a removal goes on which was cut off, or failed, before. */
+export function noteUnfinished(host: Host, name: string): void {
+  host.note(`"${name}" was left half removed: removing what is left of it`);
+}
+
+/**
  * Takes an attachment away, past failures; the record goes last.
  *
  * @throws {TapkitError} naming everything that failed; the record stays then
  */
-export async function removeAttachment(host: Host, record: Removable): Promise<void> {
-  await removeMade(host, record, { forGood: true });
+export async function removeAttachment(
+  host: Host,
+  record: Removable,
+  options: Pick<Taking, "begins"> = {},
+): Promise<void> {
+  await removeMade(host, record, { ...options, forGood: true });
   releaseId(host, record.id, record.vm);
   deleteRecord(host, record.vm);
 }
 
-/**
- * Takes away everything of an attachment but its record, as {@linkcode removeAttachment} does.
- *
- * @param keepLeases whether plugins that may give the same address again are left to keep it
- * @param forGood whether it is not to be made again at once: then settings of the kernel go back
- */
+/** How an attachment is taken away. */
+interface Taking {
+  /** Whether plugins that may give the same address again are left to keep it. */
+  readonly keepLeases?: boolean;
+  /** Whether it is not to be made again at once: then settings of the kernel go back. */
+  readonly forGood?: boolean;
+  /** Called before the first effect. */
+  readonly begins?: () => void;
+}
+
+/** Takes away everything of an attachment but its record, as {@linkcode removeAttachment} does. */
 export async function removeMade(
   host: Host,
   record: Removable,
-  { keepLeases = false, forGood = false }: {
-    readonly keepLeases?: boolean;
-    readonly forGood?: boolean;
-  } = {},
+  { keepLeases = false, forGood = false, begins }: Taking = {},
 ): Promise<void> {
   const failures: unknown[] = [];
   const step = (action: () => void) => {
@@ -169,6 +198,7 @@ export async function removeMade(
   using stack = new DisposableStack();
   const hostNl = host.session.nl;
   const vmNl = openVm(stack, record);
+  begins?.();
   const { made, netns } = record;
   // Almost all there is; what is left by another version, or half made, goes by its name.
   const links = vmNl && deleteLinkGroup(vmNl, LINK_GROUP).catch((error) => failures.push(error));
@@ -244,9 +274,13 @@ async function leaveSettings(host: Host, record: Removable): Promise<void> {
 }
 
 function leftBehind(failures: readonly unknown[]): TapkitError {
-  const reasons = failures.map((error) => error instanceof Error ? error.message : String(error));
-  return new TapkitError(`not everything could be taken away: ${reasons.join("; ")}`, {
-    mend: "run the command again when the causes are gone",
+  const reasons = new Set(failures.map((error) => asError(error).message));
+  const mend = failures.map((error) => error instanceof TapkitError ? error.mend : undefined)
+    .find((mend) => mend !== undefined);
+  return new TapkitError(`not everything could be taken away: ${[...reasons].join("; ")}`, {
+    mend: mend === undefined
+      ? "run the command again when the causes are gone"
+      : `${mend}, then run the command again`,
     cause: failures[0],
   });
 }

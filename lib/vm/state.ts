@@ -33,7 +33,7 @@ import type { NetnsIdentity } from "../netlink/identity.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import type { FirewallKind } from "../firewall/store.ts";
-import { type Lock, lockFile, lockFileAsync, type WaitOptions } from "../sys/flock.ts";
+import { type Lock, lockFile, lockFileAsync, lockHolder, type WaitOptions } from "../sys/flock.ts";
 import { DEFAULT_STATE_DIR, retire } from "./elsewhere.ts";
 import { isRecord } from "./shape.ts";
 import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
@@ -64,8 +64,11 @@ export interface PortOwners {
 
 /** How an attachment was made, kept beside what is printed of it. */
 export interface Made {
-  /** `attaching` from before the first effect until all are done. */
-  readonly phase: "attaching" | "attached";
+  /**
+   * `attaching` from before the first effect until all are done, `removing` from before the first of
+   * its removal on.
+   */
+  readonly phase: "attaching" | "attached" | "removing";
   /** What its rules were made by; nftables when absent. */
   readonly firewall?: FirewallKind;
   /** Whether `--netns` named the namespace: then it is not deleted. */
@@ -158,12 +161,22 @@ export function inRecordsDir<T>(host: HostPaths, act: (directory: string) => T):
 
 /** Waits for the sole right to change one VM. Taken before the host's lock, never after. */
 export async function lockVm(host: HostPaths, name: string): Promise<Lock> {
-  return await lockIn(locksDir(host), name, { remove: true, signal: host.signal });
+  const waits = (path: string) => noteHolder(host, `VM "${name}"`, path);
+  return await lockIn(locksDir(host), name, { remove: true, signal: host.signal, waits });
 }
 
 /** Waits for the sole right to change what VMs share. */
 export async function lockHost(host: HostPaths): Promise<Lock> {
-  return await lockIn(host.stateDir, "lock", { signal: host.signal });
+  const waits = (path: string) => noteHolder(host, "what the VMs of this host share", path);
+  return await lockIn(host.stateDir, "lock", { signal: host.signal, waits });
+}
+
+/** Says what is waited for, and for whom. */
+function noteHolder({ note }: HostPaths, what: string, path: string): void {
+  const holder = lockHolder(path);
+  note(
+    `waiting for ${what}, ${holder === undefined ? "which is being changed" : `held by ${holder}`}`,
+  );
 }
 
 /** The DHCP server's lock, or `undefined` when one is running. */
@@ -234,6 +247,8 @@ export function tidyState(host: HostPaths): void {
       if (isThere(`${host.stateDir}/${DHCP_LOCK}`)) lockDhcpServer(host)?.[Symbol.dispose]();
       // A version before this one wrote it.
       removeIfThere(`${host.stateDir}/generation`);
+      removeIfThere(`${host.stateDir}/cni/checked.json`);
+      removeIfEmpty(`${host.stateDir}/cni`);
       removeIfThere(`${host.stateDir}/lock`);
       // Files are made in these with the lock held.
       removeIfEmpty(idsDir(host));
@@ -429,9 +444,28 @@ export function readEach<T>(
   });
 }
 
-/** Puts a record in place of the one before: whole or not at all, also after a power failure. */
-export function writeRecord(host: HostPaths, record: StoredRecord): void {
-  inRecordsDir(host, () => replaceFile(recordPath(host, record.vm), `${JSON.stringify(record)}\n`));
+/**
+ * Puts a record in place of the one before: whole or not at all, also after a power failure unless it
+ * need not be durable.
+ */
+export function writeRecord(
+  host: HostPaths,
+  record: StoredRecord,
+  options: { readonly durable?: boolean } = {},
+): void {
+  const text = `${JSON.stringify(record)}\n`;
+  inRecordsDir(host, () => replaceFile(recordPath(host, record.vm), text, options));
+}
+
+/** Remembers of a VM that it is being removed, so that what is left of it is not brought back. */
+export function markRemoving(host: HostPaths, record: StoredRecord): void {
+  if (record.made.phase === "removing") return;
+  writeRecord(host, { ...record, made: { ...record.made, phase: "removing" } }, { durable: false });
+}
+
+/** What is to be said of a VM that is neither attached nor gone. */
+export function unfinished({ made }: Pick<StoredRecord, "made">): string {
+  return `was left half ${made.phase === "removing" ? "removed" : "attached"}`;
 }
 
 /** Takes a record away, and what a crash left of the next one. */

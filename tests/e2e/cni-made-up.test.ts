@@ -9,7 +9,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { fetchName, serveName } from "../support/http.ts";
-import type { Machine } from "../support/machine.ts";
+import { eventually, type Machine, ROOT } from "../support/machine.ts";
 import { MadeUpNetwork, type MadeUpOptions } from "../support/made-up-network.ts";
 
 const PORTMAP = { type: "portmap", capabilities: { portMappings: true } };
@@ -52,23 +52,38 @@ for (const { variant, plugins, portmap } of VARIANTS) {
     );
     assertEquals(port.mtu, 65521);
 
-    await using guest = await NetnsGuest.start(host, record);
-    await guest.dhcp();
-    assertEquals(JSON.parse(await guest.must("ip", ["-j", "link", "show", "eth0"]))[0].mtu, 65521);
-    await serveName(guest);
-    const passes = async () => [
-      await fetchName(guest, "192.0.2.2", 8000),
-      await fetchName(peer, "192.0.2.1", 8080),
-    ];
-    assertEquals(await passes(), ["peer", "web"]);
-    assertEquals(await check(host), { code: 0, problems: [] });
+    const start = async () => {
+      const guest = await NetnsGuest.start(host, record);
+      await guest.dhcp();
+      await serveName(guest);
+      return guest;
+    };
+    const passes = async (guest: NetnsGuest) => {
+      const reached = await fetchName(guest, "192.0.2.2", 8000);
+      assertEquals([reached, await fetchName(peer, "192.0.2.1", 8080)], ["peer", "web"]);
+      assertEquals(await check(host), { code: 0, problems: [] });
+    };
+    {
+      await using guest = await start();
+      const [link] = JSON.parse(await guest.must("ip", ["-j", "link", "show", "eth0"]));
+      assertEquals(link.mtu, 65521);
+      await passes(guest);
+    }
+    // As after a reboot, but for what the network keeps.
+    await host.sh("ip netns delete tapkit-web");
+    assertEquals((await host.mustTapkit("attach-vm", "--restore", options)).json, [record]);
+    await using guest = await start();
+    await passes(guest);
+    await host.sh(`ip link set $(ls /sys/class/net | grep vethmu) nomaster`);
+    assertMatch((await check(host)).problems.join("\n"), /is no port of "mubr0"/);
+    await host.mustTapkit("attach-vm", "web", options);
+    await passes(guest);
 
     const accepts = `iptables-${variant} -F TAPKIT-ACCEPT`;
     await host.sh(accepts);
     assertEquals((await check(host)).code, 3);
     await host.mustTapkit("attach-vm", "web", options);
-    assertEquals(await passes(), ["peer", "web"]);
-    assertEquals(await check(host), { code: 0, problems: [] });
+    await passes(guest);
     await host.mustTapkit("attach-vm", "web", "--remove", options);
     assertEquals(await network.given(), {});
   });
@@ -92,6 +107,27 @@ Deno.test("attach-vm: is reached from elsewhere on its network where bridges are
   await guest.serveHttp(80, "guest");
   const { body } = await host.fetch("http://10.40.0.2/", { netns: "other" });
   assertEquals(body, "guest");
+});
+
+Deno.test("attach-vm: says what drops the frames of a bridge that is no router", async () => {
+  const { host: one } = await hostWith();
+  await using host = one;
+  const ipam = { type: "host-local", subnet: "10.70.0.0/24" };
+  const plugins = [{ type: "bridge", bridge: "flat0", ipam }];
+  const list = { cniVersion: "1.0.0", name: "flat", plugins };
+  await host.writeFile("/etc/cni/net.d/70-flat.conflist", JSON.stringify(list));
+  await host.sh("sysctl -qw net.bridge.bridge-nf-call-iptables=1");
+  const attach = async (name: string) => {
+    return (await host.mustTapkit("attach-vm", name, "--network", "flat")).stderr;
+  };
+  assert(!(await attach("a")).includes("drops"));
+  await host.sh("iptables -P FORWARD DROP");
+  assertMatch(
+    await attach("b"),
+    /drops what "flat0" passes .*: set that to 0, or let it pass: ipt/,
+  );
+  await host.sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0");
+  assert(!(await attach("c")).includes("drops"));
 });
 
 Deno.test("attach-vm --mtu: on an executed network both ends of the pair get it", async () => {
@@ -248,7 +284,9 @@ Deno.test("attach-vm --mac: is given where the plugin takes none, unless its CHE
   const refused = await host.tapkit(...pinned, "--mac", mac);
   assertEquals(refused.code, 1);
   assertMatch(refused.stderr, /"pinned" gave the MAC .* not 02:00:00:00:00:77/);
-  await host.assertRestored(before, { except: [/pinned/, /(fe80|ff00):/, /serve-dhcp/] });
+  await host.assertRestored(before, {
+    except: [/pinned/, /checked/, /(fe80|ff00):/, /serve-dhcp/],
+  });
   await host.mustTapkit(...pinned);
   await host.sh("ip netns delete tapkit-pin");
   const { stderr } = await host.mustTapkit("attach-vm", "--restore");
@@ -285,4 +323,140 @@ Deno.test("attach-vm: an address that another VM has is refused, and --check nam
       new RegExp(`10\\.40\\.0\\.2 of "eth0" of VM "${name}" is that of VM "${other}" too`),
     );
   }
+});
+
+Deno.test("attach-vm --remove: what failed half way is known, and is not brought back", async () => {
+  const { host: one, network } = await hostWith();
+  await using host = one;
+  const before = await host.snapshot();
+  for (const finish of ["--restore", "web --remove", "--gc", "web"]) {
+    await host.mustTapkit("attach-vm", "web");
+    await network.stop();
+    const failed = await host.tapkit("attach-vm", "web", "--remove");
+    assertEquals(failed.code, 1);
+    assertMatch(failed.stderr, /connection refused: see that what the network runs .* is up, then/);
+    assertEquals((await check(host)).problems, ['VM "web" was left half removed']);
+    const list = await host.tapkit("attach-vm", "--list");
+    assertEquals([list.code, list.stdout], [0, ""]);
+    assertMatch(list.stderr, /"web" was left half removed: run attach-vm web --remove again/);
+    const restored = await host.tapkit("attach-vm", "--restore");
+    assertEquals([restored.code, restored.stdout], [1, ""]);
+    await network.start();
+    const { json, stderr } = await host.mustTapkit("attach-vm", ...finish.split(" "));
+    assertEquals(json.length, finish === "--restore" ? 0 : 1);
+    if (finish !== "web") assertEquals(await network.given(), {});
+    else assertMatch(stderr, /"web" was left half removed: removing what is left/);
+    await host.mustTapkit("attach-vm", "web", "--remove");
+    assertEquals(await network.given(), {});
+    await host.assertRestored(before, { except: [/made-up\/calls/, /ip_forward/, /(fe80|ff00):/] });
+  }
+});
+
+Deno.test("attach-vm: who waits says for what, and for whom", async () => {
+  const { host: one, network } = await hostWith();
+  await using host = one;
+  await network.hang();
+  const script = `${Deno.execPath()} run -A ${ROOT}/scripts/attach-vm.ts`;
+  const start = (name: string, words: string) =>
+    host.spawn("bash", ["-c", `exec ${script} ${words} 2>/run/${name}`]);
+  const says = async (name: string, what: RegExp) => {
+    await eventually(20_000, `${name} says ${what}`, async () => {
+      return what.test((await host.run("cat", [`/run/${name}`])).stdout);
+    });
+  };
+  const a = start("a", "a");
+  await says("a", /waiting for the plugin "made-up" of network "made-up" \(ADD\)/);
+  const b = start("b", "b");
+  const again = start("again", "a --remove");
+  await says("b", /waiting for what the VMs of this host share, held by attach-vm a \(pid \d+\)/);
+  await says("again", /waiting for VM "a", held by attach-vm a \(pid \d+\)/);
+  await network.start();
+  const ends = await Promise.all([a.status, b.status, again.status]);
+  assertEquals(ends.map(({ code }) => code), [0, 0, 0]);
+});
+
+Deno.test("attach-vm: a plugin's error is told once and shortened, with a mend", async () => {
+  const { host: one, network } = await hostWith();
+  await using host = one;
+  await network.stop();
+  const { code, stderr } = await host.tapkit("attach-vm", "web");
+  assertEquals(code, 1);
+  assertEquals(stderr.match(/connection refused/g)?.length, 1, stderr);
+  assertMatch(stderr, /undoing plugin "made-up" failed for the same reason/);
+  assertMatch(stderr, /see that what the network runs on this host is up\n$/);
+  await host.writeFile(
+    "/opt/cni/bin/made-up",
+    `#!/bin/sh
+     long=$(yes "a long word" | head -100 | tr '\\n' ' ')
+     echo "{\\"code\\": 7, \\"msg\\": \\"begins $long ends\\", \\"details\\": \\"ends\\"}"
+     echo "begins $long ends" >&2
+     exit 1`,
+    0o755,
+  );
+  const long = await host.tapkit("attach-vm", "web");
+  assertMatch(long.stderr, /made-up: ADD failed with code 7: begins a long word .* … .* ends/);
+  assert(long.stderr.length < 700, long.stderr);
+  const debug = await host.tapkit("attach-vm", "web", { env: { TAPKIT_DEBUG: "1" } });
+  assertMatch(debug.stderr, /begins (a long word ){100} ends/);
+});
+
+Deno.test("attach-vm --network: one network twice, and two with default routes", async (t) => {
+  const { host: one } = await hostWith();
+  await using host = one;
+  await MadeUpNetwork.install(host, { name: "weave-net", bridge: "wbr0", prefix: "10.60.0" });
+  const attach = (...networks: string[]) =>
+    host.tapkit("attach-vm", "web", ...networks.flatMap((name) => ["--network", name]));
+  const gateways = async () => {
+    const routes = await host.must("ip", ["-n", "tapkit-web", "-j", "route", "show", "default"]);
+    return JSON.parse(routes).map((
+      { dev, gateway }: { dev: string; gateway: string },
+    ) => [dev, gateway]);
+  };
+  await t.step("a plugin that is known for it is refused before anything", async () => {
+    const before = await host.snapshot();
+    const { code, stderr } = await attach("weave-net", "weave-net");
+    assertEquals(code, 2);
+    assertMatch(stderr, /"weave-net" cannot be given twice: its plugin .* by the container/);
+    await host.assertRestored(before);
+  });
+  await t.step("another is tried, undone, and the reason is told", async () => {
+    const { code, stderr } = await attach("made-up", "made-up");
+    assertEquals(code, 1);
+    assertMatch(stderr, /file exists.*give network "made-up" once: .* one interface a container/);
+    assertEquals((await host.run("ip", ["link", "show", "master", "mubr0"])).stdout, "");
+  });
+  await t.step("the first network's default route stays", async () => {
+    const { code, stderr, json } = await attach("made-up", "weave-net");
+    assertEquals(code, 0, stderr);
+    assertEquals(await gateways(), [["eth0", "10.40.0.1"]]);
+    assertEquals(json[0].interfaces.map(({ routes }: { routes: unknown[] }) => routes.length), [
+      1,
+      0,
+    ]);
+    assertEquals(await check(host), { code: 0, problems: [] });
+    await host.mustTapkit("attach-vm", "web", "--remove");
+  });
+  await t.step("beside the default network, in either order", async () => {
+    await host.mustTapkit(
+      "install-default-cni",
+      "--subnet",
+      "172.18.0.0/16",
+      "--cni-conf-dir",
+      "/run/default",
+    );
+    await host.sh("cp /run/default/* /etc/cni/net.d/");
+    for (
+      const [networks, gateway] of [
+        [["made-up", "ignite-cni-bridge"], "10.40.0.1"],
+        [["ignite-cni-bridge", "made-up"], "172.18.0.1"],
+        [["ignite-cni-bridge", "ignite-cni-bridge"], "172.18.0.1"],
+      ] as const
+    ) {
+      const { code, stderr } = await attach(...networks);
+      assertEquals(code, 0, stderr);
+      assertEquals(await gateways(), [["eth0", gateway]]);
+      assertEquals(await check(host), { code: 0, problems: [] });
+      await host.mustTapkit("attach-vm", "web", "--remove");
+    }
+  });
 });

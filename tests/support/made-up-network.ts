@@ -151,7 +151,7 @@ inside() { nsenter --net=$CNI_NETNS ip "$@"; }
 case $CNI_COMMAND in
 ADD)
   [ -e ${state}/once ] && [ -e $own ] && fail "$CNI_CONTAINERID has an address already"
-  outer=vethmu$(echo $CNI_CONTAINERID | cut -c1-7)
+  outer=veth${this.bridge.slice(0, 2)}$(echo $CNI_CONTAINERID | cut -c1-7)
   inside link show $CNI_IFNAME >/dev/null 2>&1 && fail "$CNI_IFNAME: file exists"
   inside link add $CNI_IFNAME mtu ${this.#mtu} type veth peer name $outer mtu ${this.#mtu} netns 1 ||
     fail "$outer: file exists"
