@@ -104,6 +104,11 @@ export class SyscallError extends TapkitError {
 export function describe(error: unknown): string {
   const message = error instanceof Error ? error.message : String(error);
   const mend = error instanceof TapkitError ? error.mend : undefined;
-  const line = mend === undefined ? message : `${message}: ${mend}`;
+  // Deno has what failed behind why.
+  const plain = message.replace(
+    /(^|: )([^:]+) \(os error \d+\)(?:[:,] (.+))?$/s,
+    (_, before, why, what) => what === undefined ? before + why : `${before}${what}: ${why}`,
+  );
+  const line = mend === undefined ? plain : `${plain}: ${mend}`;
   return line.replaceAll(/\s*\n\s*/g, " ").trim();
 }

@@ -17,6 +17,7 @@ import {
   requireRoot,
   runScript,
   serveDhcpCommand,
+  validateEach,
 } from "../lib/cli/main.ts";
 import type { AttachRequest, Collected, Restored, VmRecord } from "../mod.ts";
 
@@ -28,7 +29,7 @@ export async function main(args: readonly string[]): Promise<number> {
   return await runScript(ATTACH_VM, args, async (parsed, heed) => {
     const { verb, requests, all, output, vmm } = await readAttachCommand(parsed);
     const tapkit = await import("../mod.ts");
-    for (const request of requests) tapkit.validateAttach(request);
+    validateEach(verb, requests, tapkit.validateAttach);
     // What only looks ends at once, and a VMM gets its signals itself.
     const signal = ["list", "check", "run"].includes(verb) ? undefined : await heed();
     const host = hostOptions(ATTACH_VM.name, parsed.flags, signal);
@@ -42,7 +43,6 @@ export async function main(args: readonly string[]): Promise<number> {
     const doing = { script: ATTACH_VM.name, verb, failed, signal };
     const forEach = (act: (request: AttachRequest) => Promise<number | void>) =>
       forEachVm(doing, vms, (vm) => (requireRoot(), act(vm)));
-
     switch (verb) {
       case "list":
         if (all) return tapkit.listVms(options).forEach(print), EXIT.done;

@@ -142,7 +142,7 @@ export async function forEachVm<T extends { readonly name: string }>(
     try {
       codes.push(await act(vm) ?? EXIT.done);
     } catch (error) {
-      const code = printError(script, error, `cannot ${verb} ${name}`);
+      const code = printError(script, error, failing(verb, vm.name));
       codes.push(code === EXIT.failed && failed !== undefined ? failed : code);
       whole = false;
     }
@@ -162,6 +162,27 @@ export async function forEachVm<T extends { readonly name: string }>(
   return codes.every((code) => code === EXIT.done || code === EXIT.differs)
     ? EXIT.differs
     : EXIT.failed;
+}
+
+/** Validates all before the first is touched; what is wrong says of which VM. */
+export function validateEach<T extends { readonly name: string }>(
+  verb: string,
+  vms: Iterable<T>,
+  validate: (vm: T) => void,
+): void {
+  for (const vm of vms) {
+    try {
+      validate(vm);
+    } catch (error) {
+      if (!(error instanceof InputError)) throw error;
+      const message = `${failing(verb, vm.name)}: ${error.message}`;
+      throw new InputError(message, { mend: error.mend, cause: error });
+    }
+  }
+}
+
+function failing(verb: string, name: string): string {
+  return `cannot ${verb} ${JSON.stringify(name)}`;
 }
 
 /** `act`, but only the first time it is called. */
@@ -277,6 +298,8 @@ const MENDS: Readonly<Record<string, string>> = {
   EACCES: "run it as root",
   EPERM: "run it as root",
   ENOSPC: "make room on that file system",
+  ENOENT: "see that it is there",
+  ENOTDIR: "see that it is a directory",
   EROFS: "make it writable, or choose another directory",
 };
 

@@ -19,13 +19,14 @@
  * - What a file holds, a list or a single plugin, is seen from its keys; the ending decides where it
  *   has both. The others refuse a list in a `.conf`, and a plugin in a `.conflist`.
  * - `disableCheck` and `disableGC` hold in a single plugin's file too.
+ * - A network of nothing but loopback is not taken for the first one.
  * - Names, versions and types are refused here when no call could succeed with them; the others
  *   do that at ADD, or leave it to the plugins.
  *
  * @module
  */
 
-import { InputError, TapkitError } from "../errors.ts";
+import { describe, InputError, TapkitError } from "../errors.ts";
 import { locateJsonError } from "./json-error.ts";
 import { CNI_VERSIONS, type NetworkConfigList, type PluginConfig } from "./types.ts";
 
@@ -57,7 +58,7 @@ export function validateInterfaceName(name: string): void {
   const problem = malformedLinkName(name) ?? linkNameProblem(name);
   if (problem === undefined) return;
   throw new InputError(`interface name "${name}" ${problem}`, {
-    mend: "choose another, as in eth0",
+    mend: "choose another name",
   });
 }
 
@@ -103,8 +104,9 @@ function listFiles(directory: string, extensions: readonly string[]): string[] {
       }
     }
   } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return [];
-    throw new TapkitError(`CNI directory ${directory} cannot be read: ${reason(error)}`, {
+    if (error instanceof Deno.errors.NotFound && linkTarget(directory) === undefined) return [];
+    if (error instanceof Deno.errors.NotFound) throw dangling("CNI directory", directory, error);
+    throw new TapkitError(`CNI directory ${directory} cannot be read: ${describe(error)}`, {
       mend: error instanceof Deno.errors.NotADirectory || error instanceof Deno.errors.NotCapable
         ? "name a directory"
         : "check its permissions",
@@ -143,7 +145,7 @@ export function parseConfig(text: string, path: string): NetworkConfigList {
  */
 export function findNetwork(directory: string, name?: string): NetworkConfigList | undefined {
   const files = listConfigFiles(directory);
-  if (name === undefined) return files[0] === undefined ? undefined : readConfigFile(files[0]);
+  if (name === undefined) return firstNetwork(files);
   validateNetworkName(name);
   const known: string[] = [];
   const broken: TapkitError[] = [];
@@ -168,6 +170,18 @@ export function findNetwork(directory: string, name?: string): NetworkConfigList
   });
 }
 
+/** Loopback, which container runtimes configure for themselves, is no network to be on. */
+function firstNetwork(files: readonly string[]): NetworkConfigList | undefined {
+  if (files.length === 0) return undefined;
+  for (const path of files) {
+    const list = readConfigFile(path);
+    if (!list.plugins.every(({ type }) => type === "loopback")) return list;
+  }
+  throw new TapkitError(`${files.join(", ")} configures nothing but loopback`, {
+    mend: "configure a network beside it, or move it away: then the default network is installed",
+  });
+}
+
 function readText(path: string): string {
   try {
     return Deno.readTextFileSync(path);
@@ -177,23 +191,28 @@ function readText(path: string): string {
 }
 
 function unreadable(path: string, cause: unknown): TapkitError {
-  const what = `CNI configuration ${path}`;
-  let target: string | undefined;
-  try {
-    target = Deno.readLinkSync(path);
-  } catch {
-    // It is no link.
+  if (cause instanceof Deno.errors.NotFound && linkTarget(path) !== undefined) {
+    return dangling("CNI configuration", path, cause);
   }
-  if (cause instanceof Deno.errors.NotFound && target !== undefined) {
-    return new TapkitError(`${what} is a link to ${target}, which is not there`, {
-      mend: "remove the link, or bring back what it leads to",
-      cause,
-    });
-  }
-  return new TapkitError(`${what} cannot be read: ${reason(cause)}`, {
+  return new TapkitError(`CNI configuration ${path} cannot be read: ${describe(cause)}`, {
     mend: "check its type and permissions",
     cause,
   });
+}
+
+function dangling(what: string, path: string, cause: unknown): TapkitError {
+  return new TapkitError(`${what} ${path} is a link to ${linkTarget(path)}, which is not there`, {
+    mend: "remove the link, or bring back what it leads to",
+    cause,
+  });
+}
+
+function linkTarget(path: string): string | undefined {
+  try {
+    return Deno.readLinkSync(path);
+  } catch {
+    return undefined;
+  }
 }
 
 function parseJson(text: string, path: string): unknown {
@@ -315,8 +334,4 @@ function chooseVersion(raw: Record<string, unknown>, fail: Fail): string {
 
 function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
-function reason(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -52,10 +52,18 @@ function makeDirectory(directory: string): void {
   Deno.mkdirSync(directory, { recursive: true, mode: 0o755 });
 }
 
+/** What a directory holds; nothing where it cannot be read, which whoever needs it says. */
+function namesIn(directory: string): string[] {
+  try {
+    return [...Deno.readDirSync(directory)].map(({ name }) => name);
+  } catch {
+    return [];
+  }
+}
+
 /** Removes what this process, or one that was killed, could not remove beside a file it wrote. */
 export function sweepTemporaries(directory: string, name: string): void {
-  if (!isThere(directory)) return;
-  for (const { name: found } of Deno.readDirSync(directory)) {
+  for (const found of namesIn(directory)) {
     if (!found.startsWith(`.${name}.`)) continue;
     const pid = found.slice(name.length + 2);
     const ended = pid === String(Deno.pid) || !isThere(`/proc/${pid}/stat`);

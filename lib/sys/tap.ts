@@ -84,7 +84,7 @@ function attach(options: TapOptions, extraFlags: number): number {
     return fd;
   } catch (error) {
     closeFd(fd);
-    throw error;
+    throw error instanceof SyscallError && error.errno === Errno.ENOTTY ? noDevice(error) : error;
   }
 }
 
@@ -92,6 +92,7 @@ function openDevice(): number {
   try {
     return openFd(DEVICE, O_RDWR | O_NONBLOCK);
   } catch (error) {
+    if (error instanceof SyscallError && error.errno === Errno.EISDIR) throw noDevice(error);
     const missing: readonly number[] = [Errno.ENOENT, Errno.ENODEV, Errno.ENXIO];
     if (!(error instanceof SyscallError) || !missing.includes(error.errno)) throw error;
     throw new TapkitError(`${DEVICE} cannot be opened: ${error.code}`, {
@@ -99,4 +100,11 @@ function openDevice(): number {
       cause: error,
     });
   }
+}
+
+function noDevice(cause: SyscallError): TapkitError {
+  return new TapkitError(`${DEVICE} is not the kernel's TUN/TAP device: ${cause.code}`, {
+    mend: `take away what is there, and make it: mknod ${DEVICE} c 10 200`,
+    cause,
+  });
 }

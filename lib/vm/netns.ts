@@ -72,7 +72,11 @@ export function validateNetns(path: string): void {
     if (cause instanceof InputError || !(cause instanceof TapkitError)) throw cause;
     const { message, mend = "name one that is there: ip netns add NAME makes /run/netns/NAME" } =
       cause;
-    throw new InputError(message, { mend, cause });
+    const missing = cause instanceof SyscallError && cause.errno === Errno.ENOENT;
+    throw new InputError(missing ? `there is no network namespace ${path}` : message, {
+      mend,
+      cause,
+    });
   }
   if (!isHostsOwn(path)) return;
   throw new InputError(`${path} is the network namespace of the host itself`, {

@@ -50,15 +50,15 @@ export function validateAttach(request: AttachRequest): void {
  * @throws {InputError} for exceptions of nothing, and for restrictions of a guest that may send in
  * the name of another
  */
-export function validatePolicy({ name, antispoof, denyEgress, allowEgress }: AttachRequest): void {
+export function validatePolicy({ antispoof, denyEgress, allowEgress }: AttachRequest): void {
   const [denied, allowed] = [denyEgress, allowEgress].map((list) => list?.length ? list : "none");
   if (denied === "none" && allowed !== "none") {
-    throw new InputError(`"${name}": egress is allowed where none is denied`, {
+    throw new InputError("egress is allowed where none is denied", {
       mend: "say with --deny-egress what it is an exception of: 0.0.0.0/0, ::/0",
     });
   }
   if (denied !== "none" && antispoof === false) {
-    throw new InputError(`"${name}": a guest that may take other addresses cannot be restricted`, {
+    throw new InputError("a guest that may take other addresses cannot be restricted", {
       mend: "leave out --no-antispoof, or --deny-egress",
     });
   }

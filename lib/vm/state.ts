@@ -18,7 +18,7 @@
  * @module
  */
 
-import { InputError, TapkitError } from "../errors.ts";
+import { describe, InputError, TapkitError } from "../errors.ts";
 import {
   absolutePath,
   discardFile,
@@ -198,7 +198,7 @@ async function lockIn(
       makeDirectory(directory);
       return await lockFileAsync(`${directory}/${name}`, options);
     } catch (error) {
-      if (!isVanished(error) || attempt === ATTEMPTS) throw error;
+      if (!isVanished(error) || attempt === ATTEMPTS) throw unusable(error);
     }
   }
 }
@@ -213,9 +213,22 @@ export function inDirectory<T>(directory: string, act: () => T): T {
       makeDirectory(directory);
       return act();
     } catch (error) {
-      if (!isVanished(error) || attempt === ATTEMPTS) throw error;
+      if (!isVanished(error) || attempt === ATTEMPTS) throw unusable(error);
     }
   }
+}
+
+/** What a state directory cannot be used for, where that is why something failed. */
+function unusable(error: unknown): unknown {
+  const code = String((error as { code?: string }).code);
+  if (!["ENOTDIR", "EROFS", "EACCES", "EPERM", "ENOENT", "EEXIST", "ELOOP"].includes(code)) {
+    return error;
+  }
+  const reason = describe(error);
+  return new TapkitError(
+    `the state directory cannot be used: ${reason}${reason.includes(code) ? "" : ` (${code})`}`,
+    { mend: "name another one with --state-dir or TAPKIT_STATE_DIR", cause: error },
+  );
 }
 
 function makeDirectory(directory: string): void {
@@ -354,7 +367,7 @@ function jsonNames(directory: string): string[] {
       .sort();
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return [];
-    throw error;
+    throw unusable(error);
   }
 }
 

@@ -78,7 +78,7 @@ export async function ensureRequirements(purpose: "tests" | "demo" | "bench"): P
     console.error(`missing: ${names}`);
     Deno.exit(await runOnLayer(await layerOf(packages)));
   }
-  refuse(!root, `the ${purpose} need root, to make network namespaces: run them with sudo`);
+  refuse(!root, `the ${purpose} cannot make network namespaces without root: use sudo`);
   refuse(
     !exists("/dev/net/tun"),
     "/dev/net/tun is missing: load the kernel's module (modprobe tun)",

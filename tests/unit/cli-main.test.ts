@@ -45,7 +45,7 @@ Deno.test("runScript: an error is one line with its mend, and its class is the e
     [
       `await Deno.readTextFile("/nonexistent")`,
       1,
-      /^cook: No such file .*\/nonexistent.* \(ENOENT\)\n$/,
+      /^cook: [a-z]+ '\/nonexistent': No such file or directory \(ENOENT\): see that it is there\n$/,
     ],
     [
       `throw new RangeError("oops")`,
