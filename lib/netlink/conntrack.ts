@@ -32,6 +32,8 @@ const IPPROTO: Readonly<Record<string, number>> = { tcp: 6, udp: 17, sctp: 132 }
 /** Up to this many flows one whole dump costs less than a filtered one for each match. */
 const WHOLE_DUMP_FLOWS = 512;
 
+const UNFILTERED: ReadonlySet<string> = new Set(["EINVAL", "EOPNOTSUPP"]);
+
 /** Their requests fit into a datagram that every socket sends. */
 const DELETES_AT_ONCE = 256;
 
@@ -147,8 +149,8 @@ function flushFlows(nl: NetlinkConnection, address: string): void {
     try {
       nl.request(type, 0, encodeFilter(match), subject);
     } catch (error) {
-      // Before Linux 6.10 the kernel filters dumps only.
-      if (!(error instanceof NetlinkError) || error.code !== "EOPNOTSUPP") throw error;
+      // Before Linux 6.10 the kernel filters dumps only, and takes the tuple for one that lacks a part.
+      if (!(error instanceof NetlinkError) || !UNFILTERED.has(error.code)) throw error;
       deleteEach(nl, dumpFlows(nl, match).filter((flow) => flowAgrees(flow, match)));
     }
   }
