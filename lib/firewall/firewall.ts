@@ -4,7 +4,7 @@
  * @module
  */
 
-import { isIp, isLoopback } from "../inet/ip.ts";
+import { type Family, isIp, isLoopback } from "../inet/ip.ts";
 import { PortConflictError, type PortMapping } from "../inet/ports.ts";
 import { deleteFlows } from "../netlink/conntrack.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
@@ -16,11 +16,14 @@ import type { PolicyStore } from "./policy.ts";
 import { type ElementChange, reconcile, sameValue } from "./reconcile.ts";
 import type { ElementStore, FirewallKind } from "./store.ts";
 import {
+  apartElements,
   type Element,
   elementId,
   elementsOf,
   familiesOf,
+  GUEST_SET_NAMES,
   hostPortOf,
+  type LinkPair,
   rulesOf,
   SET_NAMES,
 } from "./ruleset.ts";
@@ -53,6 +56,7 @@ export class Firewall implements Disposable {
   /** Whether another backend may hold rules of tapkit's too. */
   readonly mixed: boolean;
   readonly #gates: readonly Gate[];
+  #remade = false;
   readonly #lookAtPorts: () => Promise<MappedPorts>;
 
   /** @param store closed with this, as the connection is; all of one namespace */
@@ -75,6 +79,11 @@ export class Firewall implements Disposable {
     this.mixed = mixed;
     this.#gates = gates;
     this.#lookAtPorts = lookAtPorts;
+  }
+
+  /** Whether the rules that all guests share were missing, and were made anew since this was opened. */
+  get remade(): boolean {
+    return this.#remade;
   }
 
   /** Which backend it is. */
@@ -227,7 +236,7 @@ export class Firewall implements Disposable {
    * policies not at all.
    */
   listGuests(): GuestRules[] {
-    return rulesOf(this.#store.readSets(SET_NAMES).filter(({ owner }) => owner !== ""));
+    return rulesOf(this.#store.readSets(GUEST_SET_NAMES).filter(({ owner }) => owner !== ""));
   }
 
   /** Whether there are rules of tapkit's at all, of this backend. */
@@ -241,6 +250,30 @@ export class Firewall implements Disposable {
   }
 
   /**
+   * Has what comes from one link dropped where it would be forwarded to another, for these pairs and
+   * no others; what comes from a guest, or goes to it by a port, is no matter of this.
+   *
+   * @returns whether anything was changed
+   */
+  keepApart(family: Family, pairs: readonly LinkPair[]): boolean {
+    if (pairs.length === 0 && !this.#store.exists()) return false;
+    const wanted = apartElements(family, pairs);
+    const kept = new Set(wanted.map(elementId));
+    const unwanted = this.#store.readSets([`apart${family}`])
+      .filter((element) => !kept.has(elementId(element)));
+    const owner = [...wanted, ...unwanted][0]?.owner ?? "";
+    return this.#apply({ owner, unwanted, wanted, leaving: [] });
+  }
+
+  /** A sentence for each pair of links that {@linkcode keepApart} is to keep so, and are not. */
+  checkApart(family: Family, pairs: readonly LinkPair[]): string[] {
+    const wanted = apartElements(family, pairs);
+    const present = this.#store.read(wanted);
+    return wanted.filter((element) => !present.has(elementId(element)))
+      .map((element) => `${describeElement(element)} is missing from ${this.kind}`);
+  }
+
+  /**
    * Takes away what guests share when there are no more of them. The caller holds the lock under
    * which rules are added.
    *
@@ -248,7 +281,7 @@ export class Firewall implements Disposable {
    */
   removeIfUnused(): boolean {
     if (!this.#store.exists()) return false;
-    for (const set of SET_NAMES) if (this.#store.readSets([set]).length > 0) return false;
+    for (const set of GUEST_SET_NAMES) if (this.#store.readSets([set]).length > 0) return false;
     this.#store.delete();
     return true;
   }
@@ -287,12 +320,13 @@ export class Firewall implements Disposable {
 
   #apply(change: Change): boolean {
     const { wanted, leaving } = change;
-    const { changed, touched, foreign } = reconcile(
+    const { changed, remade, touched, foreign } = reconcile(
       this.#store,
       SET_NAMES,
       change,
       refuseConflict,
     );
+    if (remade) this.#remade = true;
     // Of an address that has become another owner's since, the flows are theirs.
     const taken = new Set(foreign.map(({ key }) => key[0]!));
     this.#forgetFlows({
@@ -345,6 +379,9 @@ function refuseConflict(found: Element, wanted: Element): void {
 function describeElement(element: Element): string {
   const { set, key, value } = element;
   if (value === undefined) {
+    if (set.startsWith("apart")) {
+      return `the rule that IPv${set.at(-1)} is not forwarded from "${key[0]}" to "${key[1]}"`;
+    }
     if (set.startsWith("relayed")) return `the host's address for what is mapped to ${key[0]}`;
     return set.startsWith("guests")
       ? `the guest ${key[0]} behind "${key[1]}"`

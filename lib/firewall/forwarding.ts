@@ -1,15 +1,22 @@
 /**
- * Who else relies on the host's forwarding, when tapkit needs it no more.
+ * The host's forwarding: which links tapkit keeps apart when it turns it on, and who else relies on it
+ * when tapkit needs it no more.
  *
  * @module
  */
 
+import type { Family } from "../inet/ip.ts";
 import { openNetfilter } from "../netlink/conntrack.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { type Link, listLinks } from "../netlink/link.ts";
 import { currentNetns } from "../sys/netns.ts";
+import { readSysctl } from "../sys/sysctl.ts";
+import type { LinkPair } from "./ruleset.ts";
 import { chainHasRules, legacyTables, listNatChains, listTables } from "./survey.ts";
 import { installedVariants, Xtables } from "./xtables.ts";
+
+/** With more links there would be too many pairs of them. */
+const MOST_LANS = 64;
 
 /** tapkit's own rules, and what the reference portmap leaves for good. */
 const NO_SIGN = /TAPKIT-|CNI-HOSTPORT-MASQ/;
@@ -20,15 +27,52 @@ const NO_SIGN = /TAPKIT-|CNI-HOSTPORT-MASQ/;
  * @returns undefined where nothing does
  */
 export function reliesOnForwarding(nl: NetlinkConnection): string | undefined {
-  const bridge = listLinks(nl, { kind: "bridge" }).find((one) => !isLanBridge(nl, one));
+  const links = listLinks(nl);
+  const bridge = links.find((link) => link.kind === "bridge" && !isLan(link, links));
   if (bridge !== undefined) return `bridge "${bridge.name}"`;
   const table = translatingTable();
   return table === undefined ? undefined : `the rules of table "${table}"`;
 }
 
-/** Whether a bridge joins the host to a LAN: it has a port that is no container's and no VM's. */
-export function isLanBridge(nl: NetlinkConnection, { index }: Link): boolean {
-  return listLinks(nl, { master: index }).some(({ kind }) => kind !== "veth" && kind !== "tun");
+/**
+ * From which links to which the host does not forward as long as forwarding is off, LANs to LANs: that
+ * is not to change with it. Bridges of containers are left alone, which wait for just that, and so is
+ * what comes later.
+ *
+ * @param guestLinks what goes by these is forwarded
+ */
+export function findApart(
+  nl: NetlinkConnection,
+  family: Family,
+  guestLinks: readonly string[],
+): LinkPair[] {
+  const links = listLinks(nl);
+  const lans = links.filter((link) => isLan(link, links) && !guestLinks.includes(link.name))
+    // A machine's own cards before what is made of them.
+    .sort((a, b) => Number(a.kind !== undefined) - Number(b.kind !== undefined))
+    .slice(0, MOST_LANS);
+  // One that forwarded by its own setting goes on. IPv6 forwards by the setting of all alone.
+  const silent = lans.filter(({ name }) =>
+    family === 6 || readSysctl(`net/ipv4/conf/${name}/forwarding`) === "0"
+  );
+  return silent.flatMap((from) =>
+    lans.filter((to) => from.kind !== "bridge" || from !== to)
+      // Frames that pass a bridge meet the rules for what is forwarded too.
+      .map((to): LinkPair => [from.name, to.name])
+  );
+}
+
+function isLan(link: Link, links: readonly Link[]): boolean {
+  const { name, kind, master, up, index } = link;
+  // iptables takes a name that ends so for many.
+  if (name === "lo" || name.endsWith("+") || master !== undefined) return false;
+  if (kind === "bridge") return links.some((port) => port.master === index && isCard(port));
+  return kind === undefined || up;
+}
+
+/** Whether a port of a bridge leads to a LAN: it is no container's and no VM's. */
+function isCard({ kind }: Link): boolean {
+  return kind !== "veth" && kind !== "tun";
 }
 
 /** A table of others that translates the addresses of what leaves. */

@@ -151,6 +151,9 @@ export function rulesOfElement(element: Element): Rule[] {
     const spec = `${to} -m conntrack --ctstate DNAT ${whose} -j MASQUERADE`;
     return [{ ...nat, spec, at: "head" }];
   }
+  if (set === "apart4" || set === "apart6") {
+    return [{ ...filter, spec: `-i ${address} -o ${link} ${whose} -j DROP`, at: "tail" }];
+  }
   if (set !== "private4" && set !== "private6") {
     throw new TapkitError(`iptables has no rules for "${set}" of ${owner}`, {
       mend: "use nftables, or leave isolation and egress rules out",
@@ -206,6 +209,7 @@ const PORT =
 const GUEST = /^-d (\S+)\/\d+ -i (\S+) -m comment --comment (\S+) -j RETURN$/;
 const RELAYED =
   /^-d (\S+)\/\d+ -m conntrack --ctstate DNAT -m comment --comment (\S+) -j MASQUERADE$/;
+const APART = /^-i (\S+) -o (\S+) -m comment --comment (\S+) -j DROP$/;
 const PRIVATE = /^-d (\S+)\/\d+ -m comment --comment (\S+) -j DROP$/;
 
 /** The elements all rules of which are there. */
@@ -239,6 +243,10 @@ function parseElement(spec: string, family: Family): Element | undefined {
   if (owner !== undefined) return { set: `guests${family}`, key: [address!, link!], owner };
   const [, to, of] = RELAYED.exec(spec) ?? [];
   if (of !== undefined) return { set: `relayed${family}`, key: [to!], owner: of };
+  const [, from, towards, keeper] = APART.exec(spec) ?? [];
+  if (keeper !== undefined) {
+    return { set: `apart${family}`, key: [from!, towards!], owner: keeper };
+  }
   const [, host, whose] = PRIVATE.exec(spec) ?? [];
   if (whose === undefined || isIp(host!) === 0) return undefined;
   return { set: `private${family}`, key: [host!], owner: whose };

@@ -9,6 +9,7 @@
  */
 
 import { discardFile, readIfThere, removeIfEmpty, replaceFile } from "../files.ts";
+import type { LinkPair } from "./ruleset.ts";
 
 /** A setting by its path below /proc/sys, and its value. */
 export interface Setting {
@@ -24,6 +25,8 @@ export interface Change {
   readonly back: readonly Setting[];
   /** Whether the link was given the qdisc that the filter is on which goes with the setting. */
   readonly qdisc?: true;
+  /** Of forwarding: the links that are kept apart, from each to which. */
+  readonly apart?: readonly LinkPair[];
 }
 
 /** Changes by the paths of the settings, in their order. */
@@ -61,6 +64,13 @@ export class Journal {
   forget(path: string): void {
     const { [path]: _, ...rest } = this.read();
     this.#write(rest);
+  }
+
+  /** Takes away what a process that was killed left of an empty journal. */
+  tidy(): void {
+    if (Object.keys(this.read()).length > 0) return;
+    discardFile(this.#path());
+    removeIfEmpty(this.#directory);
   }
 
   #write(changes: Changes): void {

@@ -20,6 +20,8 @@ export interface ElementChange {
 /** What was done. */
 export interface Reconciled {
   readonly changed: boolean;
+  /** Whether rules that all share were missing and are made anew. */
+  readonly remade: boolean;
   /** The elements that went or came. */
   readonly touched: readonly Element[];
   /** Those unwanted ones that have become another owner's since, which stay. */
@@ -71,7 +73,7 @@ function tryToReconcile(
   const state = store.look(familiesOf(wanted));
   // What is only removed does not call for rules.
   const suffices = state.intact || wanted.length === 0;
-  if (!state.exists && suffices) return { changed: false, touched: [], foreign: [] };
+  if (!state.exists && suffices) return { changed: false, remade: false, touched: [], foreign: [] };
   const present = state.intact
     ? store.read([...unwanted, ...wanted])
     : new Map(store.readSets(sets).map((element) => [elementId(element), element]));
@@ -92,7 +94,7 @@ function tryToReconcile(
     const kept = [...present.values()].filter((element) => !gone.has(elementId(element)));
     store.remake([...kept, ...add], state);
   } else if (touched.length > 0) store.change({ remove, add }, owner);
-  return { changed: !suffices || touched.length > 0, touched, foreign };
+  return { changed: !suffices || touched.length > 0, remade: !suffices, touched, foreign };
 }
 
 /** Whether a map's elements lead to the same, and those of a set with limits have the same. */

@@ -87,6 +87,9 @@ export const SETS = {
   /** Who is reached by ports under the host's address. */
   relayed4: { key: ["ipv4_addr"] },
   relayed6: { key: ["ipv6_addr"] },
+  /** From which link to which the host did not forward before tapkit had it forward. */
+  apart4: { key: ["ifname", "ifname"] },
+  apart6: { key: ["ifname", "ifname"] },
 } as const satisfies Readonly<Record<string, SetDefinition>>;
 
 type MainSetName = keyof typeof SETS;
@@ -117,6 +120,20 @@ export type SetName = MainSetName | PolicySetName;
 
 /** Those of the table that every guest has elements in. */
 export const SET_NAMES = Object.keys(SETS) as MainSetName[];
+
+/** Those of them that are of guests. */
+export const GUEST_SET_NAMES = SET_NAMES.filter((set) => !set.startsWith("apart"));
+
+/** A link, and another, which what comes from the first is not forwarded to. */
+export type LinkPair = readonly [from: string, to: string];
+
+/** The owner of elements that are of no guest. */
+const HOST_OWNER = "host";
+
+/** The elements that keep links apart. */
+export function apartElements(family: Family, pairs: readonly LinkPair[]): Element[] {
+  return pairs.map((key) => ({ set: `apart${family}`, key, owner: HOST_OWNER }));
+}
 
 /** One element. `key` and `value` are its fields, written canonically. */
 export interface Element {
@@ -190,6 +207,8 @@ const CHAINS: readonly Chain[] = [
       ["IPv6 neighbours", "ip6 daddr . iifname @guests6 accept"],
       ["private IPv4 guests", "ip daddr @private4 drop"],
       ["private IPv6 guests", "ip6 daddr @private6 drop"],
+      ["IPv4 of others", "meta nfproto ipv4 iifname . oifname @apart4 drop"],
+      ["IPv6 of others", "meta nfproto ipv6 iifname . oifname @apart6 drop"],
     ],
   },
   {

@@ -16,6 +16,7 @@ import { readSysctl, writeSysctl } from "../sys/sysctl.ts";
 import { type Changes, Journal, type Setting } from "./journal.ts";
 import { addLoopbackDrop, hasIngress, hasLoopbackDrop, removeLoopbackDrop } from "./loopback.ts";
 import type { GuestRules } from "./model.ts";
+import type { LinkPair } from "./ruleset.ts";
 
 /** A setting that is needed. */
 export interface Sysctl extends Setting {
@@ -40,12 +41,17 @@ export interface ChangeOptions extends SysctlOptions {
    * tapkit all the same.
    */
   readonly wasOpened?: (link: string) => boolean;
+  /** By settings of forwarding: the links that are kept apart when it is turned on. */
+  readonly apart?: Readonly<Record<string, readonly LinkPair[]>>;
 }
 
 const IP_FORWARD = "net/ipv4/ip_forward";
 const IP6_FORWARD = "net/ipv6/conf/all/forwarding";
 /** The settings by which the host forwards. */
-export const FORWARDING: readonly string[] = [IP_FORWARD, IP6_FORWARD];
+export const FORWARDING = [
+  { family: 4, path: IP_FORWARD },
+  { family: 6, path: IP6_FORWARD },
+] as const;
 const REDIRECTS = "net/ipv4/conf/all/accept_redirects";
 const ROUTE_LOCALNET = "route_localnet";
 
@@ -107,13 +113,13 @@ export function ensureSysctls(
 export function setSysctls(
   nl: NetlinkConnection,
   needed: readonly Sysctl[],
-  { journal = new Journal(), wasOpened = () => false }: ChangeOptions = {},
+  { journal = new Journal(), wasOpened = () => false, apart = {} }: ChangeOptions = {},
 ): string[] {
   const guestLinks = needed.flatMap(({ link }) => link ?? []);
   return needed.flatMap((sysctl) => {
     const set = isSet(sysctl);
     if (isLocalnet(sysctl.path)) return openLoopback(nl, sysctl, set, { journal, wasOpened });
-    return set ? [] : change(nl, sysctl, guestLinks, journal);
+    return set ? [] : change(nl, sysctl, { guestLinks, journal, apart });
   });
 }
 
@@ -157,8 +163,9 @@ export function returnSysctls(
 function change(
   nl: NetlinkConnection,
   sysctl: Sysctl,
-  guestLinks: readonly string[],
-  journal: Journal,
+  { guestLinks, journal, apart }: Required<Pick<ChangeOptions, "journal" | "apart">> & {
+    readonly guestLinks: readonly string[];
+  },
 ): string[] {
   const { path, link } = sysctl;
   const was = readSysctl(path);
@@ -173,7 +180,9 @@ function change(
     ...before.map((one) => ({ ...one, value: "1" })),
   ];
   const of = link === undefined ? {} : { link: { name: link, index: requireLink(nl, link).index } };
-  if (!isKnown(known, path, of.link?.index)) journal.remember(path, { ...of, back });
+  if (!isKnown(known, path, of.link?.index)) {
+    journal.remember(path, { ...of, back, ...path in apart ? { apart: apart[path]! } : {} });
+  }
   return [...before, sysctl].map(write);
 }
 

@@ -129,9 +129,13 @@ export function newAddress(
 }
 
 /** Puts the rules of an address back, after a reboot say. */
-export function restoreAddress(host: Host, firewall: Firewall, record: AddressRecord): void {
+export async function restoreAddress(
+  host: Host,
+  firewall: Firewall,
+  record: AddressRecord,
+): Promise<void> {
   firewall.add(record.rules);
-  bringSettings(host, [record.rules]);
+  await bringSettings(host, [record.rules], { firewall });
 }
 
 /**

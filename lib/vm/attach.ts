@@ -432,7 +432,7 @@ async function attachOnce(
       undo.push(`the rules of ${guest.owner}`, () => firewall.remove(guest));
       return applyRules(firewall, { wanted: guest, request, note: host.note });
     });
-    bringSettings(host, guests, request);
+    await bringSettings(host, guests, { firewall, request, fresh: old === undefined });
     noteClosed(host, firewall, withShownPorts(guests, bound), `attach-vm ${name}`);
 
     const dns = guestDns(host, added.map(({ result }) => result), old);

@@ -176,7 +176,7 @@ export async function changeRules(
       undo.push(`the rules of ${guest.owner}`, () => firewall.replace(guest, before));
       return applyRules(firewall, { old: before, wanted: guest, request: wanted, note: host.note });
     });
-    bringSettings(host, guests, wanted);
+    await bringSettings(host, guests, { firewall, request: wanted });
     await returnSettings(host, {
       leaves: (owner) => guests.some((guest) => guest.owner === owner),
       gone: old.made.guests,

@@ -6,12 +6,11 @@
 
 import type { MadeAttachment, NetworkAttachment } from "../cni/plan.ts";
 import { checkNetwork, type Finding, hasExecuted } from "../cni/runtime.ts";
-import { checkSysctls } from "../firewall/sysctls.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink } from "../netlink/link.ts";
 import { netnsProblem, openVm } from "./netns.ts";
 import { type Host, openHost } from "./session.ts";
-import { sysctlOptions } from "./settings.ts";
+import { checkSettings } from "./settings.ts";
 import { firewallOf, readRecord, type StoredRecord, unfinished, validateName } from "./state.ts";
 import type { HostOptions } from "./types.ts";
 import { checkGuards, checkWire, movesIdentity } from "./wires.ts";
@@ -99,15 +98,15 @@ export async function checkAttachment(
     };
   }
   const findings = await checkNetworks(host, record, vmNl);
-  const options = sysctlOptions(made.guests, made.request);
   return {
     network: findings.filter(({ ignored }) => !ignored),
     ignored: findings.filter(({ ignored }) => ignored).map(({ problem }) => problem),
     wire: interfaces.flatMap((link) => checkWire(vmNl, link)),
     guards: interfaces.flatMap((link) => checkGuards(vmNl, link)),
-    firewall: made.guests.flatMap((
-      rules,
-    ) => [...firewall.check(rules), ...checkSysctls(host.session.nl, rules, options)]),
+    firewall: [
+      ...made.guests.flatMap((rules) => firewall.check(rules)),
+      ...checkSettings(host, firewall, made.guests, made.request),
+    ],
     conflicts: made.networks.some(hasExecuted)
       ? (await import("./same-address.ts")).checkHeld(host, { ...record, guests: made.guests })
       : [],

@@ -11,7 +11,6 @@ import { checkpoint } from "../checkpoint.ts";
 import { InputError } from "../errors.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import { chooseHostPorts, refuseListeners } from "../firewall/host-ports.ts";
-import { checkSysctls } from "../firewall/sysctls.ts";
 import {
   findPortConflict,
   formatPort,
@@ -54,7 +53,7 @@ import {
   refuseTaken,
 } from "./ports.ts";
 import { type Host, openHost } from "./session.ts";
-import { bringSettings, returnSettings } from "./settings.ts";
+import { bringSettings, checkSettings, returnSettings } from "./settings.ts";
 import {
   hostPaths,
   lockHost,
@@ -158,7 +157,7 @@ export async function checkPorts(
     : recordedAddress(host, target.to);
   if (holder === undefined) return [];
   const firewall = await host.session.firewall(holder.firewall);
-  return [...firewall.check(holder.rules), ...checkSysctls(host.session.nl, holder.rules)];
+  return [...firewall.check(holder.rules), ...checkSettings(host, firewall, [holder.rules])];
 }
 
 function recordedAddress(host: Host, text: string): Holder | undefined {
@@ -254,7 +253,7 @@ async function addPorts(
       firewall.removePorts({ ...rules, ports: subtractPorts(ours, rules.ports) });
     });
     firewall.add(change);
-    bringSettings(host, [change]);
+    await bringSettings(host, [change], { firewall });
     noteClosed(host, firewall, [after], holder.command);
     await checkpoint(host.signal);
   } catch (error) {
@@ -365,7 +364,7 @@ async function dropPorts(
     const leaving = wanted.mapPort.length === 0 ? holder.leave : undefined;
     undo.push(`the ports of ${rules.owner}`, () => {
       firewall.add(gone);
-      bringSettings(host, [gone]);
+      return bringSettings(host, [gone], { firewall });
     });
     if (leaving === undefined) firewall.removePorts(gone);
     else leaving(firewall);

@@ -14,6 +14,7 @@ import { asError, describe, TapkitError } from "../errors.ts";
 import { isThere } from "../files.ts";
 import { deleteLinkGroup } from "../netlink/link.ts";
 import type { Firewall } from "../firewall/firewall.ts";
+import { Journal } from "../firewall/journal.ts";
 import { deleteNamedNetns, netnsPath } from "../sys/netns.ts";
 import { holderElsewhere } from "./elsewhere.ts";
 import { leadsElsewhere, openVm } from "./netns.ts";
@@ -236,6 +237,7 @@ export async function removeMade(
     if (recordNames(host).every((name) => name === record.vm)) {
       const firewalls = await host.session.firewalls(firewallOf(made));
       for (const firewall of firewalls) step(() => firewall.removeIfUnused());
+      step(() => new Journal().tidy());
     }
   } catch (error) {
     failures.push(error);

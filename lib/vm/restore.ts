@@ -43,7 +43,7 @@ async function* restoreAddresses(
       using _host = await lockHost(host);
       const record = readAddress(host, name);
       if (record === undefined) continue;
-      restoreAddress(host, await session.firewall(record.firewall), record);
+      await restoreAddress(host, await session.firewall(record.firewall), record);
     } catch (error) {
       yield { name, error: asFailure(error) };
     }

@@ -8,8 +8,10 @@ import { TapkitError } from "../errors.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import { Journal } from "../firewall/journal.ts";
 import type { GuestRules } from "../firewall/model.ts";
+import type { LinkPair } from "../firewall/ruleset.ts";
 import type { FirewallKind } from "../firewall/store.ts";
 import {
+  checkSysctls,
   ensureSysctls,
   FORWARDING,
   neededSysctls,
@@ -18,6 +20,7 @@ import {
 } from "../firewall/sysctls.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { linkTowards } from "../netlink/route.ts";
+import { readSysctl } from "../sys/sysctl.ts";
 import type { Host } from "./session.ts";
 import { isVersioned, RULES_SHAPE } from "./shape.ts";
 import {
@@ -38,22 +41,82 @@ export function sysctlOptions(
   return { asymmetric: guests.length > 1 && !antispoof };
 }
 
-/** Sets what the rules need of the kernel, and says what was changed. */
-export function bringSettings(
+/**
+ * Sets what the rules need of the kernel, and says what was changed. Where that is forwarding, what is
+ * no guest's goes on not being forwarded.
+ */
+export async function bringSettings(
   host: Host,
   guests: readonly GuestRules[],
-  request: Pick<AttachRequest, "antispoof"> = {},
-): void {
+  { firewall, request = {}, fresh = false }: {
+    /** Has the guests' rules. */
+    readonly firewall: Firewall;
+    readonly request?: Pick<AttachRequest, "antispoof">;
+    /** Whether nothing is being mended. */
+    readonly fresh?: boolean;
+  },
+): Promise<void> {
+  const { nl } = host.session;
+  const apart = await keepApart(nl, guests, { firewall, mends: !fresh || firewall.remade });
   const options = {
     ...sysctlOptions(guests, request),
+    apart,
     // The journal is lost, or an older version kept none.
     wasOpened: (link: string) => {
       const path = `net/ipv4/conf/${link}/route_localnet`;
       return [...recordedNeeds(host)].some(({ paths }) => paths.includes(path));
     },
   };
-  const changes = guests.flatMap((rules) => ensureSysctls(host.session.nl, rules, options));
+  const changes = guests.flatMap((rules) => ensureSysctls(nl, rules, options));
   for (const change of changes) host.note(`set ${change}`);
+}
+
+/** Keeps links apart that forwarding would join: before it is turned on, and for as long as it is. */
+async function keepApart(
+  nl: NetlinkConnection,
+  guests: readonly GuestRules[],
+  { firewall, mends }: { readonly firewall: Firewall; readonly mends: boolean },
+): Promise<Readonly<Record<string, readonly LinkPair[]>>> {
+  const needed = new Set(guests.flatMap((rules) => pathsOf(rules)));
+  const links = guests.flatMap(({ link, relayed }) => relayed ? [] : link);
+  const journal = new Journal();
+  const known = journal.read();
+  const all: Record<string, readonly LinkPair[]> = {};
+  for (const { family, path } of FORWARDING) {
+    if (!needed.has(path)) continue;
+    let pairs = known[path]?.apart;
+    const turnsOn = readSysctl(path) === "0";
+    if (turnsOn && pairs === undefined) {
+      const { findApart } = await import("../firewall/forwarding.ts");
+      pairs = findApart(nl, family, links);
+    }
+    if (pairs === undefined) continue;
+    // A network of guests may be a LAN's.
+    const kept = pairs.filter((pair) => !pair.some((link) => links.includes(link)));
+    const joins = kept.length < pairs.length;
+    if (path in known && joins) journal.remember(path, { ...known[path]!, apart: kept });
+    if (turnsOn || joins || mends) firewall.keepApart(family, kept);
+    all[path] = kept;
+  }
+  return all;
+}
+
+/** A sentence for each setting that the rules need and the kernel has not. */
+export function checkSettings(
+  { session: { nl } }: Host,
+  firewall: Firewall,
+  guests: readonly GuestRules[],
+  request: Pick<AttachRequest, "antispoof"> = {},
+): string[] {
+  const options = sysctlOptions(guests, request);
+  const needed = new Set(guests.flatMap((rules) => pathsOf(rules)));
+  const known = new Journal().read();
+  return [
+    ...guests.flatMap((rules) => checkSysctls(nl, rules, options)),
+    ...FORWARDING.flatMap(({ family, path }) =>
+      needed.has(path) ? firewall.checkApart(family, known[path]?.apart ?? []) : []
+    ),
+  ];
 }
 
 /** Whose needs change, and how. */
@@ -93,19 +156,22 @@ export async function returnSettings(
       if (!leaves(rules.owner) && keep(pathsOf(rules))) return;
     }
   }
-  await keepForwarding(host, candidates);
+  const firewalls = await host.session.firewalls(kind);
+  const forwarding = FORWARDING.filter(({ path }) => candidates.has(path));
+  if (forwarding.length > 0) await leaveForwarding(host, candidates);
   returnSysctls(host.session.nl, candidates);
+  for (const { family } of forwarding) {
+    for (const firewall of firewalls) firewall.keepApart(family, []);
+  }
 }
 
 /** Leaves forwarding as it is where others rely on it by now: then it is theirs. */
-async function keepForwarding(host: Host, candidates: Set<string>): Promise<void> {
-  const paths = FORWARDING.filter((path) => candidates.has(path));
-  if (paths.length === 0) return;
+async function leaveForwarding(host: Host, candidates: Set<string>): Promise<void> {
   const { reliesOnForwarding } = await import("../firewall/forwarding.ts");
   const reason = reliesOnForwarding(host.session.nl);
   if (reason === undefined) return;
-  for (const path of paths) {
-    candidates.delete(path);
+  for (const { path } of FORWARDING) {
+    if (!candidates.delete(path)) continue;
     new Journal().forget(path);
     host.note(`the sysctl ${path.replaceAll("/", ".")} stays 1: ${reason} may rely on it`);
   }
