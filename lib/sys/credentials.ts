@@ -32,30 +32,27 @@ const NGROUPS_MAX = 65_536;
 /**
  * Runs `fn` as another user, who has none of root's capabilities then, and comes back. A program
  * that it starts cannot come back: execve(2) takes what is kept for that.
+ *
+ * @throws {SyscallError} EPERM when this process may not become another user
  */
 export function asUser<T>({ uid, gid, groups }: Credentials, fn: () => T): T {
-  const ours = currentGroups();
   const call = (op: keyof typeof SYS, ...[a = 0n, b = 0n, c = 0n]: bigint[]) =>
     syscall(op, `user ${uid}`, () => libc().syscall(SYS[op], a, b, c, 0n, 0n));
   const setGroups = (list: readonly number[]) => {
-    const bytes = new Uint32Array(list);
-    return syscall(
-      "setgroups",
-      `user ${uid}`,
-      () => libc().syscall_buffer(SYS.setgroups, BigInt(list.length), new Uint8Array(bytes.buffer)),
-    );
+    const bytes = new Uint8Array(new Uint32Array(list).buffer);
+    const call = () => libc().syscall_buffer(SYS.setgroups, BigInt(list.length), bytes);
+    return syscall("setgroups", `user ${uid}`, call);
   };
-  try {
-    call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL);
-    setGroups(groups);
-    call("setresgid", BigInt(gid), BigInt(gid), 0n);
-    call("setresuid", BigInt(uid), BigInt(uid), 0n);
-    return fn();
-  } finally {
-    call("setresuid", 0n, 0n, 0n);
-    call("setresgid", 0n, 0n, 0n);
-    setGroups(ours);
-  }
+  const [ourUid, ourGid, ourGroups] = [BigInt(Deno.uid()!), BigInt(Deno.gid()!), currentGroups()];
+  using back = new DisposableStack();
+  call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL);
+  setGroups(groups);
+  back.defer(() => setGroups(ourGroups));
+  call("setresgid", BigInt(gid), BigInt(gid), ourGid);
+  back.defer(() => call("setresgid", ourGid, ourGid, ourGid));
+  call("setresuid", BigInt(uid), BigInt(uid), ourUid);
+  back.defer(() => call("setresuid", ourUid, ourUid, ourUid));
+  return fn();
 }
 
 function currentGroups(): number[] {

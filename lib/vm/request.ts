@@ -166,7 +166,7 @@ function changedIdentity(record: StoredRecord, request: AttachRequest): string |
     ["MAC address", mac !== undefined && formatMac(parseMac(mac)) !== first.mac],
     ["MTU", mtu !== undefined && mtu !== first.mtu],
     ["network namespace", netns !== undefined && !leadToOne(netns, record.netns)],
-    ["TAP owner", tapOwner !== undefined && tapOwner !== had.tapOwner],
+    ["TAP owner", tapOwner !== undefined && !isSameOwner(tapOwner, had.tapOwner)],
     ["bandwidth", bandwidth !== undefined && bandwidth !== had.bandwidth],
     ["mode", mode !== "auto" && mode !== first.mode],
     ["firewall backend", firewall !== undefined && firewall !== firewallOf(record.made)],
@@ -175,6 +175,12 @@ function changedIdentity(record: StoredRecord, request: AttachRequest): string |
     ["network", networks !== undefined && networks.join() !== names.join()],
   ];
   return checks.find(([, changed]) => changed)?.[0];
+}
+
+/** Whether two texts stand for one user and one group. */
+function isSameOwner(one: string, other: string | undefined): boolean {
+  return one === other ||
+    other !== undefined && isSame({ ...resolveOwner(one) }, resolveOwner(other));
 }
 
 /** Whether two objects have the same fields, whatever their order. */

@@ -91,7 +91,7 @@ export async function runVmm(
     }
   } finally {
     // Once nothing is left in it that says who runs.
-    await tidyState(host);
+    tidyState(host);
   }
 }
 

@@ -300,6 +300,8 @@ Deno.test("attach-vm --tap-owner: that user opens the TAP, another does not", as
   const [tap] = await ipJson(host, "tapkit-web", "-d", "link", "show", "vm_eth0");
   const { user, group } = tap.linkinfo.info_data;
   assertEquals([user, group], ["nobody", "nogroup"]);
+  // The same two by their numbers.
+  await host.mustTapkit("attach-vm", "web", "--tap-owner", "65534:65534");
   const { code, stderr } = await host.tapkit("attach-vm", "api", "--tap-owner", "no-such-user");
   assertEquals(code, 2);
   assertMatch(stderr, /user "no-such-user" is not in \/etc\/passwd/);

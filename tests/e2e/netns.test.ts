@@ -6,7 +6,7 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Host } from "../support/host.ts";
-import { eventually } from "../support/machine.ts";
+import { eventually, ROOT } from "../support/machine.ts";
 import { reboot } from "../support/reboot.ts";
 import { RecordingPlugins } from "../support/recording-plugin.ts";
 
@@ -41,6 +41,10 @@ Deno.test("attach-vm --netns: another namespace at the path by now is left alone
     assertMatch(stderr, /leads to another network namespace .* run attach-vm web --remove/);
   }
   assertEquals(await impostor(host), foreign);
+  await host.sh("pkill -f '[s]erve-dhcp'");
+  const serve = ["2", Deno.execPath(), "run", "-A", `${ROOT}/scripts/serve-dhcp.ts`];
+  const { stderr } = await host.run("timeout", serve);
+  assertMatch(stderr, /web\/eth0.* \/run\/netns\/mine leads to another network namespace by now/);
   // The rules, the address and the host's end go all the same.
   assertEquals((await host.mustTapkit("attach-vm", "--gc")).json, [{ vm: "web", removed: true }]);
   assertEquals(await impostor(host), foreign);
