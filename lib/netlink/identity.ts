@@ -18,10 +18,15 @@ export interface NetnsIdentity {
   readonly cookie?: string;
 }
 
+/** The kernel's random number for this boot. */
+export function bootId(): string {
+  return Deno.readTextFileSync("/proc/sys/kernel/random/boot_id").trim();
+}
+
 /** @param nl a connection of the namespace */
 export function netnsIdentity(netns: Netns, nl: NetlinkConnection): NetnsIdentity {
   const { dev, ino } = Deno.statSync(`/proc/self/fd/${netns.fd}`);
-  const boot = Deno.readTextFileSync("/proc/sys/kernel/random/boot_id").trim();
+  const boot = bootId();
   const { netnsCookie: cookie } = nl;
   return { boot, dev, ino: ino ?? 0, ...cookie === undefined ? {} : { cookie } };
 }

@@ -5,6 +5,7 @@
  */
 
 import { closeFd, libc, syscall } from "./libc.ts";
+import { Netns, openNetns } from "./netns.ts";
 
 /** The same on every architecture (asm-generic/unistd.h). */
 const SYS = { pidfd_open: 434n, pidfd_getfd: 438n } as const;
@@ -20,23 +21,23 @@ export interface TapUser {
 
 /**
  * Finds the processes that have TAPs of a network namespace open, wherever they are themselves.
- * One that cannot be asked which namespace its TAP is in counts too.
  *
  * Looks at every descriptor of the machine, which takes a while.
  *
- * @param netnsPath leads to the namespace
- * @param taps the names of TAPs there
+ * @param isMeant whether a TAP of that name counts
+ * @param isThat whether a namespace is the one
  */
-export function tapUsers(netnsPath: string, taps: readonly string[]): TapUser[] {
-  const { dev, ino } = Deno.statSync(netnsPath);
-  const isThere = (path: string) => {
-    const found = Deno.statSync(path);
-    return found.dev === dev && found.ino === ino;
-  };
+export function tapUsers(
+  isMeant: (tap: string) => boolean,
+  isThat: (netns: Netns) => boolean,
+): TapUser[] {
   return processes().flatMap((pid) => {
     try {
-      const uses = tunDescriptors(pid)
-        .some(({ fd, tap }) => taps.includes(tap) && isIn(pid, fd, isThere));
+      const uses = tunDescriptors(pid).some(({ fd, tap }) => {
+        if (!isMeant(tap)) return false;
+        using netns = netnsOf(pid, fd);
+        return isThat(netns);
+      });
       return uses ? { pid, name: Deno.readTextFileSync(`/proc/${pid}/comm`).trim() } : [];
     } catch {
       // It has just ended.
@@ -59,27 +60,29 @@ function tunDescriptors(pid: number): { fd: number; tap: string }[] {
   });
 }
 
-/** Whether the TAP of a descriptor of a process is in a namespace. */
-function isIn(pid: number, fd: number, isThere: (path: string) => boolean): boolean {
+/** The namespace of a TAP that a process has open; that of the process, where it cannot be asked. */
+function netnsOf(pid: number, fd: number): Netns {
   const open: number[] = [];
   const keep = (op: string, call: () => number | bigint) => {
     const got = syscall(op, `process ${pid}`, call);
     open.push(got);
-    return got;
+    return BigInt(got);
   };
+  const { pidfd_open, pidfd_getfd } = SYS;
   try {
     const process = keep(
       "pidfd_open",
-      () => libc().syscall(SYS.pidfd_open, BigInt(pid), 0n, 0n, 0n, 0n),
+      () => libc().syscall(pidfd_open, BigInt(pid), 0n, 0n, 0n, 0n),
     );
     const tap = keep(
       "pidfd_getfd",
-      () => libc().syscall(SYS.pidfd_getfd, BigInt(process), BigInt(fd), 0n, 0n, 0n),
+      () => libc().syscall(pidfd_getfd, process, BigInt(fd), 0n, 0n, 0n),
     );
-    const netns = keep("TUNGETDEVNETNS", () => libc().ioctl_integer(tap, TUNGETDEVNETNS, 0n));
-    return isThere(`/proc/self/fd/${netns}`);
+    const get = () => libc().ioctl_integer(Number(tap), TUNGETDEVNETNS, 0n);
+    return new Netns(syscall("TUNGETDEVNETNS", `process ${pid}`, get));
   } catch {
-    return true;
+    // Before Linux 5.6, or it may not be looked into.
+    return openNetns(`/proc/${pid}/ns/net`);
   } finally {
     for (const descriptor of open) closeFd(descriptor);
   }

@@ -58,7 +58,8 @@ export interface RemoveOptions extends HostOptions {
 export async function removeVm(name: string, options: RemoveOptions = {}): Promise<boolean> {
   validateName(name);
   return await withLocks(name, options, async (host) => {
-    if (options.force !== true) refuseRunning(name, supervised(host, name));
+    const running = supervised(host, name);
+    if (options.force !== true) refuseRunning(name, running);
     const record = readUsableRecord(host, name);
     if (record === undefined) {
       const holder = holderElsewhere(host, name);
@@ -66,7 +67,7 @@ export async function removeVm(name: string, options: RemoveOptions = {}): Promi
       host.note(`the VM "${name}" of ${holder} stays: write --state-dir ${holder} to remove it`);
       return false;
     }
-    await removeRecorded(host, record);
+    await removeForGood(host, record);
     return true;
   });
 }
@@ -75,7 +76,7 @@ export async function removeVm(name: string, options: RemoveOptions = {}): Promi
 export async function removeRun(name: string, run: string, options: HostOptions): Promise<void> {
   await withLocks(name, options, async (host) => {
     const record = readRecord(host, name);
-    if (record?.made.run === run) await removeRecorded(host, record);
+    if (record?.made.run === run) await removeForGood(host, record);
   });
 }
 
@@ -103,12 +104,11 @@ function refuseRunning(name: string, running: { readonly pid: number } | undefin
   });
 }
 
-async function removeRecorded(host: Host, record: StoredRecord): Promise<void> {
-  const users = await describeTapUsers(record);
-  if (users !== undefined) {
-    host.note(`warning: ${users} has the TAP of "${record.vm}" open, and loses its network`);
-  }
-  await removeForGood(host, record);
+/** Who runs the guest has to know that it loses its network. */
+async function noteTapUsers(host: Host, vm: Removable): Promise<void> {
+  const users = await describeTapUsers(vm);
+  if (users === undefined) return;
+  host.note(`warning: ${users} has the TAP of "${vm.vm}" open, and loses its network`);
 }
 
 /** The record, unless it is lost: one that cannot be read is as good as none here. */
@@ -140,6 +140,7 @@ type Removable =
  * brought back by anything but attaching it anew.
  */
 export async function removeForGood(host: Host, record: StoredRecord): Promise<void> {
+  await noteTapUsers(host, record);
   await removeAttachment(host, record, {
     begins: () => {
       try {
@@ -297,7 +298,7 @@ async function removeLost(host: Host, name: string): Promise<boolean> {
   // A plugin of another maker is asked to take away only what there is a sign of.
   const known = knownNetworks(host, id, found ? "auto" : "builtin")
     .filter(({ network }) => !names.includes(network));
-  await removeAttachment(host, {
+  const lost: Removable = {
     vm: name,
     id,
     netns,
@@ -307,7 +308,9 @@ async function removeLost(host: Host, name: string): Promise<boolean> {
       networks: [...cached, ...known],
       guests: [],
     },
-  });
+  };
+  await noteTapUsers(host, lost);
+  await removeAttachment(host, lost);
   return found;
 }
 

@@ -11,8 +11,11 @@
 
 import { TapkitError } from "../errors.ts";
 import { isThere, readIfThere, removeIfThere } from "../files.ts";
-import { listLinks } from "../netlink/link.ts";
+import { NetlinkConnection } from "../netlink/connection.ts";
+import { bootId, isSameNetns, type NetnsIdentity, netnsIdentity } from "../netlink/identity.ts";
+import { type Link, listLinks } from "../netlink/link.ts";
 import { lockFile } from "../sys/flock.ts";
+import { type Netns, openNetns, withNetns } from "../sys/netns.ts";
 import type { TapUser } from "../sys/tap-users.ts";
 import { type KnownNetns, openVm } from "./netns.ts";
 import { type HostPaths, inDirectory, runningDir } from "./state.ts";
@@ -103,8 +106,7 @@ function describeProcess(pid: number): Process | undefined {
   // Behind the name, which may hold anything: the state, then 18 others.
   const [state, ...fields] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
   if (state === "Z") return undefined;
-  const boot = Deno.readTextFileSync("/proc/sys/kernel/random/boot_id").trim();
-  return { pid, started: fields[18]!, boot };
+  return { pid, started: fields[18]!, boot: bootId() };
 }
 
 function readStat(pid: number): string | undefined {
@@ -116,17 +118,24 @@ function readStat(pid: number): string | undefined {
   }
 }
 
-/** The processes that have the TAP of a VM open. */
+/** The processes that have a TAP of a VM open, also in a namespace that no path leads to any more. */
 export async function tapUsersOf(vm: KnownNetns): Promise<TapUser[]> {
   using stack = new DisposableStack();
   const nl = openVm(stack, vm);
-  if (nl === undefined) return [];
-  const taps = listLinks(nl, { kind: "tun" })
-    // One that is up and that nobody has open has no carrier.
-    .filter(({ name, up, running }) => name.startsWith("vm_") && (running || !up))
-    .map(({ name }) => name);
-  if (taps.length === 0) return [];
-  return (await import("../sys/tap-users.ts")).tapUsers(vm.netns, taps);
+  // One that is up and that nobody has open has no carrier.
+  const isOpen = ({ name, up, running }: Link) => isTap(name) && (running || !up);
+  if (nl !== undefined && !listLinks(nl, { kind: "tun" }).some(isOpen)) return [];
+  const identity = nl === undefined ? vm.made.netnsIs : identify(stack.use(openNetns(vm.netns)));
+  if (identity?.boot !== bootId()) return [];
+  const { tapUsers } = await import("../sys/tap-users.ts");
+  return tapUsers(isTap, (netns) => isSameNetns(identity, identify(netns)));
+}
+
+const isTap = (name: string) => name.startsWith("vm_");
+
+function identify(netns: Netns): NetnsIdentity {
+  using nl = withNetns(netns, () => NetlinkConnection.open());
+  return netnsIdentity(netns, nl);
 }
 
 /** The processes that have the TAP of a VM open, for a sentence; `undefined` without any. */

@@ -180,10 +180,15 @@ Deno.test("attach-vm: who has the TAP open is named before it loses its network"
   assertMatch(mended.stderr, /the TAP that .* has open is made anew, and has to be opened again/);
   assertMatch(mended.stderr, named);
   await using again = await openTap(host, "web", "/run/netns/tapkit-web");
+  await host.sh(`rm ${STATE}/vms/web.json`);
   const removed = await host.mustTapkit("attach-vm", "web", "--remove");
   assertMatch(removed.stderr, new RegExp(`deno \\(pid ${again.lines[0]}\\) has the TAP of "web"`));
+  // No path leads to its namespace, which lives on.
+  await host.sh("ip netns delete tapkit-other");
+  const collected = await host.mustTapkit("attach-vm", "--gc");
+  assertEquals(collected.json, [{ vm: "other", removed: true }]);
+  assertMatch(collected.stderr, new RegExp(`deno \\(pid ${neighbour.lines[0]}\\) has the TAP of`));
   for (const one of [neighbour, program, again]) await one[Symbol.asyncDispose]();
-  assertEquals((await host.mustTapkit("attach-vm", "other", "--remove")).stderr, "");
   await host.assertRestored(before);
 });
 
