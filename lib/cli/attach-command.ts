@@ -130,6 +130,13 @@ export const ATTACH_VM = {
       help: "an exception of --deny-egress; the longest prefix decides; none clears them",
     },
     {
+      name: "reachable-from",
+      metavar: "CIDR",
+      repeat: true,
+      help: "let connections from there in to the guest's own address, and leave its own towards " +
+        "there unmasqueraded: a LAN that has a route to the guests; none clears them",
+    },
+    {
       name: "max-connections",
       metavar: "N",
       help:
@@ -286,6 +293,7 @@ const SHAPING = [
   "no-isolated",
   "deny-egress",
   "allow-egress",
+  "reachable-from",
   "max-connections",
   "new-connections",
   "plugins",
@@ -352,6 +360,7 @@ function shape(flags: ShapingFlags): Omit<AttachRequest, "name"> {
     isolated: eitherOf(flags, "isolated", "no-isolated"),
     denyEgress: listOrNone("deny-egress", flags["deny-egress"]),
     allowEgress: listOrNone("allow-egress", flags["allow-egress"]),
+    reachableFrom: listOrNone("reachable-from", flags["reachable-from"]),
     maxConnections: limit("--max-connections", flags["max-connections"]),
     newConnections: limit(
       "--new-connections",

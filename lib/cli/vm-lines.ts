@@ -8,7 +8,7 @@ import { describe, InputError } from "../errors.ts";
 import { type Flags, flagValues, nearest, type Option } from "./args.ts";
 
 /** The keys whose lists may be cleared. */
-const CLEARED: readonly string[] = ["ports", "deny-egress", "allow-egress"];
+const CLEARED: readonly string[] = ["ports", "deny-egress", "allow-egress", "reachable-from"];
 
 /** One line: the VM's name and the flags it gives. */
 export interface VmLine<O extends readonly Option[]> {

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { bytesToIp, ipToBytes } from "../inet/ip.ts";
+import { bytesToIp, ipToBytes, parseCidr, prefixOf } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { nfgenmsg, NFGENMSG_LEN } from "../netlink/conntrack.ts";
 import { align, Decoder, Encoder, NLA } from "../netlink/wire.ts";
@@ -26,6 +26,7 @@ import {
   BURST_SECONDS,
   type Element,
   type Field,
+  isPrefix,
   MAIN_TABLE,
   type RuleMark,
   type SetDefinition,
@@ -43,6 +44,8 @@ const textEncoder = new TextEncoder();
 const FIELD_SIZES: Readonly<Record<Field, number>> = {
   ipv4_addr: 4,
   ipv6_addr: 16,
+  ipv4_prefix: 4,
+  ipv6_prefix: 16,
   inet_proto: 1,
   inet_service: 2,
   ifname: 16,
@@ -91,6 +94,16 @@ export function encodeElements(
           (data) =>
             data.attrNested(NFTA_DATA.VALUE, (fields) => writeFields(fields, keyFields, key)),
         );
+        if (keyFields.some(isPrefix)) {
+          const ends = key.map((text, index) =>
+            isPrefix(keyFields[index]!) ? parseCidr(text).broadcast : text
+          );
+          entry.attrNested(
+            nested(NFTA_SET_ELEM.KEY_END),
+            (data) =>
+              data.attrNested(NFTA_DATA.VALUE, (fields) => writeFields(fields, keyFields, ends)),
+          );
+        }
         if (content === "keys") return;
         if (value !== undefined && valueFields !== undefined) {
           entry.attrNested(
@@ -183,11 +196,13 @@ export function decodeElements(
 function decodeElement(set: SetName, entry: Decoder, table: Table): Element | undefined {
   const definition = setDefinition(set, table);
   let key: string[] | undefined;
+  let end: string[] | undefined;
   let value: string[] | undefined;
   let limit: number | undefined;
   let owner = "";
   for (const { type, value: content } of entry.attributes()) {
     if (type === NFTA_SET_ELEM.KEY) key = decodeData(definition.key, content);
+    else if (type === NFTA_SET_ELEM.KEY_END) end = decodeData(definition.key, content);
     else if (type === NFTA_SET_ELEM.EXPR && definition.limit !== undefined) {
       limit = decodeLimit(definition.limit, content);
     } else if (type === NFTA_SET_ELEM.USERDATA) owner = decodeComment(content.asBytes());
@@ -198,9 +213,12 @@ function decodeElement(set: SetName, entry: Decoder, table: Table): Element | un
   if (key === undefined || (value === undefined) !== (definition.value === undefined)) {
     return undefined;
   }
+  const ranged = key.map((first, index) =>
+    isPrefix(definition.key[index]!) ? prefixOf(first, end?.[index] ?? first) : first
+  );
   return {
     set,
-    key,
+    key: ranged,
     ...value === undefined ? {} : { value },
     ...limit === undefined ? {} : { limit },
     owner,
@@ -232,7 +250,9 @@ function writeFields(encoder: Encoder, fields: readonly Field[], texts: readonly
     switch (field) {
       case "ipv4_addr":
       case "ipv6_addr":
-        encoder.bytes(ipToBytes(text));
+      case "ipv4_prefix":
+      case "ipv6_prefix":
+        encoder.bytes(ipToBytes(text.split("/")[0]!));
         break;
       case "ether_addr":
         // A key that is no concatenation is not padded.
@@ -272,6 +292,8 @@ export function decodeFields(fields: readonly Field[], bytes: Uint8Array): strin
     switch (field) {
       case "ipv4_addr":
       case "ipv6_addr":
+      case "ipv4_prefix":
+      case "ipv6_prefix":
         return bytesToIp(content);
       case "ether_addr":
         return formatMac(content);

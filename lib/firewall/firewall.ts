@@ -195,9 +195,9 @@ export class Firewall implements Disposable {
         problems.push(`${what} is tagged ${found.owner || "by nobody"} in ${kind}`);
       }
     }
-    if (rules.forward) {
-      const ports = this.#portsOf(rules);
-      problems.push(...this.#gates.flatMap((gate) => gate.check(rules, ports)));
+    if (valid.forward) {
+      const ports = this.#portsOf(valid);
+      problems.push(...this.#gates.flatMap((gate) => gate.check(valid, ports)));
     }
     return problems;
   }
@@ -382,6 +382,7 @@ function describeElement(element: Element): string {
     if (set.startsWith("apart")) {
       return `the rule that IPv${set.at(-1)} is not forwarded from "${key[0]}" to "${key[1]}"`;
     }
+    if (set.startsWith("reachable")) return `what lets ${key[1]} reach the guest ${key[0]}`;
     if (set.startsWith("relayed")) return `the host's address for what is mapped to ${key[0]}`;
     return set.startsWith("guests")
       ? `the guest ${key[0]} behind "${key[1]}"`

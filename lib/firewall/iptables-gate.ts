@@ -7,6 +7,7 @@
 
 import { type Family, isIp } from "../inet/ip.ts";
 import type { Gate } from "./gate.ts";
+import { source } from "./iptables-rules.ts";
 import type { GuestRules } from "./model.ts";
 import { despiteRaces } from "./reconcile.ts";
 import type { Xtables } from "./xtables.ts";
@@ -103,7 +104,7 @@ export class IptablesGate implements Gate {
 
 /** The rules that let a guest pass, as `iptables-save` prints them but for quotes. */
 function passes(rules: GuestRules, ports: "open" | "closed", family: Family): string[] {
-  const { owner, link, addresses, relayed } = rules;
+  const { owner, link, addresses, relayed, reachableFrom = [] } = rules;
   const whose = `-m comment --comment ${owner}`;
   const [from, to] = link === "" ? ["", ""] : [` -i ${link}`, ` -o ${link}`];
   return addresses.filter((address) => isIp(address) === family).flatMap((address) => {
@@ -119,6 +120,8 @@ function passes(rules: GuestRules, ports: "open" | "closed", family: Family): st
       // Where what a bridge passes is filtered too: from elsewhere on its network.
       ...link === "" || relayed ? [] : [`-d ${host}${from}${to} ${whose} -j ACCEPT`],
       ...ports === "open" ? [state("DNAT")] : [],
+      ...reachableFrom.filter((prefix) => isIp(prefix.split("/")[0]!) === family)
+        .map((prefix) => `${source("-s", prefix)}-d ${host}${to} ${whose} -j ACCEPT`),
     ];
   });
 }

@@ -154,6 +154,13 @@ export function rulesOfElement(element: Element): Rule[] {
   if (set === "apart4" || set === "apart6") {
     return [{ ...filter, spec: `-i ${address} -o ${link} ${whose} -j DROP`, at: "tail" }];
   }
+  if (set === "reachable4" || set === "reachable6") {
+    const [as, by] = [source("-s", link!), source("-d", link!)];
+    return [
+      { ...nat, spec: `${from} ${by}-m conntrack ! --ctstate DNAT ${whose} -j RETURN`, at: "head" },
+      { ...filter, spec: `${as}${to} ${whose} -j RETURN`, at: "head" },
+    ];
+  }
   if (set !== "private4" && set !== "private6") {
     throw new TapkitError(`iptables has no rules for "${set}" of ${owner}`, {
       mend: "use nftables, or leave isolation and egress rules out",
@@ -163,6 +170,11 @@ export function rulesOfElement(element: Element): Rule[] {
     { ...nat, spec: `${from} ${whose} -j MASQUERADE`, at: "tail" },
     { ...filter, spec: `${to} ${whose} -j DROP`, at: "tail" },
   ];
+}
+
+/** A prefix as `iptables-save` prints it: that of all addresses not at all. */
+export function source(option: "-s" | "-d", prefix: string): string {
+  return prefix.endsWith("/0") ? "" : `${option} ${prefix} `;
 }
 
 function familyOfSet({ set }: Element): Family {
@@ -210,6 +222,7 @@ const GUEST = /^-d (\S+)\/\d+ -i (\S+) -m comment --comment (\S+) -j RETURN$/;
 const RELAYED =
   /^-d (\S+)\/\d+ -m conntrack --ctstate DNAT -m comment --comment (\S+) -j MASQUERADE$/;
 const APART = /^-i (\S+) -o (\S+) -m comment --comment (\S+) -j DROP$/;
+const REACHABLE = /^(?:-s (\S+) )?-d (\S+)\/\d+ -m comment --comment (\S+) -j RETURN$/;
 const PRIVATE = /^-d (\S+)\/\d+ -m comment --comment (\S+) -j DROP$/;
 
 /** The elements all rules of which are there. */
@@ -241,6 +254,8 @@ function parseElement(spec: string, family: Family): Element | undefined {
   }
   const [, address, link, owner] = GUEST.exec(spec) ?? [];
   if (owner !== undefined) return { set: `guests${family}`, key: [address!, link!], owner };
+  const [, by = family === 4 ? "0.0.0.0/0" : "::/0", whom, its] = REACHABLE.exec(spec) ?? [];
+  if (its !== undefined) return { set: `reachable${family}`, key: [whom!, by], owner: its };
   const [, to, of] = RELAYED.exec(spec) ?? [];
   if (of !== undefined) return { set: `relayed${family}`, key: [to!], owner: of };
   const [, from, towards, keeper] = APART.exec(spec) ?? [];

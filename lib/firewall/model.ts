@@ -5,7 +5,7 @@
  */
 
 import { InputError } from "../errors.ts";
-import { canonicalIp, type Family, isIp, parseCidr } from "../inet/ip.ts";
+import { canonicalIp, cidrsOverlap, type Family, isIp, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { findOverlap, formatPort, portFamilies, type PortMapping } from "../inet/ports.ts";
 
@@ -51,6 +51,8 @@ export interface GuestRules {
   readonly isolatedPort?: string;
   /** Where the guest's new connections may not go; the rule of the longest prefix decides. */
   readonly egress?: readonly EgressRule[];
+  /** Prefixes from where it is reached by its own address, and which it reaches under that. */
+  readonly reachableFrom?: readonly string[];
   /** How much it may have of what all guests share. */
   readonly limits?: GuestLimits;
 }
@@ -112,7 +114,19 @@ export function validateRules(rules: GuestRules): GuestRules {
     addresses: canonical,
     ...(mac === undefined ? {} : { mac: formatMac(parseMac(mac)) }),
     ...(rules.egress === undefined ? {} : { egress: canonicalEgress(egress) }),
+    ...(rules.reachableFrom === undefined
+      ? {}
+      : { reachableFrom: canonicalPrefixes(rules.reachableFrom) }),
   };
+}
+
+/** Each of its network's address, without those that another one holds. */
+function canonicalPrefixes(prefixes: readonly string[]): string[] {
+  const cidrs = prefixes.map(parseCidr);
+  const widest = cidrs.filter((cidr) =>
+    !cidrs.some((other) => other.prefixLength < cidr.prefixLength && cidrsOverlap(other, cidr))
+  );
+  return [...new Set(widest.map(({ network, prefixLength }) => `${network}/${prefixLength}`))];
 }
 
 /** One rule a prefix, each of its network's address. */

@@ -115,7 +115,7 @@ export class ClosedPorts implements Gate {
 
 /** The rules that let a guest pass, the last of which is to come first. */
 function passes(rules: GuestRules, ports: "open" | "closed", family: string): Wanted[] {
-  const { owner, link, addresses, relayed } = rules;
+  const { owner, link, addresses, relayed, reachableFrom = [] } = rules;
   const known = "ct state established,related";
   const [from, to] = link === "" ? ["", ""] : [`iifname "${link}" `, `oifname "${link}" `];
   return addresses.filter((address) => family === "inet" || family === nameOf(address))
@@ -136,6 +136,9 @@ function passes(rules: GuestRules, ports: "open" | "closed", family: string): Wa
         ...ports === "open"
           ? [wanted("ports", `${to}${ip} daddr ${address} ct status dnat accept`)]
           : [],
+        ...reachableFrom.filter((prefix) => nameOf(prefix.split("/")[0]!) === ip).map((prefix) =>
+          wanted(`from ${prefix}`, `${to}${ip} saddr ${prefix} ${ip} daddr ${address} accept`)
+        ),
       ];
     });
 }

@@ -34,6 +34,9 @@ export const ANSWER_MARK = 0x746b6c6f;
 export type Field =
   | "ipv4_addr"
   | "ipv6_addr"
+  /** A range of addresses that is a prefix: `"10.0.0.0/8"`. */
+  | "ipv4_prefix"
+  | "ipv6_prefix"
   | "inet_proto"
   | "inet_service"
   | "ifname"
@@ -90,6 +93,9 @@ export const SETS = {
   /** From which link to which the host did not forward before tapkit had it forward. */
   apart4: { key: ["ifname", "ifname"] },
   apart6: { key: ["ifname", "ifname"] },
+  /** From where guests are reached by their own addresses. */
+  reachable4: { key: ["ipv4_addr", "ipv4_prefix"] },
+  reachable6: { key: ["ipv6_addr", "ipv6_prefix"] },
 } as const satisfies Readonly<Record<string, SetDefinition>>;
 
 type MainSetName = keyof typeof SETS;
@@ -205,6 +211,8 @@ const CHAINS: readonly Chain[] = [
       ["mapped ports", "ct status dnat accept"],
       ["IPv4 neighbours", "ip daddr . iifname @guests4 accept"],
       ["IPv6 neighbours", "ip6 daddr . iifname @guests6 accept"],
+      ["IPv4 guests by a route", "ip daddr . ip saddr @reachable4 accept"],
+      ["IPv6 guests by a route", "ip6 daddr . ip6 saddr @reachable6 accept"],
       ["private IPv4 guests", "ip daddr @private4 drop"],
       ["private IPv6 guests", "ip6 daddr @private6 drop"],
       ["IPv4 of others", "meta nfproto ipv4 iifname . oifname @apart4 drop"],
@@ -228,6 +236,8 @@ const CHAINS: readonly Chain[] = [
       ["IPv6 neighbours", "ip6 saddr . oifname @guests6 return"],
       ["IPv4 multicast", "ip daddr 224.0.0.0/4 return"],
       ["IPv6 multicast", "ip6 daddr ff00::/8 return"],
+      ["IPv4 guests by a route", "ip saddr . ip daddr @reachable4 return"],
+      ["IPv6 guests by a route", "ip6 saddr . ip6 daddr @reachable6 return"],
       ["private IPv4 guests", "ip saddr @private4 masquerade"],
       ["private IPv6 guests", "ip6 saddr @private6 masquerade"],
     ],
@@ -282,6 +292,11 @@ export function marksOf({ chains, layout }: Table): RuleMark[] {
 /** Those of the table that every guest has elements in. */
 export const RULE_MARKS: readonly RuleMark[] = marksOf(MAIN_TABLE);
 
+/** Whether a field of a key is a range. */
+export function isPrefix(field: Field): boolean {
+  return field === "ipv4_prefix" || field === "ipv6_prefix";
+}
+
 /** What a set or map of a table consists of. */
 export function setDefinition(set: SetName, table = MAIN_TABLE): SetDefinition {
   return table.sets[set]!;
@@ -313,8 +328,13 @@ export function planTable(table = MAIN_TABLE): string {
   ];
   for (const set of setNames(table)) {
     const { key, value, limit } = setDefinition(set, table);
-    const type = key.join(" . ") + (value === undefined ? "" : ` : ${value.join(" . ")}`);
-    const flags = limit === undefined ? "" : ` ${LIMIT_FLAGS[limit]}`;
+    const fields = key.join(" . ").replaceAll("_prefix", "_addr");
+    const type = fields + (value === undefined ? "" : ` : ${value.join(" . ")}`);
+    const flags = limit !== undefined
+      ? ` ${LIMIT_FLAGS[limit]}`
+      : key.some(isPrefix)
+      ? " flags interval;"
+      : "";
     lines.push(`${value === undefined ? "set" : "map"} ${set} { type ${type};${flags} }`);
   }
   for (const [set, text] of Object.entries(table.learnt ?? {})) {
@@ -383,13 +403,17 @@ export function hostPortOf({ set, key }: Pick<Element, "set" | "key">): {
 
 /** The elements that checked rules consist of. */
 export function elementsOf(rules: GuestRules): Element[] {
-  const { owner, link, addresses, masquerade, ports, relayed = false } = rules;
+  const { owner, link, addresses, masquerade, ports, relayed = false, reachableFrom = [] } = rules;
   const elements: Element[] = [];
   for (const address of addresses) {
     const family = familyOf(address);
     if (relayed) elements.push({ set: `relayed${family}`, key: [address], owner });
     else if (link !== "") elements.push({ set: `guests${family}`, key: [address, link], owner });
     if (masquerade) elements.push({ set: `private${family}`, key: [address], owner });
+    for (const prefix of reachableFrom) {
+      if (isIp(prefix.split("/")[0]!) !== family) continue;
+      elements.push({ set: `reachable${family}`, key: [address, prefix], owner });
+    }
   }
   const families = [...new Set(addresses.map(familyOf))];
   for (const mapping of ports) {

@@ -197,6 +197,16 @@ export function cidrContains(cidr: Cidr, ip: string): boolean {
   return value >= ipToBigInt(cidr.network) && value <= ipToBigInt(cidr.broadcast);
 }
 
+/** The prefix of a range, `10.0.0.0/8` of its first and last address; of others `first-last`. */
+export function prefixOf(first: string, last: string): string {
+  const size = ipToBigInt(last) - ipToBigInt(first) + 1n;
+  const length = (isIp(first) === 6 ? 128 : 32) - (size.toString(2).length - 1);
+  const cidr = parseCidr(`${first}/${length}`);
+  return cidr.network === first && cidr.broadcast === last
+    ? `${first}/${length}`
+    : `${first}-${last}`;
+}
+
 /** Whether two prefixes share an address. */
 export function cidrsOverlap(a: Cidr, b: Cidr): boolean {
   return a.family === b.family &&

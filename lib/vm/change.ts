@@ -212,6 +212,6 @@ function policedGuests(
 
 function withoutPolicy(record: StoredRecord): StoredRecord {
   const { isolated: _, denyEgress: __, allowEgress: ___, ...others } = record;
-  const { maxConnections: _a, newConnections: _b, ...rest } = others;
+  const { reachableFrom: _a, maxConnections: _b, newConnections: _c, ...rest } = others;
   return rest;
 }

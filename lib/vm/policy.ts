@@ -1,5 +1,5 @@
 /**
- * A VM's isolation and egress, as the firewall's rules of each of its interfaces.
+ * A VM's isolation, egress and reach, as the firewall's rules of each of its interfaces.
  *
  * @module
  */
@@ -17,22 +17,25 @@ export interface PolicyEnds extends LinkEnds {
   note(text: string): void;
 }
 
-/** Whether two requests want the same isolation and egress. */
+/** Whether two requests want the same isolation, egress and reach. */
 export function samePolicy(a: AttachRequest, b: AttachRequest): boolean {
-  return JSON.stringify([isIsolated(a), egressOf(a)]) ===
-    JSON.stringify([isIsolated(b), egressOf(b)]);
+  const policyOf = (request: AttachRequest) =>
+    JSON.stringify([isIsolated(request), egressOf(request), listed(request.reachableFrom)]);
+  return policyOf(a) === policyOf(b);
 }
 
 /** What a record says of a request's policy. */
 export function recordedPolicy(
   request: AttachRequest,
-): Pick<VmRecord, "isolated" | "denyEgress" | "allowEgress"> {
+): Pick<VmRecord, "isolated" | "denyEgress" | "allowEgress" | "reachableFrom"> {
   const denyEgress = listed(request.denyEgress);
   const allowEgress = listed(request.allowEgress);
+  const reachableFrom = listed(request.reachableFrom);
   return {
     ...isIsolated(request) ? { isolated: true } : {},
     ...denyEgress.length > 0 ? { denyEgress } : {},
     ...allowEgress.length > 0 ? { allowEgress } : {},
+    ...reachableFrom.length > 0 ? { reachableFrom } : {},
   };
 }
 
@@ -47,7 +50,9 @@ export function withPolicy(
   request: AttachRequest,
   ends: PolicyEnds,
 ): GuestRules {
-  const { mac: _, isolatedPort: __, egress: ___, ...rules } = guest;
+  const { mac: _, isolatedPort: __, egress: ___, reachableFrom: ____, ...kept } = guest;
+  const reachableFrom = listed(request.reachableFrom);
+  const rules = reachableFrom.length === 0 ? kept : { ...kept, reachableFrom };
   const egress = egressOf(request);
   const isolated = isIsolated(request);
   if (!isolated && egress.length === 0) return rules;

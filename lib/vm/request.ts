@@ -36,7 +36,7 @@ export function validateAttach(request: AttachRequest): void {
   Object.keys(request.capabilities ?? {}).forEach(validateCapability);
   for (const [key, value] of Object.entries(request.cniArgs ?? {})) validateCniArg(key, value);
   if (request.linkLocal !== undefined) validateLinkLocal(request.linkLocal);
-  for (const prefixes of [request.denyEgress, request.allowEgress]) {
+  for (const prefixes of [request.denyEgress, request.allowEgress, request.reachableFrom]) {
     if (prefixes !== "none") prefixes?.forEach((text) => parseCidr(asPrefix(text)));
   }
   validateLimits(request);

@@ -79,6 +79,8 @@ export interface VmRecord {
   /** Prefixes that the guest's new connections may not go to, and exceptions of them. */
   readonly denyEgress?: readonly string[];
   readonly allowEgress?: readonly string[];
+  /** Prefixes from where the guest is reached by its own addresses. */
+  readonly reachableFrom?: readonly string[];
   /** Limits that were asked for; absent, the host's defaults hold. */
   readonly maxConnections?: number | "none";
   readonly newConnections?: number | "none";
@@ -195,6 +197,11 @@ export interface AttachRequest {
    */
   readonly denyEgress?: readonly string[] | "none";
   readonly allowEgress?: readonly string[] | "none";
+  /**
+   * Prefixes from where connections to the guest's own addresses are let in, and towards which its
+   * own are not masqueraded: networks that have a route to the guests'; `"none"` clears them.
+   */
+  readonly reachableFrom?: readonly string[] | "none";
   /**
    * How many connections are tracked that the guest opened, and how many that were opened to it. By
    * default a quarter of what the kernel tracks.
