@@ -151,6 +151,18 @@ Deno.test("attach-vm --mtu: on an executed network both ends of the pair get it"
   assertEquals([await mtus(), await network.calls()], [[1376, 1376, 1376], []]);
 });
 
+Deno.test("attach-vm --mtu: where the bridge follows its ports, the host's larger packets arrive in fragments", async () => {
+  const { host: one, network } = await hostWith({ followsPorts: true });
+  await using host = one;
+  const { json: [record], stderr } = await host.mustTapkit("attach-vm", "web", "--mtu", "1376");
+  assert(!stderr.includes("warning"), stderr);
+  const [bridge] = JSON.parse(await host.must("ip", ["-j", "link", "show", network.bridge]));
+  assertEquals(bridge.mtu, 1376);
+  await using guest = await NetnsGuest.start(host, record);
+  await guest.dhcp();
+  await host.must("busybox", ["ping", "-c", "1", "-W", "2", "-s", "3000", "10.40.0.2"]);
+});
+
 Deno.test("attach-vm --check: sees without the plugin what became of the interface, and attaching again mends it", async (t) => {
   const { host: one, network } = await hostWith();
   await using host = one;

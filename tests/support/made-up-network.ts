@@ -23,6 +23,8 @@ export interface MadeUpOptions {
   readonly bridge?: string;
   /** Of its bridge, and of what it gives. */
   readonly mtu?: number;
+  /** Whether the bridge's MTU is that of its narrowest port; else it was set by hand. */
+  readonly followsPorts?: boolean;
   /** The first three numbers of its /24. */
   readonly prefix?: string;
   /** Of the specification; from 0.4.0 on its CHECK is content with everything. */
@@ -41,6 +43,7 @@ export class MadeUpNetwork {
   readonly #mtu: number;
   readonly #prefix: string;
   readonly #cniVersion: string;
+  readonly #followsPorts: boolean;
 
   private constructor(host: Host, options: MadeUpOptions) {
     this.#host = host;
@@ -49,6 +52,7 @@ export class MadeUpNetwork {
     this.#mtu = options.mtu ?? 65535;
     this.#prefix = options.prefix ?? "10.40.0";
     this.#cniVersion = options.cniVersion ?? "0.3.0";
+    this.#followsPorts = options.followsPorts ?? false;
   }
 
   /** Installs plugin and configuration, and starts it: its bridge is there, and masqueraded. */
@@ -84,10 +88,11 @@ export class MadeUpNetwork {
   /** Makes its bridge, as when it starts on a host that has none. */
   async makeBridge(): Promise<void> {
     const { bridge } = this;
+    const mtu = `mtu ${this.#mtu}`;
     // An MTU that is set stays as ports come, and so does a MAC.
     await this.#host.sh(`
-      ip link add ${bridge} address 02:00:00:00:40:01 type bridge
-      ip link set ${bridge} mtu ${this.#mtu} up
+      ip link add ${bridge} address 02:00:00:00:40:01 ${mtu} type bridge
+      ip link set ${bridge} ${this.#followsPorts ? "" : mtu} up
       ip address add ${this.gateway}/24 dev ${bridge}
     `);
   }
