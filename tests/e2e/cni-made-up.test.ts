@@ -424,6 +424,9 @@ Deno.test("attach-vm --network: one network twice, and two with default routes",
       { dev, gateway }: { dev: string; gateway: string },
     ) => [dev, gateway]);
   };
+  // deno-lint-ignore no-explicit-any -- a record.
+  const defaults = ([{ interfaces }]: any[]): number[] =>
+    interfaces.map(({ routes }: { routes: unknown[] }) => routes.length);
   await t.step("a plugin that is known for it is refused before anything", async () => {
     const before = await host.snapshot();
     const { code, stderr } = await attach("weave-net", "weave-net");
@@ -437,14 +440,27 @@ Deno.test("attach-vm --network: one network twice, and two with default routes",
     assertMatch(stderr, /file exists.*give network "made-up" once: .* one interface a container/);
     assertEquals((await host.run("ip", ["link", "show", "master", "mubr0"])).stdout, "");
   });
+  await t.step("the reference bridge can", async () => {
+    const ipam = { type: "host-local", subnet: "10.20.0.0/24" };
+    const bridge = { type: "bridge", bridge: "cnibr0", isDefaultGateway: true, ipMasq: true, ipam };
+    await host.writeFile(
+      "/etc/cni/net.d/60-net.conflist",
+      JSON.stringify({ cniVersion: "1.0.0", name: "net", plugins: [bridge] }),
+    );
+    const { code, stderr, json } = await attach("net", "net");
+    assertEquals(code, 0, stderr);
+    assertEquals(defaults(json), [1, 0]);
+    assertEquals(await check(host), { code: 0, problems: [] });
+    await host.sh("ip netns delete tapkit-web");
+    assertEquals((await host.mustTapkit("attach-vm", "--restore")).json, json);
+    await host.mustTapkit("attach-vm", "web", "--remove");
+    assertEquals((await host.run("ip", ["link", "show", "master", "cnibr0"])).stdout, "");
+  });
   await t.step("the first network's default route stays", async () => {
     const { code, stderr, json } = await attach("made-up", "weave-net");
     assertEquals(code, 0, stderr);
     assertEquals(await gateways(), [["eth0", "10.40.0.1"]]);
-    assertEquals(json[0].interfaces.map(({ routes }: { routes: unknown[] }) => routes.length), [
-      1,
-      0,
-    ]);
+    assertEquals(defaults(json), [1, 0]);
     assertEquals(await check(host), { code: 0, problems: [] });
     await host.mustTapkit("attach-vm", "web", "--remove");
   });
