@@ -55,6 +55,9 @@ Deno.test("attach-vm --capability, --cni-arg: reach the plugins, are kept, and c
   assertEquals(calls(), [
     ["maker", "ADD", `IgnoreUnknown=1;${args}`, undefined],
     ["namer", "ADD", `IgnoreUnknown=1;${args}`, runtimeConfig],
+    // Once of a plugin as it is, to know whether it passes then.
+    ["maker", "CHECK", `IgnoreUnknown=1;${args}`, undefined],
+    ["namer", "CHECK", `IgnoreUnknown=1;${args}`, runtimeConfig],
   ]);
 
   // Said again or not, they are what they were; others would need another ADD.

@@ -91,7 +91,7 @@ export class MadeUpNetwork {
     const mtu = `mtu ${this.#mtu}`;
     // An MTU that is set stays as ports come, and so does a MAC.
     await this.#host.sh(`
-      ip link add ${bridge} address 02:00:00:00:40:01 ${mtu} type bridge
+      ip link add ${bridge} address 02:00:00:00:40:01 ${this.#followsPorts ? mtu : ""} type bridge
       ip link set ${bridge} ${this.#followsPorts ? "" : mtu} up
       ip address add ${this.gateway}/24 dev ${bridge}
     `);
