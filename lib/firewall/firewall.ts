@@ -53,8 +53,8 @@ export class Firewall implements Disposable {
   /** Changes whose tracked connections have not been looked for yet. */
   readonly #putOff: FlowChange[] = [];
   #putOffLimit = 0;
-  /** Whether another backend may hold rules of tapkit's too. */
-  readonly mixed: boolean;
+  /** Whether another backend may hold rules of tapkit's too, by now. */
+  readonly isMixed: () => boolean;
   readonly #gates: readonly Gate[];
   #remade = false;
   readonly #lookAtPorts: () => Promise<MappedPorts>;
@@ -62,12 +62,12 @@ export class Firewall implements Disposable {
   /** @param store closed with this, as the connection is; all of one namespace */
   constructor(
     store: ElementStore,
-    { policies, netfilter, ownAddresses, mixed, gates, lookAtPorts }: {
+    { policies, netfilter, ownAddresses, isMixed, gates, lookAtPorts }: {
       readonly policies: PolicyStore;
       readonly netfilter: NetlinkConnection;
       /** The namespace's, without prefix lengths. */
       readonly ownAddresses: () => ReadonlySet<string>;
-      readonly mixed: boolean;
+      readonly isMixed: () => boolean;
       readonly gates: readonly Gate[];
       readonly lookAtPorts: () => Promise<MappedPorts>;
     },
@@ -76,7 +76,7 @@ export class Firewall implements Disposable {
     this.#policies = policies;
     this.#netfilter = netfilter;
     this.#ownAddresses = ownAddresses;
-    this.mixed = mixed;
+    this.isMixed = isMixed;
     this.#gates = gates;
     this.#lookAtPorts = lookAtPorts;
   }

@@ -71,10 +71,7 @@ export function foreignPorts(
       return rules === undefined ? [] : [rules];
     } catch (error) {
       if (!(error instanceof TapkitError)) throw error;
-      unread.push(
-        `which host ports ${what} maps cannot be told: ${describe(error)}` +
-          (error.mend === undefined ? "" : `: ${error.mend}`),
-      );
+      unread.push(`which host ports ${what} maps cannot be told: ${describe(error)}`);
       return [];
     }
   };

@@ -39,9 +39,6 @@ export async function openFirewall({ kind, netns: at }: OpenOptions = {}): Promi
   const store = (kind ?? await usualKind(survey)) === "nftables"
     ? new NftStore(netns, netfilter)
     : (await import("./iptables.ts")).openIptables(netns, survey);
-  const mixed = store.kind === "nftables"
-    ? hasIptables(survey, netfilter)
-    : survey.tables?.some(isOwnTable);
   const foreign = survey.tables?.some(({ name }) => !isOwn(name)) || survey.legacy.length > 0;
   const gates = foreign ? (await import("./gates.ts")).findGates(netns, netfilter, survey) : [];
   stack.move();
@@ -54,7 +51,12 @@ export async function openFirewall({ kind, netns: at }: OpenOptions = {}): Promi
     policies: new PolicyStore(netns, netfilter),
     netfilter,
     ownAddresses: addresses,
-    mixed: mixed ?? false,
+    isMixed: () => {
+      const tables = listTables(netfilter) ?? [];
+      return store.kind === "nftables"
+        ? hasIptables({ tables, legacy: withNetns(netns, legacyTables) }, netfilter)
+        : tables.some(isOwnTable);
+    },
     gates,
     lookAtPorts: async () => {
       const { lookAtPorts } = await import("./mapped-ports.ts");

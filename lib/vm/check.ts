@@ -50,7 +50,11 @@ export async function checkVm(name: string, options: HostOptions = {}): Promise<
   if (record.made.phase !== "attached") return [`VM "${name}" ${unfinished(record)}`];
   const differences = await checkAttachment(record, host);
   for (const problem of differences.ignored) host.note(`no difference, as from ADD on: ${problem}`);
-  return problemsOf(differences);
+  const firewall = await host.session.firewall(firewallOf(record.made));
+  const owners = record.ports.length === 0
+    ? []
+    : await (await import("./ports.ts")).checkOwners(host, firewall, name, record.ports);
+  return [...problemsOf(differences), ...owners];
 }
 
 /** All differences as sentences. */

@@ -44,6 +44,7 @@ import {
 import {
   allPorts,
   bindToFamilies,
+  checkOwners,
   choosingAgain,
   noteClosed,
   portLookup,
@@ -157,7 +158,11 @@ export async function checkPorts(
     : recordedAddress(host, target.to);
   if (holder === undefined) return [];
   const firewall = await host.session.firewall(holder.firewall);
-  return [...firewall.check(holder.rules), ...checkSettings(host, firewall, [holder.rules])];
+  return [
+    ...firewall.check(holder.rules),
+    ...checkSettings(host, firewall, [holder.rules]),
+    ...await checkOwners(host, firewall, holder.owner, allPorts(holder.owners)),
+  ];
 }
 
 function recordedAddress(host: Host, text: string): Holder | undefined {

@@ -191,23 +191,42 @@ export function refuseTaken(
   taken: readonly TakenPorts[],
 ): void {
   const conflict = findPortConflict(wanted, taken);
-  if (conflict === undefined) return;
-  if (conflict.owner.startsWith(DOCKER_OWNER)) throw dockerConflict(conflict);
+  if (conflict !== undefined) throw conflictError(conflict);
+}
+
+function conflictError(conflict: PortConflict): PortConflictError {
+  if (conflict.owner.startsWith(DOCKER_OWNER)) return dockerConflict(conflict);
   if (conflict.by !== undefined) {
-    throw new PortConflictError(
-      conflict,
-      `already mapped by ${conflict.by}`,
-      "choose another host port, or stop what made that rule",
-    );
+    const mend = "choose another host port, or stop what made that rule";
+    return new PortConflictError(conflict, `already mapped by ${conflict.by}`, mend);
   }
   const to = addressOf(conflict.owner);
-  throw new PortConflictError(
+  return new PortConflictError(
     conflict,
     `already mapped to ${to === undefined ? `VM "${conflict.owner}"` : `address ${to}`}`,
     `choose another host port, or run map-port ${
       to === undefined ? conflict.owner : `--to ${to}`
     } --remove ${givenUp(conflict)}`,
   );
+}
+
+/**
+ * Sentences on ports that somebody else's rules map too: whoever came later and did not ask.
+ *
+ * @param owner whose they are
+ */
+export async function checkOwners(
+  host: Host,
+  firewall: Firewall,
+  owner: string,
+  ports: readonly PortMapping[],
+): Promise<string[]> {
+  if (ports.length === 0) return [];
+  const look = await kernelLookup(host, firewall, owner);
+  return look(ports).flatMap((taken) => {
+    const conflict = findPortConflict(ports, [taken]);
+    return conflict === undefined ? [] : `${conflictError(conflict).message} too`;
+  });
 }
 
 /** The mapping in the way, as a person writes it. */
@@ -235,6 +254,12 @@ export async function portLookup(
   return (wanted) => [...recorded, ...inKernel(wanted)];
 }
 
+/** What a session said once. */
+class Said implements Disposable {
+  readonly texts = new Set<string>();
+  [Symbol.dispose](): void {}
+}
+
 /** Who has host ports by the kernel's rules alone, but for one. */
 async function kernelLookup(
   host: Host,
@@ -242,7 +267,11 @@ async function kernelLookup(
   except: string,
 ): Promise<PortLookup> {
   const mapped = await firewall.mappedPorts();
-  for (const text of mapped.unread) host.note(`warning: ${text}`);
+  const said = host.session.keep("what of ports cannot be told", () => new Said());
+  for (const text of mapped.unread.filter((one) => !said.texts.has(one))) {
+    said.texts.add(text);
+    host.note(`warning: ${text}`);
+  }
   const own = await containerId(except);
   return (wanted) =>
     mapped.of(wanted)

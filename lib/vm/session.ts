@@ -49,7 +49,7 @@ export class OpenSession implements HostSession {
 
   async firewalls(kind: FirewallKind): Promise<readonly Firewall[]> {
     const firewall = await this.firewall(kind);
-    if (!firewall.mixed) return [firewall];
+    if (!firewall.isMixed()) return [firewall];
     const other = kind === "nftables" ? "iptables" : "nftables";
     return await isInstalled(other) ? [firewall, await this.firewall(other)] : [firewall];
   }

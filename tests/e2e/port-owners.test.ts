@@ -225,6 +225,57 @@ for (const { name, take, said, at, protocol = "tcp" } of OWNERS) {
   });
 }
 
+Deno.test("attach-vm --check, map-port --check: tell of who took a host port later, without asking", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await host.mustTapkit("attach-vm", "web", "--ports", "8080:80");
+  await host.mustTapkit("map-port", "--to", "192.0.2.2", "192.0.2.1:8081:80");
+  for (const [script, ...args] of [["attach-vm", "web"], ["map-port", "web"]] as const) {
+    assertEquals((await host.tapkit(script, ...args, "--check")).code, 0);
+  }
+  await portmap(host, "legacy");
+  await host.sh(
+    "iptables-nft -t nat -A OUTPUT -p tcp --dport 8000:8999 -j REDIRECT --to-ports 80",
+  );
+  for (
+    const [script, ...args] of [
+      ["attach-vm", "web"],
+      ["map-port", "web"],
+      ["map-port", "--to", "192.0.2.2"],
+    ] as const
+  ) {
+    const { code, json: [{ problems }] } = await host.tapkit(script, ...args, "--check");
+    assertEquals(code, 3);
+    const port = args.length === 1 ? "8080/tcp" : "192.0.2.1:8081/tcp";
+    const said = [
+      `host port ${port} is already mapped by chain OUTPUT of iptables-nft too`,
+      ...args.length === 1
+        ? [`host port ${port} is already mapped by chain CNI-DN- of iptables-legacy () too`]
+        : [],
+    ];
+    assertEquals(
+      problems.map((text: string) => text.replace(/CNI-DN-\w+/, "CNI-DN-").replace(/\(.*\)/, "()")),
+      said,
+    );
+  }
+});
+
+Deno.test("attach-vm --ports: what cannot be read is said, once, and is not taken for nothing", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await host.sh(
+    `iptables-legacy -t nat -A PREROUTING -p tcp --dport 8080 -j REDIRECT --to-ports 80
+     mount --bind /dev/null "$(realpath "$(command -v iptables-legacy-save)")"`,
+  );
+  const { code, stderr } = await host.tapkit("attach-vm", "a", "b", "--ports", "0:80");
+  assertEquals(code, 0, stderr);
+  const said = stderr.match(/warning: which host ports iptables-legacy maps cannot be told: .*/g);
+  assertEquals(said, [
+    "warning: which host ports iptables-legacy maps cannot be told: iptables-legacy-save is not " +
+    "installed: install the package iptables",
+  ]);
+});
+
 Deno.test("attach-vm --ports 0:80: of 300 names none collides, where the old iptables was used", async () => {
   await using host = await Host.create();
   await host.addLan();
