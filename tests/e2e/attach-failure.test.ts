@@ -22,7 +22,8 @@ Deno.test("attach-vm: a step that fails leaves nothing of those before it", asyn
     ["the pool is full", "true", ["--network", "small"], /"small" has no free address/],
     [
       "a process listens on the port",
-      "(busybox nc -l -p 8080 >/dev/null 2>&1 &) ; sleep 0.3",
+      "(busybox nc -l -p 8080 >/dev/null 2>&1 &) ;" +
+      "until grep -q :1F90 /proc/net/tcp /proc/net/tcp6; do sleep 0.02; done",
       ["--ports", "8080:80"],
       /host port 8080\/tcp is in use by .*\(pid \d+\)/,
     ],

@@ -71,7 +71,14 @@ function serverConfig(first: string, leaseSeconds: number): string {
 
 /** The address of each lease that the server has given and nobody has given back. */
 async function leasedAddresses(peer: Machine): Promise<string[]> {
-  await peer.sh("kill -USR1 $(cat /run/udhcpd.pid); sleep 0.2");
+  // At the signal it writes the file anew, and then waits for requests again.
+  await peer.sh(`
+    pid=$(cat /run/udhcpd.pid)
+    touch -d @0 /run/leases
+    kill -USR1 $pid
+    until [ $(stat -c %Y /run/leases) != 0 ] && grep -q '^State:.S' /proc/$pid/status; do
+      sleep 0.02
+    done`);
   const lines = (await peer.must("busybox", ["dumpleases", "-f", "/run/leases"])).split("\n");
   return lines.filter((line) => /^([0-9a-f]{2}:){5}/.test(line) && !line.includes("expired"))
     .map((line) => line.split(/\s+/)[1]!);

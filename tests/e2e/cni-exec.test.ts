@@ -8,7 +8,7 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { requireReference, runOnMachine, SHARED } from "../support/cni-reference.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
-import { eventually, type Machine } from "../support/machine.ts";
+import type { Machine } from "../support/machine.ts";
 
 requireReference();
 
@@ -246,8 +246,8 @@ Deno.test("attach-vm: restored, removed and collected beside others' attachments
     const vmAddress = web.interfaces[0].addresses[0].address.split("/")[0];
     assertEquals((await host.fetch(`http://${vmAddress}/`, { netns: "pod" })).body, "vm");
   }
-  // As after a reboot: the namespace is gone, the pool's file is not.
-  await host.sh("ip netns delete tapkit-web; sleep 0.3");
+  // As after a reboot: the namespace's name is gone, the pool's file is not.
+  await host.sh("ip netns delete tapkit-web");
   const { json: [restored] } = await host.mustTapkit("attach-vm", "--restore");
   assertEquals(restored, web);
   await podIsThere();
@@ -256,9 +256,7 @@ Deno.test("attach-vm: restored, removed and collected beside others' attachments
   assertEquals((await host.mustTapkit("attach-vm", "--gc")).json, []);
   await host.sh("ip netns delete tapkit-web");
   assertEquals((await host.mustTapkit("attach-vm", "--gc")).json, [{ vm: "web", removed: true }]);
-  await eventually(3000, "the state is gone, as is who served DHCP", async () => {
-    return (await host.run("ls", ["/var/lib/tapkit"])).code === 2;
-  });
+  await host.awaitGone("/var/lib/tapkit");
   await podIsThere();
 
   // A lost record: the cache tells which network it was on.

@@ -148,9 +148,9 @@ Deno.test("Host.addLan: machines reach each other by IPv4 and IPv6, HTTP and UDP
   assertEquals((await host.fetch("http://192.0.2.2:81/")).code, 1);
   await host.serveUdp(53, "dns");
   const udp = await peer.udpClient("192.0.2.1", 53);
-  const answer = await udp.ask("question");
+  const answer = await udp.answer("question");
   assertStringIncludes(answer ?? "nothing", "dns 192.0.2.2 ");
-  assertEquals(await udp.ask("again"), answer);
+  assertEquals(await udp.answer("again"), answer);
   const deaf = await peer.udpClient("192.0.2.1", 54);
   assertEquals(await deaf.ask("question", 200), undefined);
 });

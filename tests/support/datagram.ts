@@ -1,7 +1,7 @@
 /**
  * Datagrams for the tests, run inside a throwaway machine:
  * `serve PORT TEXT` answers each with TEXT and the sender; `ask ADDRESS PORT` sends each line of
- * its standard input from one socket and prints what comes back.
+ * its standard input from one socket and prints what comes back, but for late answers to earlier lines.
  */
 
 import { createSocket } from "node:dgram";
@@ -15,21 +15,26 @@ else throw new Error("serve PORT TEXT, or ask ADDRESS PORT");
 
 function serve(port: number, text: string): void {
   const socket = createSocket({ type: ipv6() ? "udp6" : "udp4" });
-  socket.on("message", (_, from) => {
+  socket.on("message", (data, from) => {
     const address = from.address.replace(/^::ffff:/, "");
-    socket.send(`${text} ${address} ${from.port}`, from.port, from.address);
+    const [, number = ""] = data.toString().split("\n");
+    socket.send(`${text} ${address} ${from.port}\n${number}`, from.port, from.address);
   });
   socket.bind(port, () => console.log("ready"));
 }
 
 function ask(address: string, port: number): void {
   const socket = createSocket({ type: address.includes(":") ? "udp6" : "udp4" });
-  socket.on("message", (data) => console.log(data.toString()));
+  let asked = 0;
+  socket.on("message", (data) => {
+    const [text, number] = data.toString().split("\n");
+    if (number === String(asked)) console.log(text);
+  });
   // ECONNREFUSED by ICMP: no answer, which is what the asker sees anyway.
   socket.on("error", () => {});
   socket.bind(0, () => console.log("ready"));
   createInterface({ input: process.stdin })
-    .on("line", (line) => socket.send(line, port, address))
+    .on("line", (line) => socket.send(`${line}\n${++asked}`, port, address))
     .on("close", () => Deno.exit(0));
 }
 

@@ -13,7 +13,7 @@
  */
 
 import { Lan } from "./lan.ts";
-import { Machine, type Outcome, ROOT, type RunOptions } from "./machine.ts";
+import { eventually, Machine, type Outcome, ROOT, type RunOptions } from "./machine.ts";
 import { assertSameSnapshot, type SnapshotOptions, takeSnapshot } from "./snapshot.ts";
 
 /** What a script of tapkit did. */
@@ -91,6 +91,15 @@ export class Host extends Machine {
     return await takeSnapshot(this);
   }
 
+  /** Waits until a file is gone: the DHCP server's lock and directory go when it has seen that nobody is left. */
+  async awaitGone(path: string, timeoutMs = 10_000): Promise<void> {
+    await eventually(
+      timeoutMs,
+      `${path} is gone`,
+      async () => (await this.run("test", ["-e", path])).code !== 0,
+    );
+  }
+
   /**
    * Asserts that the host is as it was, waiting a little for what ends by itself.
    *
@@ -98,7 +107,7 @@ export class Host extends Machine {
    */
   async assertRestored(
     before: string,
-    { withinMs = 3000, ...options }: SnapshotOptions & { withinMs?: number } = {},
+    { withinMs = 10_000, ...options }: SnapshotOptions & { withinMs?: number } = {},
   ): Promise<void> {
     const deadline = Date.now() + withinMs;
     while (true) {

@@ -443,6 +443,15 @@ export class UdpClient {
     this.#process = process;
   }
 
+  /** Sends a datagram until it is answered: one may be lost on the way, as datagrams are. */
+  async answer(text: string): Promise<string> {
+    for (let round = 0; round < 5; round++) {
+      const answer = await this.ask(text, 2000);
+      if (answer !== undefined) return answer;
+    }
+    throw new Error(`no answer to "${text}"`);
+  }
+
   /** Sends one datagram; returns the answer, `undefined` when none comes in time. */
   async ask(text: string, timeoutMs = 1000): Promise<string | undefined> {
     const from = this.#process.lines.length;
