@@ -107,6 +107,7 @@ export const bpf = {
   shiftLeft: (k: number) => step(Bpf.ALU | Bpf.LSH | Bpf.K, k),
   ifEqual: jump(Bpf.JEQ | Bpf.K),
   ifAnyBit: jump(Bpf.JSET | Bpf.K),
+  ifAtLeast: jump(Bpf.JGE | Bpf.K),
   ifAboveX: (yes?: string, no?: string) => jump(Bpf.JGT | Bpf.X)(0, yes, no),
   /** Goes on at a label, however far ahead it is. */
   goTo: (label: string) => jump(Bpf.JA)(0, label),

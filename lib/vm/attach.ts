@@ -29,8 +29,8 @@ import {
   withNetns,
 } from "../sys/netns.ts";
 import { UndoStack } from "../undo.ts";
-import { changeRules, changesGuards, dropRules, reguard, rewire } from "./change.ts";
-import { checkAttachment, type NetworkFinding, noteMending } from "./check.ts";
+import { changeRules, changesGuards, dropRules, putGuards, reguard, rewire } from "./change.ts";
+import { checkAttachment, keptPolicies, type NetworkFinding, noteMending } from "./check.ts";
 import { announce, refuseElsewhere } from "./elsewhere.ts";
 import { withGiven } from "./given-netns.ts";
 import { canonicalNetns, requireSuccessor } from "./netns.ts";
@@ -224,7 +224,7 @@ async function attachAgain(
     const record = differences.wire.length > 0
       ? await rewire(host, whole, wanted)
       : differences.guards.length > 0 || changesGuards(whole, wanted)
-      ? reguard(host, whole, wanted, undo)
+      ? await reguard(host, whole, wanted, undo)
       : whole;
     const opening = (old.made.request.openFirewall ?? false) !== (wanted.openFirewall ?? false);
     const same = hasPorts(record, wanted) && samePolicy(record.made.request, wanted) && !opening &&
@@ -432,6 +432,9 @@ async function attachOnce(
       undo.push(`the rules of ${guest.owner}`, () => firewall.remove(guest));
       return applyRules(firewall, { wanted: guest, request, note: host.note });
     });
+    const policed = { interfaces, ports: bound, made: { guests } };
+    const kept = await keptPolicies(host, policed, { fixing: true });
+    if (kept.length > 0) putGuards({ ...planned, interfaces }, kept);
     await bringSettings(host, guests, { firewall, request, fresh: old === undefined });
     noteClosed(host, firewall, withShownPorts(guests, bound), `attach-vm ${name}`);
 

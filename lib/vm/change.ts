@@ -10,6 +10,8 @@ import type { GuestRules } from "../firewall/model.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
 import { UndoStack } from "../undo.ts";
+import { keptPolicies } from "./check.ts";
+import type { GuardPolicy } from "./guard.ts";
 import { applyRules, recordedLimits, withLimits } from "./limits.ts";
 import { recordedPolicy, samePolicy, withPolicy } from "./policy.ts";
 import {
@@ -51,11 +53,13 @@ export async function rewire(
   using netns = openNetns(record.netns);
   using nl = withNetns(netns, () => NetlinkConnection.open());
   try {
-    const interfaces = record.interfaces.map((link) => {
+    const kept = await keptPolicies(host, record, { fixing: true });
+    const interfaces = record.interfaces.map((link, index) => {
       removeWire(nl, link.name, link.mode);
       const { dhcpGuard: _, ...unwired } = link;
       const request = wireRequest(record.made.request, { netns, nl, undo, note: host.note });
-      return addWire({ ...request, mode: link.mode }, guardedAs(unwired, wanted));
+      const { mode } = link;
+      return addWire({ ...request, mode, policy: kept[index] }, guardedAs(unwired, wanted));
     });
     const request = { ...record.made.request, ...identityOf(wanted) };
     const rewired = { ...record, interfaces, made: { ...record.made, request } };
@@ -71,22 +75,13 @@ export async function rewire(
  *
  * @param undo gets what brings the recorded ones back
  */
-export function reguard(
+export async function reguard(
   host: Host,
   record: StoredRecord,
   wanted: AttachRequest,
   undo: UndoStack,
-): StoredRecord {
-  const guard = (links: StoredRecord["interfaces"]) => {
-    using netns = openNetns(record.netns);
-    using nl = withNetns(netns, () => NetlinkConnection.open());
-    for (const link of links) {
-      if (setGuards(nl, link)) continue;
-      throw new TapkitError(`this kernel cannot guard "${link.name}" any more`, {
-        mend: "use a kernel with CONFIG_NET_CLS_BPF",
-      });
-    }
-  };
+): Promise<StoredRecord> {
+  const kept = await keptPolicies(host, record, { fixing: true });
   const interfaces = record.interfaces.map((link) => guardedAs(link, wanted));
   const request = { ...record.made.request, ...identityOf(wanted) };
   const reguarded = { ...record, interfaces, made: { ...record.made, request } };
@@ -97,9 +92,42 @@ export function reguard(
     writeRecord(host, { ...now, interfaces: record.interfaces, made });
   });
   writeRecord(host, reguarded);
-  undo.push(`the guards of "${record.vm}"`, () => guard(record.interfaces));
-  guard(interfaces);
+  undo.push(`the guards of "${record.vm}"`, () => putGuards(record, kept));
+  putGuards(reguarded, kept);
   return reguarded;
+}
+
+/** Puts the guards of a record's interfaces in the place of those there are. */
+export function putGuards(
+  { netns: path, interfaces }: Pick<StoredRecord, "netns" | "interfaces">,
+  kept: readonly (GuardPolicy | undefined)[],
+): void {
+  using netns = openNetns(path);
+  using nl = withNetns(netns, () => NetlinkConnection.open());
+  for (const [index, link] of interfaces.entries()) {
+    if (link.dhcpGuard === false || setGuards(nl, link, kept[index])) continue;
+    throw new TapkitError(`this kernel cannot guard "${link.name}" any more`, {
+      mend: "use a kernel with CONFIG_NET_CLS_BPF",
+    });
+  }
+}
+
+/**
+ * Guards that keep the policy and answer from the ports of another record of the same VM.
+ *
+ * @param undo gets what brings those of the first back
+ */
+export async function changeKept(
+  host: Host,
+  before: StoredRecord,
+  after: StoredRecord,
+  undo: UndoStack,
+): Promise<void> {
+  const had = await keptPolicies(host, before);
+  const kept = await keptPolicies(host, after, { fixing: true });
+  if (JSON.stringify(had) === JSON.stringify(kept)) return;
+  undo.push(`the guards of "${before.vm}"`, () => putGuards(before, had));
+  putGuards(after, kept);
 }
 
 /** What of a request says who a guest is. */
@@ -176,6 +204,8 @@ export async function changeRules(
       undo.push(`the rules of ${guest.owner}`, () => firewall.replace(guest, before));
       return applyRules(firewall, { old: before, wanted: guest, request: wanted, note: host.note });
     });
+    const changed = { ...record, made: { ...record.made, networks, guests } };
+    await changeKept(host, old, changed, undo);
     await bringSettings(host, guests, { firewall, request: wanted });
     await returnSettings(host, {
       leaves: (owner) => guests.some((guest) => guest.owner === owner),
@@ -188,7 +218,6 @@ export async function changeRules(
     if (republishing !== undefined && rules !== undefined) {
       firewall.endStaleFlows({ ...rules, ports }, owners.attach);
     }
-    const changed = { ...record, made: { ...record.made, networks, guests } };
     await checkpoint(host.signal);
     writeRecord(host, changed);
     return changed;

@@ -10,6 +10,8 @@ import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink } from "../netlink/link.ts";
 import { netnsProblem, openVm } from "./netns.ts";
 import { type Host, openHost } from "./session.ts";
+import type { GuardPolicy } from "./guard.ts";
+import type { Policed } from "./kept-policy.ts";
 import { checkSettings } from "./settings.ts";
 import { firewallOf, readRecord, type StoredRecord, unfinished, validateName } from "./state.ts";
 import type { HostOptions } from "./types.ts";
@@ -102,11 +104,12 @@ export async function checkAttachment(
     };
   }
   const findings = await checkNetworks(host, record, vmNl);
+  const kept = await keptPolicies(host, record);
   return {
     network: findings.filter(({ ignored }) => !ignored),
     ignored: findings.filter(({ ignored }) => ignored).map(({ problem }) => problem),
     wire: interfaces.flatMap((link) => checkWire(vmNl, link)),
-    guards: interfaces.flatMap((link) => checkGuards(vmNl, link)),
+    guards: interfaces.flatMap((link, index) => checkGuards(vmNl, link, kept[index])),
     firewall: [
       ...made.guests.flatMap((rules) => firewall.check(rules)),
       ...checkSettings(host, firewall, made.guests, made.request),
@@ -155,4 +158,24 @@ function isMade(attachment: NetworkAttachment): attachment is MadeAttachment {
 
 function isOfMaker({ executed, ignored }: Finding): boolean {
   return executed === 0 && !ignored;
+}
+
+/**
+ * What the guards of a VM's interfaces keep of its policy, where it has one.
+ *
+ * @param fixing whether to fix what they rely on
+ */
+export async function keptPolicies(
+  host: Host,
+  policed: Policed,
+  { fixing = false } = {},
+): Promise<readonly (GuardPolicy | undefined)[]> {
+  const { guests } = policed.made;
+  const some = guests.some(({ isolatedPort, egress = [] }) =>
+    isolatedPort !== undefined || egress.length > 0
+  );
+  if (!some) return [];
+  const { fixBridges, keptPolicies } = await import("./kept-policy.ts");
+  if (fixing) fixBridges(host.session.nl, guests);
+  return keptPolicies(host.session.nl, policed);
 }

@@ -14,6 +14,7 @@ import { parseMac } from "../inet/mac.ts";
 import { assembleBpf, bpf, type BpfInstruction, type BpfSource, type BpfStep } from "../sys/bpf.ts";
 
 /** linux/if_ether.h. */
+export const ETH_P_ARP = 0x0806;
 export const ETH_P_IPV6 = 0x86dd;
 const ETH_P_8021Q = 0x8100;
 const ETH_P_8021AD = 0x88a8;
@@ -31,7 +32,7 @@ export const Ipv4 = {
   ...{ VERSION_IHL: 0, FRAGMENT: 6, PROTOCOL: 9, SOURCE: 12, DESTINATION: 16 },
 } as const;
 export const Ipv6 = { NEXT_HEADER: 6, HOP_LIMIT: 7, SOURCE: 8, DESTINATION: 24, SIZE: 40 } as const;
-const Extension = { NEXT_HEADER: 0, LENGTH: 1, FRAGMENT: 2, LEAST_SIZE: 8 } as const;
+export const Extension = { NEXT_HEADER: 0, LENGTH: 1, FRAGMENT: 2, LEAST_SIZE: 8 } as const;
 const Udp = { SOURCE: 0, DESTINATION: 2 } as const;
 /** What is looked at of any header behind an extension. */
 const LEAST_HEADER = 4;
@@ -41,14 +42,44 @@ const IPV6_OFFSET_MASK = 0xfff8;
 /** linux/in6.h. IPv6 extension headers that a host skips on its way to the upper one (RFC 8200). */
 const IPPROTO_FRAGMENT = 44;
 const IPPROTO_AH = 51;
-export const IPPROTO_ICMPV6 = 58;
+/** linux/in.h, linux/in6.h. */
+export const [IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_SCTP, IPPROTO_ICMPV6] = [1, 6, 132, 58] as const;
 const EXTENSIONS = [0, /* hop by hop */ 43, /* routing */ 60 /* destination */] as const;
 /** What nobody needs more of, and what the programs look behind: the rest is dropped. */
 const MAX_EXTENSIONS = 4;
 const MAX_INLINE_VLAN_TAGS = 2;
 
-/** Scratch memory: a header's type and size, X, and whether the source is unspecified. */
-export const Memory = { TYPE: 0, X: 1, UNSPECIFIED: 2, SIZE: 3 } as const;
+/**
+ * Scratch memory: a header's type and size, X, whether the source is unspecified; of policies, whether
+ * the frame is for others than the host, and how far what it is for is denied.
+ */
+export const Memory = { TYPE: 0, X: 1, UNSPECIFIED: 2, SIZE: 3, ASIDE: 4, DENIED: 5 } as const;
+
+/** What a guard keeps beside who the guest is. Each part goes on where a frame may pass. */
+export interface GuardPolicy {
+  /** At the TAP. X holds the offset of the header that each is named by. */
+  readonly tap: {
+    readonly arp: BpfSource;
+    readonly ipv4: BpfSource;
+    readonly ipv6: BpfSource;
+    /** At whatever IPv6 carries but ICMPv6. */
+    readonly other6: BpfSource;
+    readonly icmpv6: BpfSource;
+    /** At the header behind IP's, whose type is in memory, and which ICMP and ICMPv6 are not. */
+    readonly upper: BpfSource;
+    readonly upperIcmp: BpfSource;
+    readonly upperIcmpv6: BpfSource;
+    /** At a fragment without that header. */
+    readonly later: BpfSource;
+  };
+  /** At the interface behind it, of frames that are not the guest's own. */
+  readonly link: {
+    readonly ethernet: BpfSource;
+    readonly arp: BpfSource;
+    readonly ipv4: BpfSource;
+    readonly ipv6: BpfSource;
+  };
+}
 
 const { ifEqual, ifAnyBit, loadHalf, loadWord, loadByteAtX, loadHalfAtX, ret } = bpf;
 
@@ -73,15 +104,20 @@ export const DROP: BpfSource = ["drop", ret(TC_ACT_SHOT)];
  * @param leased whether there is such a client
  * @throws {InputError} when the MAC is malformed
  */
-export function wireGuard(mac: string, { leased = false } = {}): BpfInstruction[] {
+export function wireGuard(
+  mac: string,
+  { leased = false, policy }: { leased?: boolean; policy?: GuardPolicy | undefined } = {},
+): BpfInstruction[] {
   return assembleBpf([
-    ...macSteps(mac, Ethernet.SOURCE, "dhcp"),
+    ...macSteps(mac, Ethernet.SOURCE, "foreign"),
     ...macSteps(mac, Ethernet.DESTINATION, "drop"),
     bpf.goTo("dhcp"),
     ...DROP,
+    "foreign",
+    ...policy?.link.ethernet ?? [],
     "dhcp",
     ...leased ? [...datagramSteps(BOOTPC, "no answer"), ret(TC_ACT_OK), "no answer"] : [],
-    ...dhcpSteps(),
+    ...dhcpSteps(policy?.link),
   ]);
 }
 
@@ -109,15 +145,21 @@ export function lengthSteps(size: number): BpfSource {
 }
 
 /** X holds the offset of the header that is looked at. */
-function dhcpSteps(): BpfSource {
+function dhcpSteps(policy?: GuardPolicy["link"]): BpfSource {
   return [
     ...networkTypeSteps(),
     "network",
-    ifEqual(ETH_P_IP, "ipv4"),
-    ifEqual(ETH_P_IPV6, "ipv6", "pass"),
+    ifEqual(ETH_P_IP, "to ipv4"),
+    ifEqual(ETH_P_IPV6, "to ipv6"),
+    ...policy ? [ifEqual(ETH_P_ARP, undefined, "pass"), ...policy.arp] : [],
+    ...PASS,
+    ...DROP,
+    ...["to ipv4", bpf.goTo("ipv4"), "to ipv6", bpf.goTo("ipv6")],
     "ipv4",
+    ...policy?.ipv4 ?? [],
     ...ipv4Steps(),
     "ipv6",
+    ...policy?.ipv6 ?? [],
     ...ipv6Steps({ udp: "udp over ipv6", icmpv6: "pass", other: "pass", later: "pass" }),
     ...PASS,
     "udp over ipv6",
@@ -127,22 +169,34 @@ function dhcpSteps(): BpfSource {
   ];
 }
 
-/** X holds the offset of the IPv4 header. */
-export function ipv4Steps(): BpfSource {
+/** Leads X from the IPv4 header to the upper one, to `later` where a fragment has none. */
+export function ipv4UpperSteps(later: string): BpfSource {
   return [
-    loadByteAtX(Ipv4.PROTOCOL),
-    ifEqual(IPPROTO_UDP, undefined, "pass"),
     loadHalfAtX(Ipv4.FRAGMENT),
-    ifAnyBit(IPV4_OFFSET_MASK, "pass"),
+    ifAnyBit(IPV4_OFFSET_MASK, later),
     loadByteAtX(Ipv4.VERSION_IHL),
     bpf.and(0x0f),
     bpf.shiftLeft(2),
     bpf.addX(),
     bpf.xFromA(),
-    ...portSteps([BOOTPS, BOOTPC]),
+  ];
+}
+
+/** X holds the offset of the IPv4 header. */
+export function ipv4Steps(): BpfSource {
+  return [
+    loadByteAtX(Ipv4.PROTOCOL),
+    ifEqual(IPPROTO_UDP, undefined, "pass"),
+    ...ipv4UpperSteps("pass"),
+    ...dhcpv4Steps(),
     ...PASS,
     ...DROP,
   ];
+}
+
+/** Drops DHCP. X holds the offset of UDP's header. */
+export function dhcpv4Steps(): BpfSource {
+  return portSteps([BOOTPS, BOOTPC]);
 }
 
 /** Leaves the type of the network header in A and its offset in X, behind tags left in the frame. */
@@ -244,7 +298,6 @@ function portSteps(ports: readonly [number, number]): BpfSource {
     loadHalfAtX(Udp.SOURCE),
     ...ports.map((port) => ifEqual(port, "drop")),
     loadHalfAtX(Udp.DESTINATION),
-    ifEqual(ports[0], "drop"),
-    ifEqual(ports[1], "drop", "pass"),
+    ...ports.map((port) => ifEqual(port, "drop")),
   ];
 }

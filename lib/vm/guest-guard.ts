@@ -5,17 +5,24 @@
  * @module
  */
 
-import { ETH_HLEN, ETH_P_IP } from "../dhcp/headers.ts";
+import { ETH_HLEN, ETH_P_IP, IPPROTO_UDP } from "../dhcp/headers.ts";
 import { bytesToIp, ipToBytes, isIp } from "../inet/ip.ts";
 import { parseMac } from "../inet/mac.ts";
 import { assembleBpf, Bpf, bpf, type BpfInstruction, type BpfSource } from "../sys/bpf.ts";
 import {
+  dhcpv4Steps,
   dhcpv6Steps,
   DROP,
+  ETH_P_ARP,
   ETH_P_IPV6,
   Ethernet,
+  Extension,
+  type GuardPolicy,
+  IPPROTO_ICMP,
+  IPPROTO_ICMPV6,
   Ipv4,
   ipv4Steps,
+  ipv4UpperSteps,
   Ipv6,
   ipv6Steps,
   lengthSteps,
@@ -24,23 +31,22 @@ import {
   PASS,
 } from "./guard.ts";
 
-/** linux/if_ether.h, linux/if_arp.h. */
-export const ETH_P_ARP = 0x0806;
-const ARPOP_REQUEST = 1;
+/** linux/if_arp.h. */
+export const ARPOP_REQUEST = 1;
 /** Hardware type and protocol of ARP for IPv4 over Ethernet; the lengths of their addresses. */
 const ARP_TYPES = 0x0001_0800;
 const ARP_LENGTHS = 0x0604;
 
 /** Offsets in the headers of ARP and ICMPv6. */
-const Arp = {
+export const Arp = {
   ...{ TYPES: 0, LENGTHS: 4, OPERATION: 6, SENDER_MAC: 8, SENDER_IP: 14, TARGET_IP: 24 },
 } as const;
-const Icmpv6 = { TYPE: 0, TARGET: 8, TARGET_END: 24 } as const;
+export const Icmpv6 = { TYPE: 0, TARGET: 8, TARGET_END: 24 } as const;
 
 /** The words that link-local addresses (fe80::/10) begin with. */
 const LINK_LOCAL = { MASK: 0xffc0_0000, BITS: 0xfe80_0000 } as const;
 /** linux/icmpv6.h, linux/mld.h, net/ndisc.h. */
-const Icmpv6Type = {
+export const Icmpv6Type = {
   ...{ MLD_REPORT: 131, MLD_DONE: 132, MLD2_REPORT: 143 },
   ...{ ROUTER_SOLICIT: 133, ROUTER_ADVERT: 134, NEIGHBOUR_SOLICIT: 135 },
   ...{ NEIGHBOUR_ADVERT: 136, REDIRECT: 137 },
@@ -83,9 +89,11 @@ export interface GuestIdentity {
  * Of a guest without a known address all that needs none of this is dropped.
  *
  * @param guest absent where it may send in the name of others
+ * @param policy what it may not do beside
  * @throws {InputError} when an address is malformed
  */
-export function tapGuard(guest?: GuestIdentity): BpfInstruction[] {
+export function tapGuard(guest?: GuestIdentity, policy?: GuardPolicy): BpfInstruction[] {
+  const tap = policy?.tap;
   const names = guest && namesOf(guest);
   return assembleBpf([
     bpf.loadAncillary(Bpf.SKF_AD_VLAN_TAG_PRESENT),
@@ -99,27 +107,72 @@ export function tapGuard(guest?: GuestIdentity): BpfInstruction[] {
     ...["to ipv4", bpf.goTo("ipv4"), "to ipv6", bpf.goTo("ipv6"), ...DROP],
     "arp",
     ...guest && names ? arpSteps(guest.mac, names) : [],
+    ...tap?.arp ?? [],
     ...PASS,
     ...DROP,
     "ipv4",
     ...names?.own4 ? sourceSteps4(names.own4) : [],
-    ...ipv4Steps(),
+    ...tap?.ipv4 ?? [],
+    ...tap ? policedSteps4() : ipv4Steps(),
     "ipv6",
     ...names ? sourceSteps6(names) : [],
-    ...ipv6Steps({ udp: "udp", icmpv6: "icmpv6", other: "other", later: "other" }),
+    ...tap?.ipv6 ?? [],
+    ...ipv6Steps({ udp: "udp", icmpv6: "icmpv6", other: "other", later: "later6" }),
     "udp",
     ...names ? namedSteps() : [],
+    ...tap?.other6 ?? [],
     ...dhcpv6Steps(),
+    bpf.goTo("upper"),
+    ...DROP,
     "other",
     ...names ? namedSteps() : [],
-    ...PASS,
+    ...tap?.other6 ?? [],
+    bpf.goTo("upper"),
+    ...DROP,
+    "later6",
+    ...names ? namedSteps() : [],
+    ...tap?.other6 ?? [],
+    loadByteAtX(Extension.NEXT_HEADER),
+    bpf.store(Memory.TYPE),
+    bpf.goTo("later"),
     ...DROP,
     "icmpv6",
     ...routerSteps(),
     ...names ? neighbourSteps(names) : [],
+    ...tap?.icmpv6 ?? [],
+    ...tap?.upperIcmpv6 ?? [],
+    ...PASS,
+    ...DROP,
+    ...tap ? ["icmp", ...tap.upperIcmp, ...PASS, ...DROP] : [],
+    "later",
+    ...tap?.later ?? [],
+    ...PASS,
+    ...DROP,
+    "upper",
+    ...tap?.upper ?? [],
     ...PASS,
     ...DROP,
   ]);
+}
+
+/** Leads IPv4 to where it is judged by what it carries. X holds the offset of its header. */
+function policedSteps4(): BpfSource {
+  /** Which is no protocol of IPv4's. */
+  const NONE = 0xff;
+  return [
+    loadByteAtX(Ipv4.PROTOCOL),
+    ifEqual(IPPROTO_ICMPV6, undefined, "its own"),
+    bpf.setA(NONE),
+    "its own",
+    bpf.store(Memory.TYPE),
+    ...ipv4UpperSteps("to later"),
+    bpf.recall(Memory.TYPE),
+    ifEqual(IPPROTO_ICMP, "to icmp"),
+    ifEqual(IPPROTO_UDP, undefined, "to upper"),
+    ...dhcpv4Steps(),
+    ...["to upper", bpf.goTo("upper"), "to icmp", bpf.goTo("icmp")],
+    ...["to later", bpf.goTo("later"), ...DROP],
+  ];
 }
 
 /** A guest's addresses by kind; of a family without a list any may be its. */

@@ -21,6 +21,7 @@ import {
   subtractPorts,
 } from "../inet/ports.ts";
 import { UndoStack } from "../undo.ts";
+import { openVm } from "./netns.ts";
 import {
   type AddressRecord,
   deleteAddress,
@@ -123,7 +124,9 @@ export async function unmapPorts(
   }
   return await changeVm(target, options, async (host, record) => {
     requireSettled(record);
-    return await dropPorts(host, vmHolder(host, await unpublished(host, record, asked)), asked);
+    const left = await unpublished(host, record, asked);
+    if (left !== record) await guardPorts(host, { record }, left.ports, new UndoStack());
+    return await dropPorts(host, vmHolder(host, left), asked);
   });
 }
 
@@ -252,6 +255,7 @@ async function addPorts(
       undo.push(`the record of ${rules.owner}`, holder.restore);
       holder.write(after, wanted);
     }
+    await guardPorts(host, holder, allPorts(wanted), undo);
     undo.push(`the ports of ${rules.owner}`, () => {
       if (opening) firewall.add({ ...holder.rules, ports: [] });
       if (have.length === 0 && holder.leave !== undefined) return holder.leave(firewall);
@@ -325,6 +329,19 @@ function answerAgain(
   });
 }
 
+/** Guards that let answers from these ports pass, where the guest may not send all it wants. */
+async function guardPorts(
+  host: Host,
+  { record }: Pick<Holder, "record">,
+  ports: readonly PortMapping[],
+  undo: UndoStack,
+): Promise<void> {
+  if (record?.denyEgress === undefined) return;
+  using stack = new DisposableStack();
+  if (openVm(stack, record) === undefined) return;
+  await (await import("./change.ts")).changeKept(host, record, { ...record, ports }, undo);
+}
+
 /** A record after the plugins that publish some of these ports do so no more. */
 async function unpublished(
   host: Host,
@@ -382,6 +399,7 @@ async function dropPorts(
     if (leaving !== undefined) firewall.removeIfUnused();
     undo.push(`the record of ${rules.owner}`, holder.restore);
     holder.write(left, wanted);
+    await guardPorts(host, holder, allPorts(wanted), undo);
   } catch (error) {
     throw await undo.fail(error);
   }

@@ -35,6 +35,8 @@ export interface Holder {
   readonly owners: PortOwners;
   /** What its rules are made by. */
   readonly firewall: FirewallKind;
+  /** Of a VM, as it was. */
+  readonly record?: StoredRecord;
   /** Puts other ports into its record. */
   readonly write: (rules: GuestRules, owners: PortOwners) => void;
   /** Puts the record back as it was. */
@@ -89,6 +91,7 @@ export function vmHolder(host: HostPaths, record: StoredRecord): Holder {
   const before = portOwners(record);
   return {
     owner: record.vm,
+    record,
     command: `attach-vm ${record.vm}`,
     rules,
     owners: before,

@@ -20,7 +20,7 @@ import { writeSysctl } from "../sys/sysctl.ts";
 import { createTap } from "../sys/tap.ts";
 import type { UndoStack } from "../undo.ts";
 import { LINK_GROUP } from "../cni/plugins/bridge-device.ts";
-import { wireGuard } from "./guard.ts";
+import { type GuardPolicy, wireGuard } from "./guard.ts";
 import { type GuestIdentity, tapGuard } from "./guest-guard.ts";
 import { innerBridge } from "./inner-bridge.ts";
 import { redirect } from "./redirect.ts";
@@ -55,6 +55,8 @@ export interface WireRequest {
   readonly owner?: number;
   readonly group?: number;
   readonly undo: UndoStack;
+  /** What the guards are to keep beside who the guest is. */
+  readonly policy?: GuardPolicy | undefined;
   note(text: string): void;
 }
 
@@ -123,7 +125,7 @@ export function addWire(request: WireRequest, made: UnwiredInterface): VmInterfa
     undo.push(`the wire of "${names.link}"`, () => wire.part(nl, names));
     let guarded: boolean;
     try {
-      guarded = setGuards(nl, made);
+      guarded = setGuards(nl, made, request.policy);
       wire.join({ ...ends, guarded });
     } catch (error) {
       const next = modes[index + 1];
@@ -186,9 +188,13 @@ type GuardedInterface = Pick<
  *
  * @returns false where the kernel has no means for it
  */
-export function setGuards(nl: NetlinkConnection, guarded: GuardedInterface): boolean {
+export function setGuards(
+  nl: NetlinkConnection,
+  guarded: GuardedInterface,
+  policy?: GuardPolicy,
+): boolean {
   try {
-    for (const { link, program } of guards(guarded)) {
+    for (const { link, program } of guards(guarded, policy)) {
       const { index } = requireLink(nl, link);
       addIngressQdisc(nl, index);
       replaceBpfFilter(nl, { index, priority: GUARD_PRIORITY, name: "guard", program });
@@ -201,9 +207,13 @@ export function setGuards(nl: NetlinkConnection, guarded: GuardedInterface): boo
 }
 
 /** What differs from what {@linkcode setGuards} put there, as sentences. */
-export function checkGuards(nl: NetlinkConnection, recorded: VmInterface): string[] {
+export function checkGuards(
+  nl: NetlinkConnection,
+  recorded: VmInterface,
+  policy?: GuardPolicy,
+): string[] {
   if (recorded.dhcpGuard === false) return [];
-  return guards(recorded).flatMap(({ link, program }) => {
+  return guards(recorded, policy).flatMap(({ link, program }) => {
     const index = getLink(nl, link)?.index;
     if (index === undefined) return [];
     const present = listFilters(nl, index).find(({ priority, kind }) =>
@@ -215,11 +225,14 @@ export function checkGuards(nl: NetlinkConnection, recorded: VmInterface): strin
   });
 }
 
-function guards(guarded: GuardedInterface): { link: string; program: BpfInstruction[] }[] {
+function guards(
+  guarded: GuardedInterface,
+  policy?: GuardPolicy,
+): { link: string; program: BpfInstruction[] }[] {
   const { link, tap } = wireNames(guarded.name);
   return [
-    { link: tap, program: tapGuard(identityOf(guarded)) },
-    { link, program: wireGuard(guarded.mac, guarded) },
+    { link: tap, program: tapGuard(identityOf(guarded), policy) },
+    { link, program: wireGuard(guarded.mac, { leased: guarded.leased === true, policy }) },
   ];
 }
 

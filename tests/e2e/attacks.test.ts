@@ -14,7 +14,14 @@ import {
 } from "../support/attack-scene.ts";
 import { type Attack, FORGED, HONEST, type Parties, reaches } from "../support/attacks.ts";
 import { tryAttacks } from "../support/attacks.ts";
-import { datagrams, everything4, everything6, type Way } from "../support/egress-frames.ts";
+import {
+  datagrams,
+  everything4,
+  everything6,
+  opening4,
+  opening6,
+  type Way,
+} from "../support/egress-frames.ts";
 import { GATEWAY } from "../support/dual-network.ts";
 import { honestFrame, loopbackFrames, unheard } from "../support/loopback.ts";
 import { arp, bytes, ethernet, extension, icmpv6, ipv4, ipv6, udp } from "../support/frames.ts";
@@ -200,34 +207,119 @@ const FORGERIES: readonly Attack[] = [
   },
 ];
 
+/** Datagrams and questions of one party to another, to its MAC and by way of `by`. */
+const approaches = (
+  party: Parties,
+  { from, to, by = to, mark }: { from: PartyName; to: PartyName; by?: PartyName; mark: Uint8Array },
+): Uint8Array[] => {
+  const [sender, receiver] = [party(from), party(to)];
+  const payload = bytes(udp({ source: 5000, destination: 5001 }, 8 + mark.length));
+  payload.set(mark, 8);
+  const macs = { from: sender.mac, to: party(by).mac };
+  const solicit = bytes(message(NEIGHBOUR_SOLICIT, receiver.ip6), mark);
+  return [
+    bytes(ethernet(IP, macs), ipv4(payload, { source: sender.ip, destination: receiver.ip })),
+    bytes(ethernet(IPV6, macs), ipv6(payload, UDP, sender.ip6, receiver.ip6)),
+    bytes(ethernet(IPV6, macs), ipv6(payload, UDP, sender.ip6, receiver.local)),
+    bytes(ethernet(IPV6, macs), ipv6(payload, UDP, sender.local, receiver.local)),
+    bytes(ethernet(IPV6, macs), ipv6(solicit, ICMPV6, sender.ip6, receiver.ip6)),
+    // To addresses that are nobody's here: whoever listens hears them.
+    bytes(ethernet(IP, macs), ipv4(payload, { source: sender.ip, destination: "203.0.113.9" })),
+    bytes(ethernet(IPV6, macs), ipv6(payload, UDP, sender.ip6, "2001:db8:9::9")),
+    ...[1, 2].map((operation) =>
+      bytes(
+        frameArp(sender.mac, { senderIp: sender.ip, targetIp: receiver.ip, operation }, macs.to),
+        mark,
+      )
+    ),
+  ];
+};
+/** The same to all, which a bridge floods. */
+const calls = (party: Parties, from: PartyName, mark: Uint8Array): Uint8Array[] => {
+  const { mac, ip, ip6, local } = party(from);
+  const payload = bytes(udp({ source: 5353, destination: 5353 }, 8 + mark.length));
+  payload.set(mark, 8);
+  const group = { from: mac, to: "33:33:00:00:00:fb" };
+  return [
+    ...["10.5.0.255", "255.255.255.255", "224.0.0.251"].map((destination) =>
+      bytes(ethernet(IP, { from: mac, to: ALL }), ipv4(payload, { source: ip, destination }))
+    ),
+    ...[ip6, local].map((source) =>
+      bytes(ethernet(IPV6, group), ipv6(payload, UDP, source, "ff02::fb"))
+    ),
+    bytes(frameArp(mac, { senderIp: ip, targetIp: ip }), mark),
+  ];
+};
+
 /** Past the isolation of a guest. */
 const ISOLATION: readonly Attack[] = [
   ...(["web", "box"] as const).flatMap((neighbour): Attack[] => [
     {
-      name: `alone to ${neighbour}, over the bridge`,
+      name: `alone to ${neighbour}, over the bridge, by the gateway's MAC, and to all`,
       from: "alone",
       to: neighbour,
-      states: ATTACHED,
-      frames: (party) => {
-        const { mac, ip } = party("alone");
-        return [frame4(mac, ip, party(neighbour).mac, party(neighbour).ip), frame4(mac, ip)];
-      },
+      routed: true,
+      frames: (party) => [
+        ...approaches(party, { from: "alone", to: neighbour, mark: FORGED }),
+        ...approaches(party, { from: "alone", to: neighbour, by: "host", mark: FORGED }),
+        ...calls(party, "alone", FORGED),
+      ],
       control: {
         from: "mal",
-        frames: (party) => {
-          const { mac, ip } = party("mal");
-          return [frame4(mac, ip, party(neighbour).mac, party(neighbour).ip)];
-        },
+        frames: (party) => [
+          ...approaches(party, { from: "mal", to: neighbour, mark: HONEST }),
+          ...calls(party, "mal", HONEST),
+        ],
+      },
+    },
+    {
+      name: `${neighbour} to alone, over the bridge, by the gateway's MAC, and to all`,
+      from: neighbour,
+      to: "alone",
+      routed: true,
+      frames: (party) => [
+        ...approaches(party, { from: neighbour, to: "alone", mark: FORGED }),
+        ...approaches(party, { from: neighbour, to: "alone", by: "host", mark: FORGED }),
+        ...calls(party, neighbour, FORGED),
+      ],
+      control: {
+        from: "host",
+        frames: (party) => approaches(party, { from: "host", to: "alone", mark: HONEST }),
       },
     },
     {
       name: `${neighbour} to alone, connecting`,
       from: neighbour,
-      states: ATTACHED,
       attempt: (scene) => reaches(scene, neighbour, `http://${scene.party("alone").ip}/`),
       control: (scene) => reaches(scene, "host", `http://${scene.party("alone").ip}/`),
     },
   ]),
+  {
+    name: "box to alone, with the gateway's and other addresses",
+    from: "box",
+    to: "alone",
+    routed: true,
+    frames: (party) => {
+      const { mac } = party("box");
+      const to = party("alone");
+      const payload = bytes(udp({ source: 5000, destination: 5001 }, 16));
+      payload.set(FORGED, 8);
+      const macs = { from: mac, to: to.mac };
+      return [
+        ...[GATEWAY, "203.0.113.9", to.ip].map((source) =>
+          bytes(ethernet(IP, macs), ipv4(payload, { source, destination: to.ip }))
+        ),
+        ...[party("host").ip6, party("host").local, "2001:db8:9::9"].map((source) =>
+          bytes(ethernet(IPV6, macs), ipv6(payload, UDP, source, to.ip6))
+        ),
+        bytes(frameArp(mac, { senderIp: GATEWAY, targetIp: to.ip, operation: 2 }, to.mac), FORGED),
+      ];
+    },
+    control: {
+      from: "host",
+      frames: (party) => approaches(party, { from: "host", to: "alone", mark: HONEST }),
+    },
+  },
 ];
 
 const way = (party: Parties, from: PartyName, mark: Uint8Array): Way => {
@@ -236,6 +328,15 @@ const way = (party: Parties, from: PartyName, mark: Uint8Array): Way => {
 
 /** Past the egress rules of a guest. */
 const EGRESS: readonly Attack[] = [
+  {
+    name: "all that opens something",
+    from: "held",
+    to: "lan",
+    routed: true,
+    frames: (party) =>
+      [opening4, opening6].flatMap((opening) => opening(way(party, "held", FORGED))),
+    control: { from: "mal", frames: (party) => datagrams(way(party, "mal", HONEST)) },
+  },
   {
     name: "all IPv4 protocols, ICMP types and TCP flags",
     from: "held",

@@ -5,6 +5,7 @@ import { requireReference } from "../support/cni-reference.ts";
 import { GATEWAY, GATEWAY6, PUBLISHING_NETWORK } from "../support/dual-network.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
+import { eventually, type Machine } from "../support/machine.ts";
 
 const [LAN, LAN6, METADATA] = ["192.0.2.2", "2001:db8::2", "169.254.169.254"];
 
@@ -57,6 +58,7 @@ Deno.test("attach-vm --deny-egress, --allow-egress: drop new connections, and no
     ...BUILTIN,
   );
   const [a, b] = [await startGuest(host, record), await startGuest(host, other)];
+  const ownIp = record.interfaces[0].addresses[0].address.split("/")[0];
   const bIp = other.interfaces[0].addresses[0].address.split("/")[0];
 
   const urls = {
@@ -139,6 +141,10 @@ Deno.test("attach-vm --deny-egress, --allow-egress: drop new connections, and no
   assertEquals((await check()).code, 0);
   await host.must("nft", ["flush", "ruleset"]);
   assertEquals((await check()).code, 3);
+  // The guard at the TAP still knows; neighbours are reached past the host.
+  assertEquals(await reached(a), ["neighbour"]);
+  assertEquals((await b.fetch(urls.host, { timeoutSeconds: 1 })).status, 200);
+  assertEquals((await host.fetch(`http://${ownIp}/`)).body, "a");
   const { json: restored } = await host.mustTapkit("attach-vm", "--restore");
   assertEquals(restored.length, 2);
   assertEquals((await check()).code, 0);
@@ -153,6 +159,63 @@ Deno.test("attach-vm --deny-egress, --allow-egress: drop new connections, and no
   await b[Symbol.asyncDispose]();
   await host.must("sysctl", ["-qw", "net.bridge.bridge-nf-call-iptables=1"]);
   await host.assertRestored(before);
+});
+
+Deno.test("attach-vm --deny-egress: what comes by a published port is answered, whenever it was mapped", async () => {
+  await using host = await hostWithNetwork();
+  const peer = await host.addLan();
+  const deny = ["--deny-egress", "0.0.0.0/0", "--deny-egress", "::/0"] as const;
+  const { json: [record] } = await host.mustTapkit(
+    ...["attach-vm", "a", "--ports", "5300:53/udp", ...deny, ...BUILTIN] as const,
+  );
+  const guest = await startGuest(host, record);
+  await guest.serveUdp(53, "dns");
+  await guest.serveUdp(54, "other");
+  await peer.serveUdp(9, "peer");
+  const ask = async (machine: Machine, address: string, port: number) => {
+    return (await (await machine.udpClient(address, port)).ask("hello", 500))?.split(" ")[0];
+  };
+  // New links' IPv6 addresses take a moment.
+  const answered = async (machine: Machine, address: string, port: number, text: string) =>
+    await eventually(8000, `${address} ${port} is answered by "${text}"`, async () => {
+      return await ask(machine, address, port) === text;
+    });
+  const [ip, ip6] = record.interfaces[0].addresses
+    .map(({ address }: Json) => address.split("/")[0]);
+  const check = async () => {
+    const { json: [{ problems }] } = await host.tapkit("attach-vm", "a", "--check");
+    assertEquals(problems, []);
+  };
+  for (const address of ["192.0.2.1", "2001:db8::1"]) await answered(peer, address, 5300, "dns");
+  // The host asks without a published port.
+  for (const address of [ip, ip6]) await answered(host, address, 54, "other");
+  assertEquals(await ask(guest, LAN, 9), undefined);
+  await check();
+
+  await host.mustTapkit("map-port", "a", "5400:54/udp");
+  await answered(peer, "192.0.2.1", 5400, "other");
+  await answered(peer, "2001:db8::1", 5400, "other");
+  await check();
+  await host.mustTapkit("map-port", "a", "5300:53/udp", "--remove");
+  await answered(peer, "192.0.2.1", 5400, "other");
+  await check();
+  await host.mustTapkit("attach-vm", "a", "--ports", "5301-5309:50-58/udp");
+  await answered(peer, "192.0.2.1", 5304, "dns");
+  await check();
+  await host.must("tc", ["filter", "del", "dev", "vm_eth0", "ingress", "pref", "1"], {
+    netns: "tapkit-a",
+  });
+  await host.mustTapkit("attach-vm", "a");
+  await answered(peer, "192.0.2.1", 5304, "dns");
+  assertEquals(await ask(guest, LAN, 9), undefined);
+  await check();
+  // One that is made anew keeps what it kept.
+  await host.must("ip", ["netns", "exec", "tapkit-a", "ip", "link", "del", "vm_eth0"]);
+  await host.mustTapkit("attach-vm", "a");
+  await check();
+  await host.mustTapkit("map-port", "a", "5400:54/udp", "--remove");
+  await host.mustTapkit("attach-vm", "a", "--deny-egress", "none", "--allow-egress", "none");
+  await check();
 });
 
 Deno.test("attach-vm: refuses policies that nothing could keep, and touches nothing", async () => {

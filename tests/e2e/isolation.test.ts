@@ -255,6 +255,36 @@ Deno.test("attach-vm --isolated, --deny-egress: on a bridge of the reference plu
   assertEquals((await host.must("nft", ["list", "tables"])).includes("tapkit"), false);
 });
 
+Deno.test("attach-vm --isolated: on a bridge whose MAC would change with its ports", async () => {
+  await using host = await Host.create();
+  await withNetwork(host);
+  await host.sh(`
+    ip link add cni0 type bridge
+    ip link set cni0 up
+    ip addr add ${GATEWAY}/24 dev cni0
+    ip addr add ${GATEWAY6}/64 dev cni0 nodad`);
+  const { json: [record] } = await host.mustTapkit("attach-vm", "a", "--isolated", ...BUILTIN);
+  const a = await startGuest(host, record);
+  assertEquals(await reaches({ machine: host }, `http://${a.ip}/`), true);
+  await host.sh(`
+    ip link add low type veth peer name high
+    ip link set low address 00:00:00:00:00:02
+    ip link set low master cni0 up
+    ip link set high up`);
+  assertEquals(await reaches({ machine: host }, `http://${a.ip}/`), true);
+  assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
+  // Where somebody gives the bridge another one, the guards follow when they are mended.
+  await host.must("ip", ["link", "set", "cni0", "address", "02:00:00:00:00:77"]);
+  const { code, json: [found] } = await host.tapkit("attach-vm", "a", "--check");
+  assertEquals(code, 3);
+  assertMatch(found.problems.join(), /the guard of "vm_eth0" is not that of the record/);
+  await host.mustTapkit("attach-vm", "a");
+  assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
+  await a.machine.must("ip", ["neigh", "flush", "dev", "eth0"]);
+  assertEquals(await reaches({ machine: host }, `http://${a.ip}/`), true);
+  await host.mustTapkit("attach-vm", "a", "--remove");
+});
+
 Deno.test("attach-vm --isolated: with the rest of the firewall in iptables", async () => {
   await using host = await Host.create();
   const peer = await host.addLan();

@@ -87,6 +87,7 @@ export function runBpf(
 function compares(operation: number, a: number, operand: number): boolean {
   if (operation === Bpf.JEQ) return a === operand;
   if (operation === Bpf.JGT) return a > operand;
+  if (operation === Bpf.JGE) return a >= operand;
   if (operation === Bpf.JSET) return (a & operand) !== 0;
   throw new RangeError(`jump ${operation}`);
 }

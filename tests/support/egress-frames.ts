@@ -139,8 +139,9 @@ export function opening6(way: Way): Uint8Array[] {
 /** All of IPv6. */
 export function everything6(way: Way): Uint8Array[] {
   return [
-    ...opening6(way),
     ...all.flatMap((type) => packets6(way, ICMPV6, icmpv6(way, type), [...CHAINS, ...PARTS])),
+    ...packets6(way, TCP, bytes(tcp(SYN), way.mark)),
+    ...packets6(way, UDP, bytes(udp(way, 5000, 53), way.mark)),
     ...all.flatMap((flags) => packets6(way, TCP, bytes(tcp(flags), way.mark), PARTS)),
     ...all.flatMap((next) => packets6(way, next, bytes(new Uint8Array(20), way.mark))),
   ];
