@@ -19,7 +19,7 @@ for (const { variant, options } of CASES) {
     // Tables are made beforehand: they stay once they were looked at.
     await host.sh(
       `for program in ${four} ${six}; do
-         for table in raw nat; do $program -t $table -S >/dev/null; done
+         for table in raw mangle nat; do $program -t $table -S >/dev/null; done
          $program -P FORWARD DROP
          $program -A FORWARD -p icmp -j ACCEPT
        done`,
