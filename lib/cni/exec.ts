@@ -187,7 +187,7 @@ function refusal(call: PluginCall, outcome: PipedOutcome): CniError {
 }
 
 /** The specification has no code for it; these words have host-local, ipvlan, Weave Net and the kernel. */
-const TAKEN = /\b(already|duplicate|exists?)\b/i;
+const TAKEN = /\b(?:already|duplicate|(?<!not |n't |no longer )exists?)\b/i;
 
 /** What is said where a plugin asks a daemon that is not there. */
 const UNHEARD = /connection refused|dial (?:tcp|unix)|no such host/i;

@@ -238,8 +238,11 @@ Deno.test("attach-vm --restore: a network that keys its IPAM by container id giv
     assertEquals(failed.code, 1);
     assertMatch(failed.stderr, /connection refused/);
     await network.start();
+    await host.sh(`ip link delete ${network.bridge}`);
+    assertMatch((await host.tapkit("attach-vm", "--restore")).stderr, /mubr0 does not exist/);
+    await network.makeBridge();
     assertEquals((await host.mustTapkit("attach-vm", "--restore")).json, [record]);
-    assertEquals(await network.calls(), ["ADD", "ADD"]);
+    assertEquals(await network.calls(), ["ADD", "ADD", "ADD"]);
   });
   await t.step("what refuses ADD for what is there is asked to let go of it first", async () => {
     await host.sh("ip netns delete tapkit-web");

@@ -160,7 +160,7 @@ ADD)
   inside link show $CNI_IFNAME >/dev/null 2>&1 && fail "$CNI_IFNAME: file exists"
   inside link add $CNI_IFNAME mtu ${this.#mtu} type veth peer name $outer mtu ${this.#mtu} netns 1 ||
     fail "$outer: file exists"
-  ip link set $outer master ${this.bridge} up || { ip link del $outer; fail "no ${this.bridge}"; }
+  ip link set $outer master ${this.bridge} up || { ip link del $outer; fail "${this.bridge} does not exist"; }
   inside link set $CNI_IFNAME up
   number=2
   [ -e $own ] || {
