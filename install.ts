@@ -131,7 +131,8 @@ Description=DHCP for the virtual machines that tapkit attached
 
 [Service]
 ExecStart="${bin}/serve-dhcp"
-Restart=on-failure
+Restart=always
+RestartSec=1
 
 [Install]
 WantedBy=multi-user.target

@@ -56,6 +56,7 @@ export type {
 export type { DefaultCniOptions, DefaultCniReport } from "./lib/cni/default-network.ts";
 export type { GcOptions, InstallOptions, RemoveOptions, ServeOptions, VmmOptions };
 export { ensureDhcpServer } from "./lib/vm/dhcp-start.ts";
+export { type GuestLease, listLeases } from "./lib/vm/leases.ts";
 export { getVm, listVms, vmNames } from "./lib/vm/list.ts";
 export { formatRecord } from "./lib/vm/output.ts";
 export { validateAttach } from "./lib/vm/request.ts";

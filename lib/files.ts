@@ -68,6 +68,20 @@ export function writeAll(file: Deno.FsFile, bytes: Uint8Array): void {
   for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
 }
 
+/**
+ * Appends to a file that is not to grow without end: beyond `limit` bytes the older half goes.
+ *
+ * @throws {Deno.errors.NotFound} when there is no such directory
+ */
+export function appendBounded(path: string, text: string, limit: number): void {
+  const old = readIfThere(path) ?? "";
+  if (old.length + text.length <= limit) {
+    return Deno.writeTextFileSync(path, text, { append: true, mode: 0o600 });
+  }
+  const half = old.slice(-Math.floor(limit / 2));
+  Deno.writeTextFileSync(path, half.slice(half.indexOf("\n") + 1) + text, { mode: 0o600 });
+}
+
 const temporaryOf = (path: string) => `${path}.tmp`;
 
 /**

@@ -9,6 +9,8 @@ import {
   EXIT,
   HOST_OPTIONS,
   hostOptions,
+  logTo,
+  printJson,
   requireRoot,
   runScript,
   stopSignal,
@@ -17,23 +19,31 @@ import {
 const SERVE_DHCP = {
   name: "serve-dhcp",
   summary: "answer DHCP on the TAP of every attached VM of this host, from one process",
-  usage: ["[--exit-when-idle]"],
+  usage: ["[--exit-when-idle] [--log-file FILE]", "--list"],
   options: [
     { name: "exit-when-idle", help: "end when no VM is attached" },
+    { name: "log-file", metavar: "FILE", help: "write what there is to say there, not to stderr" },
+    { name: "list", help: "print which guest was given its address when, and serve nobody" },
     HOST_OPTIONS[0],
   ],
   examples: [
     { does: "serve until Ctrl-C", command: "serve-dhcp" },
     { does: "as attach-vm starts it", command: "serve-dhcp --exit-when-idle" },
+    { does: "who asked", command: "serve-dhcp --list" },
   ],
 } as const satisfies Command;
 
 /** Runs serve-dhcp with `args`; returns its exit code. */
 export function main(args: readonly string[]): Promise<number> {
   return runScript(SERVE_DHCP, args, async ({ flags }) => {
-    requireRoot(["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"]);
-    const { serveDhcp } = await import("../mod.ts");
     const options = hostOptions(SERVE_DHCP.name, flags);
+    const { listLeases, serveDhcp } = await import("../mod.ts");
+    if (flags.list) {
+      listLeases(options).forEach(printJson);
+      return EXIT.done;
+    }
+    requireRoot(["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"]);
+    if (flags["log-file"] !== undefined) await logTo(flags["log-file"]);
     // The directory of whoever started it could not be unmounted.
     Deno.chdir("/");
     await serveDhcp({

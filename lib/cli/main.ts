@@ -73,10 +73,43 @@ export function printNote(script: string, text: string): void {
   tell(`${script}: ${text.replaceAll(/\s*\n\s*/g, " ")}`);
 }
 
-/** Writes to stderr. Where that cannot be done there is nobody to tell. */
+/** Where notes and errors go instead of stderr, of which nobody may read. */
+let log: ((line: string) => void) | undefined;
+const LOG_LIMIT = 256 * 1024;
+
+/** Has notes and errors go to a file of bounded size. */
+export async function logTo(path: string): Promise<void> {
+  const { absolutePath, appendBounded } = await import("../files.ts");
+  const file = absolutePath(path);
+  log = (line) => appendBounded(file, `${new Date().toISOString()} ${line}`, LOG_LIMIT);
+}
+
+/** After how long people are told how far it is; milliseconds. */
+const PROGRESS_AFTER = 1000;
+
+/** The line that says how far it is, while it stands on the terminal. */
+let progress = "";
+
+/** Says on a terminal how many of several things are done, in a line that the next text replaces. */
+function showProgress(script: string, verb: string, done: number, all: number | undefined): void {
+  if (!Deno.stderr.isTerminal()) return;
+  clearProgress();
+  progress = visible(`${script}: ${verb}: ${all === undefined ? done : `${done} of ${all}`} done`);
+  writeAll(Deno.stderr, progress);
+}
+
+function clearProgress(): void {
+  if (progress !== "") writeAll(Deno.stderr, `\r${" ".repeat(progress.length)}\r`);
+  progress = "";
+}
+
+/** Writes to stderr, or the log. Where that cannot be done there is nobody to tell. */
 function tell(text: string): void {
   try {
-    writeAll(Deno.stderr, `${visible(text)}\n`);
+    const line = `${visible(text)}\n`;
+    if (log !== undefined) return log(line);
+    clearProgress();
+    writeAll(Deno.stderr, line);
   } catch (error) {
     if (!(error instanceof Error)) throw error;
   }
@@ -109,6 +142,7 @@ export function visible(text: string): string {
 /** Prints text and a newline on stdout, controls escaped. A reader that has gone away is no error. */
 export function printText(text: string): void {
   try {
+    clearProgress();
     writeAll(Deno.stdout, `${visible(text)}\n`);
   } catch (error) {
     throw new TapkitError(`stdout cannot be written: ${describe(error)}`, {
@@ -136,7 +170,12 @@ export async function forEachVm<T extends { readonly name: string }>(
   act: (vm: T) => Promise<number | void> | number | void,
 ): Promise<number> {
   const codes: number[] = [];
+  const begun = performance.now();
+  const all = Array.isArray(vms) ? vms.length : undefined;
   for await (const vm of vms) {
+    if (codes.length > 0 && performance.now() - begun > PROGRESS_AFTER) {
+      showProgress(script, verb, codes.length, all);
+    }
     const name = JSON.stringify(vm.name);
     let whole = true;
     try {
@@ -157,6 +196,7 @@ export async function forEachVm<T extends { readonly name: string }>(
     if (parts.length > 0) printNote(script, `${describe(signal.reason)}: ${parts.join("; ")}`);
     break;
   }
+  clearProgress();
   const [first = EXIT.done, ...others] = codes;
   if (others.every((code) => code === first)) return first;
   return codes.every((code) => code === EXIT.done || code === EXIT.differs)

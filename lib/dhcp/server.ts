@@ -58,6 +58,8 @@ export interface DhcpServerOptions {
   readonly note?: ((text: string) => void) | undefined;
   /** Is called when a request came, before it is answered; may {@linkcode DhcpServer.sync}. */
   readonly beforeAnswer?: (() => void) | undefined;
+  /** Is called with a TAP's key when its guest was given its address. */
+  readonly onLease?: ((key: string) => void) | undefined;
 }
 
 /** A TAP that is listened on. */
@@ -93,6 +95,7 @@ export class DhcpServer implements Disposable {
   readonly #epoll = new Epoll();
   readonly #note: (text: string) => void;
   readonly #beforeAnswer: () => void;
+  readonly #onLease: (key: string) => void;
   readonly #stations = new Map<string, Station>();
   readonly #byFd = new Map<number, Station>();
   readonly #watches = new Map<number, () => void>();
@@ -106,6 +109,7 @@ export class DhcpServer implements Disposable {
   constructor(options: DhcpServerOptions = {}) {
     this.#note = options.note ?? (() => {});
     this.#beforeAnswer = options.beforeAnswer ?? (() => {});
+    this.#onLease = options.onLease ?? (() => {});
   }
 
   /** What happened on each TAP since it was opened, by key. */
@@ -251,6 +255,7 @@ export class DhcpServer implements Disposable {
         : { outcome: "ignored" };
       counters[answer.outcome]++;
       if ("reply" in answer) sendReply(station, answer);
+      if (answer.outcome === "acked") this.#onLease(station.tap.key);
     } catch (error) {
       if (error instanceof DhcpFormatError) {
         counters.malformed++;

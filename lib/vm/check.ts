@@ -9,6 +9,7 @@ import { checkNetwork, type Finding, hasExecuted } from "../cni/runtime.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink } from "../netlink/link.ts";
 import { netnsProblem, openVm } from "./netns.ts";
+import { checkDhcp } from "./dhcp-start.ts";
 import { type Host, openHost } from "./session.ts";
 import type { GuardPolicy } from "./guard.ts";
 import type { Policed } from "./kept-policy.ts";
@@ -56,7 +57,9 @@ export async function checkVm(name: string, options: HostOptions = {}): Promise<
   const owners = record.ports.length === 0
     ? []
     : await (await import("./ports.ts")).checkOwners(host, firewall, name, record.ports);
-  return [...problemsOf(differences), ...owners];
+  // Who has no network is not served either.
+  const dhcp = differences.network.length > 0 ? [] : await checkDhcp(host, record);
+  return [...problemsOf(differences), ...owners, ...dhcp];
 }
 
 /** All differences as sentences. */

@@ -7,8 +7,16 @@
 import { describe } from "../errors.ts";
 import { spawnDetached } from "../exec.ts";
 import { isThere } from "../files.ts";
-import { type HostPaths, hostPaths, lockDhcpServer, recordNames } from "./state.ts";
-import type { HostOptions } from "./types.ts";
+import {
+  dhcpFile,
+  type HostPaths,
+  hostPaths,
+  isDhcpServed,
+  lockDhcpServer,
+  recordNames,
+  recordTime,
+} from "./state.ts";
+import type { HostOptions, VmRecord } from "./types.ts";
 
 const UNIT = "tapkit-dhcp.service";
 const UNIT_DIRS = ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system"];
@@ -39,12 +47,39 @@ function startDhcpServer(host: HostPaths, command: readonly string[]): void {
     if (free === undefined) return;
   }
   const [program = "", ...args] = command;
-  if (!underSystemd()) return spawnDetached(program, args);
+  if (!underSystemd()) {
+    return spawnDetached(program, [...args, `--log-file=${dhcpFile(host, "log")}`]);
+  }
   if (UNIT_DIRS.some((directory) => isThere(`${directory}/${UNIT}`))) {
     return spawnDetached("systemctl", ["start", "--no-block", UNIT]);
   }
-  spawnDetached("systemd-run", ["--quiet", "--collect", "--no-block", "--", program, ...args]);
+  const unit = ["--quiet", "--collect", "--no-block", "--description=DHCP of tapkit's VMs"];
+  const again = ["--property=Restart=on-failure", "--property=RestartSec=1"];
+  spawnDetached("systemd-run", [...unit, ...again, "--", program, ...args]);
 }
+
+/** How long a server may take to start. */
+const START_MS = 10_000;
+const LOOK_EVERY_MS = 20;
+
+/**
+ * What is wrong with the DHCP of a VM: nobody answers it. One that was attached just now is given
+ * the time in which the server starts.
+ */
+export async function checkDhcp(host: HostPaths, record: VmRecord): Promise<string[]> {
+  const asks = record.interfaces.some(({ addresses }) =>
+    addresses.some(({ address }) => !address.includes(":"))
+  );
+  if (!asks) return [];
+  const deadline = recordTime(host, record.vm) + START_MS;
+  while (!isDhcpServed(host)) {
+    if (Date.now() >= deadline) return [NOT_SERVED];
+    await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY_MS));
+  }
+  return [];
+}
+
+const NOT_SERVED = "no DHCP server runs, so guests get no lease: attaching again starts one";
 
 /** Whether systemd runs here, and would start the server among the mounts this process sees. */
 function underSystemd(): boolean {

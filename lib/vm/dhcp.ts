@@ -7,7 +7,9 @@
 import type { DhcpTap } from "../dhcp/server.ts";
 import { DhcpServer } from "../dhcp/server.ts";
 import { TapkitError } from "../errors.ts";
+import type { Lock } from "../sys/flock.ts";
 import { Inotify, InotifyEvent } from "../sys/inotify.ts";
+import { LeaseBook } from "./leases.ts";
 import {
   type HostPaths,
   hostPaths,
@@ -49,7 +51,7 @@ export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
   try {
     // A VM attached between the last look and the lock's release found the server running.
     do {
-      using lock = lockDhcpServer(host);
+      using lock = await lockSoon(host);
       if (lock === undefined) {
         if (exitWhenIdle) return;
         throw new TapkitError(`DHCP of ${host.stateDir} is answered by another process already`, {
@@ -63,6 +65,19 @@ export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
   }
 }
 
+/** Whoever only looks whether a server runs has the lock for a moment. */
+async function lockSoon(host: HostPaths): Promise<Lock | undefined> {
+  for (let attempt = 1; attempt < LOCK_ATTEMPTS; attempt++) {
+    const lock = lockDhcpServer(host);
+    if (lock !== undefined) return lock;
+    await new Promise((resolve) => setTimeout(resolve, LOCK_DELAY_MS));
+  }
+  return lockDhcpServer(host);
+}
+
+const LOCK_ATTEMPTS = 5;
+const LOCK_DELAY_MS = 20;
+
 async function serveUntilDone(
   host: HostPaths,
   exitWhenIdle: boolean,
@@ -74,7 +89,9 @@ async function serveUntilDone(
   const beforeAnswer = () => {
     if (resolvers.refresh()) server.sync(taps(readRecords(host)));
   };
-  using server = new DhcpServer({ note: host.note, beforeAnswer });
+  using book = new LeaseBook(host);
+  const onLease = (key: string) => book.enter(key);
+  using server = new DhcpServer({ note: host.note, beforeAnswer, onLease });
   using inotify = new Inotify();
   const idle = new AbortController();
   let watched: number | undefined;
@@ -86,6 +103,8 @@ async function serveUntilDone(
     const watch = inRecordsDir(host, (directory) => inotify.watch(directory, events));
     if (watch !== watched) changed = undefined;
     watched = watch;
+    const names = new Set(recordNames(host));
+    book.keep((key) => names.has(vmOf(key)));
     if (changed === undefined) return server.sync(taps(readRecords(host)));
     // Reading all of them at each change would take the longer the more there are.
     for (const key of server.errors.keys()) changed.add(vmOf(key));

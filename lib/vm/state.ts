@@ -11,6 +11,8 @@
  *   locks/NAME        held while that VM is changed; gone when nobody holds it
  *   lock              held while what VMs share is changed: bridge, pool, ports, firewall
  *   serve-dhcp.lock   held by the DHCP server
+ *   serve-dhcp.leases which guest asked for its address when
+ *   serve-dhcp.log    what it has to say where no journal takes it
  * ```
  *
  * The directory goes with its last VM.
@@ -187,6 +189,23 @@ export function lockDhcpServer(host: HostPaths): Lock | undefined {
   );
 }
 
+/** What the DHCP server keeps beside its lock. */
+export function dhcpFile(host: HostPaths, name: "log" | "leases"): string {
+  return `${host.stateDir}/serve-dhcp.${name}`;
+}
+
+/** Whether a DHCP server runs. */
+export function isDhcpServed(host: HostPaths): boolean {
+  if (!isThere(`${host.stateDir}/${DHCP_LOCK}`)) return false;
+  using free = lockFile(`${host.stateDir}/${DHCP_LOCK}`, { wait: false });
+  return free === undefined;
+}
+
+/** When a VM's record was written, in milliseconds since the epoch. */
+export function recordTime(host: HostPaths, name: string): number {
+  return Deno.statSync(recordPath(host, name)).mtime?.getTime() ?? 0;
+}
+
 /** Takes a lock in a directory that another process may be removing at this moment. */
 async function lockIn(
   directory: string,
@@ -258,6 +277,7 @@ export function tidyState(host: HostPaths): void {
       retire(host);
       // Left by a process that was killed, unless a server holds it.
       if (isThere(`${host.stateDir}/${DHCP_LOCK}`)) lockDhcpServer(host)?.[Symbol.dispose]();
+      for (const name of ["log", "leases"] as const) removeIfThere(dhcpFile(host, name));
       // A version before this one wrote it.
       removeIfThere(`${host.stateDir}/generation`);
       removeIfThere(`${host.stateDir}/cni/checked.json`);

@@ -8,7 +8,12 @@ const ERRORS = new URL("../../lib/errors.ts", import.meta.url).href;
 const ROOT = fromFileUrl(new URL("../../", import.meta.url));
 
 /** Runs `body` inside runScript in a process of its own, through a shell's `redirection`. */
-function runScript(body: string, redirection = "", env: Record<string, string> = {}) {
+function runScript(
+  body: string,
+  redirection = "",
+  env: Record<string, string> = {},
+  terminal = false,
+) {
   const directory = Deno.makeTempDirSync({ prefix: "tapkit-main-" });
   try {
     const path = `${directory}/script.ts`;
@@ -22,7 +27,9 @@ Deno.exit(await main.runScript(command, Deno.args, async () => { ${body}; return
     );
     const deno = `'${Deno.execPath()}' run -A --no-check --config '${ROOT}deno.json' '${path}'`;
     const { code, stdout, stderr } = new Deno.Command("bash", {
-      args: ["-c", `set -o pipefail; ${deno} ${redirection}`],
+      args: terminal
+        ? ["-c", `script -qec "${deno}" /dev/null </dev/null`]
+        : ["-c", `set -o pipefail; ${deno} ${redirection}`],
       env: { TAPKIT_DEBUG: "", ...env },
     }).outputSync();
     const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
@@ -160,6 +167,21 @@ Deno.test("forEachVm: a failure may bring its exit code, or be given another", a
     });
     assertEquals(got, code);
   }
+});
+
+Deno.test("forEachVm: says on a terminal how far it is when it takes long", () => {
+  const body = `const vms = ["a", "b", "c"].map((name) => ({ name }));
+    await main.forEachVm({ script: "cook", verb: "boil" }, vms, async ({ name }) => {
+      await new Promise((resolve) => setTimeout(resolve, 600));
+      if (name === "c") main.printNote("cook", "salted");
+    })`;
+  const line = "cook: boil: 2 of 3 done";
+  const gone = `\r${" ".repeat(line.length)}\r`;
+  const { out } = runScript(body, "", {}, true);
+  assertEquals(out, `${line}${gone}cook: salted\r\n`);
+  assertEquals(runScript(body).err, "cook: salted\n");
+  const soon = body.replace("600", "1");
+  assertEquals(runScript(soon, "", {}, true).out, "cook: salted\r\n");
 });
 
 Deno.test("requireRoot: names the capability that is missing", () => {
