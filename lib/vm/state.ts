@@ -196,9 +196,16 @@ export function dhcpFile(host: HostPaths, name: "log" | "leases"): string {
 
 /** Whether a DHCP server runs. */
 export function isDhcpServed(host: HostPaths): boolean {
-  if (!isThere(`${host.stateDir}/${DHCP_LOCK}`)) return false;
-  using free = lockFile(`${host.stateDir}/${DHCP_LOCK}`, { wait: false });
-  return free === undefined;
+  const path = `${host.stateDir}/${DHCP_LOCK}`;
+  if (!isThere(path)) return false;
+  try {
+    using free = lockFile(path, { wait: false });
+    return free === undefined;
+  } catch (error) {
+    // It went at this moment, or is no file.
+    if (error instanceof TapkitError) return false;
+    throw error;
+  }
 }
 
 /** When a VM's record was written, in milliseconds since the epoch. */
