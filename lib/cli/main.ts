@@ -74,14 +74,21 @@ export function printNote(script: string, text: string): void {
 }
 
 /** Where notes and errors go instead of stderr, of which nobody may read. */
-let log: ((line: string) => void) | undefined;
+let log: ((line: string) => boolean) | undefined;
 const LOG_LIMIT = 256 * 1024;
 
-/** Has notes and errors go to a file of bounded size. */
+/** Has notes and errors go to a file of bounded size, and to stderr only where it cannot be written. */
 export async function logTo(path: string): Promise<void> {
   const { absolutePath, appendBounded } = await import("../files.ts");
   const file = absolutePath(path);
-  log = (line) => appendBounded(file, `${new Date().toISOString()} ${line}`, LOG_LIMIT);
+  log = (line) => {
+    try {
+      appendBounded(file, `${new Date().toISOString()} ${line}`, LOG_LIMIT);
+      return true;
+    } catch {
+      return false;
+    }
+  };
 }
 
 /** After how long people are told how far it is; milliseconds. */
@@ -107,7 +114,7 @@ function clearProgress(): void {
 function tell(text: string): void {
   try {
     const line = `${visible(text)}\n`;
-    if (log !== undefined) return log(line);
+    if (log?.(line) === true) return;
     clearProgress();
     writeAll(Deno.stderr, line);
   } catch (error) {
