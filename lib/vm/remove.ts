@@ -18,7 +18,7 @@ import { Journal } from "../firewall/journal.ts";
 import { deleteNamedNetns, netnsPath } from "../sys/netns.ts";
 import { holderElsewhere } from "./elsewhere.ts";
 import { leadsElsewhere, openVm } from "./netns.ts";
-import { describeTapUsers, supervised } from "./running.ts";
+import { describeTapUsers, pidInWords, supervised } from "./running.ts";
 import { type Host, openHost } from "./session.ts";
 import { returnSettings } from "./settings.ts";
 import {
@@ -97,9 +97,9 @@ async function withLocks<T>(
   }
 }
 
-function refuseRunning(name: string, running: { readonly pid: number } | undefined): void {
+function refuseRunning(name: string, running: { readonly pid?: number } | undefined): void {
   if (running === undefined) return;
-  throw new TapkitError(`it is running (pid ${running.pid}), by attach-vm ${name} -- …`, {
+  throw new TapkitError(`it is running${pidInWords(running.pid)}, by attach-vm ${name} -- …`, {
     mend: "end that, and it is removed; or use --force, which leaves it without a network",
   });
 }

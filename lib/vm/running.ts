@@ -9,7 +9,7 @@
  * @module
  */
 
-import { TapkitError } from "../errors.ts";
+import { describe, TapkitError } from "../errors.ts";
 import { isThere, readIfThere, removeIfThere } from "../files.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { bootId, isSameNetns, type NetnsIdentity, netnsIdentity } from "../netlink/identity.ts";
@@ -55,30 +55,37 @@ export async function claimRun(
   );
   // Whoever had it a moment ago.
   if (lock === undefined) throw alreadyRunning(name, supervised(host, name));
-  const note = (pid: number) => {
-    Deno.writeTextFileSync(path, JSON.stringify(describeProcess(pid)), { mode: 0o600 });
+  const started = (pid: number) => {
+    try {
+      Deno.writeTextFileSync(path, JSON.stringify(describeProcess(pid)), { mode: 0o600 });
+    } catch (error) {
+      // A full disk is no reason to end what runs.
+      host.note(`warning: ${path} cannot be written: ${describe(error)}`);
+    }
   };
-  note(Deno.pid);
-  return { started: note, [Symbol.dispose]: () => lock[Symbol.dispose]() };
+  started(Deno.pid);
+  return { started, [Symbol.dispose]: () => lock[Symbol.dispose]() };
 }
 
-function alreadyRunning(name: string, running: Pick<TapUser, "pid"> | undefined): TapkitError {
-  const pid = running === undefined ? "" : ` (pid ${running.pid})`;
-  return new TapkitError(`"${name}" is already running${pid}`, {
+function alreadyRunning(name: string, { pid }: { readonly pid?: number } = {}): TapkitError {
+  return new TapkitError(`"${name}" is already running${pidInWords(pid)}`, {
     mend: "end that first, or give this one another name",
   });
 }
+
+/** Not known where it could not be written down. */
+export const pidInWords = (pid?: number): string => pid === undefined ? "" : ` (pid ${pid})`;
 
 /**
  * The VMM that `-- VMM` runs for a VM, or the call that is about to start it or to clean up after it.
  * The caller holds the VM's lock.
  */
-export function supervised(host: HostPaths, name: string): { readonly pid: number } | undefined {
+export function supervised(host: HostPaths, name: string): { readonly pid?: number } | undefined {
   const path = runPath(host, name);
   if (!isThere(path)) return undefined;
   const noted = readProcess(path);
   const lock = lockFile(path, { wait: false });
-  if (lock === undefined) return noted ?? { pid: 0 };
+  if (lock === undefined) return noted ?? {};
   using _lock = lock;
   // Its call was killed; it may live on.
   if (noted !== undefined && isAlive(noted)) return noted;
