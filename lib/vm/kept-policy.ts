@@ -50,7 +50,7 @@ function policyOf(
   rules: GuestRules,
   ports: readonly PortMapping[],
 ): Policy | undefined {
-  const { isolatedPort, egress = [], link, masquerade } = rules;
+  const { isolatedPort, egress = [], link, masquerade, reachableFrom = [] } = rules;
   const bridge = isolatedPort === undefined ? undefined : bridgeSide(hostNl, link);
   const guarded = egress.length > 0 && egress.length <= MAX_GUARDED_RULES;
   if (bridge === undefined && !guarded) return undefined;
@@ -61,7 +61,7 @@ function policyOf(
       ? {
         egress: {
           rules: egress,
-          askers: addresses.flatMap(({ gateway }) => gateway ?? []),
+          askers: [...addresses.flatMap(({ gateway }) => gateway ?? []), ...reachableFrom],
           // To a private network nobody comes but by a published port.
           reachable: !masquerade,
           udp: vmPorts(ports, "udp"),

@@ -214,6 +214,13 @@ Deno.test("attach-vm --deny-egress: what comes by a published port is answered, 
   await host.mustTapkit("attach-vm", "a");
   await check();
   await host.mustTapkit("map-port", "a", "5400:54/udp", "--remove");
+  // Whom the guest is to be reachable from may ask it anything.
+  const from = ["--reachable-from", "192.0.2.0/24", "--reachable-from", "2001:db8::/64"] as const;
+  await host.mustTapkit("attach-vm", "a", ...from);
+  for (const address of [ip, ip6]) await answered(peer, address, 54, "other");
+  await check();
+  await host.mustTapkit("attach-vm", "a", "--reachable-from", "none");
+  assertEquals(await ask(peer, ip, 54), undefined);
   await host.mustTapkit("attach-vm", "a", "--deny-egress", "none", "--allow-egress", "none");
   await check();
 });
