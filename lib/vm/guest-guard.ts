@@ -45,12 +45,16 @@ export const Icmpv6 = { TYPE: 0, TARGET: 8, TARGET_END: 24 } as const;
 
 /** The words that link-local addresses (fe80::/10) begin with. */
 const LINK_LOCAL = { MASK: 0xffc0_0000, BITS: 0xfe80_0000 } as const;
-/** linux/icmpv6.h, linux/mld.h, net/ndisc.h. */
+/** linux/icmpv6.h, linux/mld.h, net/ndisc.h; RFC 4286. */
 export const Icmpv6Type = {
-  ...{ MLD_REPORT: 131, MLD_DONE: 132, MLD2_REPORT: 143 },
+  ...{ MLD_QUERY: 130, MLD_REPORT: 131, MLD_DONE: 132, MLD2_REPORT: 143 },
+  ...{ MRD_ADVERT: 151, MRD_TERMINATION: 153 },
   ...{ ROUTER_SOLICIT: 133, ROUTER_ADVERT: 134, NEIGHBOUR_SOLICIT: 135 },
   ...{ NEIGHBOUR_ADVERT: 136, REDIRECT: 137 },
 } as const;
+/** linux/in.h: what routers of multicast say over IPv4, and linux/igmp.h, RFC 4286. */
+const [IPPROTO_IGMP, IPPROTO_PIM] = [2, 103];
+const IgmpType = { QUERY: 0x11, MRD_ADVERT: 0x30, MRD_TERMINATION: 0x32 } as const;
 /** What a guest asks or tells before it has an address. */
 const NAMELESS = [
   ...[Icmpv6Type.ROUTER_SOLICIT, Icmpv6Type.MLD_REPORT],
@@ -76,7 +80,8 @@ export interface GuestIdentity {
  * - DHCP and DHCPv6, in either direction of theirs;
  * - frames with a VLAN tag, and those that are neither ARP nor IPv4 nor IPv6: whom they speak for
  *   is not to be told, and a bridge believes the spanning tree's;
- * - router advertisements and redirects;
+ * - router advertisements and redirects, and what makes a bridge take it for a router of multicast,
+ *   after whose queries bridges flood groups to nobody who did not ask;
  *
  * and of a guest that is to speak for itself only
  *
@@ -112,6 +117,7 @@ export function tapGuard(guest?: GuestIdentity, policy?: GuardPolicy): BpfInstru
     ...DROP,
     "ipv4",
     ...names?.own4 ? sourceSteps4(names.own4) : [],
+    ...routerSteps4(),
     ...tap?.ipv4 ?? [],
     ...tap ? policedSteps4() : ipv4Steps(),
     "ipv6",
@@ -137,7 +143,7 @@ export function tapGuard(guest?: GuestIdentity, policy?: GuardPolicy): BpfInstru
     bpf.goTo("later"),
     ...DROP,
     "icmpv6",
-    ...routerSteps(),
+    ...routerSteps6(),
     ...names ? neighbourSteps(names) : [],
     ...tap?.icmpv6 ?? [],
     ...tap?.upperIcmpv6 ?? [],
@@ -265,12 +271,30 @@ function namedSteps(): BpfSource {
   return [bpf.recall(Memory.UNSPECIFIED), ifEqual(0, undefined, "drop")];
 }
 
+/** Goes on where IPv4 carries nothing of multicast routers. X holds the offset of its header. */
+function routerSteps4(): BpfSource {
+  return [
+    loadByteAtX(Ipv4.PROTOCOL),
+    ifEqual(IPPROTO_PIM, "drop"),
+    ifEqual(IPPROTO_IGMP, undefined, "no IGMP"),
+    ...ipv4UpperSteps("no IGMP"),
+    ...lengthSteps(1),
+    loadByteAtX(0),
+    ...Object.values(IgmpType).map((type) => ifEqual(type, "drop")),
+    bpf.goTo("no IGMP"),
+    ...DROP,
+    "no IGMP",
+    bpf.setX(ETH_HLEN),
+  ];
+}
+
 /** Goes on where an ICMPv6 message is no router's. X holds the offset of its header. */
-function routerSteps(): BpfSource {
+function routerSteps6(): BpfSource {
+  const { ROUTER_ADVERT, REDIRECT, MLD_QUERY, MRD_ADVERT, MRD_TERMINATION } = Icmpv6Type;
   return [
     loadByteAtX(Icmpv6.TYPE),
-    ifEqual(Icmpv6Type.ROUTER_ADVERT, "drop"),
-    ifEqual(Icmpv6Type.REDIRECT, "drop"),
+    ...[ROUTER_ADVERT, REDIRECT, MLD_QUERY, MRD_ADVERT, MRD_TERMINATION]
+      .map((type) => ifEqual(type, "drop")),
   ];
 }
 

@@ -33,7 +33,8 @@ const [LLDP, EAPOL, LACP, MVRP] = [0x88cc, 0x888e, 0x8809, 0x88f5];
 const [LLC_STP, LLC_PVST, LLC] = [38, 50, [0x42, 0x42, 3]];
 const [UDP, ICMPV6, HOP_BY_HOP, FRAGMENT, DESTINATION] = [17, 58, 0, 44, 60];
 const [ROUTER_ADVERT, NEIGHBOUR_SOLICIT, NEIGHBOUR_ADVERT, REDIRECT] = [134, 135, 136, 137];
-const MLD_REPORT = 143;
+const [MLD_QUERY, MLD_REPORT, MRD_ADVERT] = [130, 143, 151];
+const [IGMP, IGMP_QUERY, PIM, PIM_HELLO] = [2, 0x11, 103, 0x20];
 const ALL = "ff:ff:ff:ff:ff:ff";
 const NOBODY_MAC = "02:00:00:00:00:99";
 const [NOBODY, NOBODY6, ALL6] = ["10.5.0.77", "fd00:5::77", "ff02::1"];
@@ -157,7 +158,19 @@ const FORGERIES: readonly Attack[] = [
       const tagged = [[VLAN], [SERVICE_VLAN, VLAN]].map((tags) =>
         bytes(ethernet(IP, { from: mac, to: ALL }, tags), ipv4(DATAGRAM, { source: ip }))
       );
-      return [...routers, ...switches, ...tagged];
+      const multicast = [
+        frame6(mac, local, extension(ICMPV6, message(MLD_QUERY)), HOP_BY_HOP),
+        frame6(mac, local, extension(ICMPV6, message(MRD_ADVERT)), HOP_BY_HOP),
+        ...[[IGMP, IGMP_QUERY], [PIM, PIM_HELLO]].map(([protocol, type]) =>
+          bytes(
+            ethernet(IP, { from: mac, to: ALL }),
+            ipv4(bytes([type!, 0, 0, 0, 0, 0, 0, 0]), {
+              ...{ protocol: protocol!, source: ip, destination: NOBODY },
+            }),
+          )
+        ),
+      ];
+      return [...routers, ...switches, ...tagged, ...multicast];
     },
     control: {
       frames: (party) => {

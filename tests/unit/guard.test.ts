@@ -138,6 +138,7 @@ const OWN_CASES: readonly Case[] = [
   ["ARP answer of nobody", frameArp("0.0.0.0", { operation: 2 }), "drop"],
   ["ARP with another's MAC in it", frameArp("192.0.2.10", { senderMac: OTHER }), "drop"],
   ["ARP of another hardware", frameArp("192.0.2.10", { hardware: 6 }), "drop"],
+  ["an IGMP report", frame4("192.0.2.10", new Uint8Array(8).fill(0x22), { protocol: 2 }), "pass"],
   ["a router solicitation", frame6(LINK_LOCAL, icmp(RS), 58), "pass"],
   ["a router solicitation of nobody", frame6("::", icmp(RS), 58), "pass"],
   ["a router advertisement", frame6(LINK_LOCAL, icmp(RA), 58), "drop"],
@@ -279,6 +280,14 @@ const OFFICIAL: readonly (readonly [name: string, frame: Uint8Array])[] = [
   ["one behind five headers", frame6(LINK_LOCAL, hidden(5, icmp(RA)), 0)],
   ["one in a first fragment", frame6(LINK_LOCAL, fragment(58, icmp(RA), 1), 44)],
   ["a redirect", frame6(LINK_LOCAL, icmp(REDIRECT), 58)],
+  ["an MLD query", frame6(LINK_LOCAL, hidden(1, icmp(130)), 0)],
+  ["a multicast router's advertisement", frame6(LINK_LOCAL, hidden(1, icmp(151)), 0)],
+  ["an IGMP query", frame4("192.0.2.10", bytes([0x11, 0, 0, 0, 0, 0, 0, 0]), { protocol: 2 })],
+  [
+    "an IGMP query behind an option",
+    frame4("192.0.2.10", bytes([0x11, 0, 0, 0, 0, 0, 0, 0]), { protocol: 2, options: 4 }),
+  ],
+  ["PIM", frame4("192.0.2.10", bytes([0x20, 0, 0, 0]), { protocol: 103 })],
 ];
 const NAMELESS = { mac: GUEST, addresses: [] };
 
