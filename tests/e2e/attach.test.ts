@@ -143,7 +143,7 @@ Deno.test("attach-vm: mends what differs, and says what it was", async () => {
     const check = await host.tapkit("attach-vm", "web", "--check");
     assertEquals(check.code, 3, damage);
     assertMatch(check.json[0].problems.join("\n"), problem);
-    const mended = await host.mustTapkit("attach-vm", "web");
+    const mended = await host.mustTapkit("attach-vm", "web", { env: { TAPKIT_DEBUG: "1" } });
     assertMatch(mended.stderr, problem);
     assertEquals(mended.json, [record], damage);
     const after = await host.tapkit("attach-vm", "web", "--check");
@@ -169,7 +169,7 @@ Deno.test("attach-vm --mode dhcp-bridge: mended, kept and removed, in a given na
   ] as const;
   for (const [damage, problem] of damages) {
     await host.sh(damage);
-    const mended = await host.mustTapkit("attach-vm", "web");
+    const mended = await host.mustTapkit("attach-vm", "web", { env: { TAPKIT_DEBUG: "1" } });
     assertMatch(mended.stderr, problem);
     assertEquals(mended.json, [record], damage);
   }
@@ -191,7 +191,7 @@ Deno.test("attach-vm: the requested address and MAC are honoured, or refused nam
   assertEquals(record.interfaces[0].mac, mac);
   const before = await host.snapshot();
   const cases = [
-    ["172.18.7.7", /172\.18\.7\.7 .*is held by .*4b5e57f6eb2f/],
+    ["172.18.7.7", /172\.18\.7\.7 .*is held by VM "web"/],
     ["172.18.0.1", /172\.18\.0\.1/],
     ["192.0.2.9", /192\.0\.2\.9/],
     ["172.18.255.255", /172\.18\.255\.255/],
