@@ -145,6 +145,12 @@ export function rulesOfElement(element: Element): Rule[] {
         at: "head",
       },
       { ...filter, spec: `${to} -i ${link} ${whose} -j RETURN`, at: "head" },
+      // What says that it is the guest, and comes by another link.
+      {
+        ...filter,
+        spec: `${from} ! -i ${link} -m conntrack --ctstate DNAT ${whose} -j DROP`,
+        at: "head",
+      },
     ];
   }
   if (set === "relayed4" || set === "relayed6") {

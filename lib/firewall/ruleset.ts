@@ -208,6 +208,15 @@ const CHAINS: readonly Chain[] = [
     hook: "filter hook forward priority 0",
     rules: [
       ["known connections", "ct state established,related accept"],
+      // What says that it is a guest, and comes by another link than the guest's.
+      [
+        "IPv4 guests elsewhere",
+        "ct status dnat ip saddr @private4 ip saddr . iifname != @guests4 drop",
+      ],
+      [
+        "IPv6 guests elsewhere",
+        "ct status dnat ip6 saddr @private6 ip6 saddr . iifname != @guests6 drop",
+      ],
       ["mapped ports", "ct status dnat accept"],
       ["IPv4 neighbours", "ip daddr . iifname @guests4 accept"],
       ["IPv6 neighbours", "ip6 daddr . iifname @guests6 accept"],

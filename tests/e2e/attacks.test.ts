@@ -392,7 +392,41 @@ async function comesIn(scene: Scene, from: PartyName, frames: readonly Uint8Arra
   return await unheard(scene.host) > before;
 }
 
-const ATTACKS = [...FORGERIES, ...ISOLATION, ...EGRESS, ...LOOPBACK];
+/** From the LAN in the name of a guest, to the published port of another. */
+const ELSEWHERE: readonly Attack[] = ([4, 6] as const).map((family) => ({
+  name: `a guest's IPv${family} address from the LAN, to a published port`,
+  from: "lan",
+  states: ATTACHED,
+  attempt: (scene) => arrivesAs(scene, "mal", family),
+  control: (scene) => arrivesAs(scene, "lan", family),
+}));
+
+/** Whether a connection of the LAN's reaches the guest under an address. */
+async function arrivesAs(scene: Scene, name: PartyName, family: 4 | 6): Promise<boolean> {
+  const [lan, web, as] = [scene.party("lan"), scene.party("web"), scene.party(name)];
+  const [source, target, port] = family === 4
+    ? [as.ip, web.ip, "192.0.2.1"]
+    : [as.ip6, web.ip6, "2001:db8::1"];
+  const forged = name !== "lan";
+  const header = bytes(ipToBytes(source), ipToBytes(target)).toHex();
+  const arrived = () => web.tap.heard.filter((frame) => frame.includes(header)).length;
+  const before = arrived();
+  if (forged) {
+    await lan.machine.sh(`
+      ip -${family} addr add ${source} dev lo
+      ip -${family} route add ${port} dev eth0 src ${source}`);
+  }
+  const host = family === 4 ? port : `[${port}]`;
+  await lan.machine.fetch(`http://${host}:8080/`, { timeoutSeconds: 1 });
+  if (forged) {
+    await lan.machine.sh(`
+      ip -${family} route del ${port} dev eth0 src ${source}
+      ip -${family} addr del ${source} dev lo`);
+  }
+  return arrived() > before;
+}
+
+const ATTACKS = [...FORGERIES, ...ISOLATION, ...EGRESS, ...LOOPBACK, ...ELSEWHERE];
 
 const SCENES: readonly SceneOptions[] = [
   { mode: "tc-redirect", firewall: "nftables", bridgeNetfilter: false },
