@@ -1,4 +1,5 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
+import { SyscallError } from "../../lib/errors.ts";
 import { ipToBytes } from "../../lib/inet/ip.ts";
 import {
   decodeFlow,
@@ -100,4 +101,37 @@ Deno.test("decodeFlow: reads what the kernel sends", () => {
   assertEquals([flow.original.source, flow.original.destination], ["::1", "::1"]);
   assertEquals([flow.original.protocol, flow.original.destinationPort], [17, 53]);
   assertEquals(flow.reply.destinationPort, flow.original.sourcePort);
+});
+
+Deno.test("deleteFlows: all of an address go within a second, of 240,000", () => {
+  using netns = trackingNetns();
+  using nl = withNetns(netns, openNetfilter);
+  const sockaddr = new Uint8Array(16);
+  const view = new DataView(sockaddr.buffer);
+  view.setUint16(0, AF_INET, true);
+  withNetns(netns, () => {
+    using sockets = new DisposableStack();
+    for (let index = 0; index < 60; index++) {
+      const socket = sockets.use(Socket.open(AF_INET, SOCK_DGRAM, 0, "udp socket"));
+      // To itself from there, or from 127.0.0.1.
+      sockaddr.set(ipToBytes(index % 2 === 0 ? "192.0.2.1" : "127.0.0.1"), 4);
+      for (let port = 1; port <= 4000; port++) {
+        view.setUint16(2, port);
+        try {
+          socket.send(new Uint8Array(1), sockaddr);
+        } catch (error) {
+          // An earlier one came to nobody.
+          if (!(error instanceof SyscallError)) throw error;
+        }
+      }
+    }
+  });
+  const tracked = () => Number(runInside(netns, "cat /proc/sys/net/netfilter/nf_conntrack_count"));
+  assert(tracked() > 100_000, `${tracked()} flows`);
+  const began = performance.now();
+  deleteFlows(nl, { addresses: ["192.0.2.1"] });
+  const took = performance.now() - began;
+  const left = tracked();
+  assert(left > 50_000 && left <= 120_000, `${left} flows of others`);
+  assert(took < 1000, `${took} ms`);
 });
