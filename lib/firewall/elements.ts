@@ -193,6 +193,12 @@ export function decodeElements(
   return elements;
 }
 
+/** Whether a message of elements has any. */
+export function hasElements(payload: Uint8Array): boolean {
+  return new Decoder(payload).skip(NFGENMSG_LEN).attributes()
+    .some(({ type, value }) => type === NFTA_SET_ELEM_LIST.ELEMENTS && value.remaining > 0);
+}
+
 function decodeElement(set: SetName, entry: Decoder, table: Table): Element | undefined {
   const definition = setDefinition(set, table);
   let key: string[] | undefined;

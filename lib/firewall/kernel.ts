@@ -10,7 +10,7 @@
 import { NFNL_SUBSYS, nfnlType } from "../netlink/conntrack.ts";
 import type { BatchedRequest, NetlinkConnection } from "../netlink/connection.ts";
 import type { Subject } from "../netlink/errors.ts";
-import { AF, decodeMessages, NLM_F } from "../netlink/message.ts";
+import { AF, decodeMessages, type Message, NLM_F } from "../netlink/message.ts";
 import { Encoder } from "../netlink/wire.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
 import {
@@ -20,6 +20,7 @@ import {
   encodeElements,
   encodeRuleFilter,
   encodeSet,
+  hasElements,
 } from "./elements.ts";
 import { Nftables } from "./libnftables.ts";
 import { NFT_MSG, NFTA_TABLE } from "./nf-tables.ts";
@@ -33,6 +34,7 @@ import {
   planTable,
   type RuleMark,
   type SetName,
+  setNames,
   type Table,
   tableLabel,
 } from "./ruleset.ts";
@@ -91,6 +93,13 @@ export class NftStore implements ElementStore {
 
   readSets(sets: readonly SetName[]): Element[] {
     return sets.flatMap((set) => readSet(this.#nl, set, this.#table));
+  }
+
+  /** Whether no set has an element, without reading what there is. */
+  isEmpty(): boolean {
+    return setNames(this.#table).every((set) =>
+      !dumpSet(this.#nl, set, this.#table).some(({ payload }) => hasElements(payload))
+    );
   }
 
   change(
@@ -161,14 +170,17 @@ function readRuleMarks(nl: NetlinkConnection, table: Table): RuleMark[] {
 
 /** All elements of a set; none where the set or the table is not there. */
 export function readSet(nl: NetlinkConnection, set: SetName, table: Table): Element[] {
-  const messages = tolerateAbsence(() =>
+  return dumpSet(nl, set, table).flatMap(({ payload }) => decodeElements(set, payload, table));
+}
+
+function dumpSet(nl: NetlinkConnection, set: SetName, table: Table): Message[] {
+  return tolerateAbsence(() =>
     nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETSETELEM), encodeSet(set, table).finish(), {
       op: "NFT_MSG_GETSETELEM",
       action: "list",
       object: `nftables set "${set}"`,
     })
-  );
-  return (messages ?? []).flatMap(({ payload }) => decodeElements(set, payload, table));
+  ) ?? [];
 }
 
 /** Those of the elements whose keys the kernel has, as it has them, by {@linkcode elementId}. */

@@ -132,9 +132,7 @@ export class PolicyStore {
     const { changed } = part === LIMITS && wanted.length > 0
       ? explainLimits(() => reconcile(store, setNames(table), change))
       : reconcile(store, setNames(table), change);
-    if (changed && wanted.length === 0 && store.readSets(setNames(table)).length === 0) {
-      store.delete();
-    }
+    if (changed && wanted.length === 0 && store.isEmpty()) store.delete();
     return changed;
   }
 }
