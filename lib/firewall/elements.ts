@@ -9,6 +9,7 @@ import { formatMac, parseMac } from "../inet/mac.ts";
 import { nfgenmsg, NFGENMSG_LEN } from "../netlink/conntrack.ts";
 import { align, Decoder, Encoder, NLA } from "../netlink/wire.ts";
 import {
+  INTERVAL_END,
   NFPROTO,
   NFTA_CONNLIMIT,
   NFTA_DATA,
@@ -76,15 +77,19 @@ export function decodeRuleMark(payload: Uint8Array): RuleMark & { readonly table
   return mark;
 }
 
-/** A message's payload of whole elements, or of their keys. */
+/**
+ * A message's payload of whole elements, or of their keys. In a set of intervals each is followed by
+ * where it ends, but where a single one is asked for.
+ */
 export function encodeElements(
   set: SetName,
   elements: readonly Element[],
-  content: "elements" | "keys",
+  content: "elements" | "keys" | "key",
   table = MAIN_TABLE,
 ): Uint8Array<ArrayBuffer> {
   const { key: keyFields, value: valueFields, limit: kind } = setDefinition(set, table);
   const nested = (type: number) => type | NLA.F_NESTED;
+  const single = content === "key";
   const payload = encodeSet(set, table);
   payload.attrNested(nested(NFTA_SET_ELEM_LIST.ELEMENTS), (list) => {
     for (const { key, value, limit, owner } of elements) {
@@ -104,7 +109,7 @@ export function encodeElements(
               data.attrNested(NFTA_DATA.VALUE, (fields) => writeFields(fields, keyFields, ends)),
           );
         }
-        if (content === "keys") return;
+        if (content !== "elements") return;
         if (value !== undefined && valueFields !== undefined) {
           entry.attrNested(
             nested(NFTA_SET_ELEM.DATA),
@@ -116,6 +121,17 @@ export function encodeElements(
           entry.attrNested(nested(NFTA_SET_ELEM.EXPR), (expr) => writeLimit(expr, kind, limit));
         }
       });
+      if (kind === "connections" && !single) {
+        list.attrNested(nested(NFTA_LIST_ELEM), (entry) => {
+          const end = encodeFields(keyFields, key);
+          increment(end);
+          entry.attrNested(
+            nested(NFTA_SET_ELEM.KEY),
+            (data) => data.attrBytes(NFTA_DATA.VALUE, end),
+          );
+          entry.attrU32be(NFTA_SET_ELEM.FLAGS, INTERVAL_END);
+        });
+      }
     }
   });
   return payload.finish();
@@ -127,6 +143,14 @@ function writeData(data: Encoder, fields: readonly Field[], value: readonly stri
       verdict.attrU32be(NFTA_VERDICT.CODE, VERDICTS[value[0]!]!);
     });
   } else data.attrNested(NFTA_DATA.VALUE, (written) => writeFields(written, fields, value));
+}
+
+/** The next number, of bytes in network order. */
+function increment(bytes: Uint8Array): void {
+  for (let index = bytes.length - 1; index >= 0; index--) {
+    bytes[index] = bytes[index]! + 1;
+    if (bytes[index] !== 0) return;
+  }
 }
 
 type LimitKind = NonNullable<SetDefinition["limit"]>;
@@ -207,6 +231,7 @@ function decodeElement(set: SetName, entry: Decoder, table: Table): Element | un
   let limit: number | undefined;
   let owner = "";
   for (const { type, value: content } of entry.attributes()) {
+    if (type === NFTA_SET_ELEM.FLAGS && (content.asU32be() & INTERVAL_END) !== 0) return undefined;
     if (type === NFTA_SET_ELEM.KEY) key = decodeData(definition.key, content);
     else if (type === NFTA_SET_ELEM.KEY_END) end = decodeData(definition.key, content);
     else if (type === NFTA_SET_ELEM.EXPR && definition.limit !== undefined) {

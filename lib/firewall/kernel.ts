@@ -199,7 +199,7 @@ function readElement(nl: NetlinkConnection, element: Element, table: Table): Ele
   const message = tolerateAbsence(() =>
     nl.query(
       nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETSETELEM),
-      encodeElements(element.set, [element], "keys", table),
+      encodeElements(element.set, [element], "key", table),
       {
         op: "NFT_MSG_GETSETELEM",
         action: "look up",

@@ -39,13 +39,16 @@ const SETS: Readonly<Partial<Record<PolicySetName, SetDefinition>>> = {
   /** Guests whose openings are limited, by the MAC that their guard holds them to. */
   openers: { key: ["ether_addr", "ifname"] },
   openings: { key: ["ether_addr", "ifname"], limit: "rate" },
-  /** Connections that a guest opened, and ones to it. */
-  opened: { key: ["ether_addr", "ifname"], limit: "connections" },
-  reached4: { key: ["ipv4_addr", "ifname"], limit: "connections" },
-  reached6: { key: ["ipv6_addr", "ifname"], limit: "connections" },
-  opened_sample: { key: ["ether_addr", "ifname"], limit: "connections" },
-  reached_sample4: { key: ["ipv4_addr", "ifname"], limit: "connections" },
-  reached_sample6: { key: ["ipv6_addr", "ifname"], limit: "connections" },
+  /**
+   * Connections that a guest opened, and ones to it. Of one field each: a set of intervals of several
+   * is copied at each change.
+   */
+  opened: { key: ["ether_addr"], limit: "connections" },
+  reached4: { key: ["ipv4_addr"], limit: "connections" },
+  reached6: { key: ["ipv6_addr"], limit: "connections" },
+  opened_sample: { key: ["ether_addr"], limit: "connections" },
+  reached_sample4: { key: ["ipv4_addr"], limit: "connections" },
+  reached_sample6: { key: ["ipv6_addr"], limit: "connections" },
 };
 
 const LEARNT: Readonly<Record<string, string>> = {
@@ -71,21 +74,38 @@ const [SENDER, TO, TO6] = [
 /** A connection is counted once, by its first packet, whoever answers it. */
 const FIRST_PACKETS = "ct state new ct status & confirmed == 0 jump count";
 
-/** A rule for each list of connections: who it is about, its name, and the end of others' names. */
+/** A list of connections: who it is about, and the end of the names of its sets. */
+interface List {
+  readonly field: string;
+  readonly key: string;
+  readonly set: string;
+  readonly suffix: string;
+}
+
+/** A rule for each list of connections. */
 function lists(
-  rule: (key: string, list: string, suffix: string) => string,
+  rule: (list: List) => string,
   kind: "" | "_sample",
   comment = kind === "" ? "" : "probation, ",
 ): (readonly [string, string])[] {
   return [
-    [`${comment}opened`, rule(SENDER, `opened${kind}`, "")],
-    [`${comment}reached over IPv4`, rule(TO, `reached${kind}4`, "4")],
-    [`${comment}reached over IPv6`, rule(TO6, `reached${kind}6`, "6")],
+    [
+      `${comment}opened`,
+      rule({ field: "ether saddr", key: SENDER, set: `opened${kind}`, suffix: "" }),
+    ],
+    [
+      `${comment}reached over IPv4`,
+      rule({ field: "ip daddr", key: TO, set: `reached${kind}4`, suffix: "4" }),
+    ],
+    [
+      `${comment}reached over IPv6`,
+      rule({ field: "ip6 daddr", key: TO6, set: `reached${kind}6`, suffix: "6" }),
+    ],
   ];
 }
 
-function over(key: string, list: string, suffix: string): string {
-  return `${key} @${list} add @full${suffix} { ${key} } update @probed${suffix} { ${key} } drop`;
+function over({ field, key, set, suffix }: List): string {
+  return `${field} @${set} add @full${suffix} { ${key} } update @probed${suffix} { ${key} } drop`;
 }
 
 const CHAINS: readonly Chain[] = [
@@ -105,11 +125,11 @@ const CHAINS: readonly Chain[] = [
       ["full over IPv4", `${TO} @full4 drop`],
       ["full over IPv6", `${TO6} @full6 drop`],
       ["openings a second", `${SENDER} @openings drop`],
-      ...lists((key, list, suffix) => `${key} @${list} add @full${suffix} { ${key} } drop`, ""),
       ...lists(
-        (key, list, suffix) => `${key} @probed${suffix} ${over(key, list, suffix)}`,
-        "_sample",
+        ({ field, key, set, suffix }) => `${field} @${set} add @full${suffix} { ${key} } drop`,
+        "",
       ),
+      ...lists((list) => `${list.key} @probed${list.suffix} ${over(list)}`, "_sample"),
       ["not of the sample", `numgen random mod ${SAMPLE} != 0 return`],
       ...lists(over, "_sample", "sample, "),
     ],
@@ -161,11 +181,11 @@ export function limitElements({ owner, addresses, limits, mac = "" }: GuestRules
   if (connections === undefined) return elements;
   const exact = connections <= EXACT;
   const limit = exact ? connections : Math.round(connections / SAMPLE);
-  elements.push({ set: exact ? "opened" : "opened_sample", key, limit, owner });
+  elements.push({ set: exact ? "opened" : "opened_sample", key: [mac], limit, owner });
   for (const address of addresses) {
     const family = isIp(address) === 6 ? 6 : 4;
     const set = exact ? `reached${family}` as const : `reached_sample${family}` as const;
-    elements.push({ set, key: [address, link], limit, owner });
+    elements.push({ set, key: [address], limit, owner });
   }
   return elements;
 }

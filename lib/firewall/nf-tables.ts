@@ -42,6 +42,7 @@ export const NFTA_SET_ELEM_LIST = { TABLE: 1, SET: 2, ELEMENTS: 3 } as const;
 export const NFTA_SET_ELEM = {
   KEY: 1,
   DATA: 2,
+  FLAGS: 3,
   USERDATA: 6,
   EXPR: 7,
   KEY_END: 10,
@@ -49,6 +50,8 @@ export const NFTA_SET_ELEM = {
 export const NFTA_EXPR = { NAME: 1, DATA: 2 } as const;
 export const NFTA_CONNLIMIT = { COUNT: 1, FLAGS: 2 } as const;
 export const NFTA_LIMIT = { RATE: 1, UNIT: 2, BURST: 3, FLAGS: 5 } as const;
+/** NFT_SET_ELEM_INTERVAL_END. */
+export const INTERVAL_END = 1;
 /** NFT_CONNLIMIT_F_INV and NFT_LIMIT_F_INV: the rule goes on where the limit is exceeded. */
 export const OVER = 1;
 export const NFTA_LIST_ELEM = 1;

@@ -52,14 +52,14 @@ Deno.test("limitElements: what is not limited has none; above 1,000 a sixteenth 
     `openings ${MAC} ignite0 5`,
   ]);
   assertEquals(limited({ link: "ignite0", connections: 1000 }), [
-    `opened ${MAC} ignite0 1000`,
-    "reached4 172.18.0.2 ignite0 1000",
-    "reached6 fd00::2 ignite0 1000",
+    `opened ${MAC} 1000`,
+    "reached4 172.18.0.2 1000",
+    "reached6 fd00::2 1000",
   ]);
   assertEquals(limited({ link: "ignite0", connections: 65_536 }), [
-    `opened_sample ${MAC} ignite0 4096`,
-    "reached_sample4 172.18.0.2 ignite0 4096",
-    "reached_sample6 fd00::2 ignite0 4096",
+    `opened_sample ${MAC} 4096`,
+    "reached_sample4 172.18.0.2 4096",
+    "reached_sample6 fd00::2 4096",
   ]);
 });
 
