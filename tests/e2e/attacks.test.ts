@@ -413,7 +413,7 @@ async function arrivesAs(scene: Scene, name: PartyName, family: 4 | 6): Promise<
   const before = arrived();
   if (forged) {
     await lan.machine.sh(`
-      ip -${family} addr add ${source} dev lo
+      ip -${family} addr add ${source} dev lo ${family === 6 ? "nodad" : ""}
       ip -${family} route add ${port} dev eth0 src ${source}`);
   }
   const host = family === 4 ? port : `[${port}]`;
