@@ -284,3 +284,32 @@ Deno.test("attach-vm: two interfaces on one network", async () => {
   await host.mustTapkit("attach-vm", "web", "--remove");
   await host.assertRestored(before);
 });
+
+Deno.test("attach-vm: names and messages of others do not steer the terminal", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  const evil = "\x1b[2J\u202e";
+  const shown = "\\u001b[2J\\u202e";
+  // deno-lint-ignore no-control-regex -- those are what it is about.
+  const controls = /[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]/;
+  const says = async (said: string, ...args: string[]) => {
+    const { code, stdout, stderr } = await host.tapkit("attach-vm", "web", ...args);
+    assert(code !== 0 && stderr.includes(said), stderr);
+    assertEquals([controls.exec(stdout + stderr), stderr.split("\n").length], [null, 2], stderr);
+  };
+  // A process that listens is called as its program is.
+  await host.sh(`cp $(command -v busybox) '/run/e${evil}'`);
+  host.spawn("bash", ["-c", `exec -a nc '/run/e${evil}' -l -p 8080`]);
+  await host.listening(8080, "tcp");
+  await host.mustTapkit("install-default-cni");
+  await says(`e${shown}`, "--ports", "8080:80");
+  await host.sh("rm -r /etc/cni/net.d");
+
+  const refusal = JSON.stringify({ code: 7, msg: `${evil}no\nattach-vm: all is well` });
+  await host.writeFile("/opt/plugins/evil", `#!/bin/sh\necho '${refusal}'; exit 1\n`, 0o755);
+  const list = { cniVersion: "0.4.0", name: "x", plugins: [{ type: "evil" }] };
+  await host.writeFile("/etc/cni/net.d/10-x.conflist", JSON.stringify(list));
+  await says(`${shown}no attach-vm: all is well`, "--cni-bin-dir", "/opt/plugins");
+  await host.writeFile(`/etc/cni/net.d/05-${evil}.conf`, "{");
+  await says(`05-${shown}.conf is not valid JSON`);
+});
