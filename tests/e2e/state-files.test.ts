@@ -96,8 +96,14 @@ Deno.test("attach-vm: a state directory without room, and one that is read-only,
   await host.sh("dd if=/dev/zero of=/tmp/full/fill bs=4k 2>/dev/null || true");
   await host.sh("mkdir /tmp/ro && mount -t tmpfs -o ro tmpfs /tmp/ro");
   const cases: [directory: string, message: RegExp][] = [
-    ["/tmp/full", /\/tmp\/full\S* cannot be written: .* 28.*: see that its file system has room/],
-    ["/tmp/ro/state", /mkdir '\/tmp\/ro\/state' \(EROFS\): make it writable/],
+    [
+      "/tmp/full",
+      /\/tmp\/full\S* cannot be written: No space left on device: see that its file system/,
+    ],
+    [
+      "/tmp/ro/state",
+      /mkdir '\/tmp\/ro\/state': Read-only file system \(EROFS\): name another one/,
+    ],
   ];
   for (const [directory, message] of cases) {
     const before = await host.snapshot();
