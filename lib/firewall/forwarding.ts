@@ -28,7 +28,11 @@ const NO_SIGN = /TAPKIT-|CNI-HOSTPORT-MASQ/;
  */
 export function reliesOnForwarding(nl: NetlinkConnection): string | undefined {
   const links = listLinks(nl);
-  const bridge = links.find((link) => link.kind === "bridge" && !isLan(link, links));
+  // One without ports is what a plugin of others has left.
+  const bridge = links.find((link) =>
+    link.kind === "bridge" && links.some(({ master }) => master === link.index) &&
+    !isLan(link, links)
+  );
   if (bridge !== undefined) return `bridge "${bridge.name}"`;
   const table = translatingTable();
   return table === undefined ? undefined : `the rules of table "${table}"`;

@@ -129,7 +129,12 @@ export function checkSysctls(
   rules: GuestRules,
   options?: SysctlOptions,
 ): string[] {
-  return neededSysctls(rules, options).flatMap((sysctl) => [
+  return checkNeeded(nl, neededSysctls(rules, options));
+}
+
+/** A sentence for each of these settings that the kernel has not. */
+export function checkNeeded(nl: NetlinkConnection, needed: readonly Sysctl[]): string[] {
+  return needed.flatMap((sysctl) => [
     ...isSet(sysctl) ? [] : [`the sysctl ${describeSysctl(sysctl)} is not set`],
     ...isLocalnet(sysctl.path) ? checkDrop(nl, sysctl.link!) : [],
   ]);
@@ -173,18 +178,45 @@ function change(
   if (was === undefined) return [write(sysctl)];
   const known = journal.read();
   const before = path === IP6_FORWARD ? keepRouterAdvertisements(guestLinks) : [];
-  const back = [
-    { path, value: was },
-    ...path === IP_FORWARD ? [{ path: REDIRECTS, value: readSysctl(REDIRECTS) ?? "1" }] : [],
-    ...path === IP_FORWARD ? forwardingLinks(4) : path === IP6_FORWARD ? forwardingLinks(6) : [],
-    ...before.map((one) => ({ ...one, value: "1" })),
-  ];
+  const back = [...backOf(path, was), ...before.map((one) => ({ ...one, value: "1" }))];
   const of = link === undefined ? {} : { link: { name: link, index: requireLink(nl, link).index } };
   if (!isKnown(known, path, of.link?.index)) {
     journal.remember(path, { ...of, back, ...path in apart ? { apart: apart[path]! } : {} });
   }
   return [...before, sysctl].map(write);
 }
+
+/** What is to be written when a setting goes back. */
+function backOf(path: string, was: string): Setting[] {
+  return [
+    { path, value: was },
+    ...path === IP_FORWARD ? [{ path: REDIRECTS, value: readSysctl(REDIRECTS) ?? "1" }] : [],
+    ...path === IP_FORWARD ? forwardingLinks(4) : path === IP6_FORWARD ? forwardingLinks(6) : [],
+  ];
+}
+
+/** Writes down that forwarding, which is off, may be turned on by somebody that tapkit has run. */
+export function expectForwarding(
+  path: string,
+  apart: readonly LinkPair[],
+  journal = new Journal(),
+): void {
+  journal.remember(path, { back: backOf(path, "0"), apart });
+}
+
+/** The links that are open to 127.0.0.0/8 by a setting of their own. */
+export function openLinks(): string[] {
+  return [...Deno.readDirSync("/proc/sys/net/ipv4/conf")].map(({ name }) => name)
+    .filter((name) => readSysctl(localnetOf(name)) === "1" && !["all", "default"].includes(name));
+}
+
+/** Takes a link that somebody has opened to 127.0.0.0/8 for one that tapkit did. */
+export function adoptOpenLink(nl: NetlinkConnection, link: string, journal = new Journal()): void {
+  const sysctl = { path: localnetOf(link), value: "1", link };
+  openLoopback(nl, sysctl, true, { journal, wasOpened: () => true });
+}
+
+const localnetOf = (link: string) => `net/ipv4/conf/${link}/${ROUTE_LOCALNET}`;
 
 function isKnown(changes: Changes, path: string, index: number | undefined): boolean {
   const known = changes[path];
@@ -212,7 +244,8 @@ function keepRouterAdvertisements(guestLinks: readonly string[]): Sysctl[] {
   return sysctls;
 }
 
-function isLocalnet(path: string): boolean {
+/** Whether a setting opens a link to 127.0.0.0/8. */
+export function isLocalnet(path: string): boolean {
   return path.endsWith(`/${ROUTE_LOCALNET}`);
 }
 

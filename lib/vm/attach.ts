@@ -53,6 +53,7 @@ import {
   ownersOf,
   portOwners,
   portsOfFirewall,
+  publishedByPlugin,
   reservePorts,
   withShownPorts,
 } from "./ports.ts";
@@ -64,7 +65,7 @@ import { currentResolvers, hostResolvers, resolversOf } from "./resolvers.ts";
 import { describeTapUsers, supervised } from "./running.ts";
 import { asForwarded, noteFilteredBridge } from "./host-end.ts";
 import { type Host, openHost } from "./session.ts";
-import { bringSettings, returnSettings } from "./settings.ts";
+import { bringSettings, guardSettings, returnSettings } from "./settings.ts";
 import {
   claimId,
   containerId,
@@ -386,9 +387,13 @@ async function attachOnce(
         note: host.note,
         ...mtu === undefined ? {} : { mtu },
       };
-      const one = await addNetwork(network, environment).catch((error) => {
-        throw explainSecond(error, network.network, networks.slice(0, index));
-      });
+      const add = () =>
+        addNetwork(network, environment).catch((error) => {
+          throw explainSecond(error, network.network, networks.slice(0, index));
+        });
+      const publishes = index === 0 && ports.length > 0 && publishedByPlugin(networks);
+      const one =
+        await (hasExecuted(network) ? guardSettings(host, { firewall, publishes }, add) : add());
       added.push(
         hasExecuted(network)
           ? await (await import("./executed-link.ts")).settleLink(one, {
@@ -435,7 +440,8 @@ async function attachOnce(
     const policed = { interfaces, ports: bound, made: { guests } };
     const kept = await keptPolicies(host, policed, { fixing: true });
     if (kept.length > 0) putGuards({ ...planned, interfaces }, kept);
-    await bringSettings(host, guests, { firewall, request, fresh: old === undefined });
+    const shown = publishedByPlugin(networks) ? bound : undefined;
+    await bringSettings(host, guests, { firewall, request, fresh: old === undefined, shown });
     noteClosed(host, firewall, withShownPorts(guests, bound), `attach-vm ${name}`);
 
     const dns = guestDns(host, added.map(({ result }) => result), old);

@@ -28,7 +28,7 @@ import {
   withShownPorts,
 } from "./ports.ts";
 import type { Host } from "./session.ts";
-import { bringSettings, returnSettings } from "./settings.ts";
+import { bringSettings, guardSettings, returnSettings } from "./settings.ts";
 import { firewallOf, readRecord, type StoredRecord, writeRecord } from "./state.ts";
 import type { AttachRequest } from "./types.ts";
 import { addWire, guardedAs, removeWire, setGuards, wireRequest } from "./wires.ts";
@@ -198,7 +198,9 @@ export async function changeRules(
       () => writeRecord(host, isSettled() ? old : changing),
     );
     writeRecord(host, changing);
-    const networks = await republishing?.run(undo) ?? old.made.networks;
+    const networks = republishing === undefined
+      ? old.made.networks
+      : await guardSettings(host, { firewall, publishes: true }, () => republishing.run(undo));
     const guests = limited.map((guest, index) => {
       const before = old.made.guests[index]!;
       undo.push(`the rules of ${guest.owner}`, () => firewall.replace(guest, before));
@@ -206,11 +208,12 @@ export async function changeRules(
     });
     const changed = { ...record, made: { ...record.made, networks, guests } };
     await changeKept(host, old, changed, undo);
-    await bringSettings(host, guests, { firewall, request: wanted });
+    const shown = publishedByPlugin(networks) ? ports : undefined;
+    await bringSettings(host, guests, { firewall, request: wanted, shown });
     await returnSettings(host, {
       leaves: (owner) => guests.some((guest) => guest.owner === owner),
-      gone: old.made.guests,
-      kept: guests,
+      gone: withShownPorts(old.made.guests, old.ports),
+      kept: withShownPorts(guests, ports),
       firewall: firewallKind,
     });
     noteClosed(host, firewall, withShownPorts(guests, ports), `attach-vm ${old.vm}`);

@@ -13,6 +13,7 @@ import { checkDhcp } from "./dhcp-start.ts";
 import { type Host, openHost } from "./session.ts";
 import type { GuardPolicy } from "./guard.ts";
 import type { Policed } from "./kept-policy.ts";
+import { publishedByPlugin } from "./ports.ts";
 import { checkSettings } from "./settings.ts";
 import { firewallOf, readRecord, type StoredRecord, unfinished, validateName } from "./state.ts";
 import type { HostOptions } from "./types.ts";
@@ -115,7 +116,11 @@ export async function checkAttachment(
     guards: interfaces.flatMap((link, index) => checkGuards(vmNl, link, kept[index])),
     firewall: [
       ...made.guests.flatMap((rules) => firewall.check(rules)),
-      ...checkSettings(host, firewall, made.guests, made.request),
+      ...checkSettings(host, made.guests, {
+        firewall,
+        request: made.request,
+        shown: publishedByPlugin(made.networks) ? record.ports : undefined,
+      }),
     ],
     conflicts: made.networks.some(hasExecuted)
       ? (await import("./same-address.ts")).checkHeld(host, { ...record, guests: made.guests })

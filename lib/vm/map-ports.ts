@@ -163,7 +163,7 @@ export async function checkPorts(
   const firewall = await host.session.firewall(holder.firewall);
   return [
     ...firewall.check(holder.rules),
-    ...checkSettings(host, firewall, [holder.rules]),
+    ...checkSettings(host, [holder.rules], { firewall }),
     ...await checkOwners(host, firewall, holder.owner, allPorts(holder.owners)),
   ];
 }
@@ -392,8 +392,9 @@ async function dropPorts(
     else leaving(firewall);
     await returnSettings(host, {
       leaves: (owner) => owner === rules.owner,
-      gone: [rules],
-      kept: leaving === undefined ? [left] : [],
+      gone: [{ ...rules, ports: have }],
+      // A plugin may publish some.
+      kept: leaving === undefined ? [{ ...left, ports: allPorts(wanted) }] : [],
       firewall: holder.firewall,
     });
     if (leaving !== undefined) firewall.removeIfUnused();

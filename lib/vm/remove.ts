@@ -8,7 +8,7 @@ import { checkpoint } from "../checkpoint.ts";
 import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
 import { DEFAULT_NETWORK, tidyDefaultCni } from "../cni/default-network.ts";
 import { type NetworkAttachment, planNetwork, type PluginChoice } from "../cni/plan.ts";
-import { delNetwork, mayGiveAgain } from "../cni/runtime.ts";
+import { delNetwork, hasExecuted, mayGiveAgain } from "../cni/runtime.ts";
 import { LINK_GROUP } from "../cni/plugins/bridge-device.ts";
 import { asError, describe, TapkitError } from "../errors.ts";
 import { isThere } from "../files.ts";
@@ -271,7 +271,8 @@ async function leaveSettings(host: Host, record: Removable): Promise<void> {
   const { vm, made } = record;
   await returnSettings(host, {
     leaves: (owner) => owner.startsWith(`${vm}/`),
-    ...isSettled(record) ? { gone: made.guests } : {},
+    // What plugins of others opened, rules need not say.
+    ...isSettled(record) && !made.networks.some(hasExecuted) ? { gone: made.guests } : {},
     firewall: firewallOf(made),
   });
 }

@@ -19,8 +19,9 @@ import { checkNetworks, type NetworkFinding } from "./check.ts";
 import { mendSeen } from "./executed-link.ts";
 import { openVm } from "./netns.ts";
 import { portMappings } from "./networks.ts";
-import { allPorts, isPublisher, portOwners } from "./ports.ts";
+import { allPorts, isPublisher, portOwners, withShownPorts } from "./ports.ts";
 import type { Host } from "./session.ts";
+import { guardSettings, returnSettings } from "./settings.ts";
 import { firewallOf, type StoredRecord, writeRecord } from "./state.ts";
 import type { AttachRequest } from "./types.ts";
 import { movesIdentity } from "./wires.ts";
@@ -210,10 +211,17 @@ export async function unpublish(
       () => writeRecord(host, republishing.isSettled() ? record : republishing.doubtful),
     );
     writeRecord(host, republishing.doubtful);
-    const networks = await republishing.run(undo);
+    const guarded = { firewall, publishes: true };
+    const networks = await guardSettings(host, guarded, () => republishing.run(undo));
     const portOwners = { ...owners, attach };
     const ports = allPorts(portOwners);
     const [rules] = record.made.guests;
+    await returnSettings(host, {
+      leaves: (owner) => owner === rules?.owner,
+      gone: withShownPorts(record.made.guests.slice(0, 1), record.ports),
+      kept: withShownPorts(record.made.guests, ports),
+      firewall: firewallOf(record.made),
+    });
     if (rules !== undefined) firewall.endStaleFlows({ ...rules, ports }, owners.attach);
     const now = { ...record, ports, made: { ...record.made, portOwners, request, networks } };
     await checkpoint(host.signal);

@@ -11,17 +11,21 @@ import type { GuestRules } from "../firewall/model.ts";
 import type { LinkPair } from "../firewall/ruleset.ts";
 import type { FirewallKind } from "../firewall/store.ts";
 import {
-  checkSysctls,
-  ensureSysctls,
+  checkNeeded,
   FORWARDING,
+  isLocalnet,
   neededSysctls,
   returnSysctls,
+  setSysctls,
+  type Sysctl,
   type SysctlOptions,
 } from "../firewall/sysctls.ts";
+import type { PortMapping } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { linkTowards } from "../netlink/route.ts";
 import { readSysctl } from "../sys/sysctl.ts";
 import type { Host } from "./session.ts";
+import { withShownPorts } from "./ports.ts";
 import { isVersioned, RULES_SHAPE } from "./shape.ts";
 import {
   addressesDir,
@@ -48,12 +52,14 @@ export function sysctlOptions(
 export async function bringSettings(
   host: Host,
   guests: readonly GuestRules[],
-  { firewall, request = {}, fresh = false }: {
+  { firewall, request = {}, fresh = false, shown }: {
     /** Has the guests' rules. */
     readonly firewall: Firewall;
     readonly request?: Pick<AttachRequest, "antispoof">;
     /** Whether nothing is being mended. */
     readonly fresh?: boolean;
+    /** All ports of the VM, where plugins publish some. */
+    readonly shown?: readonly PortMapping[] | undefined;
   },
 ): Promise<void> {
   const { nl } = host.session;
@@ -67,7 +73,7 @@ export async function bringSettings(
       return [...recordedNeeds(host)].some(({ paths }) => paths.includes(path));
     },
   };
-  const changes = guests.flatMap((rules) => ensureSysctls(nl, rules, options));
+  const changes = setSysctls(nl, needsOf(guests, { request, shown }), options);
   for (const change of changes) host.note(`set ${change}`);
 }
 
@@ -101,18 +107,48 @@ async function keepApart(
   return all;
 }
 
+/** Does what executes plugins of others; what they change is taken for tapkit's doing. */
+export async function guardSettings<T>(
+  host: Host,
+  options: { readonly firewall: Firewall; readonly publishes: boolean },
+  run: () => Promise<T>,
+): Promise<T> {
+  const { watchPlugins } = await import("./plugin-settings.ts");
+  return await watchPlugins(host, options, run);
+}
+
+/** What guests need; of what a plugin opened for its ports, what the journal has. */
+function needsOf(
+  guests: readonly GuestRules[],
+  { request = {}, shown }: {
+    readonly request?: Pick<AttachRequest, "antispoof">;
+    readonly shown?: readonly PortMapping[] | undefined;
+  },
+): Sysctl[] {
+  const options = sysctlOptions(guests, request);
+  const needed = guests.flatMap((rules) => neededSysctls(rules, options));
+  const [first] = guests;
+  if (shown === undefined || first === undefined) return needed;
+  const known = new Journal().read();
+  const opened = neededSysctls({ ...first, ports: shown })
+    .filter(({ path }) => isLocalnet(path) && path in known);
+  return [...needed, ...opened];
+}
+
 /** A sentence for each setting that the rules need and the kernel has not. */
 export function checkSettings(
   { session: { nl } }: Host,
-  firewall: Firewall,
   guests: readonly GuestRules[],
-  request: Pick<AttachRequest, "antispoof"> = {},
+  { firewall, ...options }: {
+    readonly firewall: Firewall;
+    readonly request?: Pick<AttachRequest, "antispoof">;
+    readonly shown?: readonly PortMapping[] | undefined;
+  },
 ): string[] {
-  const options = sysctlOptions(guests, request);
   const needed = new Set(guests.flatMap((rules) => pathsOf(rules)));
   const known = new Journal().read();
   return [
-    ...guests.flatMap((rules) => checkSysctls(nl, rules, options)),
+    ...checkNeeded(nl, needsOf(guests, options)),
     ...FORWARDING.flatMap(({ family, path }) =>
       needed.has(path) ? firewall.checkApart(family, known[path]?.apart ?? []) : []
     ),
@@ -185,8 +221,16 @@ function* recordedNeeds(
   host: HostPaths,
 ): Generator<{ readonly owner: string; readonly paths: readonly string[] }> {
   for (const name of recordNames(host)) {
-    const { guests = [], request = {} } = tolerate(() => readRecord(host, name))?.made ?? {};
-    const options = sysctlOptions(guests, request);
+    const record = tolerate(() => readRecord(host, name));
+    if (record === undefined) continue;
+    const options = sysctlOptions(record.made.guests, record.made.request);
+    // A plugin that publishes ports opens links too.
+    const guests = withShownPorts(record.made.guests, record.ports);
+    for (const { plugins } of record.made.networks) {
+      // Forwarding is what they turned on, whether the rules tell of it or not.
+      if (!plugins.some(({ implementation }) => implementation === "exec")) continue;
+      yield { owner: `${name}/`, paths: FORWARDING.map(({ path }) => path) };
+    }
     for (const rules of guests) yield { owner: rules.owner, paths: pathsOf(rules, options) };
   }
   for (const to of addressNames(host)) {

@@ -7,6 +7,7 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { NetnsGuest } from "../support/guest-netns.ts";
+import { FORWARDING } from "../support/snapshot.ts";
 import { Host } from "../support/host.ts";
 import { fetchName, serveName } from "../support/http.ts";
 import { eventually, type Machine, ROOT } from "../support/machine.ts";
@@ -260,7 +261,7 @@ Deno.test("attach-vm --restore: a network that keys its IPAM by container id giv
   await host.mustTapkit("attach-vm", "web", "--remove");
   assertEquals(await network.given(), {});
   await host.assertRestored(before, {
-    except: [/made-up\/(calls|once)/, /ip_forward/, /(fe80|ff00):/],
+    except: [/made-up\/(calls|once)/, ...FORWARDING, /(fe80|ff00):/],
   });
 });
 
@@ -366,7 +367,9 @@ Deno.test("attach-vm --remove: what failed half way is known, and is not brought
     else assertMatch(stderr, /"web" was left half removed: removing what is left/);
     await host.mustTapkit("attach-vm", "web", "--remove");
     assertEquals(await network.given(), {});
-    await host.assertRestored(before, { except: [/made-up\/calls/, /ip_forward/, /(fe80|ff00):/] });
+    await host.assertRestored(before, {
+      except: [/made-up\/calls/, ...FORWARDING, /(fe80|ff00):/],
+    });
   }
 });
 

@@ -1,4 +1,5 @@
 import { assertEquals, assertMatch } from "@std/assert";
+import { requireReference } from "../support/cni-reference.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { Lan } from "../support/lan.ts";
@@ -223,4 +224,27 @@ Deno.test("attach-vm: frames that pass a bridge to a LAN are not taken for forwa
   assertMatch(apart, /"br0" \. "eth-lan"/);
   assertEquals(apart.includes('"br0" . "br0"'), false, apart);
   await host.must("busybox", ["ping", "-c1", "-W2", "203.0.113.2"], { netns: "m1" });
+});
+
+Deno.test("attach-vm: forwarding that a plugin of others turns on joins no LANs, and goes back", async () => {
+  requireReference();
+  const lans = await betweenLans();
+  await using host = lans.host;
+  await host.writeFile("/etc/cni/net.d/10-dual.conflist", JSON.stringify(DUAL));
+  const before = await host.snapshot();
+  const { json: [record] } = await host.mustTapkit("attach-vm", "web", "--plugins", "exec");
+  {
+    await using guest = await NetnsGuest.start(host, record);
+    await guest.dhcp();
+    assertEquals(await forwarding(host), "11");
+    assertEquals(await routed(lans), NEITHER);
+    assertEquals(await reaches(guest, "198.51.100.2"), true);
+    assertEquals((await host.tapkit("attach-vm", "web", "--check")).json[0].problems, []);
+  }
+  await host.mustTapkit("attach-vm", "web", "--remove");
+  assertEquals(await forwarding(host), BOTH_OFF);
+  // The reference plugins leave their bridge and their chains.
+  await host.assertRestored(before, {
+    except: [/cni0|CNI-|iptables|tables-|nft |fe80:|ff00::|10\.|172\.18/],
+  });
 });

@@ -1,5 +1,6 @@
 import { assertEquals, assertMatch, assertNotEquals } from "@std/assert";
 import { PUBLISHING_NETWORK } from "../support/dual-network.ts";
+import { requireReference } from "../support/cni-reference.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { STATES } from "../support/attack-scene.ts";
@@ -263,4 +264,79 @@ Deno.test("attach-vm: what links inherit from conf.default does not matter", asy
   }
   await host.mustTapkit("attach-vm", "web", "--remove");
   await host.assertRestored(before);
+});
+
+Deno.test("attach-vm: what executed plugins open is closed, and goes back with the last VM", async () => {
+  requireReference();
+  await using host = await Host.create();
+  const peer = await host.addLan();
+  await host.writeFile(
+    "/etc/cni/net.d/10-net.conflist",
+    JSON.stringify({
+      cniVersion: "1.0.0",
+      name: "net",
+      plugins: [
+        {
+          type: "bridge",
+          bridge: "cnibr0",
+          isGateway: true,
+          ipMasq: true,
+          hairpinMode: true,
+          ipam: { type: "host-local", subnet: "10.20.0.0/16", routes: [{ dst: "0.0.0.0/0" }] },
+        },
+        { type: "portmap", capabilities: { portMappings: true }, snat: true },
+      ],
+    }),
+  );
+  const flags = ["--plugins", "exec"];
+  const { json: [record] } = await host.mustTapkit(
+    "attach-vm",
+    "web",
+    "--ports",
+    "8080:80",
+    ...flags,
+  );
+  await host.mustTapkit("attach-vm", "api", "--ports", "8081:80", ...flags);
+  await using web = await NetnsGuest.start(host, record);
+  await web.dhcp();
+  await web.serveHttp(80, "hello");
+  assertEquals((await host.fetch("http://127.0.0.1:8080/")).body, "hello");
+  assertEquals((await peer.fetch("http://192.0.2.1:8080/")).body, "hello");
+  await host.sh(`
+    ip netns add box
+    ip link add box0 type veth peer name eth0 netns box
+    ip link set box0 master cnibr0 up
+    ip -n box link set eth0 up
+    ip -n box addr add 10.20.200.1/16 dev eth0`);
+  const box = {
+    path: host.path("/run/netns/box"),
+    mac: await macOf(host, "eth0", "box"),
+    hostMac: await macOf(host, "cnibr0"),
+    ip: "10.20.200.1",
+    gateway: "10.20.0.1",
+  };
+  assertEquals(await opened(host), ["cnibr0"]);
+  await assertClosed(host, box, "as attached");
+  await host.sh(STATES["after nft flush ruleset"]);
+  await assertClosed(host, box, "after nft flush ruleset");
+  await host.sh("tc qdisc delete dev cnibr0 clsact");
+  const check = await host.tapkit("attach-vm", "api", "--check");
+  assertMatch(check.json[0].problems.join(), /filter of "cnibr0" that keeps 127.0.0.0\/8 closed/);
+  await host.mustTapkit("attach-vm", "web", "api");
+  await assertClosed(host, box, "mended");
+  for (
+    const [args, links] of [
+      [["attach-vm", "web", "--remove"], ["cnibr0"]],
+      [["attach-vm", "api", "--ports", "192.0.2.1:8081:80"], []],
+      [["attach-vm", "api", "--ports", "8081:80"], ["cnibr0"]],
+      [["map-port", "api", "--remove", "8081:80"], []],
+      [["attach-vm", "api", "--ports", "8081:80"], ["cnibr0"]],
+      [["attach-vm", "api", "--remove"], []],
+    ] as const
+  ) {
+    const [script, ...rest] = args;
+    await host.mustTapkit(script, ...rest);
+    assertEquals(await opened(host), [...links], args.join(" "));
+  }
+  assertEquals(await drop(host, "cnibr0"), "");
 });

@@ -4,8 +4,8 @@
 
 import { type Machine, OVERLAYS } from "./machine.ts";
 
-/** Forwarding, and what the kernel derives from it. */
-const FORWARDING: readonly RegExp[] = [
+/** Forwarding, and what the kernel derives from it: it stays where others rely on it by then. */
+export const FORWARDING: readonly RegExp[] = [
   /^sysctl ipv4\/ip_forward /,
   /^sysctl ipv[46]\/conf\/[^/]+\/forwarding /,
   /^sysctl ipv4\/conf\/(all|default)\/accept_redirects /,
@@ -13,15 +13,13 @@ const FORWARDING: readonly RegExp[] = [
 
 /**
  * What stays on a host after the last removal, on purpose: the conflist, host-local's counter with its
- * lock, and forwarding, with what the kernel derives from it, where others turned it on or rely on it.
- * Directories hold no state of their own. The directory of namespaces stays mounted, as `ip netns`
- * leaves it.
+ * lock. Directories hold no state of their own. The directory of namespaces stays mounted, as
+ * `ip netns` leaves it.
  */
 const KEPT: readonly RegExp[] = [
   /^file \/etc\/cni\/net\.d\/10-ignite\.conflist /,
   /^file \/var\/lib\/cni\/networks\/[^/]+\/(last_reserved_ip\.\d+|lock) /,
   /^(directory|deleted) \/(etc\/cni|var\/lib\/cni|var\/lib\/tapkit|run\/tapkit)(\/| |$)/,
-  ...FORWARDING,
   /^mount \/run\/netns /,
   // mount(8), and reboot.ts
   /^directory \/run\/mount /,
