@@ -25,7 +25,6 @@ import type { NetlinkConnection } from "../netlink/connection.ts";
 import { linkTowards } from "../netlink/route.ts";
 import { readSysctl } from "../sys/sysctl.ts";
 import type { Host } from "./session.ts";
-import { withShownPorts } from "./ports.ts";
 import { isVersioned, RULES_SHAPE } from "./shape.ts";
 import {
   addressesDir,
@@ -225,7 +224,8 @@ function* recordedNeeds(
     if (record === undefined) continue;
     const options = sysctlOptions(record.made.guests, record.made.request);
     // A plugin that publishes ports opens links too.
-    const guests = withShownPorts(record.made.guests, record.ports);
+    const [first, ...others] = record.made.guests;
+    const guests = first === undefined ? [] : [{ ...first, ports: record.ports }, ...others];
     for (const { plugins } of record.made.networks) {
       // Forwarding is what they turned on, whether the rules tell of it or not.
       if (!plugins.some(({ implementation }) => implementation === "exec")) continue;
