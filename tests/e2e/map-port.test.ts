@@ -330,7 +330,8 @@ Deno.test("map-port: connections live on while other ports change, those of a dr
   const first = await kept.answer("hello");
   assertMatch(first, /^web 192\.0\.2\.2 \d+$/, "the client's address is kept");
   assertMatch(await moved.answer("hello"), /^web /);
-  const flow = async () => / dport=54 .*/.exec(await host.must("conntrack", ["-L", "-o", "id"]))?.[0];
+  const flow = async () =>
+    / dport=54 .*/.exec(await host.must("conntrack", ["-L", "-o", "id"]))?.[0];
   const before = (await flow())?.match(/id=\d+/)?.[0];
   await host.mustTapkit("map-port", "web", "--remove", "53:53/udp");
   assertEquals(await moved.ask("hello"), undefined, "its flow ended");
