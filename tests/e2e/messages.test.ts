@@ -265,7 +265,8 @@ Deno.test("attach-vm: a bridge that is full says how many it holds", async () =>
     'cannot attach "web": bridge: bridge "br-x" is full: it has 1023 ports, the kernel\'s limit: ' +
     "remove a VM of it, or use a network with another bridge: --network NET",
   ]]);
-  await host.assertRestored(before);
+  // A bridge that is up gets these by itself.
+  await host.assertRestored(before, { except: [/fe80:/, /ff00::/] });
   await host.must("ip", ["link", "delete", "a7"]);
   await host.mustTapkit("attach-vm", "web", "--plugins", "builtin");
 });
