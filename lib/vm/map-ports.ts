@@ -258,7 +258,7 @@ async function addPorts(
     await guardPorts(host, holder, allPorts(wanted), undo);
     undo.push(`the ports of ${rules.owner}`, () => {
       if (opening) firewall.add({ ...holder.rules, ports: [] });
-      if (have.length === 0 && holder.leave !== undefined) return holder.leave(firewall);
+      if (have.length === 0 && holder.portsOnly) return firewall.remove(after);
       firewall.removePorts({ ...rules, ports: subtractPorts(ours, rules.ports) });
     });
     firewall.add(change);
@@ -383,21 +383,21 @@ async function dropPorts(
   const firewall = await host.session.firewall(holder.firewall);
   try {
     const left = { ...rules, ports: subtractPorts(rules.ports, bound) };
-    const leaving = wanted.mapPort.length === 0 ? holder.leave : undefined;
+    const leaving = wanted.mapPort.length === 0 && holder.portsOnly === true;
     undo.push(`the ports of ${rules.owner}`, () => {
       firewall.add(gone);
       return bringSettings(host, [gone], { firewall });
     });
-    if (leaving === undefined) firewall.removePorts(gone);
-    else leaving(firewall);
+    if (leaving) firewall.remove(rules);
+    else firewall.removePorts(gone);
     await returnSettings(host, {
       leaves: (owner) => owner === rules.owner,
       gone: [{ ...rules, ports: have }],
       // A plugin may publish some.
-      kept: leaving === undefined ? [{ ...left, ports: allPorts(wanted) }] : [],
+      kept: leaving ? [] : [{ ...left, ports: allPorts(wanted) }],
       firewall: holder.firewall,
     });
-    if (leaving !== undefined) firewall.removeIfUnused();
+    if (leaving) firewall.removeIfUnused();
     undo.push(`the record of ${rules.owner}`, holder.restore);
     holder.write(left, wanted);
     await guardPorts(host, holder, allPorts(wanted), undo);

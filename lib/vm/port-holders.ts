@@ -6,7 +6,6 @@
 
 import { InputError, TapkitError } from "../errors.ts";
 import { isThere } from "../files.ts";
-import type { Firewall } from "../firewall/firewall.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { FirewallKind } from "../firewall/store.ts";
 import { formatPort, intersectPorts, parsePorts, type PortMapping } from "../inet/ports.ts";
@@ -41,8 +40,8 @@ export interface Holder {
   readonly write: (rules: GuestRules, owners: PortOwners) => void;
   /** Puts the record back as it was. */
   readonly restore: () => void;
-  /** Takes its rules away, where none is left without a port. */
-  readonly leave?: (firewall: Firewall) => void;
+  /** Whether its rules go with its last port. */
+  readonly portsOnly?: true;
 }
 
 /**
@@ -145,7 +144,7 @@ export function addressHolder(
       mapPort.length === 0
         ? deleteAddress(host, to)
         : writeAddress(host, { ...record, rules, mapPort }),
-    leave: (firewall) => firewall.remove(rules),
+    portsOnly: true,
   };
 }
 

@@ -62,6 +62,16 @@ rm -rf /etc/cni /var/lib/cni /var/lib/tapkit /run/netns/*
 echo 0 >/proc/sys/net/ipv4/ip_forward
 `;
 
+/** Waits for the DHCP server: whether it is there decides whether a command starts one. */
+const SERVED = `
+for _ in $(seq 200); do
+  inode=$(stat -c %i /var/lib/tapkit/serve-dhcp.lock 2>/dev/null) &&
+    grep -q ":$inode " /proc/locks && exit
+  sleep 0.05
+done
+echo "nobody serves DHCP" >&2
+exit 1`;
+
 /** How signals end a command, by the shell's exit codes. */
 export const SIGNALS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
 /** A signal that asks a command to end. */
@@ -244,7 +254,9 @@ export class CrashBench implements AsyncDisposable {
       else if (typeof command === "string") await this.#host.sh(command);
       else {
         const { json: [record] } = await this.#run(command);
-        if (command[0] === "attach-vm") this.#prepared = record;
+        if (command[0] !== "attach-vm") continue;
+        this.#prepared = record;
+        await this.#host.sh(SERVED);
       }
     }
   }
