@@ -126,7 +126,7 @@ export async function refuseForSeveral(
     });
   }
   // Of `--ports 80:80 81:81` the second is taken for a name: say so, not what follows from it.
-  const { validateName } = await import("../vm/state.ts");
+  const { validateName } = await import("../vm/host-paths.ts");
   for (const { name } of requests) validateName(name);
   const { parsePorts } = await import("../inet/ports.ts");
   const ports = flags.ports.length === 1 && flags.ports[0] === "none" ? [] : [...flags.ports];

@@ -22,11 +22,8 @@ import {
   addressOwner,
   type HostPaths,
   inDirectory,
-  type MappedPort,
-  readEach,
-  readJson,
-  readRecords,
-} from "./state.ts";
+} from "./host-paths.ts";
+import { type MappedPort, readEach, readJson, readRecords } from "./state.ts";
 import type { VmInterface } from "./types.ts";
 
 /** What is mapped to an address. */

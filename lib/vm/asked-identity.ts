@@ -10,7 +10,8 @@ import { cidrContains, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { getLink, listLinks } from "../netlink/link.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
-import { type HostPaths, readRecords } from "./state.ts";
+import type { HostPaths } from "./host-paths.ts";
+import { readRecords } from "./state.ts";
 
 /** What the bridge plugin takes where none is named. */
 const DEFAULT_BRIDGE = "cni0";

@@ -15,7 +15,8 @@ import type { GuardPolicy } from "./guard.ts";
 import type { Policed } from "./kept-policy.ts";
 import { publishedByPlugin } from "./ports.ts";
 import { checkSettings } from "./settings.ts";
-import { firewallOf, readRecord, type StoredRecord, unfinished, validateName } from "./state.ts";
+import { validateName } from "./host-paths.ts";
+import { firewallOf, readRecord, type StoredRecord, unfinished } from "./state.ts";
 import type { HostOptions } from "./types.ts";
 import { checkGuards, checkWire, movesIdentity } from "./wires.ts";
 

@@ -10,7 +10,9 @@ import {
   installDefaultCni as installIn,
 } from "../cni/default-network.ts";
 import { elsewhere } from "./elsewhere.ts";
-import { hostPaths, lockHost, readRecords, tidyState } from "./state.ts";
+import { hostPaths } from "./host-paths.ts";
+import { lockHost, tidyState } from "./locks.ts";
+import { readRecords } from "./state.ts";
 import type { HostOptions } from "./types.ts";
 
 /** How to install the default network, or what else to do with it. */

@@ -7,15 +7,9 @@
 import { describe } from "../errors.ts";
 import { spawnDetached } from "../exec.ts";
 import { isThere } from "../files.ts";
-import {
-  dhcpFile,
-  type HostPaths,
-  hostPaths,
-  isDhcpServed,
-  lockDhcpServer,
-  recordNames,
-  recordTime,
-} from "./state.ts";
+import { type HostPaths, hostPaths, recordNames } from "./host-paths.ts";
+import { dhcpFile, isDhcpServed, lockDhcpServer } from "./locks.ts";
+import { recordTime } from "./state.ts";
 import type { HostOptions, VmRecord } from "./types.ts";
 
 const UNIT = "tapkit-dhcp.service";

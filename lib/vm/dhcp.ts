@@ -10,16 +10,9 @@ import { TapkitError } from "../errors.ts";
 import type { Lock } from "../sys/flock.ts";
 import { Inotify, InotifyEvent } from "../sys/inotify.ts";
 import { LeaseBook } from "./leases.ts";
-import {
-  type HostPaths,
-  hostPaths,
-  inRecordsDir,
-  lockDhcpServer,
-  readRecords,
-  recordNames,
-  type StoredRecord,
-  tidyState,
-} from "./state.ts";
+import { type HostPaths, hostPaths, recordNames } from "./host-paths.ts";
+import { lockDhcpServer, tidyState } from "./locks.ts";
+import { inRecordsDir, readRecords, type StoredRecord } from "./state.ts";
 import { currentResolvers, HostResolvers } from "./resolvers.ts";
 import type { HostOptions, VmDns } from "./types.ts";
 

@@ -18,17 +18,9 @@ import { leadsElsewhere } from "./netns.ts";
 import { removeForGood } from "./remove.ts";
 import { supervised } from "./running.ts";
 import { type Host, openHost } from "./session.ts";
-import {
-  type HostPaths,
-  lockHost,
-  lockVm,
-  readRecord,
-  readRecords,
-  recordNames,
-  type StoredRecord,
-  sweepLocks,
-  tidyState,
-} from "./state.ts";
+import { type HostPaths, recordNames } from "./host-paths.ts";
+import { lockHost, lockVm, sweepLocks, tidyState } from "./locks.ts";
+import { readRecord, readRecords, type StoredRecord } from "./state.ts";
 import type { Collected, HostOptions } from "./types.ts";
 
 /** How to collect. */

@@ -11,7 +11,8 @@ import { netnsIdentity } from "../netlink/identity.ts";
 import { getLink } from "../netlink/link.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
 import { validateNetns } from "./netns.ts";
-import { netnsName, type StoredRecord } from "./state.ts";
+import { netnsName } from "./host-paths.ts";
+import type { StoredRecord } from "./state.ts";
 import { madeLinks } from "./wires.ts";
 
 /**

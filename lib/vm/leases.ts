@@ -5,7 +5,9 @@
  */
 
 import { readIfThere, replaceFile } from "../files.ts";
-import { dhcpFile, type HostPaths, hostPaths, readRecords } from "./state.ts";
+import { type HostPaths, hostPaths } from "./host-paths.ts";
+import { dhcpFile } from "./locks.ts";
+import { readRecords } from "./state.ts";
 import type { HostOptions } from "./types.ts";
 
 /** What became of the DHCP of one interface. */

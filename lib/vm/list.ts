@@ -5,15 +5,8 @@
  */
 
 import { TapkitError } from "../errors.ts";
-import {
-  hostPaths,
-  publicRecord,
-  readRecord,
-  readRecords,
-  recordNames,
-  unfinished,
-  validateName,
-} from "./state.ts";
+import { hostPaths, recordNames, validateName } from "./host-paths.ts";
+import { publicRecord, readRecord, readRecords, unfinished } from "./state.ts";
 import type { HostOptions, VmRecord } from "./types.ts";
 
 /**

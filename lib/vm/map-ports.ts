@@ -56,15 +56,9 @@ import {
 } from "./ports.ts";
 import { type Host, openHost } from "./session.ts";
 import { bringSettings, checkSettings, returnSettings } from "./settings.ts";
-import {
-  hostPaths,
-  lockHost,
-  lockVm,
-  type MappedPort,
-  readRecords,
-  type StoredRecord,
-  tidyState,
-} from "./state.ts";
+import { hostPaths } from "./host-paths.ts";
+import { lockHost, lockVm, tidyState } from "./locks.ts";
+import { type MappedPort, readRecords, type StoredRecord } from "./state.ts";
 import type { HostOptions, MapOptions, MappedPorts, PortTarget } from "./types.ts";
 
 /**

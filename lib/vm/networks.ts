@@ -20,7 +20,8 @@ import { requireLink } from "../netlink/link.ts";
 import { listRoutes, RT_TABLE } from "../netlink/route.ts";
 import { parseRate } from "./request.ts";
 import { identityOf } from "./routers.ts";
-import { type HostPaths, nameOfId } from "./state.ts";
+import type { HostPaths } from "./host-paths.ts";
+import { nameOfId } from "./state.ts";
 import type { AttachRequest, VmInterface } from "./types.ts";
 import { movesIdentity, type UnwiredInterface } from "./wires.ts";
 

@@ -12,14 +12,13 @@ import { formatPort, intersectPorts, parsePorts, type PortMapping } from "../ine
 import { type AddressRecord, deleteAddress, locateVm, writeAddress } from "./addresses.ts";
 import { allPorts, portOwners } from "./ports.ts";
 import type { Host } from "./session.ts";
+import { type HostPaths, validateName } from "./host-paths.ts";
 import {
   firewallOf,
   hasRecord,
-  type HostPaths,
   type PortOwners,
   readRecord,
   type StoredRecord,
-  validateName,
   writeRecord,
 } from "./state.ts";
 

@@ -28,14 +28,8 @@ import { getRoute } from "../netlink/route.ts";
 import { readSysctl } from "../sys/sysctl.ts";
 import { RecordedPorts } from "./recorded-ports.ts";
 import type { Host } from "./session.ts";
-import {
-  addressOf,
-  containerId,
-  type HostPaths,
-  nameOfId,
-  type PortOwners,
-  type StoredRecord,
-} from "./state.ts";
+import { addressOf, containerId, type HostPaths } from "./host-paths.ts";
+import { nameOfId, type PortOwners, type StoredRecord } from "./state.ts";
 import type { AttachRequest } from "./types.ts";
 
 /** Whose a record's ports are. */

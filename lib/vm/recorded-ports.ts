@@ -8,7 +8,8 @@
 import { SyscallError } from "../errors.ts";
 import type { TakenPorts } from "../inet/ports.ts";
 import { Inotify, InotifyEvent } from "../sys/inotify.ts";
-import { addressNames, type HostPaths, inRecordsDir, readRecords } from "./state.ts";
+import { addressNames, type HostPaths } from "./host-paths.ts";
+import { inRecordsDir, readRecords } from "./state.ts";
 
 const EVENTS = InotifyEvent.MOVED_TO | InotifyEvent.MOVED_FROM | InotifyEvent.CLOSE_WRITE |
   InotifyEvent.DELETE;

@@ -21,21 +21,15 @@ import { leadsElsewhere, openVm } from "./netns.ts";
 import { describeTapUsers, pidInWords, supervised } from "./running.ts";
 import { type Host, openHost } from "./session.ts";
 import { returnSettings } from "./settings.ts";
+import { containerId, type HostPaths, netnsName, recordNames, validateName } from "./host-paths.ts";
+import { lockHost, lockVm, tidyState } from "./locks.ts";
 import {
-  containerId,
   deleteRecord,
   firewallOf,
-  type HostPaths,
-  lockHost,
-  lockVm,
   markRemoving,
-  netnsName,
   readRecord,
-  recordNames,
   releaseId,
   type StoredRecord,
-  tidyState,
-  validateName,
 } from "./state.ts";
 import type { HostOptions } from "./types.ts";
 import { removeWire, type WantedMode } from "./wires.ts";

@@ -11,7 +11,8 @@ import { formatMac, parseMac } from "../inet/mac.ts";
 import { parsePorts } from "../inet/ports.ts";
 import { validateLimits } from "./limits.ts";
 import { leadToOne, validateNetns } from "./netns.ts";
-import { firewallOf, type StoredRecord, validateName } from "./state.ts";
+import { validateName } from "./host-paths.ts";
+import { firewallOf, type StoredRecord } from "./state.ts";
 import type { AttachRequest } from "./types.ts";
 import { resolveOwner } from "./users.ts";
 

@@ -7,7 +7,8 @@
 import { InputError, TapkitError } from "../errors.ts";
 import { restoreVm } from "./attach.ts";
 import { openHost, OpenSession } from "./session.ts";
-import { addressNames, hostPaths, lockHost, recordNames } from "./state.ts";
+import { addressNames, hostPaths, recordNames } from "./host-paths.ts";
+import { lockHost } from "./locks.ts";
 import type { HostOptions, HostSession, Restored } from "./types.ts";
 
 /**

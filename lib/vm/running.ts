@@ -18,7 +18,7 @@ import { lockFile } from "../sys/flock.ts";
 import { type Netns, openNetns, withNetns } from "../sys/netns.ts";
 import type { TapUser } from "../sys/tap-users.ts";
 import { type KnownNetns, openVm } from "./netns.ts";
-import { type HostPaths, inDirectory, runningDir } from "./state.ts";
+import { type HostPaths, inDirectory, runningDir } from "./host-paths.ts";
 
 /** A process, told from a later one that has its number. */
 interface Process {

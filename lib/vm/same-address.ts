@@ -5,7 +5,8 @@
  */
 
 import { TapkitError } from "../errors.ts";
-import { type HostPaths, readRecordsNaming } from "./state.ts";
+import type { HostPaths } from "./host-paths.ts";
+import { readRecordsNaming } from "./state.ts";
 import type { VmInterface } from "./types.ts";
 
 /** A VM's interfaces, and by which link of the host each is reached. */

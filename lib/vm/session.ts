@@ -8,7 +8,7 @@ import type { Firewall } from "../firewall/firewall.ts";
 import { isInstalled, openFirewall } from "../firewall/open.ts";
 import type { FirewallKind } from "../firewall/store.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
-import { type HostPaths, hostPaths } from "./state.ts";
+import { type HostPaths, hostPaths } from "./host-paths.ts";
 import type { HostOptions, HostSession } from "./types.ts";
 
 /** How many VMs of a batch share one look at the tracked connections. */

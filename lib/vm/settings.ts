@@ -26,14 +26,8 @@ import { linkTowards } from "../netlink/route.ts";
 import { readSysctl } from "../sys/sysctl.ts";
 import type { Host } from "./session.ts";
 import { isVersioned, RULES_SHAPE } from "./shape.ts";
-import {
-  addressesDir,
-  addressNames,
-  type HostPaths,
-  readJson,
-  readRecord,
-  recordNames,
-} from "./state.ts";
+import { addressesDir, addressNames, type HostPaths, recordNames } from "./host-paths.ts";
+import { readJson, readRecord } from "./state.ts";
 import type { AttachRequest } from "./types.ts";
 
 /** What the settings of a VM's links depend on. */

@@ -11,7 +11,8 @@ import { declares } from "../cni/plan.ts";
 import type { NetworkConfigList } from "../cni/types.ts";
 import { InputError } from "../errors.ts";
 import { addressOf, cidrContains, parseCidr } from "../inet/ip.ts";
-import { type HostPaths, readRecords } from "./state.ts";
+import type { HostPaths } from "./host-paths.ts";
+import { readRecords } from "./state.ts";
 
 /** What a network is, and which addresses it is to be asked for. */
 interface Asked {

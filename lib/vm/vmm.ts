@@ -16,7 +16,9 @@ import { formatRecord, placeholders } from "./output.ts";
 import { removeRun } from "./remove.ts";
 import { validateAttach } from "./request.ts";
 import { claimRun, type Run } from "./running.ts";
-import { type HostPaths, hostPaths, lockVm, readRecord, tidyState } from "./state.ts";
+import { type HostPaths, hostPaths } from "./host-paths.ts";
+import { lockVm, tidyState } from "./locks.ts";
+import { readRecord } from "./state.ts";
 import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
 import { resolveUser, type RunAs, userOf } from "./users.ts";
 
