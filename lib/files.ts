@@ -43,6 +43,16 @@ export function readIfThere(path: string): string | undefined {
   }
 }
 
+/** What is in a directory, by name; nothing where there is none. */
+export function namesIn(directory: string): string[] {
+  try {
+    return [...Deno.readDirSync(directory)].map(({ name }) => name);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return [];
+    throw error;
+  }
+}
+
 /** Deletes a file that may be there; returns whether it was. */
 export function removeIfThere(path: string): boolean {
   try {

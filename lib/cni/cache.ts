@@ -9,7 +9,7 @@
  * @module
  */
 
-import { discardFile, removeIfEmpty, replaceFile } from "../files.ts";
+import { discardFile, namesIn, removeIfEmpty, replaceFile } from "../files.ts";
 import { parseConfig } from "./conflist.ts";
 import { formatResult, parseResult } from "./convert.ts";
 import type { NetworkAttachment } from "./plan.ts";
@@ -80,14 +80,7 @@ export function removeCache(stateDir: string, attachment: NetworkAttachment): vo
 
 /** What the cache has of a container; files that make no sense are passed over. */
 export function readCache(stateDir: string, containerId: string): CachedAttachment[] {
-  let names: string[];
-  try {
-    names = [...Deno.readDirSync(resultsDir(stateDir))].map(({ name }) => name).sort();
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return [];
-    throw error;
-  }
-  return names
+  return namesIn(resultsDir(stateDir)).sort()
     .filter((name) => name.includes(`-${containerId}-`))
     .flatMap((name) => readEntry(`${resultsDir(stateDir)}/${name}`) ?? [])
     .filter((entry) => entry.containerId === containerId);

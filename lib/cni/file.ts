@@ -53,7 +53,7 @@ function makeDirectory(directory: string): void {
 }
 
 /** What a directory holds; nothing where it cannot be read, which whoever needs it says. */
-function namesIn(directory: string): string[] {
+function readableNames(directory: string): string[] {
   try {
     return [...Deno.readDirSync(directory)].map(({ name }) => name);
   } catch {
@@ -63,7 +63,7 @@ function namesIn(directory: string): string[] {
 
 /** Removes what this process, or one that was killed, could not remove beside a file it wrote. */
 export function sweepTemporaries(directory: string, name: string): void {
-  for (const found of namesIn(directory)) {
+  for (const found of readableNames(directory)) {
     if (!found.startsWith(`.${name}.`)) continue;
     const pid = found.slice(name.length + 2);
     const ended = pid === String(Deno.pid) || !isThere(`/proc/${pid}/stat`);

@@ -13,7 +13,7 @@
  */
 
 import { describe, TapkitError } from "../errors.ts";
-import { isThere, removeIfEmpty, removeIfThere } from "../files.ts";
+import { isThere, namesIn, removeIfEmpty, removeIfThere } from "../files.ts";
 
 /** Where the state is unless it is said otherwise. */
 export const DEFAULT_STATE_DIR = "/var/lib/tapkit";
@@ -58,7 +58,7 @@ export function retire(host: StateDir): void {
 /** The host, as seen from each of the other state directories. */
 export function elsewhere<Host extends StateDir>(host: Host): Host[] {
   const own = real(host.stateDir);
-  const links = [...entries()].flatMap((name) => readLink(`${REGISTRY}/${name}`) ?? []);
+  const links = namesIn(REGISTRY).flatMap((name) => readLink(`${REGISTRY}/${name}`) ?? []);
   const others = [DEFAULT_STATE_DIR, ...links].flatMap((path) => real(path) ?? []);
   return [...new Set(others)].filter((path) => path !== own)
     .map((stateDir) => ({ ...host, stateDir }));
@@ -80,14 +80,6 @@ export function refuseElsewhere(host: StateDir, name: string): void {
   throw new TapkitError(`a VM "${name}" is attached already, by the state directory ${holder}`, {
     mend: `use --state-dir ${holder}, or give it another name`,
   });
-}
-
-function* entries(): Generator<string> {
-  try {
-    for (const { name } of Deno.readDirSync(REGISTRY)) yield name;
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  }
 }
 
 function entryOf(directory: string): string {

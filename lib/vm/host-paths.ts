@@ -5,7 +5,7 @@
  */
 
 import { describe, InputError, TapkitError } from "../errors.ts";
-import { absolutePath } from "../files.ts";
+import { absolutePath, namesIn } from "../files.ts";
 import { DEFAULT_STATE_DIR } from "./elsewhere.ts";
 import type { HostOptions } from "./types.ts";
 
@@ -130,12 +130,11 @@ export function addressNames(host: HostPaths): string[] {
 
 function jsonNames(directory: string): string[] {
   try {
-    return [...Deno.readDirSync(directory)]
-      .filter(({ name }) => name.endsWith(".json"))
-      .map(({ name }) => name.slice(0, -".json".length))
+    return namesIn(directory)
+      .filter((name) => name.endsWith(".json"))
+      .map((name) => name.slice(0, -".json".length))
       .sort();
   } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return [];
     throw unusable(error);
   }
 }

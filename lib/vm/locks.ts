@@ -5,7 +5,7 @@
  */
 
 import { TapkitError } from "../errors.ts";
-import { isThere, removeIfEmpty, removeIfThere } from "../files.ts";
+import { isThere, namesIn, removeIfEmpty, removeIfThere } from "../files.ts";
 import { type Lock, lockFile, lockFileAsync, lockHolder, type WaitOptions } from "../sys/flock.ts";
 import { retire } from "./elsewhere.ts";
 import {
@@ -126,8 +126,7 @@ export function tidyState(host: HostPaths): void {
 
 /** Takes away the VMs' locks that nobody holds: processes that were killed left them. */
 export function sweepLocks(host: HostPaths): void {
-  if (!isThere(locksDir(host))) return;
-  for (const { name } of Deno.readDirSync(locksDir(host))) {
+  for (const name of namesIn(locksDir(host))) {
     inDirectory(
       locksDir(host),
       () => lockFile(`${locksDir(host)}/${name}`, { remove: true, wait: false }),
