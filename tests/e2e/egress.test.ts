@@ -2,8 +2,8 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { requireReference } from "../support/cni-reference.ts";
-import { GATEWAY, GATEWAY6, PUBLISHING_NETWORK } from "../support/dual-network.ts";
-import { NetnsGuest } from "../support/guest-netns.ts";
+import { GATEWAY, GATEWAY6, PUBLISHING_NETWORK, startDualGuest } from "../support/dual-network.ts";
+import type { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { eventually, type Machine } from "../support/machine.ts";
 
@@ -16,13 +16,7 @@ const BUILTIN = ["--plugins", "builtin"] as const;
 type Json = any;
 
 async function startGuest(host: Host, record: Json): Promise<NetnsGuest> {
-  const guest = host.own(await NetnsGuest.start(host, record));
-  const [ip, ip6] = record.interfaces[0].addresses.map(({ address }: Json) => address);
-  await guest.sh(`
-    ip addr add ${ip} dev eth0
-    ip -6 addr add ${ip6} dev eth0 nodad
-    ip route add default via ${GATEWAY}
-    ip -6 route add default via ${GATEWAY6}`);
+  const guest = await startDualGuest(host, record);
   await guest.serveHttp(80, record.vm);
   return guest;
 }
@@ -84,10 +78,7 @@ Deno.test("attach-vm --deny-egress, --allow-egress: drop new connections, and no
   const all = Object.keys(urls) as Name[];
   const but = (...denied: Name[]) => all.filter((name) => !denied.includes(name));
   const apart = (names: readonly Name[]) => names.filter((name) => name !== "neighbour");
-  // Its addresses, and the LAN's, need a moment.
-  await eventually(10_000, "a guest without rules reaches all", async () => {
-    return (await reached(b)).length === all.length;
-  });
+  assertEquals(await reached(b), all, "a guest without rules");
 
   for (const call of [0, 1]) {
     await host.must("sysctl", ["-qw", `net.bridge.bridge-nf-call-iptables=${call}`]);

@@ -100,6 +100,7 @@ for (const firewall of ["nftables", "iptables"]) {
       const six = record.interfaces[0].addresses[1];
       await guest.sh(`ip -6 addr add ${six.address} dev eth0 nodad
         ip -6 route add default via ${six.gateway}`);
+      await guest.settle();
       await guest.serveHttp(80, "guest");
       await addContainer(host, "later", "172.21.0");
       // A machine that has a route to them.

@@ -2,9 +2,15 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { requireReference, runOnMachine } from "../support/cni-reference.ts";
-import { DUAL_BRIDGE, GATEWAY, GATEWAY6, PUBLISHING_NETWORK } from "../support/dual-network.ts";
+import {
+  DUAL_BRIDGE,
+  GATEWAY,
+  GATEWAY6,
+  PUBLISHING_NETWORK,
+  startDualGuest,
+} from "../support/dual-network.ts";
 import { arp, bytes, ethernet, ipv4, udp } from "../support/frames.ts";
-import { NetnsGuest } from "../support/guest-netns.ts";
+import type { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import type { Machine } from "../support/machine.ts";
 
@@ -27,12 +33,7 @@ interface Party {
 async function startGuest(host: Host, record: Json): Promise<Party & { machine: NetnsGuest }> {
   const [ip, ip6] = record.interfaces[0].addresses
     .map(({ address }: { address: string }) => address.split("/")[0]);
-  const machine = host.own(await NetnsGuest.start(host, record));
-  await machine.sh(`
-    ip addr add ${ip}/24 dev eth0
-    ip -6 addr add ${ip6}/64 dev eth0 nodad
-    ip route add default via ${GATEWAY}
-    ip -6 route add default via ${GATEWAY6}`);
+  const machine = await startDualGuest(host, record);
   await machine.serveHttp(80, record.vm);
   return { machine, ip, ip6 };
 }

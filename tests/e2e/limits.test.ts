@@ -1,8 +1,14 @@
 /** Limits of guests: what one takes of the tables that all share, with real packets. */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { DUAL_BRIDGE, GATEWAY, GATEWAY6, PUBLISHING_NETWORK } from "../support/dual-network.ts";
-import { NetnsGuest } from "../support/guest-netns.ts";
+import {
+  DUAL_BRIDGE,
+  GATEWAY,
+  GATEWAY6,
+  PUBLISHING_NETWORK,
+  startDualGuest,
+} from "../support/dual-network.ts";
+import type { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { type Machine, ROOT, type Running } from "../support/machine.ts";
 
@@ -36,14 +42,8 @@ async function hostWithNetwork(): Promise<{ host: Host; peer: Machine }> {
 }
 
 async function startGuest(host: Host, record: Json): Promise<NetnsGuest> {
-  const guest = host.own(await NetnsGuest.start(host, record));
-  const [ip, ip6] = record.interfaces[0].addresses.map(({ address }: Json) => address);
-  await guest.sh(`
-    echo 1024 65000 >/proc/sys/net/ipv4/ip_local_port_range
-    ip addr add ${ip} dev eth0
-    ip -6 addr add ${ip6} dev eth0 nodad
-    ip route add default via ${GATEWAY}
-    ip -6 route add default via ${GATEWAY6}`);
+  const guest = await startDualGuest(host, record);
+  await guest.sh("echo 1024 65000 >/proc/sys/net/ipv4/ip_local_port_range");
   return guest;
 }
 

@@ -245,6 +245,7 @@ Deno.test("attach-vm: what links inherit from conf.default does not matter", asy
     await guest.sh(`
       ip -6 addr add ${six.address} dev eth0 nodad
       ip -6 route add default via ${six.gateway}`);
+    await guest.settle();
     await peer.serveHttp(80, "lan");
     assertEquals((await guest.fetch("http://192.0.2.2/")).body, "lan", ip);
     assertEquals((await guest.fetch("http://[2001:db8::2]/")).body, "lan");

@@ -1,8 +1,8 @@
 /** Guests that a LAN reaches by a route, with real packets. */
 
 import { assertEquals, assertMatch } from "@std/assert";
-import { GATEWAY, GATEWAY6, PUBLISHING_NETWORK } from "../support/dual-network.ts";
-import { NetnsGuest } from "../support/guest-netns.ts";
+import { GATEWAY, PUBLISHING_NETWORK, startDualGuest } from "../support/dual-network.ts";
+import type { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 
 /** Whatever other plugins the machine has. */
@@ -15,13 +15,7 @@ type Json = any;
 const bare = (text: string) => text.replaceAll(/[[\]]|::ffff:/g, "");
 
 async function startGuest(host: Host, record: Json): Promise<NetnsGuest> {
-  const guest = host.own(await NetnsGuest.start(host, record));
-  const [ip, ip6] = record.interfaces[0].addresses.map(({ address }: Json) => address);
-  await guest.sh(`
-    ip addr add ${ip} dev eth0
-    ip -6 addr add ${ip6} dev eth0 nodad
-    ip route add default via ${GATEWAY}
-    ip -6 route add default via ${GATEWAY6}`);
+  const guest = await startDualGuest(host, record);
   await guest.serveHttp(80, record.vm);
   return guest;
 }

@@ -1,8 +1,8 @@
 /** What docs/security.md says to do, done. */
 
 import { assert, assertEquals } from "@std/assert";
-import { GATEWAY, GATEWAY6, PUBLISHING_NETWORK } from "../support/dual-network.ts";
-import { NetnsGuest } from "../support/guest-netns.ts";
+import { GATEWAY, GATEWAY6, PUBLISHING_NETWORK, startDualGuest } from "../support/dual-network.ts";
+import type { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { type Machine, ROOT } from "../support/machine.ts";
 
@@ -31,13 +31,7 @@ async function hostWithNetwork(): Promise<{ host: Host; peer: Machine }> {
 async function attachGuest(host: Host): Promise<NetnsGuest> {
   const flags = ["--ports", "8080:80", "--open-firewall", "--plugins", "builtin"];
   const { json: [record] } = await host.mustTapkit("attach-vm", "a", ...flags);
-  const guest = host.own(await NetnsGuest.start(host, record));
-  const [ip, ip6] = record.interfaces[0].addresses.map(({ address }: Json) => address);
-  await guest.sh(`
-    ip addr add ${ip} dev eth0
-    ip -6 addr add ${ip6} dev eth0 nodad
-    ip route add default via ${GATEWAY}
-    ip -6 route add default via ${GATEWAY6}`);
+  const guest = await startDualGuest(host, record);
   await guest.serveHttp(80, "a");
   return guest;
 }

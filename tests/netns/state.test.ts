@@ -10,11 +10,13 @@ import { isThere } from "../../lib/files.ts";
 const PROCESSES = 4;
 const ROUNDS = 150;
 
+const module = (name: string) => new URL(`../../lib/vm/${name}.ts`, import.meta.url).href;
+
 /** One VM that comes and goes again and again; the last to go takes the directory away. */
 const COMES_AND_GOES = `
-import {
-  claimId, containerId, deleteRecord, hostPaths, lockHost, lockVm, releaseId, tidyState, writeRecord,
-} from ${JSON.stringify(new URL("../../lib/vm/state.ts", import.meta.url).href)};
+import { containerId, hostPaths } from "${module("host-paths")}";
+import { lockHost, lockVm, tidyState } from "${module("locks")}";
+import { claimId, deleteRecord, releaseId, writeRecord } from "${module("state")}";
 const [stateDir, name] = Deno.args;
 const host = hostPaths({ stateDir });
 const id = await containerId(name);
@@ -27,7 +29,7 @@ for (let round = 0; round < ${ROUNDS}; round++) {
     releaseId(host, id, name);
     deleteRecord(host, name);
   }
-  await tidyState(host);
+  tidyState(host);
 }
 `;
 

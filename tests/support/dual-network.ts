@@ -4,6 +4,9 @@
  * @module
  */
 
+import { NetnsGuest } from "./guest-netns.ts";
+import type { Host } from "./host.ts";
+
 /** The plugin. */
 export const DUAL_BRIDGE = {
   type: "bridge",
@@ -28,3 +31,24 @@ export const PUBLISHING_NETWORK = {
 
 /** The host's addresses on it. */
 export const [GATEWAY, GATEWAY6] = ["10.5.0.1", "fd00:5::1"] as const;
+
+/**
+ * Starts a guest of that network which is configured by hand, as its record says, and may use its
+ * addresses.
+ *
+ * @param record attach-vm's
+ */
+// deno-lint-ignore no-explicit-any
+export async function startDualGuest(host: Host, record: any): Promise<NetnsGuest> {
+  const guest = host.own(await NetnsGuest.start(host, record));
+  const [ip, ip6] = record.interfaces[0].addresses.map(({ address }: { address: string }) =>
+    address
+  );
+  await guest.sh(`
+    ip addr add ${ip} dev eth0
+    ip -6 addr add ${ip6} dev eth0 nodad
+    ip route add default via ${GATEWAY}
+    ip -6 route add default via ${GATEWAY6}`);
+  await guest.settle();
+  return guest;
+}

@@ -12,7 +12,7 @@
  */
 
 import { type Lease, parseLease, UDHCPC_OPTIONS, UDHCPC_SCRIPT } from "./lease.ts";
-import { Machine, ROOT, Running } from "./machine.ts";
+import { eventually, Machine, ROOT, Running } from "./machine.ts";
 
 /** What a guest needs to know of its VM: the part of `attach-vm`'s record. */
 export interface GuestRecord {
@@ -54,6 +54,13 @@ export class NetnsGuest extends Machine {
       await guest[Symbol.asyncDispose]();
       throw error;
     }
+  }
+
+  /** Waits until the guest may use its IPv6 addresses, link-local ones too. */
+  async settle(): Promise<void> {
+    await eventually(10_000, `no address of "${this.name}" is tentative`, async () => {
+      return (await this.must("ip", ["-6", "addr", "show", "tentative"])).trim() === "";
+    });
   }
 
   /**
