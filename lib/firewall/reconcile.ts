@@ -74,9 +74,10 @@ function tryToReconcile(
   // What is only removed does not call for rules.
   const suffices = state.intact || wanted.length === 0;
   if (!state.exists && suffices) return { changed: false, remade: false, touched: [], foreign: [] };
-  const present = state.intact
-    ? store.read([...unwanted, ...wanted])
-    : new Map(store.readSets(sets).map((element) => [elementId(element), element]));
+  const present = state.intact ? store.read([...unwanted, ...wanted]) : new Map(
+    // Where nothing is there, no set is asked for.
+    (state.exists ? store.readSets(sets) : []).map((element) => [elementId(element), element]),
+  );
   const found = (element: Element) => present.get(elementId(element));
   const stale = unwanted.filter((element) => found(element)?.owner === owner);
   const foreign = unwanted.filter((element) => (found(element)?.owner ?? owner) !== owner);
