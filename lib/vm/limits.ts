@@ -8,9 +8,8 @@
  * @module
  */
 
-import { InputError } from "../errors.ts";
 import type { Firewall } from "../firewall/firewall.ts";
-import { type GuestLimits, type GuestRules, MOST } from "../firewall/model.ts";
+import type { GuestLimits, GuestRules } from "../firewall/model.ts";
 import { LimitsError } from "../firewall/policy.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { linkTowards } from "../netlink/route.ts";
@@ -22,26 +21,6 @@ const USUAL_MAX = 65_536;
 /** One part in so many may be tracked for a guest, and as many are opened a second. */
 const PART = { CONNECTIONS: 4, OPENINGS: 512 } as const;
 const FEWEST_OPENINGS = 100;
-
-/**
- * Checks limits that are asked for.
- *
- * @throws {InputError} naming the one that is none
- */
-export function validateLimits({ maxConnections, newConnections }: AttachRequest): void {
-  for (
-    const [flag, value] of [
-      ["--max-connections", maxConnections],
-      ["--new-connections", newConnections],
-    ] as const
-  ) {
-    if (value === undefined || value === "none" || value === "default") continue;
-    if (Number.isInteger(value) && value >= 1 && value <= MOST) continue;
-    throw new InputError(`${flag} ${value} is not a number from 1 to ${MOST}`, {
-      mend: `write ${flag} 1000, ${flag} none or ${flag} default`,
-    });
-  }
-}
 
 /** What a record says of the limits that were asked for. */
 export function recordedLimits(

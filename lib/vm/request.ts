@@ -6,10 +6,10 @@
 
 import { validateNetworkName } from "../cni/conflist.ts";
 import { InputError, TapkitError } from "../errors.ts";
+import { MOST } from "../firewall/model.ts";
 import { addressOf, asPrefix, cidrContains, isIp, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { parsePorts } from "../inet/ports.ts";
-import { validateLimits } from "./limits.ts";
 import { leadToOne, validateNetns } from "./netns.ts";
 import { validateName } from "./host-paths.ts";
 import { firewallOf, type StoredRecord } from "./state.ts";
@@ -188,4 +188,24 @@ function isSameOwner(one: string, other: string | undefined): boolean {
 function isSame(one: Readonly<Record<string, unknown>>, other: object = {}): boolean {
   const sorted = (fields: object) => JSON.stringify(Object.entries(fields).sort());
   return sorted(one) === sorted(other);
+}
+
+/**
+ * Checks limits that are asked for.
+ *
+ * @throws {InputError} naming the one that is none
+ */
+function validateLimits({ maxConnections, newConnections }: AttachRequest): void {
+  for (
+    const [flag, value] of [
+      ["--max-connections", maxConnections],
+      ["--new-connections", newConnections],
+    ] as const
+  ) {
+    if (value === undefined || value === "none" || value === "default") continue;
+    if (Number.isInteger(value) && value >= 1 && value <= MOST) continue;
+    throw new InputError(`${flag} ${value} is not a number from 1 to ${MOST}`, {
+      mend: `write ${flag} 1000, ${flag} none or ${flag} default`,
+    });
+  }
 }
