@@ -81,6 +81,7 @@ export function lockFile(path: string, options: LockOptions = {}): Lock | undefi
 export async function lockFileAsync(path: string, options: WaitOptions = {}): Promise<Lock> {
   const { remove = false, signal, waits } = options;
   using stack = new DisposableStack();
+  let interrupted: Promise<"raised"> | undefined;
   for (let attempt = 1;; attempt++) {
     signal?.throwIfAborted();
     const lock = lockFile(path, { remove, wait: false });
@@ -92,7 +93,8 @@ export async function lockFileAsync(path: string, options: WaitOptions = {}): Pr
     const fd = openFd(path, O_RDONLY | O_CREAT, 0o600);
     // Fails for a signal at most, and then is tried again.
     const taking = libc().flock_wait(fd, LOCK_EX);
-    if (await Promise.race([taking, raised(signal)]) === "raised") {
+    interrupted ??= raised(signal, stack);
+    if (await Promise.race([taking, interrupted]) === "raised") {
       // The thread that waits is not to be had back before it has the lock.
       taking.then(() => closeFd(fd));
       continue;
@@ -102,9 +104,12 @@ export async function lockFileAsync(path: string, options: WaitOptions = {}): Pr
   }
 }
 
-function raised(signal: AbortSignal | undefined): Promise<"raised"> {
+/** @param stack takes the listener away: the signal may be one of many calls. */
+function raised(signal: AbortSignal | undefined, stack: DisposableStack): Promise<"raised"> {
   const { promise, resolve } = Promise.withResolvers<"raised">();
-  signal?.addEventListener("abort", () => resolve("raised"), { once: true });
+  const listener = () => resolve("raised");
+  signal?.addEventListener("abort", listener);
+  stack.defer(() => signal?.removeEventListener("abort", listener));
   return promise;
 }
 
