@@ -9,7 +9,7 @@ const ROOT = fromFileUrl(new URL("../../", import.meta.url));
 
 /** From the bottom up; a file imports from its own layer and those below it. */
 const LAYERS: readonly (readonly string[])[] = [
-  ["lib/errors.ts", "lib/files.ts", "lib/signals.ts", "lib/undo.ts", "lib/inet/"],
+  ["lib/errors.ts", "lib/files.ts", "lib/finding.ts", "lib/signals.ts", "lib/undo.ts", "lib/inet/"],
   ["lib/sys/"],
   ["lib/checkpoint.ts", "lib/exec.ts"],
   ["lib/netlink/"],
