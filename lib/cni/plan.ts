@@ -7,13 +7,20 @@
 
 import { InputError, TapkitError } from "../errors.ts";
 import { isFile } from "../files.ts";
+import { expandPorts, type PortMapping } from "../inet/ports.ts";
 import { validateContainerId, validateInterfaceName, validateNetworkName } from "./conflist.ts";
 import type { BuiltinPlugin } from "./plugin.ts";
 import { bridge } from "./plugins/bridge.ts";
 import { firewall } from "./plugins/firewall.ts";
 import { loopback } from "./plugins/loopback.ts";
 import { portmap } from "./plugins/portmap.ts";
-import type { NetworkConfigList, PluginConfig, Result, RuntimeConfig } from "./types.ts";
+import type {
+  CapabilityPortMapping,
+  NetworkConfigList,
+  PluginConfig,
+  Result,
+  RuntimeConfig,
+} from "./types.ts";
 
 const BUILTIN: Readonly<Record<string, BuiltinPlugin>> = { bridge, firewall, loopback, portmap };
 
@@ -211,6 +218,48 @@ export function chooseExecuted(list: NetworkConfigList, choice?: PluginChoice): 
 /** Whether a plugin of the network takes what is asked for under this name. */
 export function declares({ plugins }: NetworkConfigList, capability: string): boolean {
   return plugins.some(({ capabilities }) => capabilities?.[capability] === true);
+}
+
+/** Who publishes the ports of an attachment: tapkit's firewall, or a plugin that is executed. */
+export function publisherOf(attachment: Pick<NetworkAttachment, "plugins">): "tapkit" | "plugin" {
+  return attachment.plugins.some(isPublisher) ? "plugin" : "tapkit";
+}
+
+/** Whether a plugin is executed and publishes ports. */
+function isPublisher({ implementation, config }: RecordedPlugin): boolean {
+  return implementation === "exec" && config.capabilities?.portMappings === true;
+}
+
+/**
+ * The attachment with other ports in the configuration of the plugins that publish them. Where
+ * tapkit publishes, it is the same attachment.
+ */
+export function withPorts(
+  attachment: NetworkAttachment,
+  ports: readonly PortMapping[],
+): NetworkAttachment {
+  if (publisherOf(attachment) === "tapkit") return attachment;
+  const plugins = attachment.plugins.map((plugin): RecordedPlugin => {
+    if (!isPublisher(plugin)) return plugin;
+    const { runtimeConfig: had, ...config } = plugin.config;
+    const { portMappings: _, ...others } = had ?? {};
+    const runtimeConfig = ports.length === 0
+      ? others
+      : { ...had, portMappings: portMappings(ports) };
+    if (Object.keys(runtimeConfig).length === 0) return { ...plugin, config };
+    return { ...plugin, config: { ...plugin.config, runtimeConfig } };
+  });
+  return { ...attachment, plugins };
+}
+
+/** Ports as the `portMappings` capability carries them: it has no ranges. */
+export function portMappings(ports: readonly PortMapping[]): CapabilityPortMapping[] {
+  return ports.flatMap(expandPorts).map(({ hostIP, hostPort, vmPort, protocol }) => ({
+    hostPort,
+    containerPort: vmPort,
+    protocol,
+    ...hostIP === "" ? {} : { hostIP },
+  }));
 }
 
 /** What plugins that know neither capability nor `args` are asked by, and what else is wanted. */

@@ -1,8 +1,15 @@
 import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { parseConfig } from "../../lib/cni/conflist.ts";
-import { findUnsupported, planNetwork } from "../../lib/cni/plan.ts";
-import { CniError } from "../../lib/cni/types.ts";
+import {
+  findUnsupported,
+  type NetworkAttachment,
+  planNetwork,
+  publisherOf,
+  withPorts,
+} from "../../lib/cni/plan.ts";
+import { CniError, type PluginConfig } from "../../lib/cni/types.ts";
 import { InputError, TapkitError } from "../../lib/errors.ts";
+import { parsePorts } from "../../lib/inet/ports.ts";
 
 type Conf = Record<string, unknown>;
 
@@ -139,3 +146,47 @@ Deno.test("findUnsupported: names the plugin and the key that is not built in", 
   const error = assertThrows(() => plan([BRIDGE, { type: "weave-net" }]), TapkitError, "weave-net");
   assertStringIncludes(error.mend ?? "", "/etc/cni/net.d/1.conflist");
 });
+
+Deno.test("publisherOf: a plugin only where one is executed that declares portMappings", () => {
+  const executed = (conf: PluginConfig) => ({ implementation: "exec" as const, ...recorded(conf) });
+  const builtin = (conf: PluginConfig) => ({
+    implementation: "builtin" as const,
+    ...recorded(conf),
+  });
+  assertEquals(publisherOf({ plugins: [executed(BRIDGE), executed(PORTMAP)] }), "plugin");
+  assertEquals(publisherOf({ plugins: [executed(BRIDGE), builtin(PORTMAP)] }), "tapkit");
+  assertEquals(
+    publisherOf({ plugins: [executed(BRIDGE), executed({ type: "portmap" })] }),
+    "tapkit",
+  );
+  assertEquals(publisherOf({ plugins: [] }), "tapkit");
+});
+
+Deno.test("withPorts: replaces the ports of executed publishers, and nothing else", () => {
+  const executed = (runtimeConfig?: Conf): NetworkAttachment => ({
+    network: "net",
+    containerId: "c",
+    ifName: "eth0",
+    cniArgs: {},
+    plugins: [BRIDGE, { ...PORTMAP, ...runtimeConfig === undefined ? {} : { runtimeConfig } }]
+      .map((conf) => ({ implementation: "exec", ...recorded(conf) })),
+  });
+  const portMappings = [
+    { hostPort: 8080, containerPort: 80, protocol: "tcp" },
+    { hostPort: 8081, containerPort: 81, protocol: "tcp" },
+    { hostPort: 53, containerPort: 53, protocol: "udp", hostIP: "10.0.0.1" },
+  ];
+  const ports = parsePorts(["8080-8081:80-81", "10.0.0.1:53:53/udp"]);
+  const bandwidth = { ingressRate: 1 };
+  assertEquals(withPorts(executed(), ports), executed({ portMappings }));
+  assertEquals(withPorts(executed({ portMappings }), []), executed());
+  const before = executed({ portMappings: portMappings.slice(1), bandwidth });
+  assertEquals(withPorts(before, ports), executed({ portMappings, bandwidth }));
+  assertEquals(withPorts(before, []), executed({ bandwidth }));
+  const builtin = plan([BRIDGE, PORTMAP], { portMappings });
+  assertEquals(withPorts(builtin, []), builtin);
+});
+
+function recorded(conf: PluginConfig) {
+  return { type: conf.type, config: conf };
+}
