@@ -8,6 +8,7 @@
  */
 
 import { asError, describe, TapkitError } from "../errors.ts";
+import type { Finding } from "../finding.ts";
 import { parseCidr } from "../inet/ip.ts";
 import { listAddresses } from "../netlink/address.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
@@ -119,18 +120,19 @@ export function hasCheck(
   return !disableCheck && isAtLeast(versionOf(config), "0.4.0");
 }
 
-/** Runs CHECK, which spec versions before 0.4.0 have not; what it finds is a sentence. */
+/** Runs CHECK, which spec versions before 0.4.0 do not have; returns what it finds. */
 export async function checkExecuted(
   executed: ExecutedPlugin,
   result: Result,
-): Promise<string | undefined> {
+): Promise<Finding | undefined> {
   if (!hasCheck(executed.attachment, executed.plugin)) return undefined;
   try {
     await call(executed, "CHECK", result);
     return undefined;
   } catch (error) {
     if (!(error instanceof CniError)) throw error;
-    return error.message;
+    const object = `${error.plugin}:`;
+    return { object, problem: error.message.slice(`${object} `.length) };
   }
 }
 

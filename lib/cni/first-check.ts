@@ -8,12 +8,13 @@
  * @module
  */
 
+import { sentence } from "../finding.ts";
 import { readIfThere, replaceFile } from "../files.ts";
 import { parseCidr } from "../inet/ip.ts";
 import { checkExecuted, hasCheck } from "./executed.ts";
 import { findPlugin, type MadeAttachment, type PluginHost, type RecordedPlugin } from "./plan.ts";
 import { rememberFailures } from "./rerun.ts";
-import type { Finding } from "./runtime.ts";
+import type { ChainFinding } from "./runtime.ts";
 
 /** What is known of plugins, each by what it was asked as. */
 type Verdicts = Readonly<Record<string, "passes" | "fails">>;
@@ -36,9 +37,9 @@ export async function checkFirst(
   },
 ): Promise<MadeAttachment> {
   const known = readVerdicts(host);
-  const found: Record<string, "passes" | "fails"> = {};
+  const news: Record<string, "passes" | "fails"> = {};
   const asked: number[] = [];
-  const findings: Finding[] = [];
+  const findings: ChainFinding[] = [];
   for (const [place, plugin] of attachment.plugins.entries()) {
     if (plugin.implementation !== "exec" || !hasCheck(attachment, plugin)) continue;
     // Each of dhcp's starts another renewal of the lease, before version 1.2.
@@ -46,14 +47,14 @@ export async function checkFirst(
     const key = await keyOf(attachment, plugin, host);
     asked.push(place);
     if (known[key] === "passes") continue;
-    const problem = await checkExecuted({ attachment, plugin, host, netns }, attachment.result);
-    if (problem !== undefined) findings.push({ problem, executed: place });
-    const verdict = problem === undefined ? "passes" : "fails";
-    if (known[key] !== verdict) found[key] = verdict;
+    const found = await checkExecuted({ attachment, plugin, host, netns }, attachment.result);
+    if (found !== undefined) findings.push({ problem: sentence(found), executed: place });
+    const verdict = found === undefined ? "passes" : "fails";
+    if (known[key] !== verdict) news[key] = verdict;
   }
-  if (Object.keys(found).length > 0) writeVerdicts(host, { ...known, ...found });
+  if (Object.keys(news).length > 0) writeVerdicts(host, { ...known, ...news });
   // Of one that is known to fail it was said before.
-  const isNews = Object.values(found).includes("fails");
+  const isNews = Object.values(news).includes("fails");
   return rememberFailures(attachment, asked, findings, isNews ? note : () => {});
 }
 

@@ -5,6 +5,7 @@
  * @module
  */
 
+import type { Finding } from "../finding.ts";
 import { chainHasRules } from "../firewall/survey.ts";
 import { parseCidr } from "../inet/ip.ts";
 import { openNetfilter } from "../netlink/conntrack.ts";
@@ -43,15 +44,15 @@ export async function findMasquerade(
   return FAMILIES.filter((family) => chainHasRules(nl, { family, name: "nat" }, chain));
 }
 
-/** Sentences on the chains that were there when it was attached, and are no more. */
-export async function checkMasquerade(attachment: NetworkAttachment): Promise<string[]> {
+/** The chains that were there when it was attached, and are no more. */
+export async function checkMasquerade(attachment: NetworkAttachment): Promise<Finding[]> {
   const missing = await findMissing(attachment);
   if (missing.length === 0) return [];
   const chain = await chainName(attachment);
-  return missing.map((family) =>
-    `network "${attachment.network}" lacks the chain ${chain} with its rules in table ` +
-    `"${family} nat", which masquerades`
-  );
+  return missing.map((family) => ({
+    object: `network "${attachment.network}"`,
+    problem: `lacks the chain ${chain} with its rules in table "${family} nat", which masquerades`,
+  }));
 }
 
 /**

@@ -7,6 +7,7 @@
  * @module
  */
 
+import type { Finding } from "../finding.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import type { Netns } from "../sys/netns.ts";
@@ -84,8 +85,8 @@ export interface BuiltinPlugin {
   add(context: AddContext): AddOutcome;
   /** Removes what ADD made, or a part of it; nothing being there is no error. */
   del(context: DelContext): void;
-  /** Differences between what ADD made and what is there, as sentences. */
-  check(context: CheckContext): string[];
+  /** Differences between what ADD made and what is there. */
+  check(context: CheckContext): Finding[];
 }
 
 /** What IPAM gives: a result without interfaces. */

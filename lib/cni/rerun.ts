@@ -8,23 +8,20 @@
 import { TapkitError } from "../errors.ts";
 import { writeCache } from "./cache.ts";
 import { addExecuted, delExecuted } from "./executed.ts";
-import type { MadeAttachment, PluginHost, RecordedPlugin } from "./plan.ts";
-import { type Finding, withResults } from "./runtime.ts";
+import type { MadeAttachment, NetworkAttachment, PluginHost, RecordedPlugin } from "./plan.ts";
+import { type ChainFinding, versionsAt, withResults } from "./runtime.ts";
 import type { PluginConfig, Result } from "./types.ts";
-
-/** What one plugin's being run again is. */
-export interface Rerun {
-  /** The configurations that it may have run with, each for a DEL. */
-  readonly del: readonly PluginConfig[];
-  /** The one it is to have. */
-  readonly add: PluginConfig;
-}
 
 /** Where plugins are run again. */
 export interface RerunEnvironment {
   readonly host: PluginHost;
   /** The namespace's path. */
   readonly netns: string;
+  /**
+   * Other versions of the attachment that may be there, where a change was cut off: DEL gets the
+   * configurations of their plugins too.
+   */
+  readonly also?: readonly Pick<NetworkAttachment, "plugins">[];
 }
 
 /** Whether a plugin can be run again by itself: the first one makes the interface. */
@@ -33,18 +30,18 @@ export function canRerun({ plugins }: Pick<MadeAttachment, "plugins">, index: nu
 }
 
 /**
- * Runs plugins of a chain again. One that gives something else than it did has those behind it run
- * again too, with that.
+ * Runs plugins of a chain again, with the configuration that each is to have. If one returns another
+ * result than before, those after it are run again with that.
  *
- * @param reruns by their places in the chain
+ * @param configs by the plugins' places in the chain
  * @returns the attachment as it is now
  * @throws {CniError} when a plugin fails
  * @throws {TapkitError} when the guest's addresses, MAC or routes would be others now
  */
-export async function rerunPlugins(
+export async function replace(
   attachment: MadeAttachment,
-  reruns: ReadonlyMap<number, Rerun>,
-  { host, netns }: RerunEnvironment,
+  configs: ReadonlyMap<number, PluginConfig>,
+  { host, netns, also = [] }: RerunEnvironment,
 ): Promise<MadeAttachment> {
   const { plugins, result } = attachment;
   const recorded = (index: number) => plugins[index]?.prevResult ?? result;
@@ -52,13 +49,10 @@ export async function rerunPlugins(
   const now: RecordedPlugin[] = [];
   let last: Result | undefined;
   for (const [index, plugin] of plugins.entries()) {
-    const { inDoubt: _, ...settled } = plugin;
     got.push(last);
-    const rerun = reruns.get(index) ??
-      (last === undefined || isSame(last, recorded(index))
-        ? undefined
-        : { del: [plugin.config], add: plugin.config });
-    if (rerun === undefined) {
+    const isChanged = last !== undefined && !isSame(last, recorded(index));
+    const config = configs.get(index) ?? (isChanged ? plugin.config : undefined);
+    if (config === undefined) {
       now.push(plugin);
       last = recorded(index + 1);
       continue;
@@ -66,12 +60,13 @@ export async function rerunPlugins(
     if (!canRerun(attachment, index)) {
       throw new TapkitError(`plugin "${plugin.type}" cannot be run again by itself`);
     }
-    const executed = { attachment, plugin, host, netns };
-    for (const config of rerun.del) {
-      await delExecuted({ ...executed, plugin: { ...plugin, config } }, result);
+    for (const version of versionsAt(index, [...also, attachment])) {
+      await delExecuted({ attachment, plugin: version, host, netns }, result);
     }
-    now.push({ ...settled, config: rerun.add });
-    last = await addExecuted({ ...executed, plugin: { ...plugin, config: rerun.add } }, last);
+    const { inDoubt: _, ...settled } = plugin;
+    const added = { ...settled, config };
+    now.push(added);
+    last = await addExecuted({ attachment, plugin: added, host, netns }, last);
   }
   if (last === undefined || !isSame(ofGuest(last), ofGuest(result))) {
     throw new TapkitError(
@@ -83,6 +78,31 @@ export async function rerunPlugins(
   return made;
 }
 
+/** What one plugin's being run again is. */
+export interface Rerun {
+  /** The configurations that it may have run with, each for a DEL. */
+  readonly del: readonly PluginConfig[];
+  /** The one it is to have. */
+  readonly add: PluginConfig;
+}
+
+/** {@linkcode replace}, with the configurations for DEL given plugin by plugin. */
+export function rerunPlugins(
+  attachment: MadeAttachment,
+  reruns: ReadonlyMap<number, Rerun>,
+  environment: Omit<RerunEnvironment, "also">,
+): Promise<MadeAttachment> {
+  const also = [...reruns].flatMap(([place, { del }]) =>
+    del.map((config) => ({
+      plugins: attachment.plugins.map((plugin, at) =>
+        at === place ? { ...plugin, config } : plugin
+      ),
+    }))
+  );
+  const configs = new Map([...reruns].map(([place, { add }]) => [place, add]));
+  return replace(attachment, configs, { ...environment, also });
+}
+
 /**
  * Remembers of plugins that were just added what CHECK says of them: that tells nothing from then
  * on. Where that is news, `note` gets it.
@@ -92,7 +112,7 @@ export async function rerunPlugins(
 export function rememberFailures<Attachment extends Pick<MadeAttachment, "plugins" | "network">>(
   attachment: Attachment,
   places: Iterable<number>,
-  findings: readonly Finding[],
+  findings: readonly ChainFinding[],
   note: (text: string) => void,
 ): Attachment {
   const plugins = [...attachment.plugins];

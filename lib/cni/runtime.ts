@@ -9,6 +9,7 @@
  */
 
 import { asError, TapkitError } from "../errors.ts";
+import { type Finding, sentence } from "../finding.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import { parseCidr } from "../inet/ip.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
@@ -144,6 +145,15 @@ export async function addNetwork(
   };
 }
 
+/** What DEL works with. */
+export interface DelEnvironment extends AttachmentEnvironment {
+  /**
+   * Other versions of the same attachment, where a change was cut off: DEL gets the configurations
+   * of their plugins too.
+   */
+  readonly also?: readonly NetworkAttachment[];
+}
+
 /**
  * Detaches: runs the chain's DEL backward, past failures. What is not there is no failure.
  *
@@ -154,7 +164,7 @@ export async function addNetwork(
  */
 export async function delNetwork(
   attachment: NetworkAttachment,
-  environment: AttachmentEnvironment,
+  { also = [], ...environment }: DelEnvironment,
 ): Promise<Error[]> {
   const failures: Error[] = [];
   const { plugins: host, vmNl, netnsPath } = environment;
@@ -162,8 +172,12 @@ export async function delNetwork(
   let remains = hasExecuted(attachment) &&
     (vmNl === undefined || (await import("./executed.ts")).lacksAddresses(attachment, vmNl));
   const { keepsLease = false } = environment;
-  const kept = keepsLease ? attachment.plugins.slice(1) : attachment.plugins;
-  for (const plugin of kept.toReversed().flatMap(asItMayBe)) {
+  const versions = [...also, attachment];
+  const places = Array.from(
+    { length: Math.max(...versions.map(({ plugins }) => plugins.length)) },
+    (_, place) => place,
+  ).slice(keepsLease ? 1 : 0);
+  for (const plugin of places.toReversed().flatMap((place) => versionsAt(place, versions))) {
     try {
       if (plugin.implementation === "exec") {
         const { delExecuted } = await import("./executed.ts");
@@ -212,9 +226,11 @@ export interface CheckEnvironment extends AttachmentEnvironment {
   readonly identityMoved?: boolean;
 }
 
-/** Something that CHECK found. */
-export interface Finding {
-  /** A sentence. */
+/** What CHECK of a chain found. */
+export interface ChainFinding {
+  /** What differs. */
+  readonly object?: string;
+  /** The whole sentence, {@linkcode object} included. */
   readonly problem: string;
   /** The place in the chain of the plugin that was executed and found it. */
   readonly executed?: number;
@@ -226,38 +242,44 @@ export interface Finding {
   readonly seen?: true;
 }
 
+function chainFinding(finding: Finding, more: Partial<ChainFinding> = {}): ChainFinding {
+  return { object: finding.object, problem: sentence(finding), ...more };
+}
+
 /** Compares what ADD made with what is there. */
 export async function checkNetwork(
   attachment: NetworkAttachment,
   environment: CheckEnvironment,
-): Promise<Finding[]> {
+): Promise<ChainFinding[]> {
   const { result, network, ifName, plugins } = attachment;
   if (result === undefined) {
-    return [{ problem: `"${ifName}" was never completely attached to "${network}"` }];
+    const problem = `was never completely attached to "${network}"`;
+    return [chainFinding({ object: `"${ifName}"`, problem })];
   }
-  const findings: Finding[] = [];
+  const findings: ChainFinding[] = [];
   for (const [index, plugin] of plugins.entries()) {
     if (plugin.implementation === "builtin") {
       const context = contextOf(attachment, environment, plugin.config);
-      const problems = requirePlugin(plugin.type).check({ ...context, prevResult: result });
-      findings.push(...problems.map((problem) => ({ problem })));
+      const found = requirePlugin(plugin.type).check({ ...context, prevResult: result });
+      findings.push(...found.map((finding) => chainFinding(finding)));
     } else if (plugin.inDoubt !== undefined) {
-      findings.push({ problem: `${plugin.type}: running it again was cut off`, executed: index });
+      const finding = { object: `${plugin.type}:`, problem: "running it again was cut off" };
+      findings.push(chainFinding(finding, { executed: index }));
     } else if (environment.identityMoved !== true) {
       const { checkExecuted } = await import("./executed.ts");
       const host = requireHost(environment.plugins, network);
       const executed = { attachment, plugin, host, netns: environment.netnsPath };
-      const problem = await checkExecuted(executed, result);
-      if (problem === undefined) continue;
-      const ignored = problem === plugin.checkFailure ? { ignored: true as const } : {};
-      findings.push({ problem, executed: index, ...ignored });
+      const found = await checkExecuted(executed, result);
+      if (found === undefined) continue;
+      const ignored = sentence(found) === plugin.checkFailure ? { ignored: true as const } : {};
+      findings.push(chainFinding(found, { executed: index, ...ignored }));
     }
   }
   if (attachment.masquerade !== undefined) {
     const { checkMasquerade } = await import("./masquerade.ts");
-    findings.push(...(await checkMasquerade(attachment)).map((problem) => {
-      return { problem, masquerade: true as const };
-    }));
+    for (const found of await checkMasquerade(attachment)) {
+      findings.push(chainFinding(found, { masquerade: true }));
+    }
   }
   return findings;
 }
@@ -281,10 +303,17 @@ export function withResults(
   return { ...attachment, plugins };
 }
 
-/** A plugin with the configuration it ran with, or, when a change was cut off, each it may have. */
-function asItMayBe(plugin: RecordedPlugin): RecordedPlugin[] {
-  const { inDoubt } = plugin;
-  return inDoubt === undefined ? [plugin] : [{ ...plugin, config: inDoubt }, plugin];
+/** The plugin at a place of each version of an attachment, those that are alike once. */
+export function versionsAt(
+  place: number,
+  versions: readonly Pick<NetworkAttachment, "plugins">[],
+): RecordedPlugin[] {
+  const plugins = versions.flatMap(({ plugins }) => plugins[place] ?? []).flatMap((plugin) =>
+    plugin.inDoubt === undefined ? [plugin] : [{ ...plugin, config: plugin.inDoubt }, plugin]
+  );
+  const key = ({ implementation, config }: RecordedPlugin) =>
+    JSON.stringify([implementation, config]);
+  return [...new Map(plugins.map((plugin) => [key(plugin), plugin])).values()];
 }
 
 /** The reference plugins' IPAM: host-local refuses, static has nothing to keep, dhcp leases anew. */

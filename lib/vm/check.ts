@@ -5,7 +5,7 @@
  */
 
 import type { MadeAttachment, NetworkAttachment } from "../cni/plan.ts";
-import { checkNetwork, type Finding, hasExecuted } from "../cni/runtime.ts";
+import { type ChainFinding as Finding, checkNetwork, hasExecuted } from "../cni/runtime.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink } from "../netlink/link.ts";
 import { netnsProblem, openVm } from "./netns.ts";

@@ -274,7 +274,7 @@ Deno.test("checkNetwork: what CHECK of an executed plugin says; disableCheck ask
     const problem = "one: CHECK failed with code 999: the link is gone";
     assertEquals(
       await checkNetwork(attachment, fixture.environment),
-      disableCheck ? [] : [{ problem, executed: 0 }],
+      disableCheck ? [] : [{ object: "one:", problem, executed: 0 }],
     );
     // In mode dhcp-bridge the identity is not where CHECK looks for it.
     const moved = { ...fixture.environment, identityMoved: true };

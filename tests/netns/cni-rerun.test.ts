@@ -1,7 +1,8 @@
 import { assertEquals, assertMatch, assertRejects } from "@std/assert";
 import type { MadeAttachment } from "../../lib/cni/plan.ts";
-import { type Rerun, rerunPlugins } from "../../lib/cni/rerun.ts";
+import { replace } from "../../lib/cni/rerun.ts";
 import { addNetwork, checkNetwork, delNetwork } from "../../lib/cni/runtime.ts";
+import type { PluginConfig } from "../../lib/cni/types.ts";
 import { TapkitError } from "../../lib/errors.ts";
 import { Fixture } from "../support/recording-fixture.ts";
 
@@ -31,13 +32,19 @@ async function makeChain(fixture: Fixture): Promise<MadeAttachment> {
   return JSON.parse(JSON.stringify(attachment));
 }
 
+/** Another version of an attachment: one whose plugin at that place has this configuration. */
+function withConfig(made: MadeAttachment, at: number, config: PluginConfig): MadeAttachment {
+  const plugins = made.plugins.map((one, place) => place === at ? { ...one, config } : one);
+  return { ...made, plugins };
+}
+
 const conf = (type: string, more = {}) => ({ type, name: "net", cniVersion: VERSION, ...more });
 
 function observed(fixture: Fixture): unknown[] {
   return fixture.plugins.calls().map(({ plugin, verb, stdin }) => [plugin, verb, stdin]);
 }
 
-Deno.test("rerunPlugins: DEL observes what all gave, ADD what the plugin before gave", async () => {
+Deno.test("replace: DEL observes what all gave, ADD what the plugin before gave", async () => {
   using fixture = new Fixture("one", "two", "three");
   const made = await makeChain(fixture);
   const config = conf("two", { key: "old" });
@@ -47,9 +54,10 @@ Deno.test("rerunPlugins: DEL observes what all gave, ADD what the plugin before 
     undefined,
   ]);
   const environment = { host: fixture.pluginHost, netns: fixture.guest.path };
-  const rerun = (changes: [number, Rerun][]) => rerunPlugins(made, new Map(changes), environment);
+  const rerun = (place: number, config: PluginConfig, also: MadeAttachment[] = []) =>
+    replace(made, new Map([[place, config]]), { ...environment, also });
 
-  const same = await rerun([[1, { del: [config], add: config }]]);
+  const same = await rerun(1, config);
   assertEquals(same, made);
   assertEquals(observed(fixture), [
     ["two", "DEL", { ...config, prevResult: TWO }],
@@ -57,7 +65,7 @@ Deno.test("rerunPlugins: DEL observes what all gave, ADD what the plugin before 
   ]);
 
   // The last one's previous result is what all gave.
-  await rerun([[2, { del: [conf("three")], add: conf("three") }]]);
+  await rerun(2, conf("three"));
   assertEquals(observed(fixture), [
     ["three", "DEL", { ...conf("three"), prevResult: TWO }],
     ["three", "ADD", { ...conf("three"), prevResult: TWO }],
@@ -65,7 +73,7 @@ Deno.test("rerunPlugins: DEL observes what all gave, ADD what the plugin before 
 
   // Another configuration, after a change to a third one was cut off.
   const [doubted, changed] = [conf("two", { key: "doubted" }), conf("two", { key: "new" })];
-  const now = await rerun([[1, { del: [doubted, config], add: changed }]]);
+  const now = await rerun(1, changed, [withConfig(made, 1, doubted)]);
   assertEquals(now.plugins[1]?.config, changed);
   assertEquals(observed(fixture), [
     ["two", "DEL", { ...doubted, prevResult: TWO }],
@@ -80,13 +88,12 @@ Deno.test("rerunPlugins: DEL observes what all gave, ADD what the plugin before 
   assertEquals(JSON.parse(atob(entry.config)).plugins[1].key, "new");
 });
 
-Deno.test("rerunPlugins: what gives something else has those behind it run again, unless the guest were told other things", async () => {
+Deno.test("replace: what gives something else has those behind it run again, unless the guest were told other things", async () => {
   using fixture = new Fixture("one", "two", "three");
   const made = await makeChain(fixture);
   const config = conf("two", { key: "old" });
   const environment = { host: fixture.pluginHost, netns: fixture.guest.path };
-  const rerun = () =>
-    rerunPlugins(made, new Map([[1, { del: [config], add: config }]]), environment);
+  const rerun = () => replace(made, new Map([[1, config]]), environment);
 
   const other = withLink("02:00:00:00:00:03");
   for (const name of ["two", "three"]) {
@@ -125,15 +132,19 @@ Deno.test("checkNetwork, delNetwork: a plugin in doubt is a difference, and goes
     ),
   };
   const findings = await checkNetwork(doubtful, fixture.environment);
-  assertEquals(findings, [{ problem: "two: running it again was cut off", executed: 1 }]);
+  const problem = "two: running it again was cut off";
+  assertEquals(findings, [{ object: "two:", problem, executed: 1 }]);
   assertEquals(fixture.plugins.calls().map(({ plugin }) => plugin), ["one", "three"]);
-  assertEquals(await delNetwork(doubtful, fixture.environment), []);
-  assertEquals(observed(fixture), [
-    ["three", "DEL", { ...conf("three"), prevResult: TWO }],
-    ["two", "DEL", { ...inDoubt, prevResult: TWO }],
-    ["two", "DEL", { ...conf("two", { key: "old" }), prevResult: TWO }],
-    ["one", "DEL", { ...conf("one"), prevResult: TWO }],
-  ]);
+  const also = [withConfig(made, 1, inDoubt), made];
+  for (const [version, options] of [[doubtful, {}], [made, { also }]] as const) {
+    assertEquals(await delNetwork(version, { ...fixture.environment, ...options }), []);
+    assertEquals(observed(fixture), [
+      ["three", "DEL", { ...conf("three"), prevResult: TWO }],
+      ["two", "DEL", { ...inDoubt, prevResult: TWO }],
+      ["two", "DEL", { ...conf("two", { key: "old" }), prevResult: TWO }],
+      ["one", "DEL", { ...conf("one"), prevResult: TWO }],
+    ]);
+  }
 });
 
 Deno.test("checkNetwork: what was so right after ADD is ignored, another failure is not", async () => {
@@ -144,7 +155,7 @@ Deno.test("checkNetwork: what was so right after ADD is ignored, another failure
   say("never");
   const [finding] = await checkNetwork(made, fixture.environment);
   const problem = "two: CHECK failed with code 9: never";
-  assertEquals(finding, { problem, executed: 1 });
+  assertEquals(finding, { object: "two:", problem, executed: 1 });
   const known = {
     ...made,
     plugins: made.plugins.map((plugin, place) =>
@@ -152,10 +163,10 @@ Deno.test("checkNetwork: what was so right after ADD is ignored, another failure
     ),
   };
   assertEquals(await checkNetwork(known, fixture.environment), [
-    { problem, executed: 1, ignored: true },
+    { object: "two:", problem, executed: 1, ignored: true },
   ]);
   say("now");
   assertEquals(await checkNetwork(known, fixture.environment), [
-    { problem: "two: CHECK failed with code 9: now", executed: 1 },
+    { object: "two:", problem: "two: CHECK failed with code 9: now", executed: 1 },
   ]);
 });

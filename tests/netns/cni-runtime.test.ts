@@ -136,7 +136,10 @@ Deno.test("checkNetwork: an attachment that was never completed is a difference"
   using guest = new CniGuest();
   const plan = planNetwork({ list: defaultNetwork(host), containerId: "c", ifName: "eth0" });
   const [found] = await host.run(() => checkNetwork(plan, environment(host, guest)));
-  assertStringIncludes(found?.problem ?? "", "never completely attached");
+  assertEquals(found, {
+    object: `"eth0"`,
+    problem: `"eth0" was never completely attached to "ignite-cni-bridge"`,
+  });
 });
 
 Deno.test("loopback: gives the reference plugin's result, alone and after another", async () => {
@@ -166,7 +169,10 @@ Deno.test("loopback: gives the reference plugin's result, alone and after anothe
   assertEquals(await host.run(() => delNetwork(attachment, environment(host, ours))), []);
   assertEquals([flags(), await host.run(() => checkNetwork(attachment, environment(host, ours)))], [
     false,
-    [{ problem: `link "lo" of the namespace is down` }],
+    [{
+      object: `link "lo" of the namespace`,
+      problem: `link "lo" of the namespace is down`,
+    }],
   ]);
 
   using third = new CniGuest();

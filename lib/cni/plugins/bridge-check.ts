@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { Finding } from "../../finding.ts";
 import { parseCidr } from "../../inet/ip.ts";
 import { getLink } from "../../netlink/link.ts";
 import { listRoutes } from "../../netlink/route.ts";
@@ -14,7 +15,7 @@ import { findHostVeth } from "./bridge-veth.ts";
 import { holdsAddress } from "./host-local.ts";
 
 /** Differences between what ADD made and what is there; settings are the firewall's to check. */
-export function checkBridge(context: CheckContext, config: BridgeConfig): string[] {
+export function checkBridge(context: CheckContext, config: BridgeConfig): Finding[] {
   return [
     ...checkHost(context, config),
     ...checkGuest(context),
@@ -22,52 +23,58 @@ export function checkBridge(context: CheckContext, config: BridgeConfig): string
   ];
 }
 
-function checkHost(context: CheckContext, config: BridgeConfig): string[] {
+function checkHost(context: CheckContext, config: BridgeConfig): Finding[] {
   const { hostNl, prevResult } = context;
   const link = getLink(hostNl, config.bridge);
-  if (link === undefined) return [`bridge "${config.bridge}" is gone`];
-  if (link.kind !== "bridge") return [`link "${config.bridge}" is no bridge`];
-  const problems: string[] = [];
-  if (!link.up) problems.push(`bridge "${link.name}" is down`);
+  const object = `bridge "${config.bridge}"`;
+  if (link === undefined) return [{ object, problem: "is gone" }];
+  if (link.kind !== "bridge") {
+    return [{ object: `link "${config.bridge}"`, problem: "is no bridge" }];
+  }
+  const found: Finding[] = [];
+  if (!link.up) found.push({ object, problem: "is down" });
   if (config.promiscMode && !link.promiscuous) {
-    problems.push(`bridge "${link.name}" is not promiscuous`);
+    found.push({ object, problem: "is not promiscuous" });
   }
   const veth = findHostVeth(hostNl, context);
   if (veth === undefined) {
-    problems.push(`link "${prevResult.interfaces[1]?.name}" in the host is gone`);
+    const name = prevResult.interfaces[1]?.name;
+    found.push({ object: `link "${name}" in the host`, problem: "is gone" });
   } else {
+    const host = `link "${veth.name}"`;
     if (veth.master !== link.index) {
-      problems.push(`link "${veth.name}" is no port of bridge "${link.name}"`);
+      found.push({ object: host, problem: `is no port of ${object}` });
     } else if (veth.bridgePort?.hairpin !== true) {
-      problems.push(`bridge port "${veth.name}" has its hairpin flag off`);
+      found.push({ object: `bridge port "${veth.name}"`, problem: "has its hairpin flag off" });
     }
-    if (!veth.up) problems.push(`link "${veth.name}" is down`);
+    if (!veth.up) found.push({ object: host, problem: "is down" });
   }
-  if (!config.isGateway) return problems;
+  if (!config.isGateway) return found;
   for (const { address, gateway } of prevResult.ips) {
     const wanted = `${gateway}/${parseCidr(address).prefixLength}`;
     if (!hasAddress(hostNl, link.index, wanted)) {
-      problems.push(`bridge "${link.name}" lacks the gateway's address ${wanted}`);
+      found.push({ object, problem: `lacks the gateway's address ${wanted}` });
     }
   }
-  return problems;
+  return found;
 }
 
-function checkGuest(context: CheckContext): string[] {
+function checkGuest(context: CheckContext): Finding[] {
   const { vmNl, prevResult, ifName, netnsPath, identityMoved = false } = context;
-  if (vmNl === undefined) return [`network namespace ${netnsPath} is gone`];
+  if (vmNl === undefined) return [{ object: `network namespace ${netnsPath}`, problem: "is gone" }];
   const link = getLink(vmNl, ifName);
-  if (link === undefined) return [`link "${ifName}" in ${netnsPath} is gone`];
-  const problems: string[] = [];
-  if (!link.up) problems.push(`link "${ifName}" is down`);
-  if (identityMoved) return problems;
+  const object = `link "${ifName}"`;
+  if (link === undefined) return [{ object: `${object} in ${netnsPath}`, problem: "is gone" }];
+  const found: Finding[] = [];
+  if (!link.up) found.push({ object, problem: "is down" });
+  if (identityMoved) return found;
   const mac = prevResult.interfaces.find((one) => one.name === ifName && one.sandbox)?.mac;
   if (mac !== undefined && link.mac !== mac) {
-    problems.push(`link "${ifName}" has the MAC ${link.mac}, not ${mac}`);
+    found.push({ object, problem: `has the MAC ${link.mac}, not ${mac}` });
   }
   for (const { address } of prevResult.ips) {
     if (!hasAddress(vmNl, link.index, address)) {
-      problems.push(`link "${ifName}" lacks the address ${address}`);
+      found.push({ object, problem: `lacks the address ${address}` });
     }
   }
   const routes = listRoutes(vmNl, { oif: link.index });
@@ -75,15 +82,19 @@ function checkGuest(context: CheckContext): string[] {
     if (routes.some((route) => route.dst === dst && (gw === undefined || route.gateway === gw))) {
       continue;
     }
-    problems.push(`the route to ${dst}${gw === undefined ? "" : ` by ${gw}`} is gone`);
+    const by = gw === undefined ? "" : ` by ${gw}`;
+    found.push({ object: `the route to ${dst}${by}`, problem: "is gone" });
   }
-  return problems;
+  return found;
 }
 
-function checkPool(context: CheckContext, { ipam }: BridgeConfig): string[] {
+function checkPool(context: CheckContext, { ipam }: BridgeConfig): Finding[] {
   if (ipam === undefined) return [];
   return context.prevResult.ips
     .map(({ address }) => parseCidr(address).address)
     .filter((ip) => !holdsAddress(ipam, context, ip))
-    .map((ip) => `address ${ip} is not reserved in ${ipam.directory}`);
+    .map((ip) => ({
+      object: `address ${ip}`,
+      problem: `is not reserved in ${ipam.directory}`,
+    }));
 }

@@ -15,6 +15,7 @@
  * @module
  */
 
+import type { Finding } from "../../finding.ts";
 import { parseCidr } from "../../inet/ip.ts";
 import { randomMac } from "../../inet/mac.ts";
 import { addAddress, IFA_F, listAddresses } from "../../netlink/address.ts";
@@ -123,7 +124,7 @@ export const bridge: BuiltinPlugin = {
     removeBridgeIfUnused(hostNl, config.bridge);
   },
 
-  check(context: CheckContext): string[] {
+  check(context: CheckContext): Finding[] {
     const config = parseBridge(withoutRequests(context.conf), {});
     return checkBridge(context, config);
   },

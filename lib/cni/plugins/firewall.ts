@@ -25,15 +25,13 @@ export const firewall: BuiltinPlugin = {
     return true;
   },
 
-  validate(): void {},
+  validate: () => {},
 
   add(context: AddContext): AddOutcome {
     return { result: requirePrevResult("firewall", context), guest: { forward: true } };
   },
 
-  del(): void {},
+  del: () => {},
 
-  check(): string[] {
-    return [];
-  },
+  check: () => [],
 };

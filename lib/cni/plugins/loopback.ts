@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { Finding } from "../../finding.ts";
 import { parseCidr } from "../../inet/ip.ts";
 import { listAddresses } from "../../netlink/address.ts";
 import { getLink, requireLink, setLink } from "../../netlink/link.ts";
@@ -37,9 +38,10 @@ export const loopback: BuiltinPlugin = {
     if (link !== undefined) setLink(vmNl!, link.index, { up: false });
   },
 
-  check({ vmNl }: CheckContext): string[] {
+  check({ vmNl }: CheckContext): Finding[] {
     const link = vmNl === undefined ? undefined : getLink(vmNl, LOOPBACK);
-    return link?.up === true ? [] : [`link "${LOOPBACK}" of the namespace is down`];
+    const down = { object: `link "${LOOPBACK}" of the namespace`, problem: "is down" };
+    return link?.up === true ? [] : [down];
   },
 };
 

@@ -50,11 +50,9 @@ export const portmap: BuiltinPlugin = {
     return ports.length === 0 ? { result } : { result, guest: { ports } };
   },
 
-  del(): void {},
+  del: () => {},
 
-  check(): string[] {
-    return [];
-  },
+  check: () => [],
 };
 
 /** The mappings of a configuration's `runtimeConfig.portMappings`. */
