@@ -9,7 +9,6 @@
 
 import { asError, describe, TapkitError } from "../errors.ts";
 import type { Finding } from "../finding.ts";
-import { parseCidr } from "../inet/ip.ts";
 import { listAddresses } from "../netlink/address.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink } from "../netlink/link.ts";
@@ -59,22 +58,10 @@ export async function addExecuted(executed: ExecutedPlugin, prevResult?: Result)
 
 /**
  * Runs DEL; spec versions before 0.4.0 give no previous result to it.
- *
- * One that is refused is called a second time: the reference plugins refuse when a rule they look
- * for is gone already, having taken away what makes them look for it.
- *
- * @returns whether it took a second time, so that something may be left
  */
-export async function delExecuted(executed: ExecutedPlugin, prevResult?: Result): Promise<boolean> {
-  const known = isAtLeast(versionOf(executed.plugin.config), "0.4.0") ? prevResult : undefined;
-  try {
-    await call(executed, "DEL", known);
-    return false;
-  } catch (error) {
-    if (!(error instanceof CniError) || !error.refused) throw error;
-  }
-  await call(executed, "DEL", known);
-  return true;
+export async function delExecuted(executed: ExecutedPlugin, prevResult?: Result): Promise<void> {
+  const isKnown = isAtLeast(versionOf(executed.plugin.config), "0.4.0");
+  await call(executed, "DEL", isKnown ? prevResult : undefined);
 }
 
 /** A result as an interface in the namespace shows it; undefined where there is none. */
@@ -93,23 +80,6 @@ export function seenResult(
     routes: [],
     dns: {},
   };
-}
-
-/**
- * Whether an interface is gone, or has not all the addresses that it was given: the reference
- * plugins then leave the rules for these. In mode dhcp-bridge the guest alone has them.
- */
-export function lacksAddresses(
-  { ifName, result }: NetworkAttachment,
-  vmNl: NetlinkConnection,
-): boolean {
-  const link = getLink(vmNl, ifName);
-  if (link === undefined || result === undefined) return true;
-  const present = listAddresses(vmNl, { index: link.index }).map(({ address }) => address);
-  return result.ips.some(({ address }) => {
-    const { address: ip, prefixLength } = parseCidr(address);
-    return !present.includes(`${ip}/${prefixLength}`);
-  });
 }
 
 /** Whether a plugin is asked by CHECK, which spec versions before 0.4.0 have not. */

@@ -47,7 +47,7 @@ export interface NetworkAttachment {
   readonly plugins: readonly RecordedPlugin[];
   /** The configuration says that CHECK is not to be called. */
   readonly disableCheck?: true;
-  /** Where plugins that were executed masquerade: see masquerade.ts. */
+  /** Where plugins that were executed masquerade: see reference-faults.ts. */
   readonly masquerade?: readonly string[];
   /** What was seen of the interface that plugins made which were executed. */
   readonly seen?: SeenLink;

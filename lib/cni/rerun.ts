@@ -7,10 +7,13 @@
 
 import { TapkitError } from "../errors.ts";
 import { writeCache } from "./cache.ts";
-import { addExecuted, delExecuted } from "./executed.ts";
+import { addExecuted } from "./executed.ts";
 import type { MadeAttachment, NetworkAttachment, PluginHost, RecordedPlugin } from "./plan.ts";
-import { type ChainFinding, versionsAt, withResults } from "./runtime.ts";
+import { delTwice } from "./reference-faults.ts";
+import { versionsAt, withResults } from "./runtime.ts";
 import type { PluginConfig, Result } from "./types.ts";
+
+export { rememberFailures } from "./reference-faults.ts";
 
 /** Where plugins are run again. */
 export interface RerunEnvironment {
@@ -61,7 +64,7 @@ export async function replace(
       throw new TapkitError(`plugin "${plugin.type}" cannot be run again by itself`);
     }
     for (const version of versionsAt(index, [...also, attachment])) {
-      await delExecuted({ attachment, plugin: version, host, netns }, result);
+      await delTwice({ attachment, plugin: version, host, netns }, result);
     }
     const { inDoubt: _, ...settled } = plugin;
     const added = { ...settled, config };
@@ -101,32 +104,6 @@ export function rerunPlugins(
   );
   const configs = new Map([...reruns].map(([place, { add }]) => [place, add]));
   return replace(attachment, configs, { ...environment, also });
-}
-
-/**
- * Remembers of plugins that were just added what CHECK says of them: that tells nothing from then
- * on. Where that is news, `note` gets it.
- *
- * @param places of the plugins in the chain
- */
-export function rememberFailures<Attachment extends Pick<MadeAttachment, "plugins" | "network">>(
-  attachment: Attachment,
-  places: Iterable<number>,
-  findings: readonly ChainFinding[],
-  note: (text: string) => void,
-): Attachment {
-  const plugins = [...attachment.plugins];
-  for (const place of places) {
-    const { checkFailure: before, ...plugin } = plugins[place]!;
-    const found = findings.find(({ executed }) => executed === place)?.problem;
-    plugins[place] = found === undefined ? plugin : { ...plugin, checkFailure: found };
-    if (found === undefined || before !== undefined) continue;
-    note(
-      `warning: ${found}: it says so right after its ADD, so that counts for nothing from now on: ` +
-        `set "disableCheck": true in network "${attachment.network}" to have it not asked at all`,
-    );
-  }
-  return { ...attachment, plugins };
 }
 
 /** Of a result what the guest is told. */

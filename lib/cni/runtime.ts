@@ -92,7 +92,7 @@ export async function addNetwork(
   if (hasExecuted(attachment)) {
     await (await import("./executed.ts")).requireReady(attachment, requireHost(host, network));
     environment.undo.push(`what the plugins of "${network}" leave`, async () => {
-      const { removeRemains } = await import("./remains.ts");
+      const { removeRemains } = await import("./reference-faults.ts");
       const made = result === undefined ? attachment : { ...attachment, result };
       for (const failure of await removeRemains(made, environment.hostNl)) throw failure;
     });
@@ -101,14 +101,14 @@ export async function addNetwork(
     const { type, config } = plugin;
     got.push(result);
     if (plugin.implementation === "exec") {
-      const { addExecuted, delExecuted } = await import("./executed.ts");
+      const { addExecuted } = await import("./executed.ts");
       const netns = environment.netnsPath;
       const executed = { attachment, plugin, host: requireHost(host, network), netns };
       // With what is known then: some find what they made by the addresses of the result.
       const maker = got.length === 1;
-      environment.undo.push(`plugin "${type}"`, () => {
+      environment.undo.push(`plugin "${type}"`, async () => {
         if (maker && keepsLease) deleteLink(environment.vmNl, ifName);
-        else return delExecuted(executed, result);
+        else await (await import("./reference-faults.ts")).delTwice(executed, result);
       });
       result = await addExecuted(executed, result);
       continue;
@@ -129,7 +129,7 @@ export async function addNetwork(
   if (result === undefined) throw new TapkitError(`network "${network}" has no plugins`);
   let added: MadeAttachment = { ...attachment, result };
   if (hasExecuted(attachment)) {
-    const { findMasquerade } = await import("./masquerade.ts");
+    const { findMasquerade } = await import("./reference-faults.ts");
     const masquerade = await findMasquerade(attachment);
     added = withResults(masquerade.length === 0 ? added : { ...added, masquerade }, got);
     const { writeCache, removeCache } = await import("./cache.ts");
@@ -169,8 +169,8 @@ export async function delNetwork(
   const failures: Error[] = [];
   const { plugins: host, vmNl, netnsPath } = environment;
   const result = attachment.result ?? await knownResult(attachment, environment);
-  let remains = hasExecuted(attachment) &&
-    (vmNl === undefined || (await import("./executed.ts")).lacksAddresses(attachment, vmNl));
+  const faults = hasExecuted(attachment) ? await import("./reference-faults.ts") : undefined;
+  let remains = faults?.lacksAddresses(attachment, vmNl) ?? false;
   const { keepsLease = false } = environment;
   const versions = [...also, attachment];
   const places = Array.from(
@@ -180,10 +180,9 @@ export async function delNetwork(
   for (const plugin of places.toReversed().flatMap((place) => versionsAt(place, versions))) {
     try {
       if (plugin.implementation === "exec") {
-        const { delExecuted } = await import("./executed.ts");
         const netns = vmNl === undefined ? "" : netnsPath;
         const executed = { attachment, plugin, host: requireHost(host, attachment.network), netns };
-        if (await delExecuted(executed, result)) remains = true;
+        if (await faults!.delTwice(executed, result)) remains = true;
       } else {
         requirePlugin(plugin.type).del(contextOf(attachment, environment, plugin.config));
       }
@@ -192,11 +191,10 @@ export async function delNetwork(
     }
   }
   if (keepsLease && vmNl !== undefined) deleteLink(vmNl, attachment.ifName);
-  if ((remains || failures.length > 0) && hasExecuted(attachment)) {
-    const { removeRemains } = await import("./remains.ts");
-    failures.push(...await removeRemains(attachment, environment.hostNl));
+  if (remains || failures.length > 0) {
+    failures.push(...await faults?.removeRemains(attachment, environment.hostNl) ?? []);
   }
-  if (failures.length === 0 && hasExecuted(attachment) && !keepsLease) {
+  if (failures.length === 0 && faults !== undefined && !keepsLease) {
     const { removeCache } = await import("./cache.ts");
     removeCache(requireHost(host, attachment.network).stateDir, attachment);
   }
@@ -234,7 +232,7 @@ export interface ChainFinding {
   readonly problem: string;
   /** The place in the chain of the plugin that was executed and found it. */
   readonly executed?: number;
-  /** It is about what masquerades, and no plugin says it: see masquerade.ts. */
+  /** It is about what masquerades, and no plugin says it: see reference-faults.ts. */
   readonly masquerade?: true;
   /** The plugin said so right after its own ADD: it tells nothing. */
   readonly ignored?: true;
@@ -276,7 +274,7 @@ export async function checkNetwork(
     }
   }
   if (attachment.masquerade !== undefined) {
-    const { checkMasquerade } = await import("./masquerade.ts");
+    const { checkMasquerade } = await import("./reference-faults.ts");
     for (const found of await checkMasquerade(attachment)) {
       findings.push(chainFinding(found, { masquerade: true }));
     }

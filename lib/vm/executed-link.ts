@@ -5,7 +5,7 @@
  * @module
  */
 
-import { checkFirst } from "../cni/first-check.ts";
+import { checkFirst } from "../cni/reference-faults.ts";
 import type { MadeAttachment, PluginHost, SeenLink } from "../cni/plan.ts";
 import { writeCache } from "../cni/cache.ts";
 import { type Added, type CheckEnvironment, checkNetwork } from "../cni/runtime.ts";

@@ -51,7 +51,7 @@ export async function rerunFailed(
   const again: NetworkAttachment[] = [...networks];
   try {
     for (const { network } of findings.filter(({ masquerade }) => masquerade)) {
-      await (await import("../cni/masquerade.ts")).restoreMasquerade(networks[network!]!);
+      await (await import("../cni/reference-faults.ts")).restoreMasquerade(networks[network!]!);
     }
     for (const [network, chained] of places) {
       const attachment = again[network] as MadeAttachment;
