@@ -88,12 +88,6 @@ export function optionU16be(options: DhcpOptions, code: number): number | undefi
   return value === undefined ? undefined : viewOf(value).getUint16(0, false);
 }
 
-/** The value of an option of four bytes in network order. */
-export function optionU32be(options: DhcpOptions, code: number): number | undefined {
-  const value = options.get(code);
-  return value === undefined ? undefined : viewOf(value).getUint32(0, false);
-}
-
 /** The value of an option that is one IPv4 address. */
 export function optionIp(options: DhcpOptions, code: number): string | undefined {
   const value = options.get(code);
@@ -114,10 +108,8 @@ export function u32be(value: number): Uint8Array {
   return Uint8Array.of(value >>> 24, value >>> 16, value >>> 8, value);
 }
 
-const MAX_LABEL = 63;
 /** A name's length on the wire, its root label included (RFC 1035). */
 const MAX_NAME = 255;
-const POINTER_BITS = 0xc0;
 
 /** Whether a text is a domain name other than the root, with or without its final dot. */
 export function isDomainName(name: string): boolean {
@@ -152,53 +144,6 @@ export function encodeDomainSearch(names: readonly string[]): Uint8Array {
   return Uint8Array.from(bytes);
 }
 
-/**
- * Decodes domain names, compressed ones too: pointers count from the start of the value.
- *
- * @throws {DhcpFormatError} when they are malformed
- */
-export function decodeDomainSearch(value: Uint8Array): string[] {
-  const names: string[] = [];
-  let offset = 0;
-  while (offset < value.length) {
-    const { name, end } = decodeName(value, offset);
-    names.push(name);
-    offset = end;
-  }
-  return names;
-}
-
-function decodeName(value: Uint8Array, start: number): { name: string; end: number } {
-  const labels: string[] = [];
-  let end: number | undefined;
-  let size = 1;
-  let offset = start;
-  // A pointer leads to before the part it stands in, so that chains of them end.
-  let limit = start;
-  while (true) {
-    const length = value[offset];
-    if (length === undefined) throw new DhcpFormatError("a domain name is cut short", offset);
-    if (length === 0) return { name: labels.join("."), end: end ?? offset + 1 };
-    if ((length & POINTER_BITS) === POINTER_BITS) {
-      const low = value[offset + 1];
-      const target = ((length & ~POINTER_BITS) << 8) | (low ?? 0);
-      if (low === undefined || target >= limit) {
-        throw new DhcpFormatError("a domain name's pointer does not lead back", offset);
-      }
-      end ??= offset + 2;
-      offset = limit = target;
-      continue;
-    }
-    const label = value.subarray(offset + 1, offset + 1 + length);
-    size += 1 + length;
-    if (length > MAX_LABEL || label.length < length || size > MAX_NAME) {
-      throw new DhcpFormatError("a domain name's label is too long", offset);
-    }
-    labels.push(String.fromCharCode(...label));
-    offset += 1 + length;
-  }
-}
-
 /** A route as option 121 has it; gateway 0.0.0.0 means that the destination is on the link. */
 export interface ClasslessRoute {
   /** `"10.0.0.0/8"`. */
@@ -215,28 +160,4 @@ export function encodeClasslessRoutes(routes: readonly ClasslessRoute[]): Uint8A
     bytes.push(prefixLength, ...significant, ...ipToBytes(gateway));
   }
   return Uint8Array.from(bytes);
-}
-
-/**
- * Decodes option 121.
- *
- * @throws {DhcpFormatError} when it is malformed
- */
-export function decodeClasslessRoutes(value: Uint8Array): ClasslessRoute[] {
-  const routes: ClasslessRoute[] = [];
-  let offset = 0;
-  while (offset < value.length) {
-    const prefixLength = value[offset]!;
-    const significant = Math.ceil(prefixLength / 8);
-    const end = offset + 1 + significant + 4;
-    if (prefixLength > 32 || end > value.length) {
-      throw new DhcpFormatError("a classless route is malformed", offset);
-    }
-    const network = new Uint8Array(4);
-    network.set(value.subarray(offset + 1, end - 4));
-    const dst = `${bytesToIp(network)}/${prefixLength}`;
-    routes.push({ dst, gateway: bytesToIp(value.subarray(end - 4, end)) });
-    offset = end;
-  }
-  return routes;
 }

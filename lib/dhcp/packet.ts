@@ -17,7 +17,7 @@ import {
 /** `op` of RFC 2131. */
 export const BootpOp = { REQUEST: 1, REPLY: 2 } as const;
 /** `htype` of RFC 1700. */
-export const ARPHRD_ETHER = 1;
+const ARPHRD_ETHER = 1;
 
 /** Offsets of the fixed fields (RFC 2131, figure 1). */
 const Field = {
@@ -162,20 +162,13 @@ function collectOptions(
     if (next > end) throw new DhcpFormatError(`option ${code} is cut short`, offset);
     const earlier = options.get(code);
     const value = bytes.slice(offset + 2, next);
-    const whole = earlier === undefined ? value : concatenate(earlier, value);
+    const whole = earlier === undefined ? value : Uint8Array.of(...earlier, ...value);
     if (whole.length !== (OPTION_LENGTHS[code] ?? whole.length)) {
       throw new DhcpFormatError(`option ${code} has ${whole.length} bytes`, offset);
     }
     options.set(code, whole);
     offset = next;
   }
-}
-
-function concatenate(a: Uint8Array, b: Uint8Array): Uint8Array {
-  const whole = new Uint8Array(a.length + b.length);
-  whole.set(a);
-  whole.set(b, a.length);
-  return whole;
 }
 
 /**

@@ -181,12 +181,6 @@ export class DhcpServer implements Disposable {
     this.#watches.set(fd, onReadable);
   }
 
-  /** Ends a {@linkcode watch}. */
-  unwatch(fd: number): void {
-    this.#watches.delete(fd);
-    this.#epoll.remove(fd);
-  }
-
   /** Serves until the signal; what a watch's callback throws ends it too. */
   async run(signal: AbortSignal): Promise<void> {
     const wake = () => this.#epoll.wake();

@@ -13,7 +13,7 @@ import { AF, NLM_F, RTM } from "./message.ts";
 import { Decoder, Encoder } from "./wire.ts";
 
 /** Address attributes (linux/if_addr.h). */
-export const IFA = { ADDRESS: 1, LOCAL: 2, LABEL: 3, BROADCAST: 4, FLAGS: 8 } as const;
+const IFA = { ADDRESS: 1, LOCAL: 2, LABEL: 3, BROADCAST: 4, FLAGS: 8 } as const;
 
 /** Address flags (linux/if_addr.h). */
 export const IFA_F = {
@@ -91,7 +91,7 @@ export interface AddressRequest {
 }
 
 /** The payload of RTM_NEWADDR and RTM_DELADDR. */
-export function encodeAddress(request: AddressRequest): Uint8Array<ArrayBuffer> {
+function encodeAddress(request: AddressRequest): Uint8Array<ArrayBuffer> {
   const cidr = parseCidr(request.address);
   const bytes = ipToBytes(cidr.address);
   const flags = (request.noDad ? IFA_F.NODAD : 0) |

@@ -157,7 +157,7 @@ function flushFlows(nl: NetlinkConnection, address: string): void {
 }
 
 /** Whether a flow agrees with a match in every field given. */
-export function flowAgrees(flow: Flow, match: FlowMatch): boolean {
+function flowAgrees(flow: Flow, match: FlowMatch): boolean {
   const { original, reply } = flow;
   return (match.protocol === undefined || original.protocol === IPPROTO[match.protocol]) &&
     agrees(match.originalSource, original.source) &&

@@ -13,23 +13,23 @@ import type { NetlinkConnection } from "./connection.ts";
 import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
 import { linkLabel } from "./link.ts";
 import { NLM_F, RTM } from "./message.ts";
-import { decodeTcHeader, encodeTcHeader, ingressKind, TC_H, TCA } from "./qdisc.ts";
+import { decodeTcHeader, encodeTcHeader, TC_H, TCA } from "./qdisc.ts";
 import { Decoder, type Encoder, htons, NLA } from "./wire.ts";
 
 /** Attributes of a u32 filter, and the flag of a key that decides (linux/pkt_cls.h). */
-export const TCA_U32 = { DIVISOR: 4, SEL: 5, ACT: 7, TERMINAL: 1 } as const;
+const TCA_U32 = { SEL: 5, ACT: 7, TERMINAL: 1 } as const;
 
 /** Attributes of a cls_bpf filter, and its flag (linux/pkt_cls.h). */
-export const TCA_BPF = { OPS_LEN: 4, OPS: 5, FLAGS: 8, FLAG_ACT_DIRECT: 1 } as const;
+const TCA_BPF = { OPS_LEN: 4, OPS: 5, FLAGS: 8, FLAG_ACT_DIRECT: 1 } as const;
 
 /** Attributes of an action (linux/pkt_cls.h). */
-export const TCA_ACT = { KIND: 1, OPTIONS: 2 } as const;
+const TCA_ACT = { KIND: 1, OPTIONS: 2 } as const;
 
 /** The attribute of mirred, and what it does (linux/tc_act/tc_mirred.h). */
-export const TCA_MIRRED = { PARMS: 2, EGRESS_REDIR: 1 } as const;
+const TCA_MIRRED = { PARMS: 2, EGRESS_REDIR: 1 } as const;
 
 /** What becomes of a frame: a direct-action program returns one of these (linux/pkt_cls.h). */
-export const TC_ACT = { UNSPEC: -1, OK: 0, SHOT: 2, PIPE: 3, STOLEN: 4 } as const;
+export const TC_ACT = { UNSPEC: -1, OK: 0, SHOT: 2, STOLEN: 4 } as const;
 
 /** Every protocol (linux/if_ether.h). */
 const ETH_P_ALL = 3;
@@ -93,27 +93,24 @@ export interface BpfFilter {
   readonly handle?: number;
 }
 
-/** What picks filters: the link and their parent, and one priority if given. */
+/** What picks one filter. */
 export interface FilterKey {
   readonly index: number;
-  readonly priority?: number;
+  readonly priority: number;
+  /** 0 picks all of the priority. */
+  readonly handle: number;
   readonly parent?: FilterParent;
 }
 
-function encodeFilterHeader(
-  filter: FilterKey,
-  handle: number,
-  protocol: number,
-  capacity: number,
-): Encoder {
-  const { index, priority = 0, parent = TC_H.INGRESS_HANDLE } = filter;
+function encodeFilterHeader(filter: FilterKey, protocol: number, capacity: number): Encoder {
+  const { index, priority, handle, parent = TC_H.INGRESS_HANDLE } = filter;
   const info = (priority << 16 | htons(protocol)) >>> 0;
   return encodeTcHeader({ index, handle, parent, info }, capacity);
 }
 
 /** The payload of RTM_NEWTFILTER for a redirecting filter. */
-export function encodeRedirectFilter(filter: RedirectFilter): Uint8Array<ArrayBuffer> {
-  return encodeFilterHeader(filter, U32_NODE, ETH_P_ALL, 192)
+function encodeRedirectFilter(filter: RedirectFilter): Uint8Array<ArrayBuffer> {
+  return encodeFilterHeader({ ...filter, handle: U32_NODE }, ETH_P_ALL, 192)
     .attrString(TCA.KIND, "u32")
     .attrNested(TCA.OPTIONS, (options) => {
       // struct tc_u32_sel with one struct tc_u32_key whose mask is empty.
@@ -138,9 +135,9 @@ export function encodeRedirectFilter(filter: RedirectFilter): Uint8Array<ArrayBu
 }
 
 /** The payload of RTM_NEWTFILTER for a direct-action program. */
-export function encodeBpfFilter(filter: BpfFilter): Uint8Array<ArrayBuffer> {
+function encodeBpfFilter(filter: BpfFilter): Uint8Array<ArrayBuffer> {
   const { program, handle = BPF_HANDLE } = filter;
-  return encodeFilterHeader(filter, handle, ETH_P_ALL, 128 + 8 * program.length)
+  return encodeFilterHeader({ ...filter, handle }, ETH_P_ALL, 128 + 8 * program.length)
     .attrString(TCA.KIND, "bpf")
     .attrNested(TCA.OPTIONS, (options) => {
       options.attrU16(TCA_BPF.OPS_LEN, program.length)
@@ -149,9 +146,9 @@ export function encodeBpfFilter(filter: BpfFilter): Uint8Array<ArrayBuffer> {
     }).finish();
 }
 
-/** The payload of RTM_DELTFILTER: of one filter, or of all of a priority, or of all. */
-export function encodeFilterKey(key: FilterKey, handle = 0): Uint8Array<ArrayBuffer> {
-  return encodeFilterHeader(key, handle, 0, 32).finish();
+/** The payload of RTM_DELTFILTER. */
+export function encodeFilterKey(key: FilterKey): Uint8Array<ArrayBuffer> {
+  return encodeFilterHeader(key, 0, 32).finish();
 }
 
 type Mutable<T> = { -readonly [K in keyof T]: T[K] };
@@ -269,95 +266,45 @@ export function addRedirectFilter(nl: NetlinkConnection, filter: RedirectFilter)
       `redirecting filter ${priority} of ${linkLabel(nl, index)} to ${linkLabel(nl, target)}`,
     feature: "CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED",
   };
-  return addFilter(nl, filter, encodeRedirectFilter(filter), subject, (other) => {
-    return other.kind === "u32" && other.matchAll === true && other.redirectTo === target;
-  });
+  const flags = NLM_F.CREATE | NLM_F.EXCL;
+  try {
+    nl.request(RTM.NEWTFILTER, flags, encodeRedirectFilter(filter), subject);
+    return true;
+  } catch (error) {
+    // u32 says ENOSPC of a node that is taken, and a priority of another kind gives EINVAL.
+    const taken: number[] = [Errno.EEXIST, Errno.ENOSPC, Errno.EINVAL];
+    if (!(error instanceof NetlinkError && taken.includes(error.errno))) throw error;
+    const present = listFilters(nl, index, filter.parent)
+      .filter((other) => other.priority === priority);
+    if (present.some((other) => other.matchAll && other.redirectTo === target)) return false;
+    if (present.length === 0) throw error;
+    const { op, object } = error;
+    const extAck = `priority ${priority} holds another filter`;
+    throw new NetlinkError({ ...subject, op, object, errno: Errno.EEXIST, extAck });
+  }
 }
 
 /**
  * Lets a classic BPF program decide about every frame a link receives: it returns TC_ACT.SHOT to
- * drop one, TC_ACT.OK to let it pass, TC_ACT.UNSPEC to leave it to the filters behind.
- *
- * Equivalent to: `tc filter add dev NAME parent ffff: handle 1 protocol all prio N bpf bytecode
- * "…" direct-action`
- *
- * @returns false when that very program is there already
- * @throws {NetlinkError} EEXIST when the priority holds another filter
- */
-export function addBpfFilter(nl: NetlinkConnection, filter: BpfFilter): boolean {
-  return addFilter(nl, filter, encodeBpfFilter(filter), bpfSubject(nl, filter), (other) => {
-    return other.kind === "bpf" && other.directAction === true && other.program !== undefined &&
-      sameProgram(other.program, filter.program);
-  });
-}
-
-/**
- * Makes a program that of its priority, whatever was there: no frame passes between the two.
+ * drop one, TC_ACT.OK to let it pass, TC_ACT.UNSPEC to leave it to the filters behind. It takes the
+ * place of whatever its priority holds: no frame passes between the two.
  *
  * Equivalent to: `tc filter replace dev NAME parent ffff: handle 1 protocol all prio N bpf bytecode
  * "…" direct-action`
  */
 export function replaceBpfFilter(nl: NetlinkConnection, filter: BpfFilter): void {
-  const flags = NLM_F.CREATE | NLM_F.REPLACE;
-  nl.request(RTM.NEWTFILTER, flags, encodeBpfFilter(filter), bpfSubject(nl, filter));
-}
-
-function bpfSubject(nl: NetlinkConnection, { name, priority, index }: BpfFilter): Subject {
-  return {
+  // As tc has it: a filter's message is not asked for NLM_F_REPLACE.
+  nl.request(RTM.NEWTFILTER, NLM_F.CREATE, encodeBpfFilter(filter), {
     action: "add",
-    object: () => `${name} filter ${priority} of ${linkLabel(nl, index)}`,
+    object: () => `${filter.name} filter ${filter.priority} of ${linkLabel(nl, filter.index)}`,
     feature: "CONFIG_NET_CLS_BPF",
-  };
+  });
 }
 
 /** Whether two programs are the same. */
 export function sameProgram(a: readonly BpfInstruction[], b: readonly BpfInstruction[]): boolean {
   const bytes = encodeBpf(b);
   return a.length === b.length && encodeBpf(a).every((byte, index) => byte === bytes[index]);
-}
-
-function addFilter(
-  nl: NetlinkConnection,
-  key: FilterKey,
-  payload: Uint8Array,
-  subject: Subject,
-  isSame: (filter: Filter) => boolean,
-): boolean {
-  try {
-    nl.request(RTM.NEWTFILTER, NLM_F.CREATE | NLM_F.EXCL, payload, subject);
-    return true;
-  } catch (error) {
-    // u32 says ENOSPC of a node that is taken, and a priority of another kind gives EINVAL.
-    const taken: number[] = [Errno.EEXIST, Errno.ENOSPC, Errno.EINVAL];
-    if (!(error instanceof NetlinkError && taken.includes(error.errno))) throw error;
-    const present = listFilters(nl, key.index, key.parent)
-      .filter((filter) => filter.priority === key.priority);
-    if (present.some(isSame)) return false;
-    if (present.length === 0) throw error;
-    const object = typeof subject.object === "function" ? subject.object() : subject.object;
-    throw new NetlinkError({
-      ...subject,
-      op: error.op,
-      errno: Errno.EEXIST,
-      object: object ?? error.object,
-      extAck: `priority ${key.priority} holds another filter`,
-    });
-  }
-}
-
-/**
- * Deletes a link's filters, those of one priority or all.
- *
- * Equivalent to: `tc filter delete dev NAME parent ffff: [prio N]`
- *
- * @returns whether there was one; false also when the qdisc or the link is gone
- */
-export function deleteFilters(nl: NetlinkConnection, key: FilterKey): boolean {
-  const { index, priority, parent = TC_H.INGRESS_HANDLE } = key;
-  if (ingressKind(nl, index) === undefined) return false;
-  const present = listFilters(nl, index, parent)
-    .some((filter) => priority === undefined || filter.priority === priority);
-  return present && requestDeletion(nl, index, encodeFilterKey(key));
 }
 
 /**
@@ -367,24 +314,13 @@ export function deleteFilters(nl: NetlinkConnection, key: FilterKey): boolean {
  *
  * @returns whether it was there; false also when the link is gone
  */
-export function deleteFilter(
-  nl: NetlinkConnection,
-  { handle, ...key }: Required<FilterKey> & { readonly handle: number },
-): boolean {
-  return requestDeletion(nl, key.index, encodeFilterKey(key, handle));
-}
-
-function requestDeletion(
-  nl: NetlinkConnection,
-  index: number,
-  payload: Uint8Array<ArrayBuffer>,
-): boolean {
+export function deleteFilter(nl: NetlinkConnection, key: FilterKey): boolean {
   const subject: Subject = {
     action: "delete",
-    object: () => `filters of ${linkLabel(nl, index)}`,
+    object: () => `filters of ${linkLabel(nl, key.index)}`,
   };
   try {
-    nl.request(RTM.DELTFILTER, 0, payload, subject);
+    nl.request(RTM.DELTFILTER, 0, encodeFilterKey(key), subject);
     return true;
   } catch (error) {
     const absent: number[] = [Errno.ENOENT, Errno.ENODEV];

@@ -27,16 +27,16 @@ export const IFLA = {
 } as const;
 
 /** Attributes nested in IFLA_LINKINFO (linux/if_link.h). */
-export const IFLA_INFO = { KIND: 1, DATA: 2, SLAVE_KIND: 4, SLAVE_DATA: 5 } as const;
+const IFLA_INFO = { KIND: 1, DATA: 2, SLAVE_KIND: 4, SLAVE_DATA: 5 } as const;
 
 /** The one attribute of a veth's IFLA_INFO_DATA (linux/veth.h). */
-export const VETH_INFO = { PEER: 1 } as const;
+const VETH_INFO = { PEER: 1 } as const;
 
 /** The IPv6 attribute of IFLA_AF_SPEC (linux/if_link.h). */
-export const IFLA_INET6 = { ADDR_GEN_MODE: 8 } as const;
+const IFLA_INET6 = { ADDR_GEN_MODE: 8 } as const;
 
 /** Attributes of a bridge (linux/if_link.h). */
-export const IFLA_BR = {
+const IFLA_BR = {
   FORWARD_DELAY: 1,
   AGEING_TIME: 4,
   STP_STATE: 5,
@@ -46,7 +46,7 @@ export const IFLA_BR = {
 } as const;
 
 /** Attributes of a bridge port (linux/if_link.h). */
-export const IFLA_BRPORT = {
+const IFLA_BRPORT = {
   MODE: 4,
   GUARD: 5,
   LEARNING: 8,

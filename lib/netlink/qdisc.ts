@@ -62,7 +62,7 @@ export interface Qdisc {
 export type IngressKind = "ingress" | "clsact";
 
 /** The payload of RTM_NEWQDISC and RTM_DELQDISC for a qdisc at the ingress. */
-export function encodeIngressQdisc(index: number, kind?: IngressKind): Uint8Array<ArrayBuffer> {
+function encodeIngressQdisc(index: number, kind?: IngressKind): Uint8Array<ArrayBuffer> {
   const handle = TC_H.INGRESS_HANDLE;
   const encoder = encodeTcHeader({ index, handle, parent: TC_H.INGRESS, info: 0 });
   if (kind !== undefined) encoder.attrString(TCA.KIND, kind);

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { ipToBytes, isIp, parseCidr } from "../inet/ip.ts";
+import { canonicalIp, ipToBytes, isIp, parseCidr } from "../inet/ip.ts";
 import { Errno } from "../sys/libc.ts";
 import { addressFamily, decodeIp, ipFamily, RT_SCOPE, type Scope, scopeOf } from "./address.ts";
 import type { NetlinkConnection } from "./connection.ts";
@@ -28,7 +28,7 @@ export const RTA = {
 } as const;
 
 /** Metrics within RTA_METRICS (linux/rtnetlink.h). */
-export const RTAX = { MTU: 2 } as const;
+const RTAX = { MTU: 2 } as const;
 
 /** Tables that every namespace has (linux/rtnetlink.h). */
 export const RT_TABLE = { UNSPEC: 0, DEFAULT: 253, MAIN: 254, LOCAL: 255 } as const;
@@ -53,7 +53,7 @@ const ROUTE_TYPES = [
 export type RouteType = typeof ROUTE_TYPES[number];
 
 /** Who made a route (linux/rtnetlink.h), by the names `ip` uses. */
-export const RTPROT = {
+const RTPROT = {
   unspec: 0,
   redirect: 1,
   kernel: 2,
@@ -119,46 +119,21 @@ export interface RouteRequest {
   readonly onlink?: boolean;
 }
 
-/** What picks the route to delete: only what is given must agree. */
-export type RouteKey = Omit<RouteRequest, "mtu" | "onlink">;
-
-/** Values of the header that differ between making and deleting. */
-interface RouteDefaults {
-  readonly protocol: number;
-  readonly scope: number;
-  readonly type: number;
-}
-
-/** The payload of RTM_NEWROUTE. */
-export function encodeRoute(request: RouteRequest): Uint8Array<ArrayBuffer> {
-  return encode(request, {
-    protocol: RTPROT.boot,
-    scope: RT_SCOPE[defaultScope(request)],
-    type: ROUTE_TYPES.indexOf("unicast"),
-  });
-}
-
-/** The payload of RTM_DELROUTE, where unset fields match every route. */
-export function encodeRouteKey(key: RouteKey): Uint8Array<ArrayBuffer> {
-  return encode(key, { protocol: RTPROT.unspec, scope: RT_SCOPE.nowhere, type: 0 });
-}
-
 function defaultScope(request: RouteRequest): Scope {
   if (request.type === "local") return "host";
   if (parseCidr(request.dst).family === 6 || request.gateway !== undefined) return "global";
   return request.type === undefined || request.type === "unicast" ? "link" : "global";
 }
 
-function encode(request: RouteRequest, defaults: RouteDefaults): Uint8Array<ArrayBuffer> {
+/** The payload of RTM_NEWROUTE. */
+function encodeRoute(request: RouteRequest): Uint8Array<ArrayBuffer> {
   const { gateway, src, table = RT_TABLE.MAIN, metric, mtu, oif } = request;
+  const { type = "unicast", scope = defaultScope(request), protocol = "boot" } = request;
   const { network, prefixLength, family } = parseCidr(request.dst);
-  const type = request.type === undefined ? defaults.type : ROUTE_TYPES.indexOf(request.type);
-  const scope = request.scope === undefined ? defaults.scope : RT_SCOPE[request.scope];
-  const protocol = request.protocol === undefined ? defaults.protocol : RTPROT[request.protocol];
   // struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags.
   const encoder = new Encoder(96).u8(addressFamily(family)).u8(prefixLength).zero(2)
-    .u8(table <= 0xff ? table : RT_TABLE.UNSPEC).u8(protocol).u8(scope).u8(type)
-    .u32(request.onlink ? RTNH_F.ONLINK : 0);
+    .u8(table <= 0xff ? table : RT_TABLE.UNSPEC).u8(RTPROT[protocol]).u8(RT_SCOPE[scope])
+    .u8(ROUTE_TYPES.indexOf(type)).u32(request.onlink ? RTNH_F.ONLINK : 0);
   if (prefixLength > 0) encoder.attrBytes(RTA.DST, ipToBytes(network));
   if (gateway !== undefined) encodeGateway(encoder, gateway, family);
   if (src !== undefined) encoder.attrBytes(RTA.PREFSRC, ipToBytes(src));
@@ -332,7 +307,7 @@ function dumpRoutes(nl: NetlinkConnection, payload: Uint8Array) {
 export function addRoute(nl: NetlinkConnection, request: RouteRequest): boolean {
   const payload = encodeRoute(request);
   try {
-    nl.request(RTM.NEWROUTE, NLM_F.CREATE | NLM_F.EXCL, payload, subjectOf("add", request));
+    nl.request(RTM.NEWROUTE, NLM_F.CREATE | NLM_F.EXCL, payload, subjectOf(request));
     return true;
   } catch (error) {
     if (!(error instanceof NetlinkError && error.errno === Errno.EEXIST)) throw error;
@@ -349,7 +324,7 @@ function isPresent(nl: NetlinkConnection, request: RouteRequest): boolean {
   const same = (wanted: string | undefined, found: string | undefined) =>
     wanted === undefined
       ? found === undefined
-      : found !== undefined && canonical(wanted) === canonical(found);
+      : found !== undefined && canonicalIp(wanted) === canonicalIp(found);
   return listRoutes(nl, { family, table }).some((route) =>
     route.dst === `${network}/${prefixLength}` && (route.metric ?? 0) === metric &&
     same(gateway, route.gateway) && (oif === undefined || oif === route.oif) &&
@@ -357,30 +332,6 @@ function isPresent(nl: NetlinkConnection, request: RouteRequest): boolean {
     (request.mtu === undefined || request.mtu === route.mtu) &&
     route.type === (request.type ?? "unicast")
   );
-}
-
-function canonical(ip: string): string {
-  return ipToBytes(ip).join(".");
-}
-
-/**
- * Deletes the first route that agrees with the key.
- *
- * Equivalent to: `ip route delete DST [via GATEWAY] [dev NAME] [metric N] [table N]`
- *
- * @returns whether there was one; false also when the link is gone
- * @throws {InputError} when an address is malformed
- */
-export function deleteRoute(nl: NetlinkConnection, key: RouteKey): boolean {
-  const payload = encodeRouteKey(key);
-  try {
-    nl.request(RTM.DELROUTE, 0, payload, subjectOf("delete", key));
-    return true;
-  } catch (error) {
-    const absent: number[] = [Errno.ESRCH, Errno.ENODEV, Errno.ENOENT];
-    if (error instanceof NetlinkError && absent.includes(error.errno)) return false;
-    throw error;
-  }
 }
 
 /**
@@ -441,7 +392,7 @@ export function linkTowards(nl: NetlinkConnection, address: string): string | un
   return route.type === "local" ? "" : getLink(nl, route.oif)?.name;
 }
 
-function subjectOf(action: string, key: RouteKey): Subject {
-  const via = key.gateway === undefined ? "" : ` via ${key.gateway}`;
-  return { action, object: `route to ${key.dst}${via}` };
+function subjectOf({ dst, gateway }: RouteRequest): Subject {
+  const via = gateway === undefined ? "" : ` via ${gateway}`;
+  return { action: "add", object: `route to ${dst}${via}` };
 }

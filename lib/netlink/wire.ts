@@ -12,7 +12,6 @@ import { DecodeError } from "./errors.ts";
 /** Attribute type flags and sizes (linux/netlink.h). */
 export const NLA = {
   F_NESTED: 0x8000,
-  F_NET_BYTEORDER: 0x4000,
   TYPE_MASK: 0x3fff,
   ALIGNTO: 4,
   HDRLEN: 4,
@@ -112,10 +111,6 @@ export class Encoder {
     return this;
   }
 
-  attrFlag(type: number): this {
-    return this.#header(type, 0);
-  }
-
   attrU8(type: number, value: number): this {
     return this.#header(type, 1).u8(value).#pad();
   }
@@ -134,14 +129,6 @@ export class Encoder {
 
   attrU32be(type: number, value: number): this {
     return this.#header(type, 4).u32be(value);
-  }
-
-  attrI32(type: number, value: number): this {
-    return this.#header(type, 4).i32(value);
-  }
-
-  attrU64(type: number, value: bigint): this {
-    return this.#header(type, 8).u64(value);
   }
 
   attrU64be(type: number, value: bigint): this {
@@ -305,10 +292,6 @@ export class Decoder {
 
   asI32(): number {
     return this.#whole(4).i32();
-  }
-
-  asU64(): bigint {
-    return this.#whole(8).u64();
   }
 
   asU64be(): bigint {

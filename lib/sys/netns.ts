@@ -13,7 +13,7 @@ import { removeIfThere } from "../files.ts";
 import { closeFd, cstr, Errno, libc, O_CREAT, O_EXCL, O_RDONLY, openFd, syscall } from "./libc.ts";
 
 /** Where named namespaces are bound, as `ip netns` has it. */
-export const NETNS_DIR = "/run/netns";
+const NETNS_DIR = "/run/netns";
 
 const CLONE_NEWNET = 0x40000000; // linux/sched.h
 const MS_BIND = 0x1000; // linux/mount.h
@@ -96,16 +96,12 @@ export function openNetns(path: string): Netns {
   });
 }
 
-/** Makes a namespace without a name; it lives while it is open, or while something is in it. */
-export function newNetns(): Netns {
-  return withFreshNetns(() => new Netns(openFd(CURRENT, O_RDONLY)));
-}
-
-function withFreshNetns<T>(fn: () => T): T {
+/** Makes a namespace; it lives while it is open, or while something is in it. */
+export function newNetns(path?: string): Netns {
   using origin = currentNetns();
   syscall("unshare", "network namespace", () => libc().unshare(CLONE_NEWNET));
   try {
-    return fn();
+    return new Netns(openFd(CURRENT, O_RDONLY), path);
   } finally {
     setns(origin);
   }
@@ -127,12 +123,13 @@ export function createNamedNetns(name: string): Netns {
   shareNetnsDir();
   const path = netnsPath(name);
   closeFd(openFd(path, O_CREAT | O_EXCL | O_RDONLY, 0));
+  let netns: Netns | undefined;
   try {
-    return withFreshNetns(() => {
-      mount(CURRENT, path, MS_BIND);
-      return new Netns(openFd(CURRENT, O_RDONLY), path);
-    });
+    netns = newNetns(path);
+    mount(`/proc/self/fd/${netns.fd}`, path, MS_BIND);
+    return netns;
   } catch (error) {
+    netns?.[Symbol.dispose]();
     deleteNamedNetns(name);
     throw error;
   }

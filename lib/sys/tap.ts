@@ -46,7 +46,7 @@ export interface TapOptions {
  * @throws {SyscallError} EBUSY when a link of that name is there
  */
 export function createTap(options: TapOptions): void {
-  const fd = attach(options, Tun.IFF_TUN_EXCL);
+  const fd = openTap(options, Tun.IFF_TUN_EXCL);
   try {
     const set = (op: string, request: bigint, value: number) =>
       syscall(op, `TAP "${options.name}"`, () => libc().ioctl_integer(fd, request, BigInt(value)));
@@ -62,14 +62,13 @@ export function createTap(options: TapOptions): void {
  * Opens a queue of a TAP of the current network namespace, as a VMM does; makes a TAP that
  * goes with the descriptor where none of that name is there. Frames carry no header.
  *
+ * @param extraFlags IFF_TUN_EXCL refuses a TAP that is there
  * @returns a nonblocking, close-on-exec descriptor
  */
-export function openTap(options: Pick<TapOptions, "name" | "multiQueue">): number {
-  return attach(options, 0);
-}
-
-function attach(options: TapOptions, extraFlags: number): number {
-  const { name, multiQueue = false } = options;
+export function openTap(
+  { name, multiQueue = false }: Pick<TapOptions, "name" | "multiQueue">,
+  extraFlags = 0,
+): number {
   const bytes = new TextEncoder().encode(name);
   if (bytes.length === 0 || bytes.length >= IFNAMSIZ) {
     throw new RangeError(`the name of a TAP has 1 to 15 bytes: "${name}"`);

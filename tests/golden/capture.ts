@@ -27,7 +27,7 @@ const ROUTED = `${BRIDGE}; ip link set br0 up; ip address add 10.0.0.1/24 dev br
 const FILTERED = `${PAIR}; tc qdisc add dev v0 ingress`;
 const REDIRECT = "tc filter add dev v0 parent ffff: handle ::1 protocol all prio 10 " +
   "u32 match u32 0 0 action mirred egress redirect dev v1";
-const PROGRAM = "tc filter add dev v0 parent ffff: handle 1 protocol all prio 5 " +
+const PROGRAM = "tc filter replace dev v0 parent ffff: handle 1 protocol all prio 5 " +
   "bpf bytecode '4,40 0 0 12,21 0 1 2048,6 0 0 2,6 0 0 4294967295' direct-action";
 
 const CASES: readonly Case[] = [
@@ -105,11 +105,6 @@ const CASES: readonly Case[] = [
     command: "ip route add unreachable 10.9.0.0/16 metric 7",
   },
   {
-    name: "route-delete",
-    setup: `${ROUTED}; ip route add 10.9.0.0/16 via 10.0.0.2 dev br0`,
-    command: "ip route delete 10.9.0.0/16 via 10.0.0.2 dev br0",
-  },
-  {
     name: "route-show",
     setup: `${ROUTED}; ip route add default via 10.0.0.2 src 10.0.0.1 metric 5 mtu 1400 dev br0; ` +
       "ip route add 10.9.0.0/16 via inet6 fe80::2 dev br0; " +
@@ -124,23 +119,6 @@ const CASES: readonly Case[] = [
     command: "ip -6 route show table all",
     answers: RTM.NEWROUTE,
   },
-  {
-    name: "neighbour-add",
-    setup: ROUTED,
-    command: "ip neighbour add 10.0.0.9 lladdr 02:00:00:00:00:09 dev br0 nud permanent",
-  },
-  {
-    name: "neighbour-delete",
-    setup: `${ROUTED}; ip neighbour add 10.0.0.9 lladdr 02:00:00:00:00:09 dev br0`,
-    command: "ip neighbour delete 10.0.0.9 dev br0",
-  },
-  {
-    name: "neighbour-show",
-    setup: `${ROUTED}; ip neighbour add 10.0.0.9 lladdr 02:00:00:00:00:09 dev br0; ` +
-      "ip neighbour add fd00::9 lladdr 02:00:00:00:00:0a dev br0 nud stale router",
-    command: "ip neighbour show nud all",
-    answers: RTM.NEWNEIGH,
-  },
   { name: "qdisc-add-ingress", setup: PAIR, command: "tc qdisc add dev v0 ingress" },
   { name: "qdisc-add-clsact", setup: PAIR, command: "tc qdisc add dev v0 clsact" },
   { name: "qdisc-delete-ingress", setup: FILTERED, command: "tc qdisc delete dev v0 ingress" },
@@ -151,7 +129,7 @@ const CASES: readonly Case[] = [
     answers: RTM.NEWQDISC,
   },
   { name: "filter-add-redirect", setup: FILTERED, command: REDIRECT },
-  { name: "filter-add-bpf", setup: FILTERED, command: PROGRAM },
+  { name: "filter-replace-bpf", setup: FILTERED, command: PROGRAM },
   {
     name: "filter-delete",
     setup: `${FILTERED}; ${REDIRECT}`,

@@ -9,7 +9,7 @@ import { type DhcpCounters, DhcpServer } from "../../lib/dhcp/server.ts";
 import { SyscallError } from "../../lib/errors.ts";
 import { ipToBytes } from "../../lib/inet/ip.ts";
 import { NetlinkConnection } from "../../lib/netlink/connection.ts";
-import { addBpfFilter, addRedirectFilter } from "../../lib/netlink/filter.ts";
+import { addRedirectFilter, replaceBpfFilter } from "../../lib/netlink/filter.ts";
 import { createVeth, deleteLink, requireLink, setLink } from "../../lib/netlink/link.ts";
 import { addIngressQdisc } from "../../lib/netlink/qdisc.ts";
 import { wouldBlock } from "../../lib/sys/epoll.ts";
@@ -311,7 +311,6 @@ Deno.test("DhcpServer: tells of another descriptor, and ends soon when told to",
     const run = server.run(end.signal);
     Deno.writeTextFileSync(`${directory}/record`, "");
     await until(() => changes === 1, "the change");
-    server.unwatch(inotify.fd);
     Deno.writeTextFileSync(`${directory}/record`, "");
     const start = performance.now();
     end.abort();
@@ -415,7 +414,7 @@ for (const leased of [false, true]) {
           ] as const
         ) {
           addIngressQdisc(nl, index);
-          addBpfFilter(nl, { index, priority: 1, name: "guard", program });
+          replaceBpfFilter(nl, { index, priority: 1, name: "guard", program });
           addRedirectFilter(nl, { index, target, priority: 2 });
         }
       });

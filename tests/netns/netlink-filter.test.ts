@@ -1,10 +1,10 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { NetlinkError } from "../../lib/netlink/errors.ts";
 import {
-  addBpfFilter,
   addRedirectFilter,
-  deleteFilters,
+  deleteFilter,
   listFilters,
+  replaceBpfFilter,
   TC_ACT,
 } from "../../lib/netlink/filter.ts";
 import { createVeth, deleteLink, requireLink, setLink } from "../../lib/netlink/link.ts";
@@ -112,7 +112,7 @@ for (const [kind, add] of [["ingress", addIngressQdisc], ["clsact", addClsactQdi
   });
 }
 
-Deno.test("addRedirectFilter, deleteFilters: add, see, add again, delete, delete again", () => {
+Deno.test("addRedirectFilter: add, see, add again", () => {
   using sandbox = new Sandbox();
   const { nl } = sandbox;
   const { a1, b0, b1 } = pairs(sandbox);
@@ -138,21 +138,15 @@ Deno.test("addRedirectFilter, deleteFilters: add, see, add again, delete, delete
   assertEquals(listFilters(nl, a1).length, 1);
   assertRefused("EEXIST", () => addRedirectFilter(nl, { ...filter, target: b1 }));
   assertRefused("ENODEV", () => addRedirectFilter(nl, { ...filter, priority: 11, target: 4711 }));
-  assertEquals(deleteFilters(nl, { index: a1, priority: 9 }), false);
-  assertEquals(deleteFilters(nl, { index: a1, priority: 10 }), true);
-  assertEquals(sandbox.run("tc", "filter", "show", "dev", "a1", "parent", "ffff:"), "");
-  assertEquals(deleteFilters(nl, { index: a1, priority: 10 }), false);
-  assertEquals(deleteFilters(nl, { index: a1 }), false);
-  assertEquals(deleteFilters(nl, { index: 4711 }), false);
 });
 
-Deno.test("addBpfFilter, deleteFilters: add, see, add again, delete, delete again", () => {
+Deno.test("replaceBpfFilter, deleteFilter: add, see, replace, delete, delete again", () => {
   using sandbox = new Sandbox();
   const { nl } = sandbox;
   const { a1, b0 } = pairs(sandbox);
   addIngressQdisc(nl, a1);
   const filter = { index: a1, priority: 5, program: DROP, name: "drop" };
-  assertEquals(addBpfFilter(nl, filter), true);
+  replaceBpfFilter(nl, filter);
   const shown = sandbox.run("tc", "filter", "show", "dev", "a1", "parent", "ffff:");
   const bytecode = "bytecode '4,40 0 0 12,21 0 1 34998,6 0 0 2,6 0 0 4294967295'";
   assertEquals(shown.includes(`handle 0x1 direct-action not_in_hw ${bytecode}`), true, shown);
@@ -166,21 +160,23 @@ Deno.test("addBpfFilter, deleteFilters: add, see, add again, delete, delete agai
     program: [...DROP],
     directAction: true,
   }]);
-  assertEquals(addBpfFilter(nl, filter), false);
-  const other = { ...filter, program: DROP.slice(2) };
-  const error = assertRefused("EEXIST", () => addBpfFilter(nl, other));
-  assertEquals(error.object, 'drop filter 5 of link "a1"');
+  replaceBpfFilter(nl, { ...filter, program: DROP.slice(2) });
+  assertEquals(listFilters(nl, a1).map(({ program }) => program), [DROP.slice(2)]);
   assertRefused("EEXIST", () => addRedirectFilter(nl, { index: a1, target: b0, priority: 5 }));
-  assertRefused("EINVAL", () => addBpfFilter(nl, { ...filter, priority: 6, program: [] }));
+  const empty = { ...filter, priority: 6, program: [] };
+  const error = assertRefused("EINVAL", () => replaceBpfFilter(nl, empty));
+  assertEquals(error.object, 'drop filter 6 of link "a1"');
   assertEquals(addRedirectFilter(nl, { index: a1, target: b0, priority: 10 }), true);
   assertEquals(listFilters(nl, a1).map(({ priority }) => priority), [5, 10]);
-  assertEquals(deleteFilters(nl, { index: a1, priority: 5 }), true);
+  const key = { index: a1, priority: 5, handle: 1 };
+  assertEquals(deleteFilter(nl, { ...key, handle: 2 }), false);
+  assertEquals(deleteFilter(nl, key), true);
   assertEquals(listFilters(nl, a1).map(({ priority }) => priority), [10]);
-  assertEquals(deleteFilters(nl, { index: a1 }), true);
-  assertEquals(deleteFilters(nl, { index: a1 }), false);
+  assertEquals(deleteFilter(nl, key), false);
+  assertEquals(deleteFilter(nl, { ...key, index: 4711 }), false);
 });
 
-Deno.test("addBpfFilter: hangs on either hook of clsact", () => {
+Deno.test("replaceBpfFilter: hangs on either hook of clsact", () => {
   using sandbox = new Sandbox();
   const { nl } = sandbox;
   const { a1 } = pairs(sandbox);
@@ -192,17 +188,17 @@ Deno.test("addBpfFilter: hangs on either hook of clsact", () => {
     ]] as const
   ) {
     const filter = { index: a1, priority: 5, program: DROP, name: "drop", parent };
-    assertEquals(addBpfFilter(nl, filter), true);
-    assertEquals(addBpfFilter(nl, filter), false);
+    replaceBpfFilter(nl, filter);
+    replaceBpfFilter(nl, filter);
     assertEquals(listFilters(nl, a1, parent).length, 1);
     const shown = sandbox.run("tc", "filter", "show", "dev", "a1", hook);
     assertEquals(shown.includes("direct-action"), true, shown);
-    assertEquals(deleteFilters(nl, { index: a1, parent }), true);
-    assertEquals(deleteFilters(nl, { index: a1, parent }), false);
+    assertEquals(deleteFilter(nl, { index: a1, priority: 5, handle: 1, parent }), true);
+    assertEquals(deleteFilter(nl, { index: a1, priority: 5, handle: 1, parent }), false);
   }
 });
 
-Deno.test("addRedirectFilter, addBpfFilter: carry, and drop, real frames", async () => {
+Deno.test("addRedirectFilter, replaceBpfFilter: carry, and drop, real frames", async () => {
   using sandbox = new Sandbox();
   const { nl } = sandbox;
   const { a0, a1, b0, b1 } = pairs(sandbox);
@@ -210,9 +206,9 @@ Deno.test("addRedirectFilter, addBpfFilter: carry, and drop, real frames", async
   addIngressQdisc(nl, a1);
   addRedirectFilter(nl, { index: a1, target: b0, priority: 10 });
   assertEquals(await carried(sandbox, a0, b1), [DROPPED_PROTOCOL, TEST_PROTOCOL]);
-  addBpfFilter(nl, { index: a1, priority: 5, program: DROP, name: "drop" });
+  replaceBpfFilter(nl, { index: a1, priority: 5, program: DROP, name: "drop" });
   assertEquals(await carried(sandbox, a0, b1), [TEST_PROTOCOL]);
-  deleteFilters(nl, { index: a1, priority: 5 });
+  deleteFilter(nl, { index: a1, priority: 5, handle: 1 });
   assertEquals(await carried(sandbox, a0, b1), [DROPPED_PROTOCOL, TEST_PROTOCOL]);
   deleteQdisc(nl, a1);
   assertEquals(await carried(sandbox, a0, b1), []);

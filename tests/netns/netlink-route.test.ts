@@ -3,10 +3,8 @@ import { InputError } from "../../lib/errors.ts";
 import { addAddress, deleteAddress, listAddresses } from "../../lib/netlink/address.ts";
 import { NetlinkError } from "../../lib/netlink/errors.ts";
 import { createBridge, setLink } from "../../lib/netlink/link.ts";
-import { addNeighbour, deleteNeighbour, listNeighbours } from "../../lib/netlink/neighbour.ts";
 import {
   addRoute,
-  deleteRoute,
   getRoute,
   listRoutes,
   type RouteRequest,
@@ -145,7 +143,7 @@ for (
     ],
   ] as readonly (readonly [RouteRequest, Record<string, unknown>])[]
 ) {
-  Deno.test(`addRoute, deleteRoute: ${JSON.stringify(request)}`, () => {
+  Deno.test(`addRoute: ${JSON.stringify(request)}`, () => {
     const { sandbox, bridge: oif } = addressed();
     using _ = sandbox;
     const { nl } = sandbox;
@@ -162,9 +160,7 @@ for (
     for (const [key, value] of Object.entries(shown)) assertEquals(line![key], value, key);
     if (request.mtu !== undefined) assertEquals(line!.metrics, [{ mtu: request.mtu }]);
     assertEquals(addRoute(nl, route), false);
-    assertEquals(deleteRoute(nl, route), true);
-    assertEquals(found(), []);
-    assertEquals(deleteRoute(nl, route), false);
+    assertEquals(found(), [line]);
   });
 }
 
@@ -199,13 +195,11 @@ Deno.test("addRoute: refusals carry the kernel's reason", () => {
 Deno.test("addRoute: unreachable, blackhole and prohibit need no link", () => {
   const { sandbox } = addressed();
   using _ = sandbox;
-  for (const type of ["unreachable", "blackhole", "prohibit"] as const) {
-    const dst = "10.9.0.0/16";
+  for (const [index, type] of (["unreachable", "blackhole", "prohibit"] as const).entries()) {
+    const dst = `10.9${index}.0.0/16`;
     assertEquals(addRoute(sandbox.nl, { dst, type }), true);
     assertEquals(sandbox.json(`ip -j route show type ${type}`)[0]?.dst, dst);
     assertEquals(addRoute(sandbox.nl, { dst, type }), false);
-    assertEquals(deleteRoute(sandbox.nl, { dst, type }), true);
-    assertEquals(deleteRoute(sandbox.nl, { dst, type }), false);
   }
 });
 
@@ -259,34 +253,6 @@ Deno.test("getRoute: tells the way, or that there is none", () => {
   assertEquals(getRoute(nl, "198.51.100.1"), undefined);
   assertThrows(() => getRoute(nl, "192.0.2"), InputError);
 });
-
-for (const address of ["10.0.0.9", "fd00::9"]) {
-  Deno.test(`addNeighbour, deleteNeighbour: ${address}`, () => {
-    const { sandbox, bridge: index } = addressed();
-    using _ = sandbox;
-    const { nl } = sandbox;
-    const neighbour = { index, address, mac: "02:00:00:00:00:0A" };
-    const found = () => sandbox.json(`ip -j neighbour show to ${address} dev br0`);
-    assertEquals(addNeighbour(nl, neighbour), true);
-    assertEquals(found(), [{ dst: address, lladdr: "02:00:00:00:00:0a", state: ["PERMANENT"] }]);
-    assertEquals(addNeighbour(nl, neighbour), false);
-    assertRefused("EEXIST", () => addNeighbour(nl, { ...neighbour, mac: "02:00:00:00:00:0b" }));
-    const listed = listNeighbours(nl, { index }).filter((other) => other.state === "permanent");
-    assertEquals(listed.map((other) => [other.address, other.mac]), [
-      [address, "02:00:00:00:00:0a"],
-    ]);
-    assertEquals(
-      listNeighbours(nl, { family: address.includes(":") ? 4 : 6 }).some((other) => {
-        return other.address === address;
-      }),
-      false,
-    );
-    assertEquals(deleteNeighbour(nl, { index, address }), true);
-    assertEquals(found(), []);
-    assertEquals(deleteNeighbour(nl, { index, address }), false);
-    assertEquals(deleteNeighbour(nl, { index: 4711, address }), false);
-  });
-}
 
 Deno.test("setLink down takes addresses' routes away, which listRoutes shows", () => {
   const { sandbox, bridge } = addressed();

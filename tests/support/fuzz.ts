@@ -27,7 +27,6 @@ import { DecodeError } from "../../lib/netlink/errors.ts";
 import { decodeFilter } from "../../lib/netlink/filter.ts";
 import { decodeLink } from "../../lib/netlink/link-message.ts";
 import { decodeAcknowledgement, decodeMessages } from "../../lib/netlink/message.ts";
-import { decodeNeighbour } from "../../lib/netlink/neighbour.ts";
 import { decodeQdisc } from "../../lib/netlink/qdisc.ts";
 import { decodeRoute } from "../../lib/netlink/route.ts";
 import { dhcpTaps } from "../../lib/vm/dhcp.ts";
@@ -142,11 +141,11 @@ function textFrom(
   };
 }
 
-const NETLINK_SAMPLES = ["link", "address", "route", "neighbour", "qdisc", "filter"];
+const NETLINK_SAMPLES = ["link", "address", "route", "qdisc", "filter"];
 
 function netlinkTarget(): FuzzTarget {
   const decoders = [
-    ...[decodeLink, decodeAddress, decodeRoute, decodeNeighbour, decodeQdisc, decodeFilter],
+    ...[decodeLink, decodeAddress, decodeRoute, decodeQdisc, decodeFilter],
   ] as const;
   const samples = NETLINK_SAMPLES.flatMap((name) => readGolden(`${name}-show`));
   return target(DecodeError, bytesFrom(samples), (bytes) => {

@@ -2,15 +2,12 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { parseUdpFrame } from "../../lib/dhcp/frame.ts";
 import { type DhcpGuest, LINK_LOCAL_SERVER, prepareLease } from "../../lib/dhcp/lease.ts";
 import {
-  decodeClasslessRoutes,
-  decodeDomainSearch,
   DhcpFormatError,
   DhcpOption,
   type DhcpOptions,
   DhcpType,
   optionIp,
   optionU16be,
-  optionU32be,
   optionU8,
   u16be,
 } from "../../lib/dhcp/options.ts";
@@ -19,6 +16,7 @@ import { type DhcpReply, respond } from "../../lib/dhcp/responder.ts";
 import { InputError } from "../../lib/errors.ts";
 import { bytesToIp, ipToBytes } from "../../lib/inet/ip.ts";
 import { readGolden } from "../golden/read.ts";
+import { decodeClasslessRoutes, decodeDomainSearch, optionU32be } from "../support/dhcp-options.ts";
 import { Random } from "../support/random.ts";
 
 const GUEST: DhcpGuest = {

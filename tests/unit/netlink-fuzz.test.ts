@@ -4,7 +4,6 @@ import { DecodeError } from "../../lib/netlink/errors.ts";
 import { decodeFilter } from "../../lib/netlink/filter.ts";
 import { decodeLink } from "../../lib/netlink/link-message.ts";
 import { decodeAcknowledgement, decodeMessages, NLMSG } from "../../lib/netlink/message.ts";
-import { decodeNeighbour } from "../../lib/netlink/neighbour.ts";
 import { decodeQdisc } from "../../lib/netlink/qdisc.ts";
 import { decodeRoute } from "../../lib/netlink/route.ts";
 import { readGolden } from "../golden/read.ts";
@@ -24,7 +23,6 @@ const DECODERS: readonly [string, (payload: Uint8Array) => unknown, string][] = 
   ["decodeLink", decodeLink, "link-show"],
   ["decodeAddress", decodeAddress, "address-show"],
   ["decodeRoute", decodeRoute, "route-show"],
-  ["decodeNeighbour", decodeNeighbour, "neighbour-show"],
   ["decodeQdisc", decodeQdisc, "qdisc-show"],
   ["decodeFilter", decodeFilter, "filter-show"],
 ];
