@@ -9,8 +9,9 @@ import { parseMac } from "../inet/mac.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { isSameNetns, type NetnsIdentity, netnsIdentity } from "../netlink/identity.ts";
 import { requireLink } from "../netlink/link.ts";
-import { Epoll, type ReadyFd } from "../sys/epoll.ts";
-import { Errno } from "../sys/libc.ts";
+import type { Mutable } from "../netlink/wire.ts";
+import { Epoll } from "../sys/epoll.ts";
+import { failedWith } from "../sys/libc.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
 import { openPacketSocket } from "../sys/packet.ts";
 import { type Socket, SocketConst } from "../sys/socket.ts";
@@ -73,7 +74,7 @@ interface Station {
   /** What the lease was made from, to see a change. */
   guest: string;
   lease: DhcpLease;
-  readonly counters: { -readonly [Name in keyof DhcpCounters]: DhcpCounters[Name] };
+  readonly counters: Mutable<DhcpCounters>;
 }
 
 /** DHCP fits frames of 1,514 bytes; what is longer comes cut, and counts as malformed. */
@@ -187,9 +188,9 @@ export class DhcpServer implements Disposable {
     signal.addEventListener("abort", wake);
     try {
       while (!signal.aborted) {
-        for (const ready of await this.#epoll.wait(this.#down.size === 0 ? -1 : this.#lookDelay)) {
+        for (const fd of await this.#epoll.wait(this.#down.size === 0 ? -1 : this.#lookDelay)) {
           if (signal.aborted) return;
-          this.#handle(ready);
+          this.#handle(fd);
         }
         if (performance.now() >= this.#lookTime) this.#lookAtDown();
       }
@@ -198,7 +199,7 @@ export class DhcpServer implements Disposable {
     }
   }
 
-  #handle({ fd }: ReadyFd): void {
+  #handle(fd: number): void {
     const callback = this.#watches.get(fd);
     if (callback !== undefined) return callback();
     const station = this.#byFd.get(fd);
@@ -330,8 +331,8 @@ function linkState(socket: Socket): "up" | "down" | "gone" {
     socket.send(new Uint8Array(0));
   } catch (error) {
     if (!(error instanceof SyscallError)) throw error;
-    if (error.errno === Errno.ENXIO || error.errno === Errno.ENODEV) return "gone";
-    if (error.errno === Errno.ENETDOWN) return "down";
+    if (failedWith(error, "ENXIO", "ENODEV")) return "gone";
+    if (failedWith(error, "ENETDOWN")) return "down";
   }
   return "up";
 }

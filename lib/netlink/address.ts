@@ -5,9 +5,9 @@
  */
 
 import { bytesToIp, type Cidr, ipToBytes, isLoopback, parseCidr } from "../inet/ip.ts";
-import { Errno } from "../sys/libc.ts";
+import { failedWith } from "../sys/libc.ts";
 import type { NetlinkConnection } from "./connection.ts";
-import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
+import { DecodeError, type Subject } from "./errors.ts";
 import { linkLabel } from "./link.ts";
 import { AF, NLM_F, RTM } from "./message.ts";
 import { Decoder, Encoder } from "./wire.ts";
@@ -184,7 +184,7 @@ export function addAddress(nl: NetlinkConnection, request: AddressRequest): bool
     nl.request(RTM.NEWADDR, NLM_F.CREATE | NLM_F.EXCL, payload, subjectOf(nl, "add", request));
     return true;
   } catch (error) {
-    if (!(error instanceof NetlinkError && error.errno === Errno.EEXIST)) throw error;
+    if (!failedWith(error, "EEXIST")) throw error;
     // IPv6 compares addresses without their prefix lengths.
     const { address, prefixLength } = parseCidr(request.address);
     const present = listAddresses(nl, { index: request.index });
@@ -215,8 +215,7 @@ export function deleteAddress(
     nl.request(RTM.DELADDR, 0, payload, subjectOf(nl, "delete", request));
     return true;
   } catch (error) {
-    if (!(error instanceof NetlinkError)) throw error;
-    if (error.errno === Errno.EADDRNOTAVAIL || error.errno === Errno.ENODEV) return false;
+    if (failedWith(error, "EADDRNOTAVAIL", "ENODEV")) return false;
     throw error;
   }
 }

@@ -5,11 +5,11 @@
  */
 
 import { ipToBytes, isIp } from "../inet/ip.ts";
+import { failedWith } from "../sys/libc.ts";
 import { decodeIp } from "./address.ts";
 import { NetlinkConnection } from "./connection.ts";
-import { NetlinkError } from "./errors.ts";
 import { AF, NETLINK, NLM_F } from "./message.ts";
-import { Decoder, Encoder, NLA } from "./wire.ts";
+import { Decoder, Encoder, type Mutable, NLA } from "./wire.ts";
 
 /** Subsystems of NETLINK_NETFILTER, the high byte of a message's type (linux/netfilter/nfnetlink.h). */
 export const NFNL_SUBSYS = { CTNETLINK: 1, NFTABLES: 10 } as const;
@@ -31,8 +31,6 @@ const IPPROTO: Readonly<Record<string, number>> = { tcp: 6, udp: 17, sctp: 132 }
 
 /** Up to this many flows one whole dump costs less than a filtered one for each match. */
 const WHOLE_DUMP_FLOWS = 512;
-
-const UNFILTERED: ReadonlySet<string> = new Set(["EINVAL", "EOPNOTSUPP"]);
 
 /** Their requests fit into a datagram that every socket sends. */
 const DELETES_AT_ONCE = 256;
@@ -150,7 +148,7 @@ function flushFlows(nl: NetlinkConnection, address: string): void {
       nl.request(type, 0, encodeFilter(match), subject);
     } catch (error) {
       // Before Linux 6.10 the kernel filters dumps only, and takes the tuple for one that lacks a part.
-      if (!(error instanceof NetlinkError) || !UNFILTERED.has(error.code)) throw error;
+      if (!failedWith(error, "EINVAL", "EOPNOTSUPP")) throw error;
       deleteEach(nl, dumpFlows(nl, match).filter((flow) => flowAgrees(flow, match)));
     }
   }
@@ -233,11 +231,7 @@ export function decodeFlow(payload: Uint8Array): TrackedFlow | undefined {
 }
 
 function decodeTuple(tuple: Decoder): FlowTuple {
-  const fields = {
-    source: "",
-    destination: "",
-    protocol: 0,
-  } as { -readonly [Key in keyof FlowTuple]: FlowTuple[Key] };
+  const fields: Mutable<FlowTuple> = { source: "", destination: "", protocol: 0 };
   for (const { type, value } of tuple.attributes()) {
     if (type === CTA_TUPLE.IP) {
       for (const { type, value: address } of value.attributes()) {
@@ -272,7 +266,7 @@ function deleteEach(nl: NetlinkConnection, flows: readonly TrackedFlow[]): void 
       nl.batch(requests, subject);
     } catch (error) {
       // One ended by itself, or another took its place; the kernel went on to the next.
-      if (!(error instanceof NetlinkError) || error.code !== "ENOENT") throw error;
+      if (!failedWith(error, "ENOENT")) throw error;
     }
   }
 }

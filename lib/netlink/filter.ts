@@ -8,13 +8,13 @@
  */
 
 import { BPF_INSTRUCTION_SIZE, type BpfInstruction, decodeBpf, encodeBpf } from "../sys/bpf.ts";
-import { Errno } from "../sys/libc.ts";
+import { Errno, failedWith } from "../sys/libc.ts";
 import type { NetlinkConnection } from "./connection.ts";
 import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
 import { linkLabel } from "./link.ts";
 import { NLM_F, RTM } from "./message.ts";
 import { decodeTcHeader, encodeTcHeader, TC_H, TCA } from "./qdisc.ts";
-import { Decoder, type Encoder, htons, NLA } from "./wire.ts";
+import { Decoder, type Encoder, htons, type Mutable, NLA } from "./wire.ts";
 
 /** Attributes of a u32 filter, and the flag of a key that decides (linux/pkt_cls.h). */
 const TCA_U32 = { SEL: 5, ACT: 7, TERMINAL: 1 } as const;
@@ -151,8 +151,6 @@ export function encodeFilterKey(key: FilterKey): Uint8Array<ArrayBuffer> {
   return encodeFilterHeader(key, 0, 32).finish();
 }
 
-type Mutable<T> = { -readonly [K in keyof T]: T[K] };
-
 /**
  * Reads the payload of RTM_NEWTFILTER.
  *
@@ -272,8 +270,7 @@ export function addRedirectFilter(nl: NetlinkConnection, filter: RedirectFilter)
     return true;
   } catch (error) {
     // u32 says ENOSPC of a node that is taken, and a priority of another kind gives EINVAL.
-    const taken: number[] = [Errno.EEXIST, Errno.ENOSPC, Errno.EINVAL];
-    if (!(error instanceof NetlinkError && taken.includes(error.errno))) throw error;
+    if (!failedWith(error, "EEXIST", "ENOSPC", "EINVAL")) throw error;
     const present = listFilters(nl, index, filter.parent)
       .filter((other) => other.priority === priority);
     if (present.some((other) => other.matchAll && other.redirectTo === target)) return false;
@@ -323,8 +320,7 @@ export function deleteFilter(nl: NetlinkConnection, key: FilterKey): boolean {
     nl.request(RTM.DELTFILTER, 0, encodeFilterKey(key), subject);
     return true;
   } catch (error) {
-    const absent: number[] = [Errno.ENOENT, Errno.ENODEV];
-    if (error instanceof NetlinkError && absent.includes(error.errno)) return false;
+    if (failedWith(error, "ENOENT", "ENODEV")) return false;
     throw error;
   }
 }

@@ -6,7 +6,7 @@
 
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { AF } from "./message.ts";
-import { Decoder, Encoder, NLA } from "./wire.ts";
+import { Decoder, Encoder, type Mutable, NLA } from "./wire.ts";
 
 /** `enum` of link attributes (linux/if_link.h). */
 export const IFLA = {
@@ -284,8 +284,6 @@ export function encodeLinkFilter(
     ...(filter.kind === undefined ? {} : { kind: filter.kind }),
   });
 }
-
-type Mutable<T> = { -readonly [K in keyof T]: T[K] };
 
 /**
  * Reads the payload of RTM_NEWLINK. Attributes this library has no use for are passed over.

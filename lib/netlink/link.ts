@@ -4,7 +4,7 @@
  * @module
  */
 
-import { Errno } from "../sys/libc.ts";
+import { Errno, failedWith } from "../sys/libc.ts";
 import type { NetlinkConnection } from "./connection.ts";
 import { NetlinkError, type Subject } from "./errors.ts";
 import {
@@ -46,11 +46,6 @@ export function linkLabel(nl: NetlinkConnection, key: LinkKey): string {
     // The failure being described counts, not this one.
   }
   return `link ${key}`;
-}
-
-/** Whether the kernel said there is no such link. */
-function isAbsent(error: unknown): boolean {
-  return error instanceof NetlinkError && error.errno === Errno.ENODEV;
 }
 
 function byKey(key: LinkKey): LinkRequest {
@@ -96,7 +91,7 @@ export function getLink(nl: NetlinkConnection, key: LinkKey): Link | undefined {
   try {
     return decodeLink(nl.query(RTM.GETLINK, payload, { action: "read", object }).payload);
   } catch (error) {
-    if (isAbsent(error)) return undefined;
+    if (failedWith(error, "ENODEV")) return undefined;
     throw error;
   }
 }
@@ -289,7 +284,7 @@ export function deleteLink(nl: NetlinkConnection, key: LinkKey): boolean {
     nl.request(RTM.DELLINK, 0, encodeLink(byKey(key)), subject);
     return true;
   } catch (error) {
-    if (isAbsent(error)) return false;
+    if (failedWith(error, "ENODEV")) return false;
     throw error;
   }
 }
@@ -308,7 +303,7 @@ export async function deleteLinkGroup(nl: NetlinkConnection, group: number): Pro
     await nl.requestAside(RTM.DELLINK, 0, encodeLink({ group }), subject);
     return true;
   } catch (error) {
-    if (isAbsent(error)) return false;
+    if (failedWith(error, "ENODEV")) return false;
     throw error;
   }
 }

@@ -24,11 +24,9 @@ export const NLM_F = {
   ACK: 0x04,
   ECHO: 0x08,
   DUMP_INTR: 0x10,
-  DUMP_FILTERED: 0x20,
   /** Requests for data: ROOT and MATCH together. */
   DUMP: 0x300,
   /** Requests for a new object. */
-  REPLACE: 0x100,
   EXCL: 0x200,
   CREATE: 0x400,
   APPEND: 0x800,

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { Errno } from "../sys/libc.ts";
+import { failedWith } from "../sys/libc.ts";
 import type { NetlinkConnection } from "./connection.ts";
 import { NetlinkError, type Subject } from "./errors.ts";
 import { linkLabel } from "./link.ts";
@@ -25,7 +25,7 @@ export const TC_H = {
 } as const;
 
 /** Traffic control attributes (linux/rtnetlink.h). */
-export const TCA = { KIND: 1, OPTIONS: 2, CHAIN: 11 } as const;
+export const TCA = { KIND: 1, OPTIONS: 2 } as const;
 
 /** `struct tcmsg` (linux/rtnetlink.h). */
 export interface TcHeader {
@@ -128,8 +128,7 @@ function addQdisc(nl: NetlinkConnection, index: number, kind: IngressKind): bool
     });
     return true;
   } catch (error) {
-    if (!(error instanceof NetlinkError && error.errno === Errno.EEXIST)) throw error;
-    if (ingressKind(nl, index) === kind) return false;
+    if (failedWith(error, "EEXIST") && ingressKind(nl, index) === kind) return false;
     throw error;
   }
 }
@@ -153,9 +152,9 @@ export function deleteQdisc(nl: NetlinkConnection, index: number): boolean {
     nl.request(RTM.DELQDISC, 0, encodeIngressQdisc(index), subject);
     return true;
   } catch (error) {
-    if (!(error instanceof NetlinkError)) throw error;
-    if (error.errno === Errno.ENODEV) return false;
-    if (error.errno !== Errno.EPERM && ingressKind(nl, index) === undefined) return false;
+    if (failedWith(error, "ENODEV")) return false;
+    const refused = error instanceof NetlinkError && error.code !== "EPERM";
+    if (refused && ingressKind(nl, index) === undefined) return false;
     throw error;
   }
 }

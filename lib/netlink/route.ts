@@ -5,13 +5,13 @@
  */
 
 import { canonicalIp, ipToBytes, isIp, parseCidr } from "../inet/ip.ts";
-import { Errno } from "../sys/libc.ts";
+import { failedWith } from "../sys/libc.ts";
 import { addressFamily, decodeIp, ipFamily, RT_SCOPE, type Scope, scopeOf } from "./address.ts";
 import type { NetlinkConnection } from "./connection.ts";
-import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
+import { DecodeError, type Subject } from "./errors.ts";
 import { getLink } from "./link.ts";
 import { NLM_F, RTM } from "./message.ts";
-import { align, Decoder, Encoder } from "./wire.ts";
+import { align, Decoder, Encoder, type Mutable } from "./wire.ts";
 
 /** Route attributes (linux/rtnetlink.h). */
 export const RTA = {
@@ -175,7 +175,7 @@ export function decodeRoute(payload: Uint8Array): Route | undefined {
   const flags = decoder.u32();
   if (family === undefined) return undefined;
   let dst = family === 4 ? "0.0.0.0" : "::";
-  const more: { -readonly [K in keyof Route]?: Route[K] } = {};
+  const more: Partial<Mutable<Route>> = {};
   for (const { type: attribute, value } of decoder.attributes()) {
     switch (attribute) {
       case RTA.DST:
@@ -288,8 +288,7 @@ function dumpRoutes(nl: NetlinkConnection, payload: Uint8Array) {
     return nl.dump(RTM.GETROUTE, payload, { action: "list", object: "routes" });
   } catch (error) {
     // ENOENT: no such table. ENODEV: no such link. EAFNOSUPPORT, EOPNOTSUPP: no IPv6.
-    const empty: number[] = [Errno.ENOENT, Errno.ENODEV, Errno.EAFNOSUPPORT, Errno.EOPNOTSUPP];
-    if (error instanceof NetlinkError && empty.includes(error.errno)) return [];
+    if (failedWith(error, "ENOENT", "ENODEV", "EAFNOSUPPORT", "EOPNOTSUPP")) return [];
     throw error;
   }
 }
@@ -310,9 +309,8 @@ export function addRoute(nl: NetlinkConnection, request: RouteRequest): boolean 
     nl.request(RTM.NEWROUTE, NLM_F.CREATE | NLM_F.EXCL, payload, subjectOf(request));
     return true;
   } catch (error) {
-    if (!(error instanceof NetlinkError && error.errno === Errno.EEXIST)) throw error;
     // The kernel compares destination, metric and table only.
-    if (isPresent(nl, request)) return false;
+    if (failedWith(error, "EEXIST") && isPresent(nl, request)) return false;
     throw error;
   }
 }
@@ -343,7 +341,7 @@ function isPresent(nl: NetlinkConnection, request: RouteRequest): boolean {
  * @throws {InputError} when the address is malformed
  */
 export function getRoute(nl: NetlinkConnection, destination: string): Route | undefined {
-  return lookUp(nl, destination, 0);
+  return askRoute(nl, destination, 0);
 }
 
 /**
@@ -352,10 +350,10 @@ export function getRoute(nl: NetlinkConnection, destination: string): Route | un
  * Equivalent to: `ip route get ADDRESS fibmatch`
  */
 export function matchRoute(nl: NetlinkConnection, destination: string): Route | undefined {
-  return lookUp(nl, destination, RTM_F.FIB_MATCH);
+  return askRoute(nl, destination, RTM_F.FIB_MATCH);
 }
 
-function lookUp(nl: NetlinkConnection, destination: string, match: number): Route | undefined {
+function askRoute(nl: NetlinkConnection, destination: string, match: number): Route | undefined {
   const bytes = ipToBytes(destination);
   const family = bytes.length === 4 ? 4 : 6;
   // IPv6 always names the table, and refuses to be asked for it.
@@ -367,15 +365,8 @@ function lookUp(nl: NetlinkConnection, destination: string, match: number): Rout
     return decodeRoute(nl.query(RTM.GETROUTE, payload, subject).payload);
   } catch (error) {
     // The others: a route that refuses (EACCES for prohibit, EINVAL for blackhole), and no IPv6.
-    const unreachable: number[] = [
-      Errno.ENETUNREACH,
-      Errno.EHOSTUNREACH,
-      Errno.EACCES,
-      Errno.EINVAL,
-      Errno.EAFNOSUPPORT,
-      Errno.EOPNOTSUPP,
-    ];
-    if (error instanceof NetlinkError && unreachable.includes(error.errno)) return undefined;
+    const refuses = failedWith(error, "EACCES", "EINVAL", "EAFNOSUPPORT", "EOPNOTSUPP");
+    if (refuses || failedWith(error, "ENETUNREACH", "EHOSTUNREACH")) return undefined;
     throw error;
   }
 }

@@ -5,10 +5,9 @@
  */
 
 import type { Family } from "../inet/ip.ts";
-import { Errno } from "../sys/libc.ts";
+import { failedWith } from "../sys/libc.ts";
 import { addressFamily } from "./address.ts";
 import type { NetlinkConnection } from "./connection.ts";
-import { NetlinkError } from "./errors.ts";
 import { getLink, type Link } from "./link.ts";
 import { RTM } from "./message.ts";
 import { decodeRoute, matchRoute, type Route, RTA } from "./route.ts";
@@ -70,8 +69,7 @@ export function scanRoutes(
     nl.scan(RTM.GETROUTE, request, { action: "list", object: "routes" }, look);
   } catch (error) {
     // No IPv6.
-    const none: number[] = [Errno.EAFNOSUPPORT, Errno.EOPNOTSUPP];
-    if (!(error instanceof NetlinkError && none.includes(error.errno))) throw error;
+    if (!failedWith(error, "EAFNOSUPPORT", "EOPNOTSUPP")) throw error;
   }
 }
 

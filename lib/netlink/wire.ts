@@ -17,6 +17,9 @@ export const NLA = {
   HDRLEN: 4,
 } as const;
 
+/** What is put together field by field. */
+export type Mutable<T> = { -readonly [K in keyof T]: T[K] };
+
 /** Whether the machine stores the low byte first. */
 export const LITTLE_ENDIAN: boolean = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1;
 

@@ -4,12 +4,10 @@
  * @module
  */
 
-import { SyscallError } from "../errors.ts";
-import { closeFd, Errno, libc, readFd, syscall, writeFd } from "./libc.ts";
+import { closeFd, libc, readFd, syscall, writeFd } from "./libc.ts";
 
-/** Event bits (linux/eventpoll.h). */
-export const EpollEvent = { IN: 0x1, ERR: 0x8, HUP: 0x10 } as const;
-
+/** linux/eventpoll.h. */
+const EPOLLIN = 0x1;
 const EPOLL_CLOEXEC = 0o2000000;
 const EFD_CLOEXEC = 0o2000000;
 const EFD_NONBLOCK = 0o4000;
@@ -19,13 +17,6 @@ const EPOLL_CTL_DEL = 2;
 const EVENT_SIZE = Deno.build.arch === "x86_64" ? 12 : 16;
 const DATA_OFFSET = EVENT_SIZE - 8;
 const MAX_EVENTS = 64;
-
-/** A descriptor that is ready, and for what. */
-export interface ReadyFd {
-  readonly fd: number;
-  /** Bits of {@linkcode EpollEvent}. */
-  readonly events: number;
-}
 
 /** One epoll instance; close-on-exec. */
 export class Epoll implements Disposable {
@@ -47,11 +38,11 @@ export class Epoll implements Disposable {
     this.add(this.#wake);
   }
 
-  /** Watches a descriptor (level-triggered) until it is removed or closed. */
-  add(fd: number, events: number = EpollEvent.IN): void {
+  /** Watches for what can be read of a descriptor (level-triggered) until it is removed or closed. */
+  add(fd: number): void {
     const event = new Uint8Array(EVENT_SIZE);
     const view = new DataView(event.buffer);
-    view.setUint32(0, events, true);
+    view.setUint32(0, EPOLLIN, true);
     view.setInt32(DATA_OFFSET, fd, true);
     syscall("epoll_ctl", `descriptor ${fd}`, () => {
       return libc().epoll_ctl(this.#fd, EPOLL_CTL_ADD, fd, event);
@@ -72,19 +63,19 @@ export class Epoll implements Disposable {
    * Waits on a thread of its own until a descriptor is ready or the time is over.
    *
    * @param timeoutMs -1 waits for ever
-   * @returns what is ready, nothing after a time-out, a signal or {@linkcode wake}
+   * @returns the descriptors that are ready, none after a time-out, a signal or {@linkcode wake}
    */
-  async wait(timeoutMs: number): Promise<ReadyFd[]> {
+  async wait(timeoutMs: number): Promise<number[]> {
     const count = await libc().epoll_wait(this.#fd, this.#events, MAX_EVENTS, timeoutMs);
     // The thread's errno cannot be read from here; a signal is the one failure that can be met.
     if (count < 0) return [];
     const view = new DataView(this.#events.buffer);
-    const ready: ReadyFd[] = [];
+    const ready: number[] = [];
     for (let index = 0; index < count; index++) {
       const offset = index * EVENT_SIZE;
       const fd = view.getInt32(offset + DATA_OFFSET, true);
       if (fd === this.#wake) readFd(fd, new Uint8Array(8));
-      else ready.push({ fd, events: view.getUint32(offset, true) });
+      else ready.push(fd);
     }
     return ready;
   }
@@ -93,9 +84,4 @@ export class Epoll implements Disposable {
     closeFd(this.#fd);
     closeFd(this.#wake);
   }
-}
-
-/** Whether an error says that a nonblocking descriptor has nothing to read. */
-export function wouldBlock(error: unknown): boolean {
-  return error instanceof SyscallError && error.errno === Errno.EAGAIN;
 }

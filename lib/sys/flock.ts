@@ -4,8 +4,7 @@
  * @module
  */
 
-import { SyscallError } from "../errors.ts";
-import { closeFd, Errno, libc, O_CREAT, O_RDONLY, openFd, syscall } from "./libc.ts";
+import { closeFd, failedWith, libc, O_CREAT, O_RDONLY, openFd, syscall } from "./libc.ts";
 
 const LOCK_EX = 2; // asm-generic/fcntl.h
 const LOCK_NB = 4;
@@ -64,7 +63,7 @@ export function lockFile(path: string, options: LockOptions = {}): Lock | undefi
       syscall("flock", path, () => libc().flock(fd, operation));
     } catch (error) {
       closeFd(fd);
-      if (error instanceof SyscallError && error.errno === Errno.EAGAIN) return undefined;
+      if (failedWith(error, "EAGAIN")) return undefined;
       throw error;
     }
     if (isStillAt(fd, path)) return new Lock(fd, path, options.remove ?? false);

@@ -4,17 +4,14 @@
  * @module
  */
 
-import { wouldBlock } from "./epoll.ts";
-import { closeFd, cstr, libc, readFd, syscall } from "./libc.ts";
+import { closeFd, cstr, failedWith, libc, readFd, syscall } from "./libc.ts";
 
 /** Event bits (linux/inotify.h). */
 export const InotifyEvent = {
   CLOSE_WRITE: 0x8,
   MOVED_FROM: 0x40,
   MOVED_TO: 0x80,
-  CREATE: 0x100,
   DELETE: 0x200,
-  DELETE_SELF: 0x400,
 } as const;
 
 /** Bits that the kernel sets by itself: events were lost; a watch is gone with its directory. */
@@ -73,7 +70,7 @@ export class Inotify implements Disposable {
         }
       }
     } catch (error) {
-      if (!wouldBlock(error)) throw error;
+      if (!failedWith(error, "EAGAIN")) throw error;
     }
     return complete ? names : undefined;
   }

@@ -224,6 +224,14 @@ export function errnoName(number: number): string {
   return NAMES.get(number) ?? `errno ${number}`;
 }
 
+/** Whether the kernel refused a system call, or a netlink request, for one of these reasons. */
+export function failedWith(
+  error: unknown,
+  ...codes: readonly (keyof typeof Errno)[]
+): error is SyscallError {
+  return error instanceof SyscallError && codes.some((code) => code === error.code);
+}
+
 const MENDS: Readonly<Record<string, string>> = {
   EPERM: "run as root, or with the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN",
   EACCES: "run as root, or with the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN",

@@ -8,9 +8,19 @@
  * @module
  */
 
-import { SyscallError, TapkitError } from "../errors.ts";
+import { TapkitError } from "../errors.ts";
 import { removeIfThere } from "../files.ts";
-import { closeFd, cstr, Errno, libc, O_CREAT, O_EXCL, O_RDONLY, openFd, syscall } from "./libc.ts";
+import {
+  closeFd,
+  cstr,
+  failedWith,
+  libc,
+  O_CREAT,
+  O_EXCL,
+  O_RDONLY,
+  openFd,
+  syscall,
+} from "./libc.ts";
 
 /** Where named namespaces are bound, as `ip netns` has it. */
 const NETNS_DIR = "/run/netns";
@@ -145,7 +155,7 @@ function shareNetnsDir(): void {
     mount("", NETNS_DIR, MS_SHARED | MS_REC);
   } catch (error) {
     // EINVAL: not a mount point yet.
-    if (!(error instanceof SyscallError) || error.errno !== Errno.EINVAL) throw error;
+    if (!failedWith(error, "EINVAL")) throw error;
     mount(NETNS_DIR, NETNS_DIR, MS_BIND | MS_REC);
     mount("", NETNS_DIR, MS_SHARED | MS_REC);
   }
@@ -170,8 +180,7 @@ export function deleteNamedNetns(name: string): boolean {
     syscall("umount2", path, () => libc().umount2(target, MNT_DETACH));
   } catch (error) {
     // EINVAL: a plain file, which a crash between creation and mount leaves. ENOENT: nothing.
-    const errno = error instanceof SyscallError ? error.errno : undefined;
-    if (errno !== Errno.EINVAL && errno !== Errno.ENOENT) throw error;
+    if (!failedWith(error, "EINVAL", "ENOENT")) throw error;
   }
   return removeIfThere(path);
 }

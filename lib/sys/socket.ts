@@ -14,12 +14,10 @@ export const SocketConst = {
   SOCK_NONBLOCK: 0o4000,
   SOCK_CLOEXEC: 0o2000000,
   SOL_SOCKET: 1,
-  SO_SNDBUF: 7,
   SO_RCVBUF: 8,
   SO_ATTACH_FILTER: 26,
   SO_RCVBUFFORCE: 33,
   MSG_TRUNC: 0x20,
-  MSG_DONTWAIT: 0x40,
 } as const;
 
 /** A socket of the network namespace it was opened in; close-on-exec. */

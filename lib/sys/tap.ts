@@ -4,8 +4,8 @@
  * @module
  */
 
-import { SyscallError, TapkitError } from "../errors.ts";
-import { closeFd, Errno, libc, O_NONBLOCK, O_RDWR, openFd, syscall } from "./libc.ts";
+import { type SyscallError, TapkitError } from "../errors.ts";
+import { closeFd, failedWith, libc, O_NONBLOCK, O_RDWR, openFd, syscall } from "./libc.ts";
 
 /** linux/if_tun.h. */
 const Tun = {
@@ -83,7 +83,7 @@ export function openTap(
     return fd;
   } catch (error) {
     closeFd(fd);
-    throw error instanceof SyscallError && error.errno === Errno.ENOTTY ? noDevice(error) : error;
+    throw failedWith(error, "ENOTTY") ? noDevice(error) : error;
   }
 }
 
@@ -91,9 +91,8 @@ function openDevice(): number {
   try {
     return openFd(DEVICE, O_RDWR | O_NONBLOCK);
   } catch (error) {
-    if (error instanceof SyscallError && error.errno === Errno.EISDIR) throw noDevice(error);
-    const missing: readonly number[] = [Errno.ENOENT, Errno.ENODEV, Errno.ENXIO];
-    if (!(error instanceof SyscallError) || !missing.includes(error.errno)) throw error;
+    if (failedWith(error, "EISDIR")) throw noDevice(error);
+    if (!failedWith(error, "ENOENT", "ENODEV", "ENXIO")) throw error;
     throw new TapkitError(`${DEVICE} cannot be opened: ${error.code}`, {
       mend: "load the kernel's TUN/TAP driver (modprobe tun)",
       cause: error,

@@ -9,8 +9,7 @@ import { buildUdpFrame } from "../../lib/dhcp/frame.ts";
 import { DhcpOption, DhcpType } from "../../lib/dhcp/options.ts";
 import { BootpOp, encodeDhcp } from "../../lib/dhcp/packet.ts";
 import { parseMac } from "../../lib/inet/mac.ts";
-import { wouldBlock } from "../../lib/sys/epoll.ts";
-import { readFd, writeFd } from "../../lib/sys/libc.ts";
+import { failedWith, readFd, writeFd } from "../../lib/sys/libc.ts";
 import { openNetns, withNetns } from "../../lib/sys/netns.ts";
 import { openTap } from "../../lib/sys/tap.ts";
 
@@ -57,7 +56,7 @@ function awaitOffer(fd: number, xid: number, until: number): boolean {
         return true;
       }
     } catch (error) {
-      if (!wouldBlock(error)) throw error;
+      if (!failedWith(error, "EAGAIN")) throw error;
     }
   }
   return false;

@@ -12,9 +12,8 @@ import { NetlinkConnection } from "../../lib/netlink/connection.ts";
 import { addRedirectFilter, replaceBpfFilter } from "../../lib/netlink/filter.ts";
 import { createVeth, deleteLink, requireLink, setLink } from "../../lib/netlink/link.ts";
 import { addIngressQdisc } from "../../lib/netlink/qdisc.ts";
-import { wouldBlock } from "../../lib/sys/epoll.ts";
 import { Inotify, InotifyEvent } from "../../lib/sys/inotify.ts";
-import { closeFd, writeFd } from "../../lib/sys/libc.ts";
+import { closeFd, failedWith, writeFd } from "../../lib/sys/libc.ts";
 import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
 import { openPacketSocket } from "../../lib/sys/packet.ts";
 import type { Socket } from "../../lib/sys/socket.ts";
@@ -382,7 +381,7 @@ function receiveFrom(socket: Socket, buffer: Uint8Array<ArrayBuffer>): Uint8Arra
     const PACKET_OUTGOING = 4;
     return address[10] === PACKET_OUTGOING ? undefined : frame;
   } catch (error) {
-    if (wouldBlock(error)) return undefined;
+    if (failedWith(error, "EAGAIN")) return undefined;
     throw error;
   }
 }

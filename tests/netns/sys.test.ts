@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { SyscallError, TapkitError } from "../../lib/errors.ts";
-import { Epoll, EpollEvent } from "../../lib/sys/epoll.ts";
+import { Epoll } from "../../lib/sys/epoll.ts";
 import { lockFile } from "../../lib/sys/flock.ts";
 import { Inotify, InotifyEvent } from "../../lib/sys/inotify.ts";
 import { closeFd, errnoName, writeFd } from "../../lib/sys/libc.ts";
@@ -79,7 +79,6 @@ Deno.test("openPacketSocket: hears a TAP's frames after the namespace was left, 
     for (let round = 0; round < 50; round++) {
       const [ready] = await epoll.wait(1000);
       assert(ready !== undefined, "the frame did not arrive");
-      assertEquals(ready.events & EpollEvent.IN, EpollEvent.IN);
       const length = socket.receive(buffer);
       if (length === frame.length && buffer[0] === 0xab) return;
     }
@@ -113,7 +112,7 @@ Deno.test("Inotify: wakes an epoll when a file arrives, and is drained by name",
     epoll.add(inotify.fd);
     Deno.writeTextFileSync(`${directory}/a.tmp`, "");
     Deno.renameSync(`${directory}/a.tmp`, `${directory}/a`);
-    assertEquals((await epoll.wait(1000)).map(({ fd }) => fd), [inotify.fd]);
+    assertEquals(await epoll.wait(1000), [inotify.fd]);
     assertEquals(inotify.drain(), new Set(["a"]));
     assertEquals(await epoll.wait(0), []);
     assertEquals(inotify.drain(), new Set());

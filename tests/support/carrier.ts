@@ -10,8 +10,8 @@
 
 import { createInterface } from "node:readline";
 import process from "node:process";
-import { Epoll, wouldBlock } from "../../lib/sys/epoll.ts";
-import { closeFd, readFd, writeFd } from "../../lib/sys/libc.ts";
+import { Epoll } from "../../lib/sys/epoll.ts";
+import { closeFd, failedWith, readFd, writeFd } from "../../lib/sys/libc.ts";
 import { openNetns, withNetns } from "../../lib/sys/netns.ts";
 import { openTap } from "../../lib/sys/tap.ts";
 import { SyscallError } from "../../lib/errors.ts";
@@ -47,7 +47,7 @@ input.on("close", () => {
 console.log("ready");
 
 while (!over) {
-  for (const { fd } of await epoll.wait(-1)) {
+  for (const fd of await epoll.wait(-1)) {
     const [to, direction] = fd === vm ? [guest, "to-guest"] : [vm, "from-guest"];
     carry(fd, to as number, direction as string);
   }
@@ -67,7 +67,7 @@ function carry(from: number, to: number, direction: string): void {
     try {
       length = readFd(from, buffer);
     } catch (error) {
-      if (wouldBlock(error)) return;
+      if (failedWith(error, "EAGAIN")) return;
       // The TAP was deleted (EBADFD, EIO) under the VMM, as a removal does.
       if (error instanceof SyscallError) return void epoll.remove(from);
       throw error;

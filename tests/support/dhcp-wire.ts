@@ -8,8 +8,8 @@
 import type { DhcpServer } from "../../lib/dhcp/server.ts";
 import { NetlinkConnection } from "../../lib/netlink/connection.ts";
 import { requireLink, setLink } from "../../lib/netlink/link.ts";
-import { Epoll, wouldBlock } from "../../lib/sys/epoll.ts";
-import { closeFd, libc, readFd, writeFd } from "../../lib/sys/libc.ts";
+import { Epoll } from "../../lib/sys/epoll.ts";
+import { closeFd, failedWith, libc, readFd, writeFd } from "../../lib/sys/libc.ts";
 import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
 import { createTap, openTap } from "../../lib/sys/tap.ts";
 
@@ -53,7 +53,7 @@ export function readFrame(fd: number, buffer = new Uint8Array(2048)): Uint8Array
   try {
     return buffer.slice(0, readFd(fd, buffer));
   } catch (error) {
-    if (wouldBlock(error)) return undefined;
+    if (failedWith(error, "EAGAIN")) return undefined;
     throw error;
   }
 }
@@ -79,7 +79,7 @@ export class DhcpWire implements AsyncDisposable {
   async #carry(): Promise<void> {
     const [host, guest] = this.#fds;
     while (!this.#end.signal.aborted) {
-      for (const { fd } of await this.#epoll.wait(-1)) {
+      for (const fd of await this.#epoll.wait(-1)) {
         const frame = readFrame(fd) as Uint8Array<ArrayBuffer> | undefined;
         if (frame === undefined) continue;
         (fd === guest ? this.sent : this.received).push(frame);
