@@ -22,42 +22,45 @@ const INSTALL = {
     {
       name: "prefix",
       metavar: "DIR",
-      help: "commands go to DIR/bin, the list of what was written to DIR/share/tapkit",
+      help: "where the commands (DIR/bin) and the list of written files (DIR/share/tapkit) go",
       default: "/usr/local",
     },
     {
       name: "bundle",
-      help: "make one file of the sources, which starts faster and needs this directory no more; " +
-        "without it the commands run the sources here, with the Deno that runs this either way",
+      help: "install one file made of the sources, which starts faster and does not need this " +
+        "directory; otherwise the commands run the sources here; both use the Deno that runs this",
     },
-    { name: "compile", help: "make a binary that needs neither Deno nor this directory" },
+    { name: "compile", help: "install a binary that needs neither Deno nor this directory" },
     { name: "unit", help: "also write a systemd unit that runs serve-dhcp from boot" },
     {
       name: "unit-dir",
       metavar: "DIR",
-      help: "where the unit goes",
+      help: "where to write the unit",
       default: "/etc/systemd/system",
     },
     { name: "print", help: "print what would be written, and write nothing" },
-    { name: "remove", help: "remove what was written, unless it was changed since" },
+    { name: "remove", help: "remove what was written; files that were changed since stay" },
   ],
   examples: [
     { does: "install to /usr/local/bin", command: "deno run -A install.ts" },
-    { does: "the same, starting faster", command: "deno run -A install.ts --bundle" },
-    { does: "binaries, and DHCP from boot", command: "deno run -A install.ts --compile --unit" },
-    { does: "take it all away", command: "deno run -A install.ts --remove" },
+    { does: "install commands that start faster", command: "deno run -A install.ts --bundle" },
+    {
+      does: "install a binary, and serve DHCP from boot",
+      command: "deno run -A install.ts --compile --unit",
+    },
+    { does: "remove all of it", command: "deno run -A install.ts --remove" },
   ],
 } as const satisfies Command;
 
-/** What an installation wrote, kept beside it: `--remove` deletes this and nothing else. */
+/** The files of an installation: `--remove` deletes these and nothing else. */
 interface Manifest {
-  /** Each file's SHA-256, by path. */
+  /** The SHA-256 of each file, by path. */
   readonly files: Readonly<Record<string, string>>;
-  /** The directories that were made, outermost first. */
+  /** The directories that were created, outermost first. */
   readonly directories: readonly string[];
 }
 
-/** A file to write: its text, or the script that is made into it. */
+/** A file to write: its text, or the script that it is made from. */
 type Wanted =
   & { readonly path: string; readonly mode: number }
   & (
@@ -87,8 +90,9 @@ export function main(args: readonly string[]): Promise<number> {
       return EXIT.done;
     }
     if (unitDir !== undefined && await kindOf(unitDir) !== "directory") {
-      throw new TapkitError(`${unitDir} is not there`, {
-        mend: "leave --unit out where systemd does not run, or name its directory by --unit-dir",
+      throw new TapkitError(`the directory ${unitDir} does not exist`, {
+        mend:
+          "leave out --unit if systemd does not run here, or name the directory with --unit-dir",
       });
     }
     printJson({ prefix, written: await install(wanted, manifestPath) });
@@ -150,8 +154,8 @@ async function install(wanted: readonly Wanted[], manifestPath: string): Promise
   const before = await readManifest(manifestPath);
   for (const { path } of wanted) {
     if (await kindOf(path) !== undefined && before.files[path] === undefined) {
-      throw new TapkitError(`${path} is there and is not tapkit's`, {
-        mend: "move it away, or choose another --prefix",
+      throw new TapkitError(`${path} exists and was not written by tapkit`, {
+        mend: "move it, or choose another --prefix",
       });
     }
   }
@@ -186,7 +190,7 @@ async function remove(manifestPath: string): Promise<string[]> {
     if (await sha256(path) === digest) {
       await Deno.remove(path);
       removed.push(path);
-    } else printNote(INSTALL.name, `${path} was changed since, and stays`);
+    } else printNote(INSTALL.name, `${path} was changed since it was written, and stays`);
   }
   if (await kindOf(manifestPath) !== undefined) await Deno.remove(manifestPath);
   for (const directory of directories.toReversed()) {
@@ -204,14 +208,14 @@ async function readManifest(path: string): Promise<Manifest> {
     const { files, directories } = JSON.parse(await Deno.readTextFile(path));
     return { files: { ...files }, directories: [...directories] };
   } catch (cause) {
-    throw new TapkitError(`${path} cannot be understood`, {
-      mend: "delete it, and the commands it was to list, by hand",
+    throw new TapkitError(`${path} cannot be parsed`, {
+      mend: "delete it, and the commands that it should list, by hand",
       cause,
     });
   }
 }
 
-/** Makes a file beside `path` and renames it there, as `path` may be running. Returns its SHA-256. */
+/** Makes a file beside `path` and renames it, because `path` may be running. Returns its SHA-256. */
 async function replace(
   path: string,
   mode: number,
@@ -233,13 +237,13 @@ async function replace(
 // deno-lint-ignore require-await
 async function makeFrom(script: string, make: "bundle" | "compile", path: string): Promise<void> {
   printNote(INSTALL.name, `deno ${make} ${script}`);
-  // A bundle is not minified: esbuild takes a `using` for an ordinary variable then, and drops it.
+  // Do not minify a bundle: esbuild would treat a `using` as an ordinary variable, and remove it.
   const flags = make === "compile" ? ["-A"] : [];
   try {
     runSync(Deno.execPath(), [make, "--quiet", ...flags, "--output", path, script]);
   } catch (cause) {
-    throw new TapkitError(`${script} cannot be made into one file: ${describe(cause)}`, {
-      mend: "Deno downloads what it needs for that once: see that this host has network, or " +
+    throw new TapkitError(`deno ${make} ${script} failed: ${describe(cause)}`, {
+      mend: "Deno downloads what it needs for that: check that this host has network, or " +
         `install without --${make}`,
       cause,
     });

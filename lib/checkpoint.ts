@@ -1,5 +1,5 @@
 /**
- * Places at which what is being done can be given up.
+ * Points at which a call can be interrupted.
  *
  * @module
  */
@@ -7,14 +7,14 @@
 import { libc } from "./sys/libc.ts";
 
 /**
- * Lets signals that have come be heard, which nothing synchronous does, and throws the reason of
- * `signal` where it has been raised.
+ * Lets pending signals be handled, which synchronous code does not do, and throws the reason of
+ * `signal` if it is aborted.
  *
- * The last one of a verb stands before it records that all is done: what comes later is too late.
+ * The last checkpoint of a verb stands before it records that all is done. A later signal is too late.
  */
 export async function checkpoint(signal: AbortSignal | undefined): Promise<void> {
   if (signal === undefined) return;
-  // A turn of the event loop. A timer's takes two milliseconds, the first one eight.
+  // One turn of the event loop. With a timer it takes two milliseconds, the first time eight.
   await libc().usleep_wait(0);
   signal.throwIfAborted();
 }

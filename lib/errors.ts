@@ -1,21 +1,21 @@
 /**
- * The error classes every layer builds on. Callers test fields and classes, never text.
+ * The error classes of all layers. Callers test fields and classes, never text.
  *
- * A message says which object and why; `mend` says what to do about it. The scripts print
- * both on one line: `attach-vm: cannot attach "web": MESSAGE: MEND`.
+ * A message says which object and why; `mend` says what to do. The scripts print both on one line:
+ * `attach-vm: cannot attach "web": MESSAGE: MEND`.
  *
  * @module
  */
 
-/** What an error may carry beside its message. */
+/** What an error may have in addition to its message. */
 export interface TapkitErrorOptions {
-  /** What the person can do about it, in the imperative, without a final full stop. */
+  /** What the user can do, in the imperative, without a full stop. */
   readonly mend?: string | undefined;
   /** The error that led to this one. */
   readonly cause?: unknown;
 }
 
-/** Something failed, and what was begun has been undone. Scripts exit 1. */
+/** Something failed; what was begun is undone. Scripts exit 1. */
 export class TapkitError extends Error {
   override readonly name: string = "TapkitError";
   readonly mend?: string;
@@ -31,7 +31,7 @@ export class InputError extends TapkitError {
   override readonly name: string = "InputError";
 }
 
-/** A signal ended what was being done; what was begun has been undone. Scripts exit 128+n. */
+/** A signal interrupted the call; what was begun is undone. Scripts exit 128+n. */
 export class InterruptedError extends TapkitError {
   override readonly name: string = "InterruptedError";
   /** The signal's number. */
@@ -42,24 +42,24 @@ export class InterruptedError extends TapkitError {
     this.signal = signal;
   }
 
-  /** 128 and the signal's number. */
+  /** 128 plus the signal's number. */
   get exitCode(): number {
     return 128 + this.signal;
   }
 
-  /** This, after what was begun has been undone. */
+  /** This error, after the undo. */
   undone(): InterruptedError {
     const mend = "what was begun is undone";
     return new InterruptedError(this.message, this.signal, { mend, cause: this });
   }
 }
 
-/** What was thrown, as an error. */
+/** A thrown value as an error. */
 export function asError(thrown: unknown): Error {
   return thrown instanceof Error ? thrown : new Error(String(thrown));
 }
 
-/** The VMM did not start; its attachment is removed again. */
+/** The VMM did not start; what was attached for it is removed. */
 export class VmmError extends TapkitError {
   override readonly name: string = "VmmError";
   /** 125, 126 (cannot be executed) or 127 (not found), as `docker run` has them. */
@@ -71,11 +71,11 @@ export class VmmError extends TapkitError {
   }
 }
 
-/** What a failed system call is described by. */
+/** The fields of a failed system call. */
 export interface SyscallFailure {
   /** The call, by its C name: `"setns"`. */
   readonly op: string;
-  /** What it was applied to: `"/run/netns/tapkit-web"`. */
+  /** Its object: `"/run/netns/tapkit-web"`. */
   readonly object: string;
   /** The kernel's positive error number. */
   readonly errno: number;
@@ -100,11 +100,11 @@ export class SyscallError extends TapkitError {
   }
 }
 
-/** The message of any thrown value on one line, followed by its mend where it has one. */
+/** The message of any thrown value on one line, followed by its `mend`, if it has one. */
 export function describe(error: unknown): string {
   const message = error instanceof Error ? error.message : String(error);
   const mend = error instanceof TapkitError ? error.mend : undefined;
-  // Deno has what failed behind why.
+  // Deno writes the reason first, then what failed.
   const plain = message.replace(
     /(^|: )([^:]+) \(os error \d+\)(?:[:,] (.+))?$/s,
     (_, before, why, what) => what === undefined ? before + why : `${before}${what}: ${why}`,

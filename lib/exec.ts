@@ -1,5 +1,5 @@
 /**
- * Child processes: the one place that starts them.
+ * Child processes. Nothing else starts them.
  *
  * @module
  */
@@ -8,13 +8,13 @@ import { TapkitError } from "./errors.ts";
 import { isFile } from "./files.ts";
 import { keepDescriptors, spawnSession } from "./sys/spawn.ts";
 
-/** What a program that outlives this one is to know: where things are, and none of the caller's secrets. */
+/** The environment of a program that outlives this one: paths and settings, no secrets of the caller. */
 const LASTING =
   /^(PATH|HOME|LANG|LC_ALL|TZ|TMPDIR|XDG_CACHE_HOME|DENO_DIR|DENO_V8_FLAGS|NO_COLOR|NETCONFPATH|CNI_PATH|TAPKIT_.*)$/;
 
 /**
- * Starts a program that outlives this one: in a session of its own, with no descriptor of ours,
- * and little of our environment.
+ * Starts a program that outlives this one: in a session of its own, without descriptors of ours, and
+ * with a small part of our environment.
  *
  * Equivalent to: `setsid env -i PATH="$PATH" … PROGRAM ARG… </dev/null >/dev/null 2>&1 &`
  */
@@ -25,8 +25,8 @@ export function spawnDetached(program: string, args: readonly string[]): void {
 }
 
 /**
- * Starts a program on this one's standard input, output and error, in the network namespace
- * the calling thread is in, with this one's environment and what is added to it.
+ * Starts a program with our standard input, output and error, in the network namespace of the
+ * calling thread. `env` is added to our environment.
  *
  * @throws {Deno.errors.NotFound} when there is no such program
  * @throws {Deno.errors.PermissionDenied} when it cannot be executed
@@ -49,7 +49,7 @@ export function spawnInherited(
 /**
  * Runs a program to its end and returns its standard output.
  *
- * @throws {TapkitError} when it is missing or fails, with the last line of its standard error
+ * @throws {TapkitError} when it is missing, or fails; with the last line of its standard error
  */
 export function runSync(program: string, args: readonly string[]): string {
   keepDescriptors();
@@ -59,67 +59,67 @@ export function runSync(program: string, args: readonly string[]): string {
     output = new Deno.Command(program, { args: [...args], env, stdin: "null" }).outputSync();
   } catch (error) {
     throw new TapkitError(`${program} cannot be run`, {
-      mend: `install the package that has ${program}`,
+      mend: `install the package that contains ${program}`,
       cause: error,
     });
   }
   const decoder = new TextDecoder();
   if (output.success) return decoder.decode(output.stdout);
   const said = decoder.decode(output.stderr).trim().split("\n");
-  // The last that some programs say is where to read more, or where in them it was.
+  // Some programs end with a hint where to read more, or with a location in their source.
   const reason = said.find((line) => line.startsWith("error: ")) ??
     said.findLast((line) => !line.startsWith("Try ")) ?? "";
   throw new TapkitError(`${program} ${args[0] ?? ""} failed with ${output.code}: ${reason}`);
 }
 
-/** How to run a program that reads its input from a pipe and is given so long. */
+/** How to run a program on pipes, with a time limit. */
 export interface PipedRun {
   readonly args?: readonly string[];
-  /** Added to this process's own environment. */
+  /** Added to our environment. */
   readonly env: Readonly<Record<string, string>>;
   readonly stdin: string;
-  /** When it is killed, with its whole process group. */
+  /** It is killed after this time, with its process group. */
   readonly timeoutMs: number;
-  /** More bytes than these on its standard output, and it is killed. */
+  /** It is killed if it writes more bytes than this to its standard output. */
   readonly maxStdout: number;
-  /** Kills it when it is raised. Its session gets none of a terminal's signals. */
+  /** Kills it when aborted. A terminal's signals do not reach its session. */
   readonly signal?: AbortSignal | undefined;
-  /** How much longer it may take once that is raised. */
+  /** How long it may still run after that. */
   readonly graceMs?: number;
 }
 
-/** What became of such a program. */
+/** How such a program ended. */
 export interface PipedOutcome {
   readonly stdout: string;
-  /** The end of it, where it was long. */
+  /** Only the end, if it was long. */
   readonly stderr: string;
   readonly code: number;
   /** The signal that ended it: `"SIGSEGV"`. */
   readonly signal?: string;
-  /** Why it was killed here. */
+  /** Why we killed it. */
   readonly killed?: "timeout" | "output" | "interrupted";
 }
 
-/** How much is kept of what a program says on its standard error. */
+/** How many bytes of its standard error are kept. */
 const MAX_STDERR = 16 * 1024;
-/** How long a program that has ended may have its pipes open: a child of its may hold them for good. */
+/** How long we read its pipes after it ended: a child of the program may keep them open. */
 const PIPE_GRACE_MS = 200;
 
 /**
- * Deno forks for its own `detached`, copying the page tables of a large process, which takes longer
- * than many a program runs; without it there is a vfork.
+ * With `detached`, Deno uses fork, which copies the page tables of a large process and takes longer
+ * than many programs run. Without it, Deno uses vfork.
  */
 const SETSID = "/usr/bin/setsid";
 
 /**
- * Runs a program in a session, and so a process group, of its own, in the network namespace the
- * calling thread is in, until it ends. A child of its that keeps the pipes open is not waited for.
+ * Runs a program to its end, in a session and process group of its own, and in the network namespace
+ * of the calling thread. Does not wait for a child of the program that keeps the pipes open.
  *
  * @throws {Deno.errors.NotFound} when there is no such program
  * @throws {Deno.errors.PermissionDenied} when it cannot be executed
  */
 export async function runPiped(program: string, run: PipedRun): Promise<PipedOutcome> {
-  // Throws for what setsid would only print.
+  // Throws the errors that setsid would only print.
   const executable = (Deno.statSync(program).mode ?? 0) & 0o111;
   if (executable === 0) throw new Deno.errors.PermissionDenied(`${program} is not executable`);
   const setsid = isFile(SETSID);
@@ -162,7 +162,7 @@ export async function runPiped(program: string, run: PipedRun): Promise<PipedOut
   };
 }
 
-/** A program need not read its input. */
+/** Writes the input of a program, which may not read it. */
 function writeInput(stream: WritableStream<Uint8Array>, text: string) {
   const writer = stream.getWriter();
   const done = writer.write(new TextEncoder().encode(text)).then(() => writer.close())
@@ -174,7 +174,7 @@ function writeInput(stream: WritableStream<Uint8Array>, text: string) {
   };
 }
 
-/** Reads a pipe as it fills; keeps its end, or where more than `limit` matters, says so. */
+/** Reads a pipe. Keeps the last `limit` bytes, and calls `onMore` if there are more. */
 function collect(
   stream: ReadableStream<Uint8Array>,
   { limit, onMore }: { limit: number; onMore?: () => void },
@@ -213,6 +213,6 @@ function killGroup(pid: number): void {
   try {
     Deno.kill(-pid, "SIGKILL");
   } catch {
-    // It has ended meanwhile.
+    // It has ended.
   }
 }

@@ -1,19 +1,19 @@
 /**
- * Files that may be there or not, and files that change as a whole.
+ * Files that may not exist, and files that are replaced as a whole.
  *
  * @module
  */
 
 import { describe, TapkitError } from "./errors.ts";
 
-/** A path that says the same in whatever directory it is read. */
+/** The absolute path. */
 export function absolutePath(path: string): string {
   if (path.startsWith("/")) return path;
   const directory = Deno.cwd().replace(/\/$/, "");
   return `${directory}/${path.replace(/^(\.\/+)+/, "")}`.replace(/\/\.$/, "");
 }
 
-/** Whether a path names anything at all, a dangling link too. */
+/** Whether a path exists. A dangling link exists. */
 export function isThere(path: string): boolean {
   try {
     Deno.lstatSync(path);
@@ -24,7 +24,7 @@ export function isThere(path: string): boolean {
   }
 }
 
-/** Whether a path names a file, by way of links too. */
+/** Whether a path is a file, or a link to one. */
 export function isFile(path: string): boolean {
   try {
     return Deno.statSync(path).isFile;
@@ -33,7 +33,7 @@ export function isFile(path: string): boolean {
   }
 }
 
-/** What a file holds; undefined where there is none. */
+/** The text of a file; undefined if it does not exist. */
 export function readIfThere(path: string): string | undefined {
   try {
     return Deno.readTextFileSync(path);
@@ -43,7 +43,7 @@ export function readIfThere(path: string): string | undefined {
   }
 }
 
-/** What is in a directory, by name; nothing where there is none. */
+/** The names in a directory; none if it does not exist. */
 export function namesIn(directory: string): string[] {
   try {
     return [...Deno.readDirSync(directory)].map(({ name }) => name);
@@ -53,7 +53,7 @@ export function namesIn(directory: string): string[] {
   }
 }
 
-/** Deletes a file that may be there; returns whether it was. */
+/** Deletes a file. Returns whether it existed. */
 export function removeIfThere(path: string): boolean {
   try {
     Deno.removeSync(path);
@@ -64,22 +64,22 @@ export function removeIfThere(path: string): boolean {
   }
 }
 
-/** Deletes a directory unless something is in it, or it is gone already. A link to one stays. */
+/** Deletes a directory if it exists and is empty. A link to a directory stays. */
 export function removeIfEmpty(directory: string): void {
   try {
     if (!Deno.lstatSync(directory).isSymlink) Deno.removeSync(directory);
   } catch {
-    // Another process may fill it, or delete it, at any moment.
+    // Another process may fill or delete it at any moment.
   }
 }
 
-/** Writes all of the bytes: one write may take a part of them. */
+/** Writes all of the bytes: one write may be partial. */
 export function writeAll(file: Deno.FsFile, bytes: Uint8Array): void {
   for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
 }
 
 /**
- * Appends to a file that is not to grow without end: beyond `limit` bytes the older half goes.
+ * Appends to a file of bounded size: beyond `limit` bytes, the older half is dropped.
  *
  * @throws {Deno.errors.NotFound} when there is no such directory
  */
@@ -95,11 +95,11 @@ export function appendBounded(path: string, text: string, limit: number): void {
 const temporaryOf = (path: string) => `${path}.tmp`;
 
 /**
- * Puts a text, for root alone, in place of what a file held: whole or not at all, also after a power
- * failure unless it need not be durable.
+ * Replaces the text of a file atomically; only root can read it. If `durable`, that holds over a power
+ * failure too.
  *
  * @throws {Deno.errors.NotFound} when there is no such directory
- * @throws {TapkitError} for whatever else keeps it from being written
+ * @throws {TapkitError} when it cannot be written for another reason
  */
 export function replaceFile(
   path: string,
@@ -112,7 +112,7 @@ export function replaceFile(
     discardQuietly(temporaryOf(path));
     if (cause instanceof Deno.errors.NotFound) throw cause;
     throw new TapkitError(`${path} cannot be written: ${describe(cause)}`, {
-      mend: "see that its file system has room, and is not read-only",
+      mend: "check that its file system has free space, and is not read-only",
       cause,
     });
   }
@@ -137,11 +137,11 @@ function discardQuietly(path: string): void {
   try {
     removeIfThere(path);
   } catch {
-    // What kept it from being written may keep it from being deleted; the next one replaces it.
+    // It may be impossible to delete for the same reason. The next write replaces it.
   }
 }
 
-/** Deletes a file that may be there, and what a crash left of the one to replace it. */
+/** Deletes a file, and a temporary file that a crash left beside it. */
 export function discardFile(path: string): void {
   removeIfThere(temporaryOf(path));
   removeIfThere(path);

@@ -1,12 +1,12 @@
 /**
- * Signals that ask this process to end, and what becomes of what it is doing.
+ * Signals that ask this process to end.
  *
  * @module
  */
 
 import { InterruptedError } from "./errors.ts";
 
-/** The numbers of the signals that a process is sent by others, the same on all of Linux. */
+/** Numbers of signals that other processes send. They are the same on x86_64 and aarch64. */
 export const SIGNALS = {
   SIGHUP: 1,
   SIGINT: 2,
@@ -16,10 +16,10 @@ export const SIGNALS = {
   SIGTERM: 15,
 } as const;
 
-/** Signals that end a process in good order. */
+/** Signals that ask a process to end. */
 const ENDING = ["SIGHUP", "SIGINT", "SIGTERM"] as const;
 
-/** Calls `act` for each of these signals, which do nothing else until the result is disposed of. */
+/** Calls `act` for each of these signals, instead of the default action, until the result is disposed of. */
 export function listenTo<S extends keyof typeof SIGNALS>(
   signals: readonly S[],
   act: (signal: S) => void,
@@ -34,21 +34,21 @@ export function listenTo<S extends keyof typeof SIGNALS>(
 }
 
 /**
- * From now on SIGHUP, SIGINT and SIGTERM do not end this process, but raise the signal that is
- * returned, with an {@linkcode InterruptedError} as its reason. Those that nohup, or the shell of a
- * background job, keeps from this process are kept from it still.
+ * From now on, SIGHUP, SIGINT and SIGTERM abort the returned signal, with an
+ * {@linkcode InterruptedError} as its reason, instead of ending this process. Signals that nohup, or
+ * the shell of a background job, made this process ignore are still ignored.
  */
 export function heedSignals(): AbortSignal {
   const controller = new AbortController();
   const ignored = ignoredSignals();
-  // Once Deno listens to any signal, it ends at SIGHUP, ignored or not.
+  // Once Deno listens to any signal, it ends at SIGHUP, even if that is ignored.
   listenTo(ENDING, (signal) => {
     if (!ignored.includes(signal)) controller.abort(interruptedBy(signal));
   });
   return controller.signal;
 }
 
-/** What is thrown because of a signal. */
+/** The error for a signal. */
 export function interruptedBy(signal: keyof typeof SIGNALS): InterruptedError {
   return new InterruptedError(`interrupted by ${signal}`, SIGNALS[signal]);
 }
@@ -59,7 +59,7 @@ function ignoredSignals(): readonly (keyof typeof SIGNALS)[] {
   return ENDING.filter((signal) => (ignored >> BigInt(SIGNALS[signal] - 1) & 1n) === 1n);
 }
 
-/** Empty where Deno does not let it be read: what is to be done will tell of that. */
+/** Empty if Deno does not permit reading: the call itself will report that. */
 function readStatus(): string {
   try {
     return Deno.readTextFileSync("/proc/self/status");

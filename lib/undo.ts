@@ -1,5 +1,5 @@
 /**
- * Undoing what was begun: every step pushes its undo before it acts.
+ * Undo: every step pushes its undo before it acts.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import { InterruptedError, TapkitError } from "./errors.ts";
 /**
  * A stack of undo actions.
  *
- * An action must tolerate that its step never happened, since it is pushed first.
+ * An action is pushed before its step, so it must tolerate that the step never happened.
  *
  * @example
  * ```ts
@@ -26,7 +26,7 @@ import { InterruptedError, TapkitError } from "./errors.ts";
 export class UndoStack {
   #steps: { what: string; undo: () => unknown }[] = [];
 
-  /** Adds the undo of the step that is about to be taken; it may be asynchronous. */
+  /** Adds the undo of the next step. It may be asynchronous. */
   push(what: string, undo: () => unknown): void {
     this.#steps.push({ what, undo });
   }
@@ -37,9 +37,10 @@ export class UndoStack {
   }
 
   /**
-   * Runs the undo actions, last first, past failures; returns what failed, each naming its step.
+   * Runs the undo actions, last first, and goes on after failures. Returns the failures; each names
+   * its step.
    *
-   * Actions that are synchronous, up to the first that is not, have run when this returns.
+   * The actions before the first asynchronous one have run when this returns.
    */
   async unwind(): Promise<Error[]> {
     const failures: Error[] = [];
@@ -56,8 +57,8 @@ export class UndoStack {
   }
 
   /**
-   * Unwinds because of `error` and returns what to throw: the error itself, or, where an undo
-   * failed too, an {@linkcode UndoError} that names everything left behind.
+   * Unwinds because of `error`, and returns what to throw: the error itself, or, if an undo failed
+   * too, an {@linkcode UndoError} that names everything left behind.
    */
   async fail(error: unknown): Promise<unknown> {
     const failures = await this.unwind();
@@ -66,10 +67,10 @@ export class UndoStack {
   }
 }
 
-/** A step failed, and so did undoing some of those before it. */
+/** A step failed, and so did the undo of some steps before it. */
 export class UndoError extends TapkitError {
   override readonly name: string = "UndoError";
-  /** The failure that was undone, then what failed of undoing it. */
+  /** The first failure, then the failures of its undo. */
   readonly errors: readonly unknown[];
 
   constructor(error: unknown, failures: readonly Error[]) {
@@ -87,7 +88,7 @@ export class UndoError extends TapkitError {
   }
 }
 
-/** What a message ends with: the cause, as `A: because of B: because of C` is written. */
+/** The last part of a message such as `A: because of B: because of C`. */
 function causeOf(message: string): string {
   return message.slice(message.lastIndexOf(": ") + 1).trim();
 }

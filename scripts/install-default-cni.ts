@@ -18,13 +18,13 @@ import {
 
 const INSTALL_DEFAULT_CNI = {
   name: "install-default-cni",
-  summary: "write the default network's CNI configuration, unless there is any",
+  summary: "write the CNI configuration of the default network, if there is no other",
   usage: ["[options]", "--print | --check | --remove"],
   options: [
     {
       name: "subnet",
       metavar: "CIDR",
-      help: "the VMs' IPv4 addresses; refused when the host uses a part of it",
+      help: "the subnet of the VMs; refused if the host uses a part of it",
       default: "the first of 172.18.0.0/16, 10.61.0.0/16, 10.62.0.0/16, … that is free",
     },
     { name: "bridge", metavar: "NAME", help: "the host's bridge", default: "ignite0" },
@@ -32,19 +32,25 @@ const INSTALL_DEFAULT_CNI = {
       name: "mtu",
       metavar: "BYTES",
       help: "the network's MTU",
-      default: "that of the device of the default route, at each attach",
+      default: "that of the default route's link, at each attach",
     },
-    { name: "ipv6", metavar: "auto|CIDR", help: "IPv6 as well, on a random or a given prefix" },
-    { name: "force", help: "take a given subnet although it overlaps" },
+    { name: "ipv6", metavar: "auto|CIDR", help: "add IPv6, with a random or this prefix" },
+    { name: "force", help: "accept a --subnet that overlaps" },
     { name: "print", help: "print the file that would be written, and write nothing" },
-    { name: "check", help: "compare the file with what tapkit writes and with the host" },
-    { name: "remove", help: "remove the file, unless it was edited or VMs are on its network" },
+    {
+      name: "check",
+      help: "compare the file with what tapkit writes, and with the host; change nothing",
+    },
+    {
+      name: "remove",
+      help: "remove the file; refused if it was edited, or VMs are on its network",
+    },
     HOST_OPTIONS[0],
     HOST_OPTIONS[1],
   ],
   examples: [
-    { does: "once on a bare host", command: "install-default-cni" },
-    { does: "on a subnet of your own", command: "install-default-cni --subnet 10.99.0.0/16" },
+    { does: "install the default network", command: "install-default-cni" },
+    { does: "choose the subnet", command: "install-default-cni --subnet 10.99.0.0/16" },
   ],
   exitCodes: [["3", "--check found a difference"]],
 } as const satisfies Command;

@@ -21,15 +21,15 @@ const SERVE_DHCP = {
   summary: "answer DHCP on the TAP of every attached VM of this host, from one process",
   usage: ["[--exit-when-idle] [--log-file FILE]", "--list"],
   options: [
-    { name: "exit-when-idle", help: "end when no VM is attached" },
-    { name: "log-file", metavar: "FILE", help: "write what there is to say there, not to stderr" },
-    { name: "list", help: "print which guest was given its address when, and serve nobody" },
+    { name: "exit-when-idle", help: "exit when no VM is attached" },
+    { name: "log-file", metavar: "FILE", help: "write messages to this file, not to stderr" },
+    { name: "list", help: "print which guests were given their address, and when; do not serve" },
     HOST_OPTIONS[0],
   ],
   examples: [
     { does: "serve until Ctrl-C", command: "serve-dhcp" },
-    { does: "as attach-vm starts it", command: "serve-dhcp --exit-when-idle" },
-    { does: "who asked", command: "serve-dhcp --list" },
+    { does: "serve until the last VM is removed", command: "serve-dhcp --exit-when-idle" },
+    { does: "list the guests that asked", command: "serve-dhcp --list" },
   ],
 } as const satisfies Command;
 
@@ -44,7 +44,7 @@ export function main(args: readonly string[]): Promise<number> {
     }
     requireRoot(["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"]);
     if (flags["log-file"] !== undefined) await logTo(flags["log-file"]);
-    // The directory of whoever started it could not be unmounted.
+    // Otherwise the directory of the process that started it could not be unmounted.
     Deno.chdir("/");
     await serveDhcp({
       ...options,

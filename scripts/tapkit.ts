@@ -16,7 +16,7 @@ const SCRIPTS: Readonly<Record<string, { does: string; load: () => Promise<{ mai
     load: () => import("./install-default-cni.ts"),
   },
   "attach-vm": {
-    does: "put virtual machines on CNI networks",
+    does: "attach virtual machines to CNI networks",
     load: () => import("./attach-vm.ts"),
   },
   "map-port": {
@@ -31,7 +31,7 @@ const SCRIPTS: Readonly<Record<string, { does: string; load: () => Promise<{ mai
 
 const TAPKIT = {
   name: "tapkit",
-  summary: "wire virtual machines into Linux networks",
+  summary: "connect virtual machines to Linux networks",
   usage: ["NAME ARG…", "NAME --help"],
   words: {
     metavar: "NAME",
@@ -41,7 +41,7 @@ const TAPKIT = {
   examples: [{ does: "attach a VM to the default network", command: "tapkit attach-vm web" }],
 } as const satisfies Command;
 
-/** Runs the script that the first argument names with the others; returns its exit code. */
+/** Runs the script that the first argument names, with the other arguments. Returns its exit code. */
 export async function main(args: readonly string[]): Promise<number> {
   const [first, ...rest] = args;
   const name = first === BECOME_SERVE_DHCP ? "serve-dhcp" : first;

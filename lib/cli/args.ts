@@ -11,16 +11,16 @@ import { InputError } from "../errors.ts";
 export interface Option {
   /** Without the dashes: `"state-dir"`. */
   readonly name: string;
-  /** How `--help` names its value. A flag without one takes no value. */
+  /** What `--help` calls its value. A flag without a metavar takes no value. */
   readonly metavar?: string;
   /** May be given several times. */
   readonly repeat?: boolean;
-  /** The values it takes; any, if absent. */
+  /** The values that it takes; any value, if absent. */
   readonly choices?: readonly string[];
   readonly help: string;
-  /** What other programs call it, for whoever is used to those: `["-p", "--publish"]`. */
+  /** Its names in other programs, which an error suggests it for: `["-p", "--publish"]`. */
   readonly alias?: readonly string[];
-  /** What holds when it is absent, for `--help`. */
+  /** The default, for `--help`. */
   readonly default?: string;
 }
 
@@ -30,9 +30,9 @@ export interface Command {
   readonly summary: string;
   /** Usage lines, without the command's name. */
   readonly usage: readonly string[];
-  /** What the free words are, where the command takes any. */
+  /** The words that are not flags, if the command takes any. */
   readonly words?: { readonly metavar: string; readonly help: string };
-  /** What follows `--`, where the command takes it. */
+  /** What follows `--`, if the command takes it. */
   readonly rest?: { readonly metavar: string; readonly help: string };
   readonly options: readonly Option[];
   readonly examples: readonly { readonly does: string; readonly command: string }[];
@@ -49,7 +49,7 @@ export type Flags<O extends readonly Option[]> = {
     : boolean;
 };
 
-/** A command line, taken apart. All values are strings. */
+/** A parsed command line. All values are strings. */
 export interface Parsed<C extends Command = Command> {
   readonly flags: Flags<C["options"]>;
   readonly words: readonly string[];
@@ -57,15 +57,15 @@ export interface Parsed<C extends Command = Command> {
   readonly rest: readonly string[] | undefined;
 }
 
-/** What every command takes. */
+/** Flags of every command. */
 const COMMON: readonly Option[] = [
   { name: "help", help: "print this and exit" },
   { name: "version", help: "print the version and exit", alias: ["-V"] },
 ];
 
 /**
- * Takes a command line apart by its table. Throws {@linkcode InputError} for what the table does
- * not know, naming the nearest thing it does.
+ * Parses a command line by its table. Throws {@linkcode InputError} for a flag or word that the
+ * table does not have, and suggests the nearest one.
  */
 export function parseCommand<const C extends Command>(
   command: C,
@@ -77,7 +77,7 @@ export function parseCommand<const C extends Command>(
   if (words.includes("--help") || words.includes("-h")) return "help";
   if (words.includes("--version")) return "version";
   if (end !== -1 && command.rest === undefined) {
-    throw new InputError("-- is not taken here", seeHelp(command));
+    throw new InputError("-- is not accepted here", seeHelp(command));
   }
 
   const names = options.map(({ name }) => parserName(name));
@@ -97,8 +97,8 @@ export function parseCommand<const C extends Command>(
 }
 
 /**
- * The arguments with every flag checked and written as `--name=value`. parseArgs guesses where
- * they are not: `--check true` would take a VM called "true", and `--from -` no value at all.
+ * The arguments, with every flag checked and written as `--name=value`. Otherwise parseArgs
+ * guesses: `--check true` would take a VM called "true" as its value, and `--from -` would have none.
  */
 function* canonical(
   command: Command,
@@ -124,7 +124,7 @@ function* canonical(
       continue;
     }
     const next = words[i + 1];
-    // What begins with a digit is no flag: whoever reads it says what is wrong with -1.
+    // A value such as -1 is no flag. The code that reads the value says what is wrong with it.
     if (value === undefined && next !== undefined && !/^-(?!$|\d)/.test(next)) {
       value = next;
       i++;
@@ -136,7 +136,7 @@ function* canonical(
   }
 }
 
-/** parseArgs would take `--no-x=true` for `--x=true`. */
+/** parseArgs would read `--no-x=true` as `--x=true`. */
 function parserName(name: string): string {
   return name.replace(/^no-/, "not-");
 }
@@ -145,7 +145,7 @@ function takesValue(option: Option): boolean {
   return option.metavar !== undefined;
 }
 
-/** The flags' values from what is given for each. Throws {@linkcode InputError} for a bad one. */
+/** The values of the flags, from what is given for each. Throws {@linkcode InputError}. */
 export function flagValues<const O extends readonly Option[]>(
   options: O,
   given: (name: string) => readonly string[],
@@ -175,7 +175,7 @@ function freeWords(command: Command, words: readonly string[]): readonly string[
   const [first] = words;
   if (first !== undefined && command.words === undefined) {
     throw unknownWord(
-      `the word ${JSON.stringify(first)} is not taken here`,
+      `the word ${JSON.stringify(first)} is not accepted here`,
       first,
       command.options.map(({ name }) => name).map((name) => `--${name}`),
       command,
@@ -189,12 +189,12 @@ function unknownFlag(command: Command, flag: string): InputError {
   const same = options.find(({ alias }) => alias?.includes(flag));
   const message = `unknown flag ${flag}`;
   if (same !== undefined) return new InputError(message, { mend: `did you mean --${same.name}?` });
-  // Of one letter nothing can be guessed.
+  // One letter is too little to guess from.
   const known = flag.length > 2 ? options.map(({ name }) => `--${name}`) : [];
   return unknownWord(message, flag, known, command);
 }
 
-/** An error for a word that is none of `known`, whose mend is the nearest of them. */
+/** An error for a word that is not in `known`. It suggests the nearest one. */
 export function unknownWord(
   message: string,
   word: string,
@@ -209,7 +209,7 @@ function seeHelp(command: Pick<Command, "name">): { mend: string } {
   return { mend: `see ${command.name} --help` };
 }
 
-/** The nearest of `known`, dashes aside, if a slip of the fingers can have made `word` of it. */
+/** The nearest of `known`, without regard to dashes, if `word` can be a misspelling of it. */
 export function nearest(word: string, known: readonly string[]): string | undefined {
   const bare = word.replace(/^-+/, "");
   const [best] = known
@@ -219,7 +219,7 @@ export function nearest(word: string, known: readonly string[]): string | undefi
   return best?.candidate;
 }
 
-/** Edits between two words: letters inserted, dropped, changed, or two neighbours swapped. */
+/** The edit distance: letters inserted, deleted or changed, or two adjacent ones swapped. */
 function distance(a: string, b: string): number {
   const rows = [Array.from({ length: b.length + 1 }, (_, j) => j)];
   for (let i = 1; i <= a.length; i++) {
@@ -309,12 +309,12 @@ export function exclusive<N extends string>(
   if (given.length > 1) throw apart(given);
 }
 
-/** An error for parts of a command line that contradict each other. */
+/** An error for parts of a command line that exclude each other. */
 export function apart(parts: readonly string[]): InputError {
   return new InputError(`${parts.join(" and ")} do not go together`, { mend: "use one of them" });
 }
 
-/** The number that `text`, the value of `flag`, stands for. */
+/** Parses `text`, the value of `flag`, as a number. */
 export function wholeNumber(flag: string, text: string): number {
   if (/^\d{1,9}$/.test(text)) return Number(text);
   throw new InputError(`${flag} ${JSON.stringify(text)} is not a whole number`, {

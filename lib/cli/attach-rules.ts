@@ -8,10 +8,10 @@ import { InputError } from "../errors.ts";
 import type { AttachRequest } from "../vm/types.ts";
 import { apart } from "./args.ts";
 
-/** What attach-vm does with the VMs it names. */
+/** What attach-vm does with the VMs that are named. */
 export type AttachVerb = "attach" | "check" | "remove" | "list" | "restore" | "gc" | "run";
 
-/** The flags that are looked at here. */
+/** The flags that these rules are about. */
 export interface RuledFlags {
   readonly list: boolean;
   readonly restore: boolean;
@@ -32,7 +32,7 @@ export interface RuledFlags {
   readonly netns: string | undefined;
 }
 
-/** What is asked for. Throws {@linkcode InputError} where that is two things. */
+/** The verb that the flags ask for. Throws {@linkcode InputError} if they ask for two. */
 export function verbOf(flags: RuledFlags, rest: readonly string[] | undefined): AttachVerb {
   const verbs = [
     ...(["list", "restore", "gc", "check", "remove"] as const).filter((verb) => flags[verb]),
@@ -48,9 +48,9 @@ export function verbOf(flags: RuledFlags, rest: readonly string[] | undefined): 
 }
 
 /**
- * Refuses names and flags that the verb does not take. Throws {@linkcode InputError}.
+ * Refuses names and flags that the verb does not accept. Throws {@linkcode InputError}.
  *
- * @param shaping the flags that are for attaching only
+ * @param shaping the flags that only attaching accepts
  */
 export function refuseUnlessPlain<Shaping extends string>(
   verb: AttachVerb,
@@ -61,7 +61,9 @@ export function refuseUnlessPlain<Shaping extends string>(
   const named = flags.from !== undefined || words.length > 0;
   const ofAll = verb === "restore" || verb === "gc";
   if (ofAll && words.length > 0) {
-    throw new InputError(`--${verb} takes no names`, { mend: "it is for every attached VM" });
+    throw new InputError(`--${verb} takes no names`, {
+      mend: "leave them out: it is for every attached VM",
+    });
   }
   if (flags.all && (ofAll || verb === "attach" || verb === "run")) {
     throw new InputError("--all is for --remove, --check and --list", { mend: "leave it out" });
@@ -108,11 +110,13 @@ export function refuseUnlessPlain<Shaping extends string>(
     throw new InputError(`--${ofVmm} is for -- VMM`, { mend: "leave it out" });
   }
   if (flags["record-file"] !== undefined && verb !== "run") {
-    throw new InputError("--record-file is for -- VMM", { mend: "the record is on stdout" });
+    throw new InputError("--record-file is for -- VMM", {
+      mend: "leave it out: the record is printed on stdout",
+    });
   }
 }
 
-/** Refuses what two VMs cannot share. Throws {@linkcode InputError}. */
+/** Refuses flags whose values several VMs cannot share. Throws {@linkcode InputError}. */
 export async function refuseForSeveral(
   flags: RuledFlags,
   rest: readonly string[] | undefined,
@@ -122,10 +126,12 @@ export async function refuseForSeveral(
   const refused = single === undefined ? rest && "-- VMM" : `--${single}`;
   if (refused !== undefined) {
     throw new InputError(`${refused} is for one VM`, {
-      mend: flags.from === undefined ? "attach them one by one, or use --from" : "put it in a line",
+      mend: flags.from === undefined
+        ? "attach them one by one, or use --from"
+        : "write it in a line of the file",
     });
   }
-  // Of `--ports 80:80 81:81` the second is taken for a name: say so, not what follows from it.
+  // In `--ports 80:80 81:81`, the second is read as a name. Report that before other errors.
   const { validateName } = await import("../vm/host-paths.ts");
   for (const { name } of requests) validateName(name);
   const { parsePorts } = await import("../inet/ports.ts");
@@ -133,7 +139,7 @@ export async function refuseForSeveral(
   const fixed = ports.find((text) => parsePorts([text]).some(({ hostPort }) => hostPort !== 0));
   if (fixed !== undefined) {
     throw new InputError(`host port of ${fixed} cannot be shared by several VMs`, {
-      mend: `use 0:PORT, which chooses one for each, or --from`,
+      mend: `use 0:PORT, which chooses a host port for each, or --from`,
     });
   }
 }

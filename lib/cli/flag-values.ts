@@ -1,12 +1,12 @@
 /**
- * Repeated flags whose values make one thing together.
+ * Repeated flags whose values belong together.
  *
  * @module
  */
 
 import { InputError } from "../errors.ts";
 
-/** What a repeated flag of the form NAME=VALUE gives, by name; `undefined` where it is not there. */
+/** The values of a repeated flag NAME=VALUE, by name; `undefined` if it is not given. */
 export function pairs<T>(
   flag: string,
   texts: readonly string[],
@@ -18,7 +18,7 @@ export function pairs<T>(
     const [, name = "", value] = /^([^=]+)=(.+)$/s.exec(text) ?? [];
     if (value === undefined || given.has(name)) {
       throw new InputError(
-        `--${flag} ${text} ${value === undefined ? "has no value" : "is there twice"}`,
+        `--${flag} ${text} ${value === undefined ? "has no value" : "is given twice"}`,
         {
           mend: value === undefined ? "write NAME=VALUE" : "give it once",
         },
@@ -27,7 +27,7 @@ export function pairs<T>(
     try {
       given.set(name, read(value));
     } catch {
-      throw new InputError(`--${flag} ${text} is no JSON`, {
+      throw new InputError(`--${flag} ${text} is not JSON`, {
         mend: `write it as aliases='["web"]'`,
       });
     }
@@ -35,7 +35,7 @@ export function pairs<T>(
   return Object.fromEntries(given);
 }
 
-/** What a repeated flag lists; `none` stands alone. */
+/** The values of a repeated flag, or `none`, which must be its only value. */
 export function listOrNone(
   name: string,
   texts: readonly string[],

@@ -1,6 +1,6 @@
 /**
- * What every script does around its one library call: read the command line, print lines that
- * survive a closed pipe, turn errors into the contract's text and exit codes.
+ * What every script does around its one library call: parse the command line, print, and turn
+ * errors into messages and exit codes.
  *
  * @module
  */
@@ -19,11 +19,11 @@ export const EXIT = {
 } as const;
 
 /**
- * Runs a command: parses `args` by its table, answers `--help` and `--version`, calls `run` and
- * prints what it throws. Returns the exit code, 128+n where signal n came that `run` heeds.
+ * Runs a command: parses `args` by its table, answers `--help` and `--version`, calls `run`, and
+ * prints an error that it throws. Returns the exit code: 128+n if `run` was interrupted by signal n.
  *
- * @param run is given what has signals raise an AbortSignal from then on, instead of ending this
- * process at once
+ * @param run gets a function to call: from then on, signals abort an AbortSignal instead of ending
+ * this process
  */
 export async function runScript<const C extends Command>(
   command: C,
@@ -58,7 +58,7 @@ async function runParsed<const C extends Command>(
   }
 }
 
-/** Prints an error as one line on stderr and returns the exit code it means. */
+/** Prints an error as one line on stderr. Returns the exit code for it. */
 export function printError(script: string, error: unknown, doing?: string): number {
   printNote(script, doing === undefined ? explain(error) : `${doing}: ${explain(error)}`);
   if (debugging() && error instanceof Error) tell(`${script}: ${error.stack ?? ""}`);
@@ -73,11 +73,11 @@ export function printNote(script: string, text: string): void {
   tell(`${script}: ${text.replaceAll(/\s*\n\s*/g, " ")}`);
 }
 
-/** Where notes and errors go instead of stderr, of which nobody may read. */
+/** Writes notes and errors to a log instead of stderr, which nobody may read. */
 let log: ((line: string) => boolean) | undefined;
 const LOG_LIMIT = 256 * 1024;
 
-/** Has notes and errors go to a file of bounded size, and to stderr only where it cannot be written. */
+/** Sends notes and errors to a file of bounded size; to stderr only if the file cannot be written. */
 export async function logTo(path: string): Promise<void> {
   const { absolutePath, appendBounded } = await import("../files.ts");
   const file = absolutePath(path);
@@ -91,13 +91,13 @@ export async function logTo(path: string): Promise<void> {
   };
 }
 
-/** After how long people are told how far it is; milliseconds. */
+/** Progress is shown after this time, in milliseconds. */
 const PROGRESS_AFTER = 1000;
 
-/** The line that says how far it is, while it stands on the terminal. */
+/** The line of progress that is on the terminal now. */
 let progress = "";
 
-/** Says on a terminal how many of several things are done, in a line that the next text replaces. */
+/** Shows on a terminal how many VMs are done, in a line that the next text replaces. */
 function showProgress(script: string, verb: string, done: number, all: number | undefined): void {
   if (!Deno.stderr.isTerminal()) return;
   clearProgress();
@@ -110,7 +110,7 @@ function clearProgress(): void {
   progress = "";
 }
 
-/** Writes to stderr, or the log. Where that cannot be done there is nobody to tell. */
+/** Writes to stderr, or to the log. A failure is ignored: nobody could be told. */
 function tell(text: string): void {
   try {
     const line = `${visible(text)}\n`;
@@ -127,18 +127,18 @@ export function printJson(value: unknown): void {
   printText(JSON.stringify(value));
 }
 
-/** Prints what `--check` found of an object; returns the exit code it means. */
+/** Prints the problems that `--check` found. Returns the exit code for them. */
 export function printProblems(object: object, problems: readonly unknown[]): number {
   printJson({ ...object, problems });
   return problems.length === 0 ? EXIT.done : EXIT.differs;
 }
 
-/** Controls of terminals and of the direction of text: names and messages of others may hold some. */
+/** Control characters of terminals and of text direction. Text of others may contain them. */
 const CONTROLS =
-  // deno-lint-ignore no-control-regex -- those are what it is about.
+  // deno-lint-ignore no-control-regex -- control characters are meant.
   /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
 
-/** The text with each control written as JSON writes it, so that a line of JSON stays the same. */
+/** Escapes control characters as JSON does, so that a line of JSON keeps its meaning. */
 export function visible(text: string): string {
   return text.replaceAll(
     CONTROLS,
@@ -146,31 +146,31 @@ export function visible(text: string): string {
   );
 }
 
-/** Prints text and a newline on stdout, controls escaped. A reader that has gone away is no error. */
+/** Prints a line on stdout, with control characters escaped. A closed pipe is not an error. */
 export function printText(text: string): void {
   try {
     clearProgress();
     writeAll(Deno.stdout, `${visible(text)}\n`);
   } catch (error) {
     throw new TapkitError(`stdout cannot be written: ${describe(error)}`, {
-      mend: "what was done stays done; ask for it again with --list",
+      mend: "what was done stays; print it again with --list",
       cause: error,
     });
   }
 }
 
-/** What is done to each of several VMs. */
+/** What {@linkcode forEachVm} does. */
 export interface Doing {
   readonly script: string;
   /** For errors: `"attach"` makes `cannot attach "web"`. */
   readonly verb: string;
-  /** The exit code of a failure that brings none of its own. */
+  /** The exit code for a failure that has none of its own. */
   readonly failed?: number;
-  /** Ends it; who was not begun is named. */
+  /** Aborted, it ends the loop; VMs that were not begun are named. */
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Does `act` for each VM, one after the other, past failures; returns the exit code. */
+/** Calls `act` for each VM, one after the other, and goes on after a failure. Returns the exit code. */
 export async function forEachVm<T extends { readonly name: string }>(
   { script, verb, failed, signal }: Doing,
   vms: readonly T[] | AsyncIterable<T>,
@@ -211,7 +211,7 @@ export async function forEachVm<T extends { readonly name: string }>(
     : EXIT.failed;
 }
 
-/** Validates all before the first is touched; what is wrong says of which VM. */
+/** Validates all requests before the first VM is touched. An error names the VM. */
 export function validateEach<T extends { readonly name: string }>(
   verb: string,
   vms: Iterable<T>,
@@ -232,7 +232,7 @@ function failing(verb: string, name: string): string {
   return `cannot ${verb} ${JSON.stringify(name)}`;
 }
 
-/** `act`, but only the first time it is called. */
+/** A function that calls `act` the first time only. */
 export function once(act: () => void): () => void {
   let called = false;
   return () => {
@@ -242,7 +242,7 @@ export function once(act: () => void): () => void {
   };
 }
 
-/** A signal that is raised by Ctrl-C or a request to end. */
+/** An AbortSignal that SIGINT and SIGTERM abort. */
 export function stopSignal(): AbortSignal {
   const controller = new AbortController();
   for (const name of ["SIGINT", "SIGTERM"] as const) {
@@ -251,7 +251,7 @@ export function stopSignal(): AbortSignal {
   return controller.signal;
 }
 
-/** The flags that say where things are on a host. */
+/** The flags for directories of the host. */
 export const HOST_OPTIONS = [
   {
     name: "state-dir",
@@ -274,9 +274,9 @@ export const HOST_OPTIONS = [
 ] as const satisfies Command["options"];
 
 /**
- * The library's options for the values of {@linkcode HOST_OPTIONS}; notes go to stderr.
+ * The library's options for {@linkcode HOST_OPTIONS}. Notes go to stderr.
  *
- * @param signal ends what is begun
+ * @param signal interrupts the call when it is aborted
  */
 export function hostOptions(
   script: string,
@@ -301,12 +301,12 @@ export function withoutUndefined<T extends object>(
   return Object.fromEntries(entries) as { [K in keyof T]?: Exclude<T[K], undefined> };
 }
 
-/** attach-vm and tapkit take this as their first word to become serve-dhcp. */
+/** With this first word, attach-vm and tapkit run serve-dhcp. */
 export const BECOME_SERVE_DHCP = "--serve-dhcp";
 
 /**
- * The command that starts a DHCP server by executing this program again, which may be compiled,
- * bundled or run from its source.
+ * The command that starts a DHCP server. It executes this program again, which may be compiled,
+ * bundled, or run from source.
  */
 export function serveDhcpCommand(flags: { readonly "state-dir"?: string | undefined }): string[] {
   const stateDir = flags["state-dir"] ?? Deno.env.get("TAPKIT_STATE_DIR");
@@ -327,7 +327,7 @@ export function serveDhcpCommand(flags: { readonly "state-dir"?: string | undefi
 /** Bit numbers of capabilities (linux/capability.h). */
 const CAPABILITY = { CAP_NET_ADMIN: 12, CAP_NET_RAW: 13, CAP_SYS_ADMIN: 21 } as const;
 
-/** Throws, naming what is missing, unless this process may change the host's networks. */
+/** Throws if this process lacks capabilities to change the host's networks, and names them. */
 export function requireRoot(
   needed: readonly (keyof typeof CAPABILITY)[] = ["CAP_NET_ADMIN", "CAP_SYS_ADMIN"],
   status: string = Deno.readTextFileSync("/proc/self/status"),
@@ -344,9 +344,9 @@ export function requireRoot(
 const MENDS: Readonly<Record<string, string>> = {
   EACCES: "run it as root",
   EPERM: "run it as root",
-  ENOSPC: "make room on that file system",
-  ENOENT: "see that it is there",
-  ENOTDIR: "see that it is a directory",
+  ENOSPC: "free space on that file system",
+  ENOENT: "check that it exists",
+  ENOTDIR: "check that it is a directory",
   EROFS: "make it writable, or choose another directory",
 };
 
@@ -369,7 +369,7 @@ function debugging(): boolean {
   return allowed.state === "granted" && Boolean(Deno.env.get("TAPKIT_DEBUG"));
 }
 
-/** Deno's own write may be short, or refuse for the moment when the pipe does not block. */
+/** Writes all of the text. A write may be partial, or fail for now on a non-blocking pipe. */
 function writeAll(stream: { writeSync(bytes: Uint8Array): number }, text: string): void {
   let bytes = new TextEncoder().encode(text);
   while (bytes.length > 0) {

@@ -1,12 +1,12 @@
 /**
- * Words that are verbs of other commands. A VM called so would be a command line misread.
+ * Verbs of other programs. A VM with such a name is most likely a misread command line.
  *
  * @module
  */
 
 import { InputError } from "../errors.ts";
 
-/** What was meant with attach-vm, with the VMs' names in place of NAME. */
+/** The attach-vm command that each verb stands for. NAME stands for the VMs' names. */
 const MEANT: Readonly<Record<string, readonly string[]>> = {
   "attach-vm NAME --list": ["list", "ls", "ps", "show", "inspect", "get"],
   "attach-vm NAME --remove": ["rm", "remove", "del", "delete", "detach", "stop", "down"],
@@ -21,10 +21,10 @@ const MEANT: Readonly<Record<string, readonly string[]>> = {
 };
 
 /**
- * Refuses words that are verbs elsewhere as names of VMs.
+ * Refuses verbs of other programs as names of VMs.
  *
- * @param words the free words of a command line
- * @throws {InputError} whose mend is the command that was meant
+ * @param words the words of a command line that are not flags
+ * @throws {InputError} which suggests the command that was meant
  */
 export function refuseVerbs(words: readonly string[], script = "attach-vm"): void {
   const verb = words.find((word) => meant(word) !== undefined);

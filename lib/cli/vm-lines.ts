@@ -1,5 +1,5 @@
 /**
- * `attach-vm --from`: one VM per line of JSON, with flags' names as keys.
+ * `attach-vm --from`: one VM per line of JSON, with the names of flags as keys.
  *
  * @module
  */
@@ -7,10 +7,10 @@
 import { describe, InputError } from "../errors.ts";
 import { type Flags, flagValues, nearest, type Option } from "./args.ts";
 
-/** The keys whose lists may be cleared. */
+/** Keys for which an empty list means `none`. */
 const CLEARED: readonly string[] = ["ports", "deny-egress", "allow-egress", "reachable-from"];
 
-/** One line: the VM's name and the flags it gives. */
+/** One line: the VM's name and its flags. */
 export interface VmLine<O extends readonly Option[]> {
   /** For messages: `"vms.jsonl line 3"`. */
   readonly where: string;
@@ -19,8 +19,9 @@ export interface VmLine<O extends readonly Option[]> {
 }
 
 /**
- * Reads a file of JSON lines, or standard input for `-`. A value is a string, a number, for a
- * repeatable flag a list of them, and for one without a value `true`. Throws {@linkcode InputError} naming the line.
+ * Reads a file of JSON lines, or standard input for `-`. A value is a string or a number, a list
+ * of them for a repeatable flag, or `true` for a flag without a value. Throws
+ * {@linkcode InputError}, which names the line.
  */
 export async function readVmLines<const O extends readonly Option[]>(
   path: string,
@@ -57,7 +58,7 @@ function readLine<const O extends readonly Option[]>(
 ): VmLine<O> {
   const { name, ...values } = parseObject(line, where);
   if (typeof name !== "string") {
-    throw new InputError(`${where} gives no name`, { mend: 'write {"name":"web"}' });
+    throw new InputError(`${where} has no name`, { mend: 'write {"name":"web"}' });
   }
   const keys = ["name", ...options.map(({ name }) => name)];
   const unknown = Object.keys(values).find((key) => !keys.includes(key));
@@ -98,21 +99,21 @@ function parseObject(line: string, where: string): Record<string, unknown> {
   return { ...value };
 }
 
-/** A flag without a value is there when it is true. */
+/** The value of a flag that takes none: `true`. */
 function switched(key: string, value: unknown): readonly string[] {
   if (value === true) return ["true"];
-  throw new InputError(`${JSON.stringify(key)} holds ${JSON.stringify(value)}`, {
+  throw new InputError(`${JSON.stringify(key)} is ${JSON.stringify(value)}`, {
     mend: "write true, or leave it out",
   });
 }
 
-/** An empty list says that there are to be none. */
+/** The values of a key. An empty list means `none`. */
 function texts(key: string, value: unknown): readonly string[] {
   const list: readonly unknown[] = Array.isArray(value) ? value : [value];
   if (CLEARED.includes(key) && list.length === 0) return ["none"];
   return list.map((item) => {
     if (typeof item === "string" && item !== "" || typeof item === "number") return String(item);
-    throw new InputError(`${JSON.stringify(key)} holds ${JSON.stringify(item)}`, {
+    throw new InputError(`${JSON.stringify(key)} has ${JSON.stringify(item)}`, {
       mend: "write strings",
     });
   });

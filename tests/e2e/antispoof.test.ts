@@ -228,5 +228,5 @@ Deno.test("attach-vm: flags of opposite meaning do not go together", async () =>
   const line = '{"name":"a","no-antispoof":"yes"}\n';
   const from = await host.tapkit("attach-vm", "--from", "-", { stdin: line });
   assertEquals(from.code, 2);
-  assertMatch(from.stderr, /"no-antispoof" holds "yes": write true/);
+  assertMatch(from.stderr, /"no-antispoof" is "yes": write true/);
 });

@@ -98,7 +98,7 @@ Deno.test("attach-vm: a state directory without room, and one that is read-only,
   const cases: [directory: string, message: RegExp][] = [
     [
       "/tmp/full",
-      /\/tmp\/full\S* cannot be written: No space left on device: see that its file system/,
+      /\/tmp\/full\S* cannot be written: No space left on device: check that its file system/,
     ],
     [
       "/tmp/ro/state",

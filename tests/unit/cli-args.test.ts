@@ -112,10 +112,10 @@ Deno.test("parseCommand: refuses what the table does not know, naming the neares
 Deno.test("parseCommand: refuses words and -- where the command takes none", () => {
   const word = assertThrows(() => parseCommand(BARE, ["chek"]), InputError);
   assertEquals([word.message, word.mend], [
-    'the word "chek" is not taken here',
+    'the word "chek" is not accepted here',
     "did you mean --check?",
   ]);
-  assertThrows(() => parseCommand(BARE, ["--", "x"]), InputError, "-- is not taken here");
+  assertThrows(() => parseCommand(BARE, ["--", "x"]), InputError, "-- is not accepted here");
 });
 
 Deno.test("parseCommand: --help and --version go before any other fault", () => {

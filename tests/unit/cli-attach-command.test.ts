@@ -73,7 +73,7 @@ Deno.test("readAttachCommand: policies, by flags and by lines", async () => {
     { name: "web", isolated: false, antispoof: true, denyEgress: "none" },
   ]);
   await withLines(['{"name":"web","isolated":false}'], async (path) => {
-    await assertRejects(() => read("--from", path), InputError, '"isolated" holds false');
+    await assertRejects(() => read("--from", path), InputError, '"isolated" is false');
   });
   for (const flag of ["--isolated", "--deny-egress=::/0"]) {
     await assertRejects(() => read("web", "--remove", flag), InputError, "does not go with");
@@ -176,14 +176,14 @@ Deno.test("readAttachCommand: --from names the line it refuses", async () => {
     ["[]", "is not a JSON object"],
     ["null", "is not a JSON object"],
     ['"a"', "is not a JSON object"],
-    ['{"ports":["1:2"]}', "gives no name"],
-    ['{"name":3}', "gives no name"],
+    ['{"ports":["1:2"]}', "has no name"],
+    ['{"name":3}', "has no name"],
     ['{"name":"a","prots":["1:2"]}', 'unknown key "prots"'],
     ['{"name":"a","__proto__":{"ip":"1.2.3.4"}}', 'unknown key "__proto__"'],
     ['{"name":"a","output":"env"}', 'unknown key "output"'],
     ['{"name":"a","ip":["1.2.3.4","1.2.3.5"]}', "--ip is given 2 times"],
-    ['{"name":"a","ip":{}}', '"ip" holds {}'],
-    ['{"name":"a","ip":""}', '"ip" holds ""'],
+    ['{"name":"a","ip":{}}', '"ip" has {}'],
+    ['{"name":"a","ip":""}', '"ip" has ""'],
     ['{"name":"a","mtu":1.5}', '--mtu "1.5" is not a whole number'],
     ['{"name":"a","mode":"fast"}', '--mode "fast" is not known'],
     ['{"name":"ok"}', 'VM "ok" is named twice'],

@@ -74,7 +74,7 @@ Deno.test("install.ts: touches no file that it did not write", () => {
     Deno.writeTextFileSync(`${directory}/bin/attach-vm`, "mine");
     const refused = install("--prefix", directory);
     assertEquals(refused.code, 1);
-    assertStringIncludes(refused.err, "/bin/attach-vm is there and is not tapkit's");
+    assertStringIncludes(refused.err, "/bin/attach-vm exists and was not written by tapkit");
     assertEquals(tree(directory), [`${directory}/bin`, `${directory}/bin/attach-vm`]);
 
     Deno.removeSync(`${directory}/bin/attach-vm`);

@@ -52,7 +52,7 @@ Deno.test("runScript: an error is one line with its mend, and its class is the e
     [
       `await Deno.readTextFile("/nonexistent")`,
       1,
-      /^cook: [a-z]+ '\/nonexistent': No such file or directory \(ENOENT\): see that it is there\n$/,
+      /^cook: [a-z]+ '\/nonexistent': No such file or directory \(ENOENT\): check that it exists\n$/,
     ],
     [
       `throw new RangeError("oops")`,
