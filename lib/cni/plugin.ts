@@ -22,11 +22,15 @@ import {
   type RouteConfig,
 } from "./types.ts";
 
-/** The attachment a plugin works on. */
-export interface Attachment {
+/** What identifies an attachment to a network. */
+export interface Holder {
   readonly containerId: string;
   /** The link's name in the namespace: `"eth0"`. */
   readonly ifName: string;
+}
+
+/** The attachment a plugin works on. */
+export interface Attachment extends Holder {
   /** The namespace's path as results name it. */
   readonly netnsPath: string;
   /** CNI_ARGS. */

@@ -9,7 +9,7 @@ import { listConfigFiles, readConfigFile } from "../cni/conflist.ts";
 import { DEFAULT_NETWORK, tidyDefaultCni } from "../cni/default-network.ts";
 import { type NetworkAttachment, planNetwork, type PluginChoice } from "../cni/plan.ts";
 import { delNetwork, hasExecuted, mayGiveAgain } from "../cni/runtime.ts";
-import { LINK_GROUP } from "../cni/plugins/bridge-device.ts";
+import { LINK_GROUP } from "../cni/plugins/veth.ts";
 import { asError, describe, TapkitError } from "../errors.ts";
 import { isThere } from "../files.ts";
 import { deleteLinkGroup } from "../netlink/link.ts";

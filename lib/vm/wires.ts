@@ -19,7 +19,7 @@ import { type Netns, withNetns } from "../sys/netns.ts";
 import { writeSysctl } from "../sys/sysctl.ts";
 import { createTap } from "../sys/tap.ts";
 import type { UndoStack } from "../undo.ts";
-import { LINK_GROUP } from "../cni/plugins/bridge-device.ts";
+import { LINK_GROUP } from "../cni/plugins/veth.ts";
 import { type GuardPolicy, wireGuard } from "./guard.ts";
 import { type GuestIdentity, tapGuard } from "./guest-guard.ts";
 import { innerBridge } from "./inner-bridge.ts";

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 import { parseConfig } from "../../lib/cni/conflist.ts";
-import { hostVethName } from "../../lib/cni/plugins/bridge-veth.ts";
+import { hostVethName } from "../../lib/cni/plugins/veth.ts";
 import { type NetworkAttachment, planNetwork } from "../../lib/cni/plan.ts";
 import { type Added, addNetwork, checkNetwork, delNetwork } from "../../lib/cni/runtime.ts";
 import { CniError, type NetworkConfigList, type RuntimeConfig } from "../../lib/cni/types.ts";
@@ -12,6 +12,8 @@ import { CniGuest, CniHost, requireReference, runReference } from "../support/cn
 requireReference();
 
 type Conf = Record<string, unknown>;
+
+const OURS = { containerId: "ours", ifName: "eth0" };
 
 const GATEWAY = { isGateway: true, isDefaultGateway: true };
 
@@ -217,7 +219,7 @@ Deno.test("bridge: the port is tagged, and hairpin is on whatever the configurat
   using host = new CniHost();
   using guest = new CniGuest();
   const { result } = await add(host, guest, network(host, { portIsolation: true }, undefined));
-  const name = hostVethName("ours", "eth0");
+  const name = hostVethName(OURS);
   assertEquals(result.interfaces[1]!.name, name);
   const [link] = host.ip("link", "show", "dev", name);
   assertEquals([link.ifalias, link.master], ["tapkit:ours:eth0", "br0"]);
@@ -260,7 +262,7 @@ Deno.test("bridge: IPv6 is off without an IPv6 range, in the whole namespace onl
     using host = new CniHost();
     using guest = new CniGuest();
     await add(host, guest, network(host, GATEWAY, { subnet: "10.7.0.0/24" }), { ownNetns });
-    assertEquals(setting(host, hostVethName("ours", "eth0")), "1");
+    assertEquals(setting(host, hostVethName(OURS)), "1");
     assertEquals(setting(guest, "eth0"), "1");
     assertEquals(
       [setting(guest, "all"), setting(guest, "default")],
@@ -292,7 +294,7 @@ Deno.test("bridge: the MTU is the request's, the configuration's, the default ro
     await add(host, guest, network(host, conf, undefined), mtu === undefined ? {} : { mtu });
     return [
       guest.ip("link", "show", "dev", "eth0")[0].mtu,
-      host.ip("link", "show", "dev", hostVethName("ours", "eth0"))[0].mtu,
+      host.ip("link", "show", "dev", hostVethName(OURS))[0].mtu,
       host.ip("link", "show", "dev", "br0")[0].mtu,
     ];
   };
@@ -434,8 +436,8 @@ Deno.test("bridge: what is in the way is refused, and stays", async () => {
   run(guest, "ip link add eth0 type veth peer other");
   await refused(`"eth0" in`);
   run(guest, "ip link del eth0");
-  run(host, `ip link add ${hostVethName("ours", "eth0")} type veth peer other`);
-  await refused(hostVethName("ours", "eth0"));
+  run(host, `ip link add ${hostVethName(OURS)} type veth peer other`);
+  await refused(hostVethName(OURS));
   run(host, `ip link del other; ip link add br0 type veth peer other`);
   await refused(`"br0" is no bridge`);
 });
@@ -510,7 +512,7 @@ Deno.test("bridge: DEL works twice, without the namespace, without a result, aft
   {
     using guest = new CniGuest();
     const { attachment } = await add(host, guest, list);
-    const name = hostVethName("ours", "eth0");
+    const name = hostVethName(OURS);
     const rename = `ip link set ${name} down; ip link set ${name} name mine`;
     host.run(() => new Deno.Command("sh", { args: ["-ec", rename] }).outputSync());
     await del(host, guest, attachment);
@@ -523,7 +525,7 @@ Deno.test("bridge: DEL takes what a process that was killed left without a name"
   using guest = new CniGuest();
   const list = network(host, GATEWAY, { subnet: "10.7.0.0/24" });
   const before = snapshot(host);
-  const name = hostVethName("ours", "eth0");
+  const name = hostVethName(OURS);
   const script = "ip link add br0 address 02:74:6b:00:00:01 type bridge;" +
     `ip link add ${name} type veth peer other`;
   host.run(() => new Deno.Command("sh", { args: ["-ec", script] }).outputSync());
@@ -547,7 +549,7 @@ Deno.test("bridge: CHECK says what is missing", async () => {
     ["host", "ip link del br0", `bridge "br0" is gone`],
     ["host", "rm DATA/net/10.7.0.2", "address 10.7.0.2 is not reserved"],
   ];
-  const veth = hostVethName("ours", "eth0");
+  const veth = hostVethName(OURS);
   for (const [where, script, problem] of cases) {
     using host = new CniHost();
     using guest = new CniGuest();

@@ -24,11 +24,8 @@ import { writeSysctl } from "../../sys/sysctl.ts";
 import type { UndoStack } from "../../undo.ts";
 import { CniCode, CniError } from "../types.ts";
 import type { BridgeConfig } from "./bridge-config.ts";
+import { ALIAS, isSameCidr } from "./veth.ts";
 
-/** The alias of links that tapkit made. */
-export const ALIAS = "tapkit";
-/** The group of the links that tapkit makes in a VM's namespace, which are deleted together. */
-export const LINK_GROUP = 0x746b;
 /**
  * How the MAC of a bridge made here begins ("tk", locally administered). The kernel takes no alias when it
  * makes a link, so this tells whose bridge it is after a crash between the two.
@@ -38,7 +35,7 @@ const MAC_PREFIX = "02:74:6b:";
 const IFF_LOWER_UP = 0x10000;
 
 /** Whether tapkit made the bridge. */
-export function isOurBridge({ kind, alias, mac }: Link): boolean {
+function isOurBridge({ kind, alias, mac }: Link): boolean {
   if (kind !== "bridge") return false;
   return alias === ALIAS || ((alias ?? "") === "" && mac?.startsWith(MAC_PREFIX) === true);
 }
@@ -127,7 +124,7 @@ export function ensureGateway(
   const wanted = parseCidr(gateway);
   const present = listAddresses(nl, { index: bridge.index })
     .filter(({ address }) => parseCidr(address).family === wanted.family);
-  if (present.some(({ address }) => isSame(parseCidr(address), wanted))) return;
+  if (present.some(({ address }) => isSameCidr(parseCidr(address), wanted))) return;
   for (const { address } of present) {
     if (!conflicts(parseCidr(address), wanted)) continue;
     if (!force) {
@@ -155,12 +152,6 @@ export function ensureGateway(
   }
 }
 
-/** Whether the bridge has the gateway's address. */
-export function hasAddress(nl: NetlinkConnection, index: number, address: string): boolean {
-  const wanted = parseCidr(address);
-  return listAddresses(nl, { index }).some((found) => isSame(parseCidr(found.address), wanted));
-}
-
 /** Duplicate address detection is left out: the pool gives the gateway's address to no one. */
 function add(nl: NetlinkConnection, { index }: Link, address: string): void {
   const { family, prefixLength, broadcast } = parseCidr(address);
@@ -169,10 +160,6 @@ function add(nl: NetlinkConnection, { index }: Link, address: string): void {
     address,
     ...(family === 6 ? { noDad: true } : prefixLength < 31 ? { broadcast } : {}),
   });
-}
-
-function isSame(a: Cidr, b: Cidr): boolean {
-  return a.address === b.address && a.prefixLength === b.prefixLength;
 }
 
 /** IPv4 has one address on the bridge; IPv6 may have several that do not overlap. */

@@ -18,31 +18,12 @@
 import type { Finding } from "../../finding.ts";
 import { parseCidr } from "../../inet/ip.ts";
 import { randomMac } from "../../inet/mac.ts";
-import { addAddress, IFA_F, listAddresses } from "../../netlink/address.ts";
-import type { NetlinkConnection } from "../../netlink/connection.ts";
 import { NetlinkError } from "../../netlink/errors.ts";
-import {
-  createVeth,
-  deleteLink,
-  getLink,
-  requireLink,
-  setBridgePort,
-  setLink,
-} from "../../netlink/link.ts";
-import { addRoute, type RouteRequest } from "../../netlink/route.ts";
+import { deleteLink, getLink, requireLink, setBridgePort } from "../../netlink/link.ts";
 import { linksOut } from "../../netlink/routing.ts";
 import { Errno } from "../../sys/libc.ts";
-import { withNetns } from "../../sys/netns.ts";
-import { writeSysctl } from "../../sys/sysctl.ts";
 import type { AddContext, AddOutcome, BuiltinPlugin, CheckContext, DelContext } from "../plugin.ts";
-import {
-  CniCode,
-  CniError,
-  type IpConfig,
-  type PluginConfig,
-  type Result,
-  type RouteConfig,
-} from "../types.ts";
+import { CniCode, CniError, type PluginConfig, type Result } from "../types.ts";
 import {
   type BridgeConfig,
   hasIpv6,
@@ -51,16 +32,23 @@ import {
   refuseUnusable,
   supportsBridge,
 } from "./bridge-config.ts";
-import { checkBridge } from "./bridge-check.ts";
-import { ensureBridge, ensureGateway, LINK_GROUP, removeBridgeIfUnused } from "./bridge-device.ts";
-import { findHostVeth, findNamedVeth, hostVethAlias, hostVethName } from "./bridge-veth.ts";
-import { allocate, release } from "./host-local.ts";
+import { ensureBridge, ensureGateway, removeBridgeIfUnused } from "./bridge-device.ts";
+import { allocate, holdsAddress, release } from "./host-local.ts";
+import {
+  type Addresses,
+  checkHostEnd,
+  checkInterface,
+  configureInterface,
+  defaultRouteMtu,
+  findHostVeth,
+  hasAddress,
+  makePair,
+  refuseTaken,
+  withoutRequests,
+} from "./veth.ts";
 
-const DEFAULT_MTU = 1500;
 /** Index of the namespace's interface in a result. */
 const GUEST_INTERFACE = 2;
-/** How long duplicate address detection may take. */
-const DAD_TIMEOUT_MS = 10_000;
 
 /** The built-in `bridge`. */
 export const bridge: BuiltinPlugin = {
@@ -73,16 +61,31 @@ export const bridge: BuiltinPlugin = {
   add(context: AddContext): AddOutcome {
     const { conf, hostNl, vmNl, undo, ifName } = context;
     const config = parseBridge(conf, context.cniArgs);
-    refuseTaken(context);
+    refuseTaken("bridge", context);
     const mtu = chooseMtu(context, config);
     const addresses = requestAddresses(context, config);
     const bridgeIndex = ensureBridge(hostNl, config, mtu, undo);
     const mac = config.mac ?? randomMac();
-    const host = makeVeth(context, config, bridgeIndex, mac, mtu);
+    const ipv6 = hasIpv6(config.ipam);
+    const enabledad = config.enabledad && ipv6;
+    const host = explainFull(config.bridge, () =>
+      makePair(context, {
+        mac,
+        mtu,
+        master: bridgeIndex,
+        ipv6,
+        enabledad,
+        prepare: (index) =>
+          setBridgePort(hostNl, index, {
+            hairpin: true,
+            ...(config.portIsolation ? { isolated: true } : {}),
+          }),
+      }));
     // Read again: the MAC of a bridge that others made may follow its ports.
     const bridge = requireLink(hostNl, bridgeIndex);
     const eth = requireLink(vmNl, ifName).index;
-    const routes = configure(context, config, eth, addresses);
+    const up = !config.disableContainerInterface;
+    const routes = configureInterface(context, eth, addresses, { enabledad, up });
     if (config.isGateway) {
       for (const { address, gateway } of addresses.ips) {
         const { prefixLength } = parseCidr(address);
@@ -126,7 +129,11 @@ export const bridge: BuiltinPlugin = {
 
   check(context: CheckContext): Finding[] {
     const config = parseBridge(withoutRequests(context.conf), {});
-    return checkBridge(context, config);
+    return [
+      ...checkHost(context, config),
+      ...checkInterface(context),
+      ...checkPool(context, config),
+    ];
   },
 };
 
@@ -169,26 +176,6 @@ function refuseMtu(message: string, { mend }: { mend: string }): never {
   throw new CniError(message, where, { mend });
 }
 
-function refuseTaken({ hostNl, vmNl, netnsPath, containerId, ifName }: AddContext): void {
-  const name = hostVethName(containerId, ifName);
-  const taken = getLink(vmNl, ifName) !== undefined
-    ? `"${ifName}" in ${netnsPath}`
-    : getLink(hostNl, name) !== undefined
-    ? `"${name}"`
-    : undefined;
-  if (taken === undefined) return;
-  throw new CniError(`link ${taken} already exists`, {
-    plugin: "bridge",
-    code: CniCode.INVALID_ENVIRONMENT_VARIABLES,
-  }, { mend: "remove the attachment first, or choose another interface name" });
-}
-
-interface Addresses {
-  readonly ips: readonly IpConfig[];
-  readonly routes: readonly RouteConfig[];
-  readonly dns: Result["dns"];
-}
-
 /** What IPAM gives, with the gateways' default routes. */
 function requestAddresses(context: AddContext, config: BridgeConfig): Addresses {
   if (config.ipam === undefined) return { ips: [], routes: [], dns: {} };
@@ -204,37 +191,6 @@ function requestAddresses(context: AddContext, config: BridgeConfig): Addresses 
     routes,
     dns: given.dns,
   };
-}
-
-function makeVeth(
-  context: AddContext,
-  config: BridgeConfig,
-  bridgeIndex: number,
-  mac: string,
-  mtu: number,
-): { name: string; mac: string } {
-  const { hostNl, netns, ifName, undo, containerId } = context;
-  const ipv6 = hasIpv6(config.ipam);
-  const host = { name: hostVethName(containerId, ifName), mac: randomMac() };
-  undo.push(`link "${host.name}"`, () => {
-    const veth = findNamedVeth(hostNl, context);
-    if (veth !== undefined) deleteLink(hostNl, veth.index);
-  });
-  const peer = { name: ifName, mac, mtu, netnsFd: netns.fd, group: LINK_GROUP };
-  const index = explainFull(
-    config.bridge,
-    () => createVeth(hostNl, { ...host, mtu, master: bridgeIndex, peer }),
-  );
-  // Before either end comes up.
-  withNetns(netns, () => prepareIpv6(context, ipv6, config.enabledad));
-  if (ipv6) writeSysctl(`net/ipv6/conf/${host.name}/accept_ra`, "0");
-  else writeSysctl(`net/ipv6/conf/${host.name}/disable_ipv6`, "1");
-  setBridgePort(hostNl, index, {
-    hairpin: true,
-    ...(config.portIsolation ? { isolated: true } : {}),
-  });
-  setLink(hostNl, index, { alias: hostVethAlias(context), up: true });
-  return host;
 }
 
 /** A bridge has port numbers of 10 bits (`BR_PORT_BITS` of net/bridge/br_private.h), and none is 0. */
@@ -256,82 +212,44 @@ function explainFull<T>(bridge: string, join: () => T): T {
   }
 }
 
-/** IPv6 settings of the namespace: all of it where it is tapkit's own, else the interface's. */
-function prepareIpv6({ ownNetns, ifName }: AddContext, ipv6: boolean, enabledad: boolean): void {
-  if (!ipv6) {
-    writeSysctl(`net/ipv6/conf/${ownNetns ? "all" : ifName}/disable_ipv6`, "1");
-    return;
+/** CHECK of the bridge and its port; settings are the firewall's to check. */
+function checkHost(context: CheckContext, config: BridgeConfig): Finding[] {
+  const { hostNl, prevResult } = context;
+  const link = getLink(hostNl, config.bridge);
+  const object = `bridge "${config.bridge}"`;
+  if (link === undefined) return [{ object, problem: "is gone" }];
+  if (link.kind !== "bridge") {
+    return [{ object: `link "${config.bridge}"`, problem: "is no bridge" }];
   }
-  for (const link of ["lo", ifName]) writeSysctl(`net/ipv6/conf/${link}/disable_ipv6`, "0");
-  writeSysctl(`net/ipv6/conf/${ifName}/accept_dad`, enabledad ? "1" : "0");
-  if (enabledad) writeSysctl(`net/ipv6/conf/${ifName}/enhanced_dad`, "1");
-}
-
-/**
- * Addresses and routes of the namespace's interface; they go with it.
- *
- * @returns the routes that it has: where another interface has one already, as the default route of the
- * VM's first network, that one stays
- */
-function configure(
-  { vmNl }: AddContext,
-  config: BridgeConfig,
-  index: number,
-  { ips, routes }: Addresses,
-): RouteConfig[] {
-  for (const { address } of ips) {
-    const { family, prefixLength, broadcast } = parseCidr(address);
-    addAddress(vmNl, {
-      index,
-      address,
-      ...(family === 6 && !config.enabledad ? { noDad: true } : {}),
-      ...(family === 4 && prefixLength < 31 ? { broadcast } : {}),
-    });
+  const found: Finding[] = [];
+  if (!link.up) found.push({ object, problem: "is down" });
+  if (config.promiscMode && !link.promiscuous) {
+    found.push({ object, problem: "is not promiscuous" });
   }
-  if (!config.disableContainerInterface) setLink(vmNl, index, { up: true });
-  if (config.enabledad && hasIpv6(config.ipam)) awaitDad(vmNl, index);
-  return routes.filter(({ dst, gw, mtu, priority }) => {
-    const { family } = parseCidr(dst);
-    const gateway = gw ?? ips.find(({ address }) => parseCidr(address).family === family)?.gateway;
-    return addIfFree(vmNl, {
-      dst,
-      oif: index,
-      ...(gateway === undefined ? {} : { gateway }),
-      ...(mtu === undefined ? {} : { mtu }),
-      ...(priority === undefined ? {} : { metric: priority }),
-    });
-  });
-}
-
-function addIfFree(nl: NetlinkConnection, request: RouteRequest): boolean {
-  try {
-    addRoute(nl, request);
-    return true;
-  } catch (error) {
-    if (error instanceof NetlinkError && error.errno === Errno.EEXIST) return false;
-    throw error;
+  found.push(...checkHostEnd(context, prevResult.interfaces[1]?.name, (port): Finding[] => {
+    if (port.master !== link.index) {
+      return [{ object: `link "${port.name}"`, problem: `is no port of ${object}` }];
+    }
+    if (port.bridgePort?.hairpin === true) return [];
+    return [{ object: `bridge port "${port.name}"`, problem: "has its hairpin flag off" }];
+  }));
+  if (!config.isGateway) return found;
+  for (const { address, gateway } of prevResult.ips) {
+    const wanted = `${gateway}/${parseCidr(address).prefixLength}`;
+    if (!hasAddress(hostNl, link.index, wanted)) {
+      found.push({ object, problem: `lacks the gateway's address ${wanted}` });
+    }
   }
+  return found;
 }
 
-/** Waits until no address is tentative; routes that name one as source need that. */
-function awaitDad(nl: NetlinkConnection, index: number): void {
-  const cell = new Int32Array(new SharedArrayBuffer(4));
-  const end = Date.now() + DAD_TIMEOUT_MS;
-  while (listAddresses(nl, { index }).some(({ flags }) => (flags & IFA_F.TENTATIVE) !== 0)) {
-    if (Date.now() > end) return;
-    Atomics.wait(cell, 0, 0, 20);
-  }
-}
-
-/** What every link that the host's default route leaves by can carry; 1500 without one. */
-function defaultRouteMtu(nl: NetlinkConnection): number {
-  const mtus = linksOut(nl).map(({ mtu }) => mtu);
-  return mtus.length === 0 ? DEFAULT_MTU : Math.min(...mtus);
-}
-
-/** DEL and CHECK go by what is there, not by what was asked for. */
-function withoutRequests(conf: PluginConfig): PluginConfig {
-  const { args: _, runtimeConfig = {}, ...rest } = conf;
-  const { ips: __, mac: ___, ...kept } = runtimeConfig;
-  return { ...rest, runtimeConfig: kept };
+function checkPool(context: CheckContext, { ipam }: BridgeConfig): Finding[] {
+  if (ipam === undefined) return [];
+  return context.prevResult.ips
+    .map(({ address }) => parseCidr(address).address)
+    .filter((ip) => !holdsAddress(ipam, context, ip))
+    .map((ip) => ({
+      object: `address ${ip}`,
+      problem: `is not reserved in ${ipam.directory}`,
+    }));
 }

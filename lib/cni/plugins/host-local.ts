@@ -14,7 +14,7 @@ import { readIfThere, removeIfThere } from "../../files.ts";
 import { bigIntToIp, ipToBigInt, isIp } from "../../inet/ip.ts";
 import { lockFile } from "../../sys/flock.ts";
 import type { UndoStack } from "../../undo.ts";
-import type { IpamResult } from "../plugin.ts";
+import type { Holder, IpamResult } from "../plugin.ts";
 import { CniCode, CniError, type CniFailure, type Dns, type IpConfig } from "../types.ts";
 import {
   capacity,
@@ -25,12 +25,6 @@ import {
 } from "./host-local-config.ts";
 
 const PLUGIN = "host-local";
-
-/** Who holds an address. */
-export interface Holder {
-  readonly containerId: string;
-  readonly ifName: string;
-}
 
 /** A requested address, or the attachment itself, has its address already. */
 export class AddressHeldError extends CniError {
