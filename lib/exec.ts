@@ -8,7 +8,10 @@ import { TapkitError } from "./errors.ts";
 import { isFile } from "./files.ts";
 import { keepDescriptors, spawnSession } from "./sys/spawn.ts";
 
-/** The environment of a program that outlives this one: paths and settings, no secrets of the caller. */
+/**
+ * The environment of a program that outlives this one: paths and settings, no secrets of the
+ * caller.
+ */
 const LASTING =
   /^(PATH|HOME|LANG|LC_ALL|TZ|TMPDIR|XDG_CACHE_HOME|DENO_DIR|DENO_V8_FLAGS|NO_COLOR|NETCONFPATH|CNI_PATH|TAPKIT_.*)$/;
 

@@ -19,7 +19,10 @@ export const SIGNALS = {
 /** Signals that ask a process to end. */
 const ENDING = ["SIGHUP", "SIGINT", "SIGTERM"] as const;
 
-/** Calls `act` for each of these signals, instead of the default action, until the result is disposed of. */
+/**
+ * Calls `act` for each of these signals, instead of the default action, until the result is
+ * disposed of.
+ */
 export function listenTo<S extends keyof typeof SIGNALS>(
   signals: readonly S[],
   act: (signal: S) => void,

@@ -41,7 +41,9 @@ const TAPKIT = {
   examples: [{ does: "attach a VM to the default network", command: "tapkit attach-vm web" }],
 } as const satisfies Command;
 
-/** Runs the script that the first argument names, with the other arguments. Returns its exit code. */
+/**
+ * Runs the script that the first argument names, with the other arguments. Returns its exit code.
+ */
 export async function main(args: readonly string[]): Promise<number> {
   const [first, ...rest] = args;
   const name = first === BECOME_SERVE_DHCP ? "serve-dhcp" : first;

@@ -77,7 +77,9 @@ export function printNote(script: string, text: string): void {
 let log: ((line: string) => boolean) | undefined;
 const LOG_LIMIT = 256 * 1024;
 
-/** Sends notes and errors to a file of bounded size; to stderr only if the file cannot be written. */
+/**
+ * Sends notes and errors to a file of bounded size; to stderr only if the file cannot be written.
+ */
 export async function logTo(path: string): Promise<void> {
   const { absolutePath, appendBounded } = await import("../files.ts");
   const file = absolutePath(path);
@@ -170,7 +172,9 @@ export interface Doing {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Calls `act` for each VM, one after the other, and goes on after a failure. Returns the exit code. */
+/**
+ * Calls `act` for each VM, one after the other, and goes on after a failure. Returns the exit code.
+ */
 export async function forEachVm<T extends { readonly name: string }>(
   { script, verb, failed, signal }: Doing,
   vms: readonly T[] | AsyncIterable<T>,

@@ -1,5 +1,5 @@
 /**
- * The classic BPF program that says which frames wake the DHCP server.
+ * The classic BPF program that selects the frames for the DHCP server.
  *
  * @module
  */
@@ -14,10 +14,10 @@ const WHOLE_FRAME = 0x40000;
 const NOTHING = 0;
 
 /**
- * The filter of the server's packet sockets: DHCP requests that came in by the interface. Frames
- * of a VLAN, whose tag the kernel has taken off already, are not for the TAP's own network.
+ * The filter of the server's packet sockets: incoming DHCP requests. Frames of a VLAN are dropped,
+ * although the kernel has removed their tag: they are not for the TAP's own network.
  *
- * A load beyond the end of a frame ends a program with 0: not this one.
+ * A load beyond the end of a frame ends the program with 0, which drops the frame.
  */
 export function dhcpSocketFilter(): BpfInstruction[] {
   const { ifEqual, loadAncillary, ret } = bpf;

@@ -42,10 +42,10 @@ export interface UdpFrame {
 /**
  * Parses a frame. Ethernet's padding is cut off, the options of the IPv4 header are skipped.
  *
- * A UDP checksum may be whole, absent (zero), or still the sum of the pseudo-header alone: that
- * is how a guest whose interface computes checksums hands a frame to the host.
+ * A UDP checksum may be complete, absent (zero), or the sum of the pseudo-header only: a guest with
+ * checksum offload sends such frames to the host.
  *
- * @returns `undefined` for what is no UDP in IPv4, or a fragment of it
+ * @returns `undefined` for a frame that is not UDP in IPv4, or is a fragment
  * @throws {DhcpFormatError} when lengths or checksums are wrong
  */
 export function parseUdpFrame(frame: Uint8Array): UdpFrame | undefined {
@@ -103,13 +103,13 @@ function udpChecksumHolds(frame: Uint8Array, view: DataView, udp: number, length
   return checksum === fold(pseudo) || fold(pseudo + sum(frame, udp, udp + length)) === 0xffff;
 }
 
-/** The part of UDP's checksum that stands for the IPv4 header: addresses, protocol, length. */
+/** The sum of UDP's pseudo-header: addresses, protocol, length. */
 function pseudoHeaderSum(frame: Uint8Array, udpLength: number): number {
   const addresses = sum(frame, ETH_HLEN + Ip.SOURCE, ETH_HLEN + IPV4_HEADER_SIZE);
   return addresses + IPPROTO_UDP + udpLength;
 }
 
-/** Adds up 16-bit words in network order, an odd last byte as the high half of one. */
+/** Adds 16-bit words in network order. An odd last byte is the high half of a word. */
 function sum(bytes: Uint8Array, start: number, end: number): number {
   let total = 0;
   for (let index = start; index + 1 < end; index += 2) {
@@ -124,7 +124,7 @@ function fold(total: number): number {
   return folded;
 }
 
-/** Builds the frame of one datagram, not to be fragmented, with both checksums. */
+/** Builds the frame of one datagram, with both checksums and the don't-fragment flag. */
 export function buildUdpFrame(frame: UdpFrame): Uint8Array<ArrayBuffer> {
   const udpLength = UDP_HEADER_SIZE + frame.payload.length;
   const totalLength = IPV4_HEADER_SIZE + udpLength;
@@ -147,7 +147,7 @@ export function buildUdpFrame(frame: UdpFrame): Uint8Array<ArrayBuffer> {
   view.setUint16(udp + Udp.LENGTH, udpLength, false);
   bytes.set(frame.payload, udp + UDP_HEADER_SIZE);
   const checksum = 0xffff - fold(pseudoHeaderSum(bytes, udpLength) + sum(bytes, udp, bytes.length));
-  // RFC 768: zero would mean that there is no checksum.
+  // RFC 768: zero means that there is no checksum.
   view.setUint16(udp + Udp.CHECKSUM, checksum === 0 ? 0xffff : checksum, false);
   return bytes;
 }

@@ -1,5 +1,5 @@
 /**
- * Numbers of the headers around a DHCP message, for whoever builds, parses or filters frames.
+ * Numbers of the headers around a DHCP message, to build, parse and filter frames.
  *
  * @module
  */
@@ -11,7 +11,7 @@ export const ETH_P_IP = 0x0800;
 export const ETH_HLEN = 14;
 /** linux/in.h. */
 export const IPPROTO_UDP = 17;
-/** More fragments, or an offset: part of a datagram. */
+/** More fragments, or an offset: the packet is a fragment. */
 export const IP_FRAGMENT_MASK = 0x3fff;
 
 /** Ports of BOOTP (RFC 951). */
@@ -23,7 +23,10 @@ const ETHERNET_TYPE = 12;
 const Ipv4 = { VERSION_IHL: 0, FRAGMENT: 6, PROTOCOL: 9 } as const;
 const UDP_DESTINATION = 2;
 
-/** BPF: goes on where the frame is a whole IPv4 datagram to a UDP port, else to `other`. */
+/**
+ * BPF: continues if the frame is an unfragmented IPv4 datagram to a UDP port; otherwise jumps to
+ * `other`.
+ */
 export function datagramSteps(port: number, other: string): BpfSource {
   const { ifEqual, ifAnyBit, loadByte, loadHalf, loadHalfAtX } = bpf;
   return [

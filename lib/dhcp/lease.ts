@@ -1,5 +1,5 @@
 /**
- * What one guest is told by DHCP: its parameters, checked and encoded once for all requests.
+ * The lease of one guest: its parameters, checked and encoded once for all requests.
  *
  * @module
  */
@@ -27,7 +27,7 @@ import {
   u32be,
 } from "./options.ts";
 
-/** What a guest is to be told. */
+/** The parameters of a guest. */
 export interface DhcpGuest {
   /** The Ethernet address whose requests are answered. */
   readonly mac: string;
@@ -35,21 +35,21 @@ export interface DhcpGuest {
   readonly address: string;
   readonly gateway?: string | undefined;
   /**
-   * Routes beside the default one. Without `gw` a route goes by the gateway, as in CNI, but is on
-   * the link where there is no gateway or where `dst` holds it. IPv6 routes are passed over.
+   * Routes other than the default route. Without `gw`, a route uses the gateway, as in CNI. It is on
+   * the link if there is no gateway, or if `dst` contains it. IPv6 routes are ignored.
    */
   readonly routes: readonly { readonly dst: string; readonly gw?: string | undefined }[];
-  /** Resolvers; those of IPv6, loopback and unspecified ones are not passed on. */
+  /** Name servers. IPv6, loopback and unspecified addresses are left out. */
   readonly nameservers: readonly string[];
   /** Search domains; the first is the guest's domain. */
   readonly search: readonly string[];
-  /** Not passed on where it is no domain name. */
+  /** Left out if it is not a domain name. */
   readonly hostname: string;
-  /** Bytes; below IPv4's minimum of 68 it is not passed on. */
+  /** Bytes. Left out if below IPv4's minimum of 68. */
   readonly mtu: number;
   /** Infinite when absent. */
   readonly leaseSeconds?: number | undefined;
-  /** When the guest asks again; after twice that time it asks everybody. Half the lease when absent. */
+  /** When the guest renews; after twice that time it broadcasts. Half the lease when absent. */
   readonly renewalSeconds?: number | undefined;
 }
 
@@ -61,14 +61,13 @@ export interface DhcpLease {
   readonly address: string;
   readonly serverIdentifier: string;
   readonly mtu: number;
-  /** All options a reply may carry, those that matter most first. */
+  /** All options that a reply may have, the most important first. */
   readonly options: DhcpOptions;
 }
 
 /**
- * The server's address in the guest's eyes where no gateway inside its network can stand for it.
- * Nothing owns this link-local address: renewals to it are lost, and the client, as RFC 2131 has
- * it, broadcasts instead.
+ * The server's address for a guest that has no gateway in its network. Nothing owns this link-local
+ * address: renewals to it are lost, and the client broadcasts instead, as RFC 2131 says.
  */
 export const LINK_LOCAL_SERVER = "169.254.0.1";
 export const INFINITE_LEASE = 0xffffffff;
@@ -81,8 +80,8 @@ const UNSPECIFIED = "0.0.0.0";
 /**
  * Checks a guest's parameters and encodes them.
  *
- * @throws {InputError} when one of them is malformed; resolvers, search domains and a
- *   host name that a guest cannot use are left out instead: without them it has its network still
+ * @throws {InputError} when one of them is malformed. Name servers, search domains and a host name
+ *   that a guest cannot use are left out instead, because the guest does not need them
  */
 export function prepareLease(guest: DhcpGuest): DhcpLease {
   const cidr = parseCidr(guest.address);
@@ -109,12 +108,12 @@ type OptionEntry = readonly [code: number, value: Uint8Array];
 function leaseOptions(seconds: number, renewal?: number): OptionEntry[] {
   if (!Number.isInteger(seconds) || seconds < 1 || seconds > INFINITE_LEASE) {
     throw new InputError(`a lease of ${seconds} seconds cannot be given`, {
-      mend: `use a whole number from 1 to ${INFINITE_LEASE}, which is for ever`,
+      mend: `use a whole number from 1 to ${INFINITE_LEASE}, which means forever`,
     });
   }
   const options: OptionEntry[] = [[DhcpOption.LEASE_TIME, u32be(seconds)]];
   if (seconds !== INFINITE_LEASE) {
-    // RFC 2131's own, unless it is said; in their order in any case.
+    // RFC 2131's defaults, unless they are given; always in ascending order.
     const rebinding = Math.floor(seconds * 7 / 8);
     const times = renewal === undefined
       ? [Math.floor(seconds / 2), rebinding]
@@ -144,7 +143,7 @@ function networkOptions(
     options.push([DhcpOption.CLASSLESS_ROUTES, encoded]);
     options.push([DhcpOption.MICROSOFT_CLASSLESS_ROUTES, encoded]);
   }
-  // In /31 and /32 every address is a host's.
+  // In /31 and /32 every address can be a host's.
   if (cidr.prefixLength < 31) {
     options.push([DhcpOption.BROADCAST_ADDRESS, ipToBytes(cidr.broadcast)]);
   }
@@ -177,20 +176,20 @@ function usableResolver(ip: string): boolean {
 function requireIpv4(ip: string): string {
   if (isIp(ip) === 4) return ip;
   throw new InputError(`"${ip}" is not an IPv4 address`, {
-    mend: "DHCP speaks of IPv4 addresses only",
+    mend: "DHCP has IPv4 addresses only",
   });
 }
 
-/** The gateway: the one named, or that of a default route among the routes. */
+/** The gateway: the given one, or that of a default route. */
 function findGateway({ gateway, routes }: DhcpGuest): string | undefined {
   if (gateway !== undefined) return requireIpv4(gateway);
   return routes.find(({ dst, gw }) => dst === "0.0.0.0/0" && isIp(gw ?? "") === 4)?.gw;
 }
 
 /**
- * The routes of option 121, empty where mask and router say all. A client that takes them
- * ignores the router option, so the default route is among them; a gateway outside the guest's
- * network comes with a route to itself.
+ * The routes of option 121; none if mask and router are enough. A client that uses them ignores the
+ * router option, so they include the default route. A gateway outside the guest's network gets a
+ * route of its own.
  */
 function classlessRoutes(
   guest: DhcpGuest,

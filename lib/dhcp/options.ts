@@ -1,5 +1,5 @@
 /**
- * DHCP options: their numbers, and the values that are more than bytes.
+ * DHCP options: their numbers, and the encoding of their values.
  *
  * @module
  */
@@ -7,10 +7,10 @@
 import { InputError, TapkitError } from "../errors.ts";
 import { bytesToIp, ipToBytes, parseCidr } from "../inet/ip.ts";
 
-/** What was received is not what its protocol allows; the sender's fault, to be ignored. */
+/** A received frame or message is malformed. The server ignores it. */
 export class DhcpFormatError extends TapkitError {
   override readonly name: string = "DhcpFormatError";
-  /** Where, in bytes from the start of what was decoded. */
+  /** The position of the error, in bytes from the start of the input. */
   readonly offset: number;
 
   constructor(problem: string, offset: number) {
@@ -19,7 +19,7 @@ export class DhcpFormatError extends TapkitError {
   }
 }
 
-/** Option codes (RFC 2132, where no other is given). */
+/** Option codes (RFC 2132, unless another RFC is given). */
 export const DhcpOption = {
   PAD: 0,
   SUBNET_MASK: 1,
@@ -44,7 +44,7 @@ export const DhcpOption = {
   DOMAIN_SEARCH: 119,
   /** RFC 3442. */
   CLASSLESS_ROUTES: 121,
-  /** Option 121 by the number that Microsoft gave it before. */
+  /** Microsoft's earlier number for option 121. */
   MICROSOFT_CLASSLESS_ROUTES: 249,
   END: 255,
 } as const;
@@ -64,7 +64,7 @@ export const DhcpType = {
 /** The bits of option 52: which header fields carry options too. */
 export const Overload = { FILE: 1, SNAME: 2 } as const;
 
-/** The length that the options a server reads must have. */
+/** The lengths of options that a server reads. */
 export const OPTION_LENGTHS: Readonly<Record<number, number>> = {
   [DhcpOption.REQUESTED_ADDRESS]: 4,
   [DhcpOption.LEASE_TIME]: 4,
@@ -123,17 +123,17 @@ function nameSize(labels: readonly string[]): number {
 }
 
 /**
- * Encodes domain names one after the other (option 119), without compression, which no client
- * needs and some get wrong.
+ * Encodes domain names one after the other (option 119). Does not compress them: no client needs
+ * that, and some get it wrong.
  *
- * @throws {InputError} when a name is no domain name
+ * @throws {InputError} when a name is not a domain name
  */
 export function encodeDomainSearch(names: readonly string[]): Uint8Array {
   const bytes: number[] = [];
   for (const name of names) {
     if (!isDomainName(name)) {
       throw new InputError(`"${name}" is not a domain name`, {
-        mend: "write labels of 1 to 63 characters with dots between them",
+        mend: "write labels of 1 to 63 characters, separated by dots",
       });
     }
     for (const label of name.replace(/\.$/, "").split(".")) {
@@ -144,14 +144,14 @@ export function encodeDomainSearch(names: readonly string[]): Uint8Array {
   return Uint8Array.from(bytes);
 }
 
-/** A route as option 121 has it; gateway 0.0.0.0 means that the destination is on the link. */
+/** A route of option 121. Gateway 0.0.0.0 means that the destination is on the link. */
 export interface ClasslessRoute {
   /** `"10.0.0.0/8"`. */
   readonly dst: string;
   readonly gateway: string;
 }
 
-/** Encodes option 121: of each destination only the bytes its prefix reaches. */
+/** Encodes option 121. A destination has only the bytes that its prefix length covers. */
 export function encodeClasslessRoutes(routes: readonly ClasslessRoute[]): Uint8Array {
   const bytes: number[] = [];
   for (const { dst, gateway } of routes) {

@@ -1,5 +1,5 @@
 /**
- * DHCP messages as bytes and back (RFC 2131, with RFC 3396's long options).
+ * Encodes and decodes DHCP messages (RFC 2131, and long options of RFC 3396).
  *
  * @module
  */
@@ -41,11 +41,11 @@ const Field = {
 
 const FLAG_BROADCAST = 0x8000;
 const MAGIC_COOKIE = 0x63825363;
-/** The size of a BOOTP message, which relays and old clients expect at least (RFC 1542). */
+/** The size of a BOOTP message, the minimum that relays and old clients expect (RFC 1542). */
 const MINIMUM_SIZE = 300;
-/** The message that fits the datagram of 576 bytes every client takes (RFC 2131). */
+/** The size of a message in a datagram of 576 bytes, which every client accepts (RFC 2131). */
 export const DEFAULT_MAXIMUM_SIZE = 576 - 28;
-/** What one instance of an option holds. */
+/** The maximum length of one instance of an option. */
 const MAX_OPTION = 255;
 
 /** A DHCP message. */
@@ -54,14 +54,14 @@ export interface DhcpMessage {
   readonly op: number;
   /** Identifies an exchange; 32 bits. */
   readonly xid: number;
-  /** Seconds since the client began. */
+  /** Seconds since the client started. */
   readonly secs: number;
   readonly hops: number;
-  /** Whether the client can only hear broadcasts until it has its address. */
+  /** Whether the client can only receive broadcasts until it has its address. */
   readonly broadcast: boolean;
-  /** The address the client has and answers for, or 0.0.0.0. */
+  /** The client's present address, or 0.0.0.0. */
   readonly ciaddr: string;
-  /** The address the client is given. */
+  /** The address that the client gets. */
   readonly yiaddr: string;
   readonly siaddr: string;
   /** The relay's address. */
@@ -74,10 +74,10 @@ export interface DhcpMessage {
 }
 
 /**
- * Decodes a message; its options from the header's fields too where they are overloaded.
+ * Decodes a message, with the options in overloaded header fields.
  *
- * @param bytes what a UDP datagram carried; nothing of it is kept
- * @throws {DhcpFormatError} when it is malformed, plain BOOTP, or not about Ethernet
+ * @param bytes the payload of a UDP datagram; it is not kept
+ * @throws {DhcpFormatError} when it is malformed, plain BOOTP, or not for Ethernet
  */
 export function decodeDhcp(bytes: Uint8Array): DhcpMessage {
   if (bytes.length < Field.OPTIONS) {
@@ -118,7 +118,7 @@ function decodeText(bytes: Uint8Array): string {
   return String.fromCharCode(...(end < 0 ? bytes : bytes.subarray(0, end)));
 }
 
-/** Encodes text into a field, cut to its size, NUL-padded. */
+/** Encodes text for a field: truncated to its size, NUL-padded. */
 function encodeText(text: string, field: Uint8Array): void {
   for (let index = 0; index < Math.min(text.length, field.length); index++) {
     field[index] = text.charCodeAt(index);
@@ -142,7 +142,7 @@ function decodeOptions(bytes: Uint8Array): { options: DhcpOptions; overload: num
   return { options, overload };
 }
 
-/** Reads the options of one field; a field that ends without the end option is taken as it is. */
+/** Reads the options of one field. The end option may be missing. */
 function collectOptions(
   bytes: Uint8Array,
   start: number,
@@ -174,10 +174,10 @@ function collectOptions(
 /**
  * Encodes a message, padded to BOOTP's size.
  *
- * Options are written in the order of their map, those of more than 255 bytes in parts. One
- * that does not fit is left out and the next ones are tried: what matters stands first.
+ * Options are written in the order of their map, and split if they have more than 255 bytes. An
+ * option that does not fit is left out, so the most important ones come first.
  *
- * @param maximumSize the longest message the client takes, in bytes
+ * @param maximumSize the longest message that the client accepts, in bytes
  */
 export function encodeDhcp(
   message: DhcpMessage,

@@ -1,5 +1,5 @@
 /**
- * What a guest's DHCP request is answered: RFC 2131's server for one guest and one address.
+ * Answers a guest's DHCP requests: the server of RFC 2131 for one guest and one address.
  *
  * @module
  */
@@ -17,15 +17,15 @@ import {
 } from "./options.ts";
 import { BootpOp, DEFAULT_MAXIMUM_SIZE, type DhcpMessage } from "./packet.ts";
 
-/** Where a reply goes. */
+/** The destination of a reply. */
 export interface DhcpDestination {
   readonly ip: string;
   readonly port: number;
-  /** Whether the frame goes to every station; to the guest's own address otherwise. */
+  /** Whether the frame is broadcast; otherwise it goes to the guest's own address. */
   readonly broadcast: boolean;
 }
 
-/** A reply, and how it is to be sent. */
+/** A reply, and how to send it. */
 export interface DhcpReply {
   readonly outcome: "offered" | "acked" | "naked";
   readonly reply: DhcpMessage;
@@ -34,15 +34,15 @@ export interface DhcpReply {
   readonly maximumSize: number;
 }
 
-/** What came of a request. */
+/** The result of a request. */
 export type DhcpAnswer = DhcpReply | { readonly outcome: "declined" | "released" | "ignored" };
 
 const UNSPECIFIED = "0.0.0.0";
 const BROADCAST = "255.255.255.255";
-/** IPv4's and UDP's headers, which the sizes of option 57 and of the MTU include. */
+/** The headers of IPv4 and UDP, which option 57 and the MTU include. */
 const IP_UDP_HEADERS = 28;
 
-/** Sent whether asked for or not. */
+/** Sent even if the client did not ask for them. */
 const MANDATORY: ReadonlySet<number> = new Set([
   DhcpOption.LEASE_TIME,
   DhcpOption.SUBNET_MASK,
@@ -51,7 +51,7 @@ const MANDATORY: ReadonlySet<number> = new Set([
   DhcpOption.REBINDING_TIME,
 ]);
 
-/** The options that speak of a lease, which an INFORM has none of. */
+/** The options about the lease. The answer to an INFORM has none of them. */
 const LEASE_OPTIONS: ReadonlySet<number> = new Set([
   DhcpOption.LEASE_TIME,
   DhcpOption.RENEWAL_TIME,
@@ -59,8 +59,8 @@ const LEASE_OPTIONS: ReadonlySet<number> = new Set([
 ]);
 
 /**
- * Answers a request as RFC 2131, section 4.3, has it. Only the guest's own Ethernet address is
- * served, and only with its own address.
+ * Answers a request as RFC 2131, section 4.3, says. Only the guest's own Ethernet address is served,
+ * with its own IP address.
  */
 export function respond(request: DhcpMessage, lease: DhcpLease): DhcpAnswer {
   if (request.op !== BootpOp.REQUEST || request.chaddr !== lease.mac) return { outcome: "ignored" };
@@ -80,7 +80,10 @@ export function respond(request: DhcpMessage, lease: DhcpLease): DhcpAnswer {
   }
 }
 
-/** SELECTING names a server and an address, INIT-REBOOT an address, RENEWING its ciaddr. */
+/**
+ * A client in SELECTING names a server and an address, in INIT-REBOOT an address, in RENEWING its
+ * ciaddr.
+ */
 function answerRequest(request: DhcpMessage, lease: DhcpLease): DhcpAnswer {
   const server = optionIp(request.options, DhcpOption.SERVER_IDENTIFIER);
   if (server !== undefined && server !== lease.serverIdentifier) return { outcome: "ignored" };
@@ -169,7 +172,7 @@ function destinationOf(reply: DhcpMessage, refused: boolean): DhcpDestination {
   return { ip: reply.yiaddr, port: BOOTPC, broadcast: false };
 }
 
-/** The client's limit, and the guest's MTU: replies are not fragmented. */
+/** The limit of the client and of the guest's MTU: replies are not fragmented. */
 function maximumSizeOf(request: DhcpMessage, lease: DhcpLease): number {
   const asked = optionU16be(request.options, DhcpOption.MAXIMUM_MESSAGE_SIZE) ?? 0;
   const size = Math.max(asked - IP_UDP_HEADERS, DEFAULT_MAXIMUM_SIZE);

@@ -1,5 +1,5 @@
 /**
- * The DHCP server: a packet socket on every guest's TAP, and one epoll that waits for all.
+ * The DHCP server: a packet socket on every guest's TAP, and one epoll for all of them.
  *
  * @module
  */
@@ -25,72 +25,75 @@ import { type DhcpAnswer, type DhcpReply, respond } from "./responder.ts";
 
 /** A TAP whose guest is served. */
 export interface DhcpTap {
-  /** What the owner knows it by; unique: `"web/eth0"`. */
+  /** A unique key: `"web/eth0"`. */
   readonly key: string;
-  /** The network namespace it is in. */
+  /** The path of its network namespace. */
   readonly netnsPath: string;
-  /** Which one that is, where it is known: another one at that path is none of the owner's. */
+  /** The identity of that namespace, if known. Another namespace at the path is not the owner's. */
   readonly netnsIs?: NetnsIdentity;
-  /** Its name there. */
+  /** Its name in the namespace. */
   readonly tap: string;
   readonly guest: DhcpGuest;
 }
 
-/** What happened on one TAP. */
+/** Counters of one TAP. */
 export interface DhcpCounters {
-  /** Frames with a DHCP request's port. */
+  /** Frames to the port of DHCP servers. */
   readonly received: number;
-  /** Of those: frames that broke a rule of their protocols. */
+  /** Of those, malformed frames. */
   readonly malformed: number;
-  /** Requests for other servers, other clients or nobody. */
+  /** Requests that are not for this server, or not from the guest. */
   readonly ignored: number;
   readonly offered: number;
   readonly acked: number;
   readonly naked: number;
   readonly declined: number;
   readonly released: number;
-  /** Replies that the kernel did not take. */
+  /** Replies that the kernel did not accept. */
   readonly unsent: number;
 }
 
-/** How to make a server. */
+/** Options of a server. */
 export interface DhcpServerOptions {
-  /** Is told, in one line, why a TAP cannot be served, once until the reason changes. */
+  /**
+   * Called with the reason, in one line, when a TAP cannot be served; once until the reason
+   * changes.
+   */
   readonly note?: ((text: string) => void) | undefined;
-  /** Is called when a request came, before it is answered; may {@linkcode DhcpServer.sync}. */
+  /** Called when a request arrives, before the answer. It may call {@linkcode DhcpServer.sync}. */
   readonly beforeAnswer?: (() => void) | undefined;
-  /** Is called with a TAP's key when its guest was given its address. */
+  /** Called with the TAP's key when its guest was given its address. */
   readonly onLease?: ((key: string) => void) | undefined;
 }
 
-/** A TAP that is listened on. */
+/** An open TAP. */
 interface Station {
   readonly tap: DhcpTap;
   readonly socket: Socket;
-  /** The TAP's own MAC, which replies come from. */
+  /** The TAP's own MAC, the source of replies. */
   readonly mac: Uint8Array;
-  /** Tells the namespace from a later one of the same path. */
+  /** Distinguishes the namespace from a later one with the same path. */
   readonly inode: number | null;
-  /** What the lease was made from, to see a change. */
+  /** The input of the lease, to detect a change. */
   guest: string;
   lease: DhcpLease;
   readonly counters: Mutable<DhcpCounters>;
 }
 
-/** DHCP fits frames of 1,514 bytes; what is longer comes cut, and counts as malformed. */
+/** DHCP fits in frames of 1,514 bytes. Longer frames are truncated, and count as malformed. */
 const FRAME_SIZE = 2048;
-/** A guest's requests that may wait; few, since they lie in the host's memory. */
+/** The receive buffer of a guest. It is small, because it is memory of the host. */
 const RECEIVE_BUFFER_SIZE = 32 * 1024;
 const BROADCAST_MAC = new Uint8Array(6).fill(0xff);
-/** How soon, and in the end how seldom, a TAP that went down is looked at; milliseconds. */
+/** The first and the longest delay until a TAP that went down is tried again; milliseconds. */
 const FIRST_LOOK = 20;
 const LAST_LOOK = 1000;
 
 /**
- * Answers the guests' DHCP. It has no address: it reads and writes frames on the TAPs.
+ * Answers the guests' DHCP. It has no address of its own: it reads and writes frames on the TAPs.
  *
- * A socket keeps its TAP's namespace alive, so it is closed as soon as the TAP is gone. Abort
- * {@linkcode run} and await it before disposing.
+ * A socket keeps the namespace of its TAP alive, so it is closed as soon as the TAP is gone. Abort
+ * {@linkcode run} and await it before you dispose of the server.
  */
 export class DhcpServer implements Disposable {
   readonly #epoll = new Epoll();
@@ -101,7 +104,7 @@ export class DhcpServer implements Disposable {
   readonly #byFd = new Map<number, Station>();
   readonly #watches = new Map<number, () => void>();
   readonly #errors = new Map<string, Error>();
-  /** The kernel tells once that a TAP went down, and not again when it is deleted then. */
+  /** TAPs that went down. The kernel reports that once, and does not report a later deletion. */
   readonly #down = new Set<Station>();
   #lookDelay = FIRST_LOOK;
   #lookTime = 0;
@@ -113,21 +116,21 @@ export class DhcpServer implements Disposable {
     this.#onLease = options.onLease ?? (() => {});
   }
 
-  /** What happened on each TAP since it was opened, by key. */
+  /** The counters of each TAP since it was opened, by key. */
   get counters(): ReadonlyMap<string, DhcpCounters> {
     return new Map([...this.#stations].map(([key, { counters }]) => [key, { ...counters }]));
   }
 
-  /** Why a wanted TAP is not listened on, by key; the next {@linkcode sync} tries again. */
+  /** Why a wanted TAP is not open, by key. The next {@linkcode sync} tries again. */
   get errors(): ReadonlyMap<string, Error> {
     return new Map(this.#errors);
   }
 
   /**
-   * Makes the TAPs listened on those of the list: opens new ones, closes others, and takes over
-   * what changed about a guest. One that cannot be opened is found in {@linkcode errors}.
+   * Serves the TAPs of the list: opens new ones, closes others, and updates changed leases. A TAP
+   * that cannot be opened is in {@linkcode errors}.
    *
-   * @param concerns the keys of which the list is complete; the others' TAPs stay as they are
+   * @param concerns the keys that the list is complete for; other TAPs stay as they are
    */
   sync(taps: readonly DhcpTap[], concerns: (key: string) => boolean = () => true): void {
     const wanted = new Map(taps.map((tap) => [tap.key, tap]));
@@ -176,13 +179,16 @@ export class DhcpServer implements Disposable {
     station.socket[Symbol.dispose]();
   }
 
-  /** Has {@linkcode run} call back when a further descriptor can be read; the caller keeps it. */
+  /**
+   * Makes {@linkcode run} call back when another descriptor is readable. The caller keeps the
+   * descriptor.
+   */
   watch(fd: number, onReadable: () => void): void {
     this.#epoll.add(fd);
     this.#watches.set(fd, onReadable);
   }
 
-  /** Serves until the signal; what a watch's callback throws ends it too. */
+  /** Serves until `signal` is aborted, or a watch's callback throws. */
   async run(signal: AbortSignal): Promise<void> {
     const wake = () => this.#epoll.wake();
     signal.addEventListener("abort", wake);
@@ -204,7 +210,7 @@ export class DhcpServer implements Disposable {
     if (callback !== undefined) return callback();
     const station = this.#byFd.get(fd);
     if (station === undefined) return;
-    // One frame at a time: a guest that floods has its turn only when the others had theirs.
+    // One frame at a time, so that a guest that floods does not delay the others.
     const length = this.#receive(station);
     if (length === undefined) return this.#examine(station);
     this.#beforeAnswer();
@@ -220,7 +226,7 @@ export class DhcpServer implements Disposable {
     }
   }
 
-  /** The kernel tells of ENETDOWN once, to whatever call comes next. */
+  /** The kernel reports ENETDOWN once, to the next call. */
   #examine(station: Station): void {
     const state = linkState(station.socket);
     if (state === "gone") return this.#close(station);
@@ -276,7 +282,7 @@ function openStation(tap: DhcpTap): Station {
   return withNetns(netns, () => {
     using nl = NetlinkConnection.open();
     if (tap.netnsIs !== undefined && !isSameNetns(tap.netnsIs, netnsIdentity(netns, nl))) {
-      throw new TapkitError(`${tap.netnsPath} leads to another network namespace by now`);
+      throw new TapkitError(`${tap.netnsPath} is another network namespace now`);
     }
     const link = requireLink(nl, tap.tap);
     const mac = parseMac(link.mac ?? "");
@@ -325,7 +331,7 @@ function renewLease(station: Station, guest: DhcpGuest): void {
   station.guest = text;
 }
 
-/** Finds out by sending nothing: the kernel refuses that after it has looked at the device. */
+/** Sends an empty frame: the kernel looks at the device before it refuses that. */
 function linkState(socket: Socket): "up" | "down" | "gone" {
   try {
     socket.send(new Uint8Array(0));

@@ -1,5 +1,5 @@
 /**
- * IP addresses and prefixes: text, bytes and numbers, both families.
+ * IP addresses and prefixes of both families, as text, bytes and numbers.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import { InputError } from "../errors.ts";
 /** An address family by its IP version. */
 export type Family = 4 | 6;
 
-/** An address with its prefix length, and the prefix it stands in. */
+/** An address with its prefix length, and the prefix that it belongs to. */
 export interface Cidr {
   /** The address, canonical: `"10.0.0.2"`. */
   readonly address: string;
@@ -23,7 +23,7 @@ export interface Cidr {
 
 const BITS: Readonly<Record<Family, number>> = { 4: 32, 6: 128 };
 
-/** The family of an address, 0 when the text is none. Zones and leading zeros are none. */
+/** The family of an address; 0 for other text. Zones and leading zeros are not accepted. */
 export function isIp(text: string): Family | 0 {
   if (parseIpv4(text) !== undefined) return 4;
   return parseIpv6(text) !== undefined ? 6 : 0;
@@ -33,7 +33,7 @@ export function isIp(text: string): Family | 0 {
  * Parses an address of either family.
  *
  * @returns 4 or 16 bytes in network order
- * @throws {InputError} when the text is no address
+ * @throws {InputError} when the text is not an address
  */
 export function ipToBytes(text: string): Uint8Array<ArrayBuffer> {
   const bytes = parseIpv4(text) ?? parseIpv6(text);
@@ -65,7 +65,7 @@ function parseIpv6(text: string): Uint8Array<ArrayBuffer> | undefined {
   const tail = halves.length === 2 ? parseGroups(halves[1]!, true) : [];
   if (head === undefined || tail === undefined) return undefined;
   const missing = 8 - head.length - tail.length;
-  // RFC 5952 shortens two groups or more, RFC 4291 permits one.
+  // `::` stands for two groups or more in RFC 5952. RFC 4291 permits one.
   if (halves.length === 2 ? missing < 1 : missing !== 0) return undefined;
   const groups = [...head, ...Array<number>(missing).fill(0), ...tail];
   const bytes = new Uint8Array(16);
@@ -175,7 +175,7 @@ export function parseCidr(text: string): Cidr {
   };
 }
 
-/** A prefix as it was given; an address alone is the prefix of that one address. */
+/** Parses a prefix. An address alone is the prefix of that one address. */
 export function asPrefix(text: string): string {
   const family = isIp(text);
   return family === 0 ? text : `${text}/${family === 4 ? 32 : 128}`;
@@ -190,14 +190,14 @@ export function addressOf(text: string): string {
   return text.includes("/") ? parseCidr(text).address : canonicalIp(text);
 }
 
-/** Whether the prefix holds the address. */
+/** Whether the address belongs to the prefix. */
 export function cidrContains(cidr: Cidr, ip: string): boolean {
   if (isIp(ip) !== cidr.family) return false;
   const value = ipToBigInt(ip);
   return value >= ipToBigInt(cidr.network) && value <= ipToBigInt(cidr.broadcast);
 }
 
-/** The prefix of a range, `10.0.0.0/8` of its first and last address; of others `first-last`. */
+/** A range as text: a prefix, `10.0.0.0/8`, if it is one; otherwise `first-last`. */
 export function prefixOf(first: string, last: string): string {
   const size = ipToBigInt(last) - ipToBigInt(first) + 1n;
   const length = (isIp(first) === 6 ? 128 : 32) - (size.toString(2).length - 1);
@@ -207,7 +207,7 @@ export function prefixOf(first: string, last: string): string {
     : `${first}-${last}`;
 }
 
-/** Whether two prefixes share an address. */
+/** Whether two prefixes overlap. */
 export function cidrsOverlap(a: Cidr, b: Cidr): boolean {
   return a.family === b.family &&
     agree(ipToBytes(a.network), ipToBytes(b.network), Math.min(a.prefixLength, b.prefixLength));
@@ -229,7 +229,7 @@ export function netmask(prefixLength: number): string {
   return bigIntToIp(ones, 4);
 }
 
-/** Prefixes that no host on a network can have addresses of, and what they are for. */
+/** Prefixes whose addresses no host on a network can have, and their purpose. */
 const SPECIAL: readonly (readonly [prefix: string, purpose: string])[] = [
   ["0.0.0.0/8", "this network"],
   ["127.0.0.0/8", "loopback"],
@@ -241,7 +241,7 @@ const SPECIAL: readonly (readonly [prefix: string, purpose: string])[] = [
   ["ff00::/8", "multicast"],
 ];
 
-/** What a prefix has that no host on a network can have, for people; undefined for a plain one. */
+/** The part of a prefix that no host on a network can have, as text; undefined if there is none. */
 export function specialUse(prefix: Cidr): string | undefined {
   const found = SPECIAL.find(([text]) => cidrsOverlap(prefix, parseCidr(text)));
   return found && `${found[0]} (${found[1]})`;

@@ -1,5 +1,5 @@
 /**
- * What a port mapping was meant to be that is written as other programs have it, or half.
+ * Suggestions for malformed port mappings: syntax of other programs, and incomplete mappings.
  *
  * @module
  */
@@ -12,7 +12,7 @@ export interface Slip {
   readonly mend: string;
 }
 
-/** The slip in a mapping that does not parse; undefined where nothing can be guessed. */
+/** The mistake in a mapping that does not parse; undefined if nothing can be guessed. */
 export function findSlip(text: string): Slip | undefined {
   const each = text.split(/[,\s]+/).filter((part) => part !== "");
   if (each.length > 1 && each.every((part) => /^\S*\d+\S*:\S*\d\S*$/.test(part))) {

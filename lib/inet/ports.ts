@@ -1,5 +1,5 @@
 /**
- * Port mappings: their grammar, and when two of them want the same host port.
+ * Port mappings: their grammar, and conflicts over host ports.
  *
  * @module
  */
@@ -11,14 +11,14 @@ import { findSlip } from "./port-slips.ts";
 /** The transport protocols whose ports can be mapped. */
 export type Protocol = "tcp" | "udp" | "sctp";
 
-/** A host port, or a range of them, that leads to a VM's. */
+/** A host port, or a range of them, and the VM's port that it leads to. */
 export interface PortMapping {
   /**
-   * The host address it listens on, canonical. `"0.0.0.0"` and `"::"` are all addresses of their
-   * family; `""` is all addresses of every family the VM has.
+   * The host address, canonical. `"0.0.0.0"` and `"::"` mean all addresses of their family; `""` means
+   * all addresses of every family that the VM has.
    */
   readonly hostIP: string;
-  /** The first host port; 0 asks for a free one to be chosen. */
+  /** The first host port; 0 asks for a free one. */
   readonly hostPort: number;
   /** The first port of the VM. */
   readonly vmPort: number;
@@ -100,7 +100,7 @@ function parseHostIP(text: string, bracketed?: string, plain?: string): string {
   return canonical;
 }
 
-/** fe80::/10 means nothing without a zone. */
+/** Addresses of fe80::/10 are ambiguous without a zone. */
 function isLinkLocal(canonical: string): boolean {
   return /^fe[89ab][0-9a-f]:/.test(canonical);
 }
@@ -125,7 +125,7 @@ function refuse(text: string, why: string): InputError {
   return new InputError(`port "${text}": ${slip?.why ?? why}`, { mend: slip?.mend ?? MEND });
 }
 
-/** A mapping in the grammar of {@linkcode parsePorts}, with `/tcp` left out. */
+/** A mapping as text for {@linkcode parsePorts}, without `/tcp`. */
 export function formatPort(mapping: PortMapping): string {
   const { hostIP, hostPort, vmPort, protocol, range = 1 } = mapping;
   const ports = (first: number) => range === 1 ? `${first}` : `${first}-${first + range - 1}`;
@@ -145,7 +145,7 @@ export function expandPorts(mapping: PortMapping): PortMapping[] {
   }));
 }
 
-/** The families a mapping listens on, among those the VM has addresses of. */
+/** The families of a mapping, among those that the VM has addresses of. */
 export function portFamilies(mapping: PortMapping, vmFamilies: readonly Family[]): Family[] {
   const families: readonly Family[] = [4, 6];
   return families.filter((family) =>
@@ -157,7 +157,7 @@ export function portFamilies(mapping: PortMapping, vmFamilies: readonly Family[]
  * The mappings as a record shows them: `""` becomes `"0.0.0.0"`, `"::"`, or one entry of each,
  * by the families the VM has addresses of.
  *
- * @throws {InputError} when a mapping's host address is of a family the VM lacks
+ * @throws {InputError} when a host address is of a family that the VM lacks
  */
 export function bindPorts(
   mappings: readonly PortMapping[],
@@ -168,7 +168,7 @@ export function bindPorts(
     if (families.length === 0) {
       const lacking = mapping.hostIP === "" ? "IP" : `IPv${isIp(mapping.hostIP)}`;
       throw new InputError(`port "${formatPort(mapping)}": the VM has no ${lacking} address`, {
-        mend: "bind an address of a family the VM has, or use a network that gives it both",
+        mend: "use a host address of a family that the VM has, or a network with both families",
       });
     }
     if (mapping.hostIP !== "") return [mapping];
@@ -177,8 +177,8 @@ export function bindPorts(
 }
 
 /**
- * The ports of bound mappings that others do not hold in the same way; ranges come apart where
- * they have to.
+ * The ports of bound mappings that `others` do not have with the same target. Ranges are split if
+ * necessary.
  */
 export function subtractPorts(
   mappings: readonly PortMapping[],
@@ -196,7 +196,7 @@ export function subtractPorts(
   });
 }
 
-/** The ports of bound mappings that others hold in the same way. */
+/** The ports of bound mappings that `others` have with the same target. */
 export function intersectPorts(
   mappings: readonly PortMapping[],
   others: readonly PortMapping[],
@@ -204,7 +204,7 @@ export function intersectPorts(
   return subtractPorts(mappings, subtractPorts(mappings, others));
 }
 
-/** Single ports of one range, in order, as as few mappings as they make. */
+/** Joins single ports of one range, in order, into as few mappings as possible. */
 function joinRuns(ports: readonly PortMapping[]): PortMapping[] {
   const runs: PortMapping[] = [];
   for (const port of ports) {
@@ -217,12 +217,12 @@ function joinRuns(ports: readonly PortMapping[]): PortMapping[] {
   return runs;
 }
 
-/** Whether a host address stands for all of a family, or of both. */
+/** Whether a host address means all addresses of a family, or of both. */
 export function isWildcard(hostIP: string): boolean {
   return hostIP === "" || hostIP === "0.0.0.0" || hostIP === "::";
 }
 
-/** Whether two mappings want a host port in common. A wildcard wants every address's. */
+/** Whether two mappings conflict over a host port. A wildcard conflicts with every address. */
 export function portsOverlap(a: PortMapping, b: PortMapping): boolean {
   if (a.protocol !== b.protocol || a.hostPort === 0 || b.hostPort === 0) return false;
   return a.hostPort < b.hostPort + (b.range ?? 1) && b.hostPort < a.hostPort + (a.range ?? 1) &&
@@ -234,30 +234,30 @@ function addressesOverlap(a: string, b: string): boolean {
   return isIp(a) === isIp(b) && (isWildcard(a) || isWildcard(b));
 }
 
-/** The host port two owners want. */
+/** A host port that two owners want. */
 export interface PortConflict {
   readonly protocol: Protocol;
-  /** The address in the wish that met the other. */
+  /** The address in the mapping that is wanted. */
   readonly hostIP: string;
-  /** The first port they have in common. */
+  /** The first port in both mappings. */
   readonly hostPort: number;
-  /** Whose it is already: a VM's name, an owner tag, or a process. */
+  /** The present owner: a VM's name, an owner tag, or a process. */
   readonly owner: string;
-  /** The owner's mapping, where it is one. */
+  /** The owner's mapping, if it is a mapping. */
   readonly other?: PortMapping;
-  /** Of rules that others made, where they are and what is said of them. */
+  /** For rules of others: where they are, and how a message describes them. */
   readonly by?: string;
 }
 
-/** The mappings somebody has. */
+/** The mappings of one owner. */
 export interface TakenPorts {
   readonly owner: string;
   readonly mappings: readonly PortMapping[];
-  /** Of rules that others made, where they are and what is said of them. */
+  /** For rules of others: where they are, and how a message describes them. */
   readonly by?: string;
 }
 
-/** Two mappings of a list that want a host port in common, the earlier one first. */
+/** Two mappings of a list that conflict, the earlier one first. */
 export function findOverlap(
   mappings: readonly PortMapping[],
 ): [PortMapping, PortMapping] | undefined {
@@ -274,13 +274,15 @@ export function findOverlap(
   return undefined;
 }
 
-/** A mapping's host ports; one that is still to be chosen is none. */
+/** The host ports of a mapping; none if they are still to be chosen. */
 function hostPorts({ hostPort, range = 1 }: PortMapping): number[] {
   if (hostPort === 0) return [];
   return Array.from({ length: range }, (_, index) => hostPort + index);
 }
 
-/** A host port of `wanted` that somebody has; wildcards conflict with every address. */
+/**
+ * The first conflict between `wanted` and what owners have. Wildcards conflict with every address.
+ */
 export function findPortConflict(
   wanted: readonly PortMapping[],
   taken: readonly TakenPorts[],
@@ -309,7 +311,7 @@ export function findPortConflict(
   return undefined;
 }
 
-/** A host port is taken. Nothing was changed. */
+/** A host port has another owner. Nothing was changed. */
 export class PortConflictError extends TapkitError {
   override readonly name: string = "PortConflictError";
   readonly protocol: Protocol;
@@ -330,7 +332,7 @@ export class PortConflictError extends TapkitError {
   }
 }
 
-/** A host port as messages write it: `8080/tcp`, `127.0.0.1:53/udp`. */
+/** A host port in messages: `8080/tcp`, `127.0.0.1:53/udp`. */
 export function formatHostPort(
   port: Pick<PortMapping, "hostIP" | "hostPort" | "protocol">,
 ): string {

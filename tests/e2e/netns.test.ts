@@ -44,7 +44,7 @@ Deno.test("attach-vm --netns: another namespace at the path by now is left alone
   await host.sh("pkill -f '[s]erve-dhcp'");
   const serve = ["2", Deno.execPath(), "run", "-A", `${ROOT}/scripts/serve-dhcp.ts`];
   const { stderr } = await host.run("timeout", serve);
-  assertMatch(stderr, /web\/eth0.* \/run\/netns\/mine leads to another network namespace by now/);
+  assertMatch(stderr, /web\/eth0.* \/run\/netns\/mine is another network namespace now/);
   // The rules, the address and the host's end go all the same.
   assertEquals((await host.mustTapkit("attach-vm", "--gc")).json, [{ vm: "web", removed: true }]);
   assertEquals(await impostor(host), foreign);
