@@ -4,6 +4,7 @@
  * @module
  */
 
+import { dirname, fromFileUrl, join, resolve } from "@std/path";
 import { type Command, exclusive } from "./lib/cli/args.ts";
 import { EXIT, printJson, printNote, printText, runScript } from "./lib/cli/main.ts";
 import { describe, TapkitError } from "./lib/errors.ts";
@@ -71,13 +72,13 @@ type Wanted =
 /** Runs the installer with `args`; returns its exit code. */
 export function main(args: readonly string[]): Promise<number> {
   return runScript(INSTALL, args, async ({ flags }) => {
-    const prefix = absolute(flags.prefix ?? "/usr/local");
-    const manifestPath = `${prefix}/share/tapkit/installed.json`;
+    const prefix = resolve(flags.prefix ?? "/usr/local");
+    const manifestPath = join(prefix, "share/tapkit/installed.json");
     if (flags.remove) {
-      printJson({ prefix, removed: await remove(manifestPath) });
+      printJson({ prefix, removed: await uninstall(manifestPath) });
       return EXIT.done;
     }
-    const unitDir = flags.unit ? absolute(flags["unit-dir"] ?? "/etc/systemd/system") : undefined;
+    const unitDir = flags.unit ? resolve(flags["unit-dir"] ?? "/etc/systemd/system") : undefined;
     exclusive(flags, ["bundle", "compile"]);
     const make = flags.bundle ? "bundle" : flags.compile ? "compile" : undefined;
     const wanted = plan(prefix, make, unitDir);
@@ -111,10 +112,10 @@ function plan(
   make: "bundle" | "compile" | undefined,
   unitDir: string | undefined,
 ): Wanted[] {
-  const bin = `${prefix}/bin`;
-  const scripts = absolute(new URL("./scripts", import.meta.url).pathname);
+  const bin = join(prefix, "bin");
+  const scripts = fromFileUrl(new URL("./scripts", import.meta.url));
   const from = `${scripts}/tapkit.ts`;
-  const bundle = `${prefix}/share/tapkit/tapkit.js`;
+  const bundle = join(prefix, "share/tapkit/tapkit.js");
   const deno = `${quote(Deno.execPath())} run -A`;
   const command = (name: string): string =>
     make === "compile"
@@ -128,7 +129,7 @@ function plan(
     text: `#!/bin/sh\nexec ${command(name)} "$@"\n`,
   });
   const unit = (dir: string): Wanted => ({
-    path: `${dir}/tapkit-dhcp.service`,
+    path: join(dir, "tapkit-dhcp.service"),
     mode: 0o644,
     text: `[Unit]
 Description=DHCP for the virtual machines that tapkit attached
@@ -165,10 +166,10 @@ async function install(wanted: readonly Wanted[], manifestPath: string): Promise
     const text = JSON.stringify({ files, directories } satisfies Manifest, null, 2);
     await replace(manifestPath, 0o644, (path) => Deno.writeTextFile(path, `${text}\n`));
   };
-  directories.push(...await makeDirectory(parent(manifestPath)));
+  directories.push(...await makeDirectory(dirname(manifestPath)));
   const written: string[] = [];
   for (const file of wanted) {
-    directories.push(...await makeDirectory(parent(file.path)));
+    directories.push(...await makeDirectory(dirname(file.path)));
     const old = await kindOf(file.path) === undefined ? undefined : await sha256(file.path);
     files[file.path] = await replace(
       file.path,
@@ -182,7 +183,7 @@ async function install(wanted: readonly Wanted[], manifestPath: string): Promise
   return written;
 }
 
-async function remove(manifestPath: string): Promise<string[]> {
+async function uninstall(manifestPath: string): Promise<string[]> {
   const { files, directories } = await readManifest(manifestPath);
   const removed: string[] = [];
   for (const [path, digest] of Object.entries(files)) {
@@ -251,8 +252,8 @@ async function makeFrom(script: string, make: "bundle" | "compile", path: string
 }
 
 async function makeDirectory(path: string): Promise<string[]> {
-  if (path === "" || await kindOf(path) !== undefined) return [];
-  const above = await makeDirectory(parent(path));
+  if (await kindOf(path) !== undefined) return [];
+  const above = await makeDirectory(dirname(path));
   await Deno.mkdir(path);
   return [...above, path];
 }
@@ -268,15 +269,6 @@ async function kindOf(path: string): Promise<"directory" | "other" | undefined> 
 async function sha256(path: string): Promise<string> {
   const digest = await crypto.subtle.digest("SHA-256", await Deno.readFile(path));
   return new Uint8Array(digest).toHex();
-}
-
-function absolute(path: string): string {
-  const full = path.startsWith("/") ? path : `${Deno.cwd()}/${path}`;
-  return full.replace(/\/+$/, "");
-}
-
-function parent(path: string): string {
-  return path.slice(0, path.lastIndexOf("/"));
 }
 
 function quote(text: string): string {

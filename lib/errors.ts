@@ -102,7 +102,7 @@ export class SyscallError extends TapkitError {
 
 /** The message of any thrown value on one line, followed by its `mend`, if it has one. */
 export function describe(error: unknown): string {
-  const message = error instanceof Error ? error.message : String(error);
+  const { message } = asError(error);
   const mend = error instanceof TapkitError ? error.mend : undefined;
   // Deno writes the reason first, then what failed.
   const plain = message.replace(

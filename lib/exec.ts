@@ -150,8 +150,8 @@ export async function runPiped(program: string, run: PipedRun): Promise<PipedOut
   if (run.signal?.aborted) interrupt();
   run.signal?.addEventListener("abort", interrupt);
   stack.defer(() => run.signal?.removeEventListener("abort", interrupt));
-  const stdout = collect(child.stdout, { limit: run.maxStdout, onMore: () => kill("output") });
-  const stderr = collect(child.stderr, { limit: MAX_STDERR });
+  const stdout = readPipe(child.stdout, { limit: run.maxStdout, onMore: () => kill("output") });
+  const stderr = readPipe(child.stderr, { limit: MAX_STDERR });
   const written = writeInput(child.stdin, run.stdin);
   const { code, signal } = await child.status;
   const [out, err] = await Promise.all([stdout.end(PIPE_GRACE_MS), stderr.end(PIPE_GRACE_MS)]);
@@ -178,12 +178,12 @@ function writeInput(stream: WritableStream<Uint8Array>, text: string) {
 }
 
 /** Reads a pipe. Keeps the last `limit` bytes, and calls `onMore` if there are more. */
-function collect(
-  stream: ReadableStream<Uint8Array>,
+function readPipe(
+  stream: ReadableStream<Uint8Array<ArrayBuffer>>,
   { limit, onMore }: { limit: number; onMore?: () => void },
 ) {
   const reader = stream.getReader();
-  const chunks: Uint8Array[] = [];
+  const chunks: Uint8Array<ArrayBuffer>[] = [];
   let size = 0;
   const reading = (async () => {
     for (let next = await reader.read(); !next.done; next = await reader.read()) {
@@ -201,13 +201,7 @@ function collect(
       clearTimeout(timer);
       await reader.cancel().catch(() => {});
       await reading;
-      const bytes = new Uint8Array(size);
-      let at = 0;
-      for (const chunk of chunks) {
-        bytes.set(chunk, at);
-        at += chunk.length;
-      }
-      return new TextDecoder().decode(bytes.subarray(Math.max(0, size - limit)));
+      return await new Blob(chunks).slice(Math.max(0, size - limit)).text();
     },
   };
 }

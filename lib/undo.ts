@@ -4,7 +4,7 @@
  * @module
  */
 
-import { InterruptedError, TapkitError } from "./errors.ts";
+import { asError, InterruptedError, TapkitError } from "./errors.ts";
 
 /**
  * A stack of undo actions.
@@ -49,8 +49,8 @@ export class UndoStack {
         const pending = step.undo();
         if (pending instanceof Promise) await pending;
       } catch (error) {
-        const reason = error instanceof Error ? error.message : String(error);
-        failures.push(new Error(`undoing ${step.what}: ${reason}`, { cause: error }));
+        const message = `undoing ${step.what}: ${asError(error).message}`;
+        failures.push(new Error(message, { cause: error }));
       }
     }
     return failures;
@@ -74,7 +74,7 @@ export class UndoError extends TapkitError {
   readonly errors: readonly unknown[];
 
   constructor(error: unknown, failures: readonly Error[]) {
-    const reason = error instanceof Error ? error.message : String(error);
+    const reason = asError(error).message;
     const left = failures.map(({ message }) =>
       causeOf(message) === causeOf(reason)
         ? `${message.split(": ", 1)[0]} failed for the same reason`

@@ -3,7 +3,7 @@
  *
  * deno.json takes @std from npm as plain JavaScript, whose imports would be `any` without this
  * file. The signatures follow the documentation of the @std packages; what is not declared here
- * cannot be imported. When deno.json maps the three names to `jsr:` instead, delete this file and
+ * cannot be imported. When deno.json maps the names to `jsr:` instead, delete this file and
  * its entry in `compilerOptions.types`.
  */
 
@@ -182,4 +182,9 @@ declare module "@std/path" {
   export function relative(from: string, to: string): string;
   export function resolve(...paths: string[]): string;
   export function toFileUrl(path: string): URL;
+}
+
+declare module "@std/text/levenshtein-distance" {
+  /** How many letters must be inserted, deleted or changed to make one text of the other. */
+  export function levenshteinDistance(str1: string, str2: string): number;
 }

@@ -5,6 +5,7 @@
  */
 
 import { parseArgs } from "@std/cli/parse-args";
+import { levenshteinDistance } from "@std/text/levenshtein-distance";
 import { InputError } from "../errors.ts";
 
 /** One flag of a command. */
@@ -81,7 +82,7 @@ export function parseCommand<const C extends Command>(
   }
 
   const names = options.map(({ name }) => parserName(name));
-  const parsed = parseArgs([...canonical(command, options, words)], {
+  const parsed = parseArgs([...normalized(command, options, words)], {
     string: [...options.filter(takesValue).map(({ name }) => parserName(name)), "_"],
     boolean: options.filter((option) => !takesValue(option)).map(({ name }) => parserName(name)),
     collect: names,
@@ -100,7 +101,7 @@ export function parseCommand<const C extends Command>(
  * The arguments, with every flag checked and written as `--name=value`. Otherwise parseArgs
  * guesses: `--check true` would take a VM called "true" as its value, and `--from -` would have none.
  */
-function* canonical(
+function* normalized(
   command: Command,
   options: readonly Option[],
   words: readonly string[],
@@ -164,7 +165,7 @@ function flagValue(option: Option, given: readonly string[]): unknown {
   for (const value of given) {
     if (option.choices !== undefined && !option.choices.includes(value)) {
       throw new InputError(`--${option.name} ${JSON.stringify(value)} is not known`, {
-        mend: `use ${listed(option.choices)}`,
+        mend: `use ${orList(option.choices)}`,
       });
     }
   }
@@ -221,24 +222,15 @@ export function nearest(word: string, known: readonly string[]): string | undefi
 
 /** The edit distance: letters inserted, deleted or changed, or two adjacent ones swapped. */
 function distance(a: string, b: string): number {
-  const rows = [Array.from({ length: b.length + 1 }, (_, j) => j)];
-  for (let i = 1; i <= a.length; i++) {
-    const row = [i];
-    for (let j = 1; j <= b.length; j++) {
-      const at = (di: number, dj: number) =>
-        (di === 0 ? row : rows[i - di])?.[j - dj] ?? Number.POSITIVE_INFINITY;
-      const changed = a[i - 1] === b[j - 1] ? 0 : 1;
-      const swapped = a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1];
-      row.push(Math.min(
-        at(1, 0) + 1,
-        at(0, 1) + 1,
-        at(1, 1) + changed,
-        swapped ? at(2, 2) + 1 : Number.POSITIVE_INFINITY,
-      ));
-    }
-    rows.push(row);
-  }
-  return rows[a.length]?.[b.length] ?? Number.POSITIVE_INFINITY;
+  // @std/text counts a swap as two changes.
+  const swapped = Array.from(
+    a,
+    (letter, i) => a.slice(0, i) + (a[i + 1] ?? "") + letter + a.slice(i + 2),
+  );
+  return Math.min(
+    levenshteinDistance(a, b),
+    ...swapped.map((word) => 1 + levenshteinDistance(word, b)),
+  );
 }
 
 /** The text of `--help`. */
@@ -322,7 +314,7 @@ export function wholeNumber(flag: string, text: string): number {
   });
 }
 
-function listed(values: readonly string[]): string {
+function orList(values: readonly string[]): string {
   return values.length < 2
     ? values.join("")
     : `${values.slice(0, -1).join(", ")} or ${values.at(-1)}`;

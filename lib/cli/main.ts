@@ -104,11 +104,11 @@ function showProgress(script: string, verb: string, done: number, all: number | 
   if (!Deno.stderr.isTerminal()) return;
   clearProgress();
   progress = visible(`${script}: ${verb}: ${all === undefined ? done : `${done} of ${all}`} done`);
-  writeAll(Deno.stderr, progress);
+  writeOut(Deno.stderr, progress);
 }
 
 function clearProgress(): void {
-  if (progress !== "") writeAll(Deno.stderr, `\r${" ".repeat(progress.length)}\r`);
+  if (progress !== "") writeOut(Deno.stderr, `\r${" ".repeat(progress.length)}\r`);
   progress = "";
 }
 
@@ -118,7 +118,7 @@ function tell(text: string): void {
     const line = `${visible(text)}\n`;
     if (log?.(line) === true) return;
     clearProgress();
-    writeAll(Deno.stderr, line);
+    writeOut(Deno.stderr, line);
   } catch (error) {
     if (!(error instanceof Error)) throw error;
   }
@@ -152,7 +152,7 @@ export function visible(text: string): string {
 export function printText(text: string): void {
   try {
     clearProgress();
-    writeAll(Deno.stdout, `${visible(text)}\n`);
+    writeOut(Deno.stdout, `${visible(text)}\n`);
   } catch (error) {
     throw new TapkitError(`stdout cannot be written: ${describe(error)}`, {
       mend: "what was done stays; print it again with --list",
@@ -192,7 +192,7 @@ export async function forEachVm<T extends { readonly name: string }>(
     try {
       codes.push(await act(vm) ?? EXIT.done);
     } catch (error) {
-      const code = printError(script, error, failing(verb, vm.name));
+      const code = printError(script, error, cannot(verb, vm.name));
       codes.push(code === EXIT.failed && failed !== undefined ? failed : code);
       whole = false;
     }
@@ -226,13 +226,13 @@ export function validateEach<T extends { readonly name: string }>(
       validate(vm);
     } catch (error) {
       if (!(error instanceof InputError)) throw error;
-      const message = `${failing(verb, vm.name)}: ${error.message}`;
+      const message = `${cannot(verb, vm.name)}: ${error.message}`;
       throw new InputError(message, { mend: error.mend, cause: error });
     }
   }
 }
 
-function failing(verb: string, name: string): string {
+function cannot(verb: string, name: string): string {
   return `cannot ${verb} ${JSON.stringify(name)}`;
 }
 
@@ -374,7 +374,7 @@ function debugging(): boolean {
 }
 
 /** Writes all of the text. A write may be partial, or fail for now on a non-blocking pipe. */
-function writeAll(stream: { writeSync(bytes: Uint8Array): number }, text: string): void {
+function writeOut(stream: { writeSync(bytes: Uint8Array): number }, text: string): void {
   let bytes = new TextEncoder().encode(text);
   while (bytes.length > 0) {
     try {

@@ -6,7 +6,15 @@
 
 import { bytesToIp, ipToBytes } from "../inet/ip.ts";
 import { ETH_ALEN } from "../inet/mac.ts";
-import { ETH_HLEN, ETH_P_IP, IP_FRAGMENT_MASK, IPPROTO_UDP } from "./headers.ts";
+import {
+  ETH_HLEN,
+  ETH_P_IP,
+  Ethernet,
+  IP_FRAGMENT_MASK,
+  IPPROTO_UDP,
+  Ipv4,
+  Udp,
+} from "./headers.ts";
 import { DhcpFormatError } from "./options.ts";
 
 const IPV4_HEADER_SIZE = 20;
@@ -14,19 +22,6 @@ const UDP_HEADER_SIZE = 8;
 const IPV4_VERSION = 4;
 const IP_DONT_FRAGMENT = 0x4000;
 const DEFAULT_TTL = 64;
-
-/** Offsets in the frame, and in the headers of IPv4 (RFC 791) and UDP (RFC 768). */
-const Ethernet = { DESTINATION: 0, SOURCE: 6, TYPE: 12 } as const;
-const Ip = {
-  LENGTH: 2,
-  FRAGMENT: 6,
-  TTL: 8,
-  PROTOCOL: 9,
-  CHECKSUM: 10,
-  SOURCE: 12,
-  TO: 16,
-} as const;
-const Udp = { SOURCE: 0, DESTINATION: 2, LENGTH: 4, CHECKSUM: 6 } as const;
 
 /** One datagram and its addresses. */
 export interface UdpFrame {
@@ -53,10 +48,10 @@ export function parseUdpFrame(frame: Uint8Array): UdpFrame | undefined {
   const view = new DataView(frame.buffer, frame.byteOffset, frame.byteLength);
   if (view.getUint16(Ethernet.TYPE, false) !== ETH_P_IP) return undefined;
   const { headerSize, totalLength } = parseIpv4Lengths(view);
-  if (view.getUint8(ETH_HLEN + Ip.PROTOCOL) !== IPPROTO_UDP) return undefined;
-  if ((view.getUint16(ETH_HLEN + Ip.FRAGMENT, false) & IP_FRAGMENT_MASK) !== 0) return undefined;
+  if (view.getUint8(ETH_HLEN + Ipv4.PROTOCOL) !== IPPROTO_UDP) return undefined;
+  if ((view.getUint16(ETH_HLEN + Ipv4.FRAGMENT, false) & IP_FRAGMENT_MASK) !== 0) return undefined;
   if (fold(sum(frame, ETH_HLEN, ETH_HLEN + headerSize)) !== 0xffff) {
-    throw new DhcpFormatError("the IPv4 checksum is wrong", ETH_HLEN + Ip.CHECKSUM);
+    throw new DhcpFormatError("the IPv4 checksum is wrong", ETH_HLEN + Ipv4.CHECKSUM);
   }
   const udp = ETH_HLEN + headerSize;
   const available = ETH_HLEN + totalLength - udp;
@@ -71,8 +66,8 @@ export function parseUdpFrame(frame: Uint8Array): UdpFrame | undefined {
   return {
     sourceMac: frame.subarray(Ethernet.SOURCE, Ethernet.SOURCE + ETH_ALEN),
     destinationMac: frame.subarray(Ethernet.DESTINATION, Ethernet.DESTINATION + ETH_ALEN),
-    sourceIp: ip(ETH_HLEN + Ip.SOURCE),
-    destinationIp: ip(ETH_HLEN + Ip.TO),
+    sourceIp: ip(ETH_HLEN + Ipv4.SOURCE),
+    destinationIp: ip(ETH_HLEN + Ipv4.DESTINATION),
     sourcePort: view.getUint16(udp + Udp.SOURCE, false),
     destinationPort: view.getUint16(udp + Udp.DESTINATION, false),
     payload: frame.subarray(udp + UDP_HEADER_SIZE, udp + length),
@@ -86,12 +81,12 @@ function parseIpv4Lengths(view: DataView): { headerSize: number; totalLength: nu
   }
   const first = view.getUint8(ETH_HLEN);
   const headerSize = (first & 0x0f) * 4;
-  const totalLength = view.getUint16(ETH_HLEN + Ip.LENGTH, false);
+  const totalLength = view.getUint16(ETH_HLEN + Ipv4.LENGTH, false);
   if (first >> 4 !== IPV4_VERSION || headerSize < IPV4_HEADER_SIZE || headerSize > available) {
     throw new DhcpFormatError("the IPv4 header is malformed", ETH_HLEN);
   }
   if (totalLength < headerSize || totalLength > available) {
-    throw new DhcpFormatError("the IPv4 length is wrong", ETH_HLEN + Ip.LENGTH);
+    throw new DhcpFormatError("the IPv4 length is wrong", ETH_HLEN + Ipv4.LENGTH);
   }
   return { headerSize, totalLength };
 }
@@ -105,7 +100,7 @@ function udpChecksumHolds(frame: Uint8Array, view: DataView, udp: number, length
 
 /** The sum of UDP's pseudo-header: addresses, protocol, length. */
 function pseudoHeaderSum(frame: Uint8Array, udpLength: number): number {
-  const addresses = sum(frame, ETH_HLEN + Ip.SOURCE, ETH_HLEN + IPV4_HEADER_SIZE);
+  const addresses = sum(frame, ETH_HLEN + Ipv4.SOURCE, ETH_HLEN + IPV4_HEADER_SIZE);
   return addresses + IPPROTO_UDP + udpLength;
 }
 
@@ -135,13 +130,13 @@ export function buildUdpFrame(frame: UdpFrame): Uint8Array<ArrayBuffer> {
   bytes.set(frame.sourceMac, Ethernet.SOURCE);
   view.setUint16(Ethernet.TYPE, ETH_P_IP, false);
   view.setUint8(ETH_HLEN, (IPV4_VERSION << 4) | (IPV4_HEADER_SIZE / 4));
-  view.setUint16(ETH_HLEN + Ip.LENGTH, totalLength, false);
-  view.setUint16(ETH_HLEN + Ip.FRAGMENT, IP_DONT_FRAGMENT, false);
-  view.setUint8(ETH_HLEN + Ip.TTL, DEFAULT_TTL);
-  view.setUint8(ETH_HLEN + Ip.PROTOCOL, IPPROTO_UDP);
-  bytes.set(ipToBytes(frame.sourceIp), ETH_HLEN + Ip.SOURCE);
-  bytes.set(ipToBytes(frame.destinationIp), ETH_HLEN + Ip.TO);
-  view.setUint16(ETH_HLEN + Ip.CHECKSUM, 0xffff - fold(sum(bytes, ETH_HLEN, udp)), false);
+  view.setUint16(ETH_HLEN + Ipv4.LENGTH, totalLength, false);
+  view.setUint16(ETH_HLEN + Ipv4.FRAGMENT, IP_DONT_FRAGMENT, false);
+  view.setUint8(ETH_HLEN + Ipv4.TTL, DEFAULT_TTL);
+  view.setUint8(ETH_HLEN + Ipv4.PROTOCOL, IPPROTO_UDP);
+  bytes.set(ipToBytes(frame.sourceIp), ETH_HLEN + Ipv4.SOURCE);
+  bytes.set(ipToBytes(frame.destinationIp), ETH_HLEN + Ipv4.DESTINATION);
+  view.setUint16(ETH_HLEN + Ipv4.CHECKSUM, 0xffff - fold(sum(bytes, ETH_HLEN, udp)), false);
   view.setUint16(udp + Udp.SOURCE, frame.sourcePort, false);
   view.setUint16(udp + Udp.DESTINATION, frame.destinationPort, false);
   view.setUint16(udp + Udp.LENGTH, udpLength, false);

@@ -18,10 +18,19 @@ export const IP_FRAGMENT_MASK = 0x3fff;
 export const BOOTPS = 67;
 export const BOOTPC = 68;
 
-/** Offsets in the frame, in the IPv4 header and in UDP's. */
-const ETHERNET_TYPE = 12;
-const Ipv4 = { VERSION_IHL: 0, FRAGMENT: 6, PROTOCOL: 9 } as const;
-const UDP_DESTINATION = 2;
+/** Offsets in the frame, and in the headers of IPv4 (RFC 791) and UDP (RFC 768). */
+export const Ethernet = { DESTINATION: 0, SOURCE: 6, TYPE: 12 } as const;
+export const Ipv4 = {
+  VERSION_IHL: 0,
+  LENGTH: 2,
+  FRAGMENT: 6,
+  TTL: 8,
+  PROTOCOL: 9,
+  CHECKSUM: 10,
+  SOURCE: 12,
+  DESTINATION: 16,
+} as const;
+export const Udp = { SOURCE: 0, DESTINATION: 2, LENGTH: 4, CHECKSUM: 6 } as const;
 
 /**
  * BPF: continues if the frame is an unfragmented IPv4 datagram to a UDP port; otherwise jumps to
@@ -30,14 +39,14 @@ const UDP_DESTINATION = 2;
 export function datagramSteps(port: number, other: string): BpfSource {
   const { ifEqual, ifAnyBit, loadByte, loadHalf, loadHalfAtX } = bpf;
   return [
-    loadHalf(ETHERNET_TYPE),
+    loadHalf(Ethernet.TYPE),
     ifEqual(ETH_P_IP, undefined, other),
     loadByte(ETH_HLEN + Ipv4.PROTOCOL),
     ifEqual(IPPROTO_UDP, undefined, other),
     loadHalf(ETH_HLEN + Ipv4.FRAGMENT),
     ifAnyBit(IP_FRAGMENT_MASK, other),
     bpf.xFromHeaderLength(ETH_HLEN + Ipv4.VERSION_IHL),
-    loadHalfAtX(ETH_HLEN + UDP_DESTINATION),
+    loadHalfAtX(ETH_HLEN + Udp.DESTINATION),
     ifEqual(port, undefined, other),
   ];
 }

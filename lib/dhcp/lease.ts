@@ -75,7 +75,8 @@ export const INFINITE_LEASE = 0xffffffff;
 /** The smallest MTU of IPv4 (RFC 791). */
 export const MINIMUM_MTU = 68;
 const MAXIMUM_MTU = 0xffff;
-const UNSPECIFIED = "0.0.0.0";
+/** No address, in a message, and no gateway, in a route. */
+export const UNSPECIFIED = "0.0.0.0";
 
 /**
  * Checks a guest's parameters and encodes them.

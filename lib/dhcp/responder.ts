@@ -6,7 +6,7 @@
 
 import { BOOTPC, BOOTPS } from "./headers.ts";
 import { ipToBytes } from "../inet/ip.ts";
-import { type DhcpLease, MINIMUM_MTU } from "./lease.ts";
+import { type DhcpLease, MINIMUM_MTU, UNSPECIFIED } from "./lease.ts";
 import {
   DhcpOption,
   type DhcpOptions,
@@ -37,7 +37,6 @@ export interface DhcpReply {
 /** The result of a request. */
 export type DhcpAnswer = DhcpReply | { readonly outcome: "declined" | "released" | "ignored" };
 
-const UNSPECIFIED = "0.0.0.0";
 const BROADCAST = "255.255.255.255";
 /** The headers of IPv4 and UDP, which option 57 and the MTU include. */
 const IP_UDP_HEADERS = 28;

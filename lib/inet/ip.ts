@@ -178,7 +178,7 @@ export function parseCidr(text: string): Cidr {
 /** Parses a prefix. An address alone is the prefix of that one address. */
 export function asPrefix(text: string): string {
   const family = isIp(text);
-  return family === 0 ? text : `${text}/${family === 4 ? 32 : 128}`;
+  return family === 0 ? text : `${text}/${BITS[family]}`;
 }
 
 /**

@@ -61,8 +61,8 @@ function parsePort(text: string): PortMapping {
   );
   if (match === null) throw refuse(text, "it does not read as a port mapping");
   const hostIP = parseHostIP(text, match[1], match[2]);
-  const host = parseRange(text, "host", match[3]!);
-  const vm = parseRange(text, "VM", match[4]!);
+  const host = parsePortRange(text, "host", match[3]!);
+  const vm = parsePortRange(text, "VM", match[4]!);
   if (vm.first === 0) throw refuse(text, "VM port 0 has no meaning");
   if (host.first === 0 && host.length > 1) throw refuse(text, "host port 0 cannot begin a range");
   if (host.length !== vm.length) {
@@ -105,7 +105,11 @@ function isLinkLocal(canonical: string): boolean {
   return /^fe[89ab][0-9a-f]:/.test(canonical);
 }
 
-function parseRange(text: string, side: string, range: string): { first: number; length: number } {
+function parsePortRange(
+  text: string,
+  side: string,
+  range: string,
+): { first: number; length: number } {
   const dash = range.indexOf("-", 1);
   const first = parseNumber(text, side, dash < 0 ? range : range.slice(0, dash));
   if (dash < 0) return { first, length: 1 };

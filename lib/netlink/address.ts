@@ -98,7 +98,7 @@ function encodeAddress(request: AddressRequest): Uint8Array<ArrayBuffer> {
     (request.noPrefixRoute ? IFA_F.NOPREFIXROUTE : 0);
   // struct ifaddrmsg: family, prefix length, flags, scope, index.
   const encoder = new Encoder(64).u8(addressFamily(cidr.family)).u8(cidr.prefixLength)
-    .u8(flags <= 0xff ? flags : 0).u8(RT_SCOPE[request.scope ?? defaultScope(cidr)])
+    .u8(flags <= 0xff ? flags : 0).u8(RT_SCOPE[request.scope ?? addressScope(cidr)])
     .u32(request.index);
   encoder.attrBytes(IFA.LOCAL, bytes);
   if (request.broadcast !== undefined) {
@@ -108,7 +108,7 @@ function encodeAddress(request: AddressRequest): Uint8Array<ArrayBuffer> {
   return encoder.attrBytes(IFA.ADDRESS, bytes).finish();
 }
 
-function defaultScope(cidr: Cidr): Scope {
+function addressScope(cidr: Cidr): Scope {
   return cidr.family === 4 && isLoopback(cidr.address) ? "host" : "global";
 }
 

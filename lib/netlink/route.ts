@@ -119,7 +119,7 @@ export interface RouteRequest {
   readonly onlink?: boolean;
 }
 
-function defaultScope(request: RouteRequest): Scope {
+function routeScope(request: RouteRequest): Scope {
   if (request.type === "local") return "host";
   if (parseCidr(request.dst).family === 6 || request.gateway !== undefined) return "global";
   return request.type === undefined || request.type === "unicast" ? "link" : "global";
@@ -128,7 +128,7 @@ function defaultScope(request: RouteRequest): Scope {
 /** The payload of RTM_NEWROUTE. */
 function encodeRoute(request: RouteRequest): Uint8Array<ArrayBuffer> {
   const { gateway, src, table = RT_TABLE.MAIN, metric, mtu, oif } = request;
-  const { type = "unicast", scope = defaultScope(request), protocol = "boot" } = request;
+  const { type = "unicast", scope = routeScope(request), protocol = "boot" } = request;
   const { network, prefixLength, family } = parseCidr(request.dst);
   // struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags.
   const encoder = new Encoder(96).u8(addressFamily(family)).u8(prefixLength).zero(2)

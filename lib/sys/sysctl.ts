@@ -4,7 +4,7 @@
  * @module
  */
 
-import { TapkitError } from "../errors.ts";
+import { asError, TapkitError } from "../errors.ts";
 import { readIfThere } from "../files.ts";
 
 /** A setting's value; undefined where this kernel, or this link, has no such setting. */
@@ -27,8 +27,7 @@ export function writeSysctl(name: string, value: string): boolean {
     return true;
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return false;
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new TapkitError(`cannot set ${name} in /proc/sys: ${reason}`, {
+    throw new TapkitError(`cannot set ${name} in /proc/sys: ${asError(error).message}`, {
       mend: "run as root, with /proc/sys mounted writable",
       cause: error,
     });

@@ -129,6 +129,8 @@ Deno.test("nearest: forgives slips in proportion to the word", () => {
   const cases: readonly (readonly [string, string | undefined])[] = [
     ["--prots", "--ports"],
     ["--port", "--ports"],
+    ["--moed", "--mode"],
+    ["--pi", "--ip"],
     ["ports", "--ports"],
     ["--ipp", "--ip"],
     ["--restore", undefined],

@@ -127,7 +127,7 @@ Deno.test("imports: packages are the standard library's, and assert is for tests
     imports.filter(({ specifier }) => !specifier.startsWith("."))
       .map(({ specifier }) => `${path} imports ${specifier}`)
   );
-  const allowed = /imports (node:[a-z]+|@std\/cli\/parse-args|@std\/path)$/;
+  const allowed = /imports (node:[a-z]+|@std\/(cli\/parse-args|path|text\/levenshtein-distance))$/;
   assertEquals(packages.filter((line) => !allowed.test(line)), []);
 });
 
@@ -186,17 +186,21 @@ Deno.test("@std: deno check rejects a misuse of each module", () => {
   const imports = `import { assert, assertEquals } from "@std/assert";
 import { parseArgs } from "@std/cli/parse-args";
 import { join } from "@std/path";
+import { levenshteinDistance } from "@std/text/levenshtein-distance";
 `;
   const right = `${imports}
 const { salt, _: words } = parseArgs(["--salt=1"], { string: ["salt", "_"], boolean: ["dry"] });
 assert(salt !== undefined);
 const text: string = salt + join("a", ...words);
 assertEquals(text, "1a");
+const slips: number = levenshteinDistance("salt", "slat");
+assertEquals(slips, 2);
 `;
   const misuses = [
     ["assertEquals(1);", "TS2554"],
     ["parseArgs([], { strings: [] });", "TS2561"],
     ['parseArgs([], { boolean: ["dry"] }).wet;', "TS2339"],
+    ['levenshteinDistance("salt", 1);', "TS2345"],
     ['export const wrong: number = join("a", "b");', "TS2322"],
     ['import { nothing } from "@std/path"; nothing;', "TS2305"],
   ] as const;
