@@ -272,9 +272,7 @@ export const ATTACH_VM = {
 
 type AttachFlags = Parsed<typeof ATTACH_VM>["flags"];
 
-/**
- * The flags that shape an attachment, and so go with no other verb, and are the keys of `--from`.
- */
+/** The flags that shape an attachment, and so go with no other verb, and are the keys of `--from`. */
 const SHAPING = [
   "ports",
   "ip",
