@@ -16,8 +16,8 @@ const LASTING =
   /^(PATH|HOME|LANG|LC_ALL|TZ|TMPDIR|XDG_CACHE_HOME|DENO_DIR|DENO_V8_FLAGS|NO_COLOR|NETCONFPATH|CNI_PATH|TAPKIT_.*)$/;
 
 /**
- * Starts a program that outlives this one: in a session of its own, without descriptors of ours, and
- * with a small part of our environment.
+ * Starts a program that outlives this one: in a session of its own, without descriptors of ours,
+ * and with a small part of our environment.
  *
  * Equivalent to: `setsid env -i PATH="$PATH" … PROGRAM ARG… </dev/null >/dev/null 2>&1 &`
  */
@@ -115,8 +115,9 @@ const PIPE_GRACE_MS = 200;
 const SETSID = "/usr/bin/setsid";
 
 /**
- * Runs a program to its end, in a session and process group of its own, and in the network namespace
- * of the calling thread. Does not wait for a child of the program that keeps the pipes open.
+ * Runs a program to its end, in a session and process group of its own, and in the network
+ * namespace of the calling thread. Does not wait for a child of the program that keeps the pipes
+ * open.
  *
  * @throws {Deno.errors.NotFound} when there is no such program
  * @throws {Deno.errors.PermissionDenied} when it cannot be executed

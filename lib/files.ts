@@ -95,8 +95,8 @@ export function appendBounded(path: string, text: string, limit: number): void {
 const temporaryOf = (path: string) => `${path}.tmp`;
 
 /**
- * Replaces the text of a file atomically; only root can read it. If `durable`, that holds over a power
- * failure too.
+ * Replaces the text of a file atomically; only root can read it. If `durable`, that holds over a
+ * power failure too.
  *
  * @throws {Deno.errors.NotFound} when there is no such directory
  * @throws {TapkitError} when it cannot be written for another reason

@@ -37,9 +37,9 @@ export function listenTo<S extends keyof typeof SIGNALS>(
 }
 
 /**
- * From now on, SIGHUP, SIGINT and SIGTERM abort the returned signal, with an
- * {@linkcode InterruptedError} as its reason, instead of ending this process. Signals that nohup, or
- * the shell of a background job, made this process ignore are still ignored.
+ * From now on, SIGHUP, SIGINT and SIGTERM abort the returned signal, with an {@linkcode
+ * InterruptedError} as its reason, instead of ending this process. Signals that nohup, or the shell
+ * of a background job, made this process ignore are still ignored.
  */
 export function heedSignals(): AbortSignal {
   const controller = new AbortController();

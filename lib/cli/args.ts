@@ -99,7 +99,8 @@ export function parseCommand<const C extends Command>(
 
 /**
  * The arguments, with every flag checked and written as `--name=value`. Otherwise parseArgs
- * guesses: `--check true` would take a VM called "true" as its value, and `--from -` would have none.
+ * guesses: `--check true` would take a VM called "true" as its value, and `--from -` would have
+ * none.
  */
 function* normalized(
   command: Command,

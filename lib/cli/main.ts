@@ -20,7 +20,8 @@ export const EXIT = {
 
 /**
  * Runs a command: parses `args` by its table, answers `--help` and `--version`, calls `run`, and
- * prints an error that it throws. Returns the exit code: 128+n if `run` was interrupted by signal n.
+ * prints an error that it throws. Returns the exit code: 128+n if `run` was interrupted by signal
+ * n.
  *
  * @param run gets a function to call: from then on, signals abort an AbortSignal instead of ending
  * this process

@@ -35,8 +35,8 @@ export interface DhcpGuest {
   readonly address: string;
   readonly gateway?: string | undefined;
   /**
-   * Routes other than the default route. Without `gw`, a route uses the gateway, as in CNI. It is on
-   * the link if there is no gateway, or if `dst` contains it. IPv6 routes are ignored.
+   * Routes other than the default route. Without `gw`, a route uses the gateway, as in CNI. It is
+   * on the link if there is no gateway, or if `dst` contains it. IPv6 routes are ignored.
    */
   readonly routes: readonly { readonly dst: string; readonly gw?: string | undefined }[];
   /** Name servers. IPv6, loopback and unspecified addresses are left out. */

@@ -58,8 +58,8 @@ const LEASE_OPTIONS: ReadonlySet<number> = new Set([
 ]);
 
 /**
- * Answers a request as RFC 2131, section 4.3, says. Only the guest's own Ethernet address is served,
- * with its own IP address.
+ * Answers a request as RFC 2131, section 4.3, says. Only the guest's own Ethernet address is
+ * served, with its own IP address.
  */
 export function respond(request: DhcpMessage, lease: DhcpLease): DhcpAnswer {
   if (request.op !== BootpOp.REQUEST || request.chaddr !== lease.mac) return { outcome: "ignored" };

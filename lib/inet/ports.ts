@@ -14,8 +14,8 @@ export type Protocol = "tcp" | "udp" | "sctp";
 /** A host port, or a range of them, and the VM's port that it leads to. */
 export interface PortMapping {
   /**
-   * The host address, canonical. `"0.0.0.0"` and `"::"` mean all addresses of their family; `""` means
-   * all addresses of every family that the VM has.
+   * The host address, canonical. `"0.0.0.0"` and `"::"` mean all addresses of their family; `""`
+   * means all addresses of every family that the VM has.
    */
   readonly hostIP: string;
   /** The first host port; 0 asks for a free one. */

@@ -1,6 +1,5 @@
 /**
- * Classic BPF programs: the instructions that socket filters and cls_bpf are written in, and an
- * assembler.
+ * Classic BPF: the instructions of socket filters and cls_bpf, and an assembler.
  *
  * @module
  */
@@ -9,9 +8,9 @@
 export interface BpfInstruction {
   /** Operation: a sum of {@linkcode Bpf} constants. */
   readonly code: number;
-  /** How many instructions to skip when the comparison holds. */
+  /** How many instructions to skip if the comparison is true. */
   readonly jt: number;
-  /** How many instructions to skip when it does not. */
+  /** How many instructions to skip if it is false. */
   readonly jf: number;
   /** Operand. */
   readonly k: number;
@@ -51,15 +50,15 @@ export const Bpf = {
   TXA: 0x80,
   /** Offset of ancillary data (`SKF_AD_OFF`, linux/filter.h) … */
   SKF_AD_OFF: -0x1000,
-  /** … of which this is the packet type: PACKET_HOST … PACKET_OUTGOING. */
+  /** … of the packet type: PACKET_HOST … PACKET_OUTGOING, */
   SKF_AD_PKTTYPE: 4,
-  /** … of which this is the packet's mark … */
+  /** … of the packet's mark, */
   SKF_AD_MARK: 20,
-  /** … and of which this says whether a VLAN tag was taken off the frame. */
+  /** … and of the flag that a VLAN tag was removed from the frame. */
   SKF_AD_VLAN_TAG_PRESENT: 48,
 } as const;
 
-/** An instruction whose jumps name labels; a jump without one goes to the next instruction. */
+/** An instruction whose jumps name labels. A jump without a label goes to the next instruction. */
 export interface BpfStep {
   readonly code: number;
   readonly k: number;
@@ -68,8 +67,8 @@ export interface BpfStep {
 }
 
 /**
- * A program's steps in order, each label before the step it names. A label may stand in several
- * places: a jump goes to the next of them, since conditional jumps reach 255 instructions ahead.
+ * The steps of a program, with each label before its step. A label may occur several times: a jump
+ * goes to the next one, because conditional jumps reach only 255 instructions ahead.
  */
 export type BpfSource = readonly (BpfStep | string)[];
 
@@ -78,7 +77,7 @@ const jump = (code: number) => (k: number, yes?: string, no?: string): BpfStep =
   return { code: Bpf.JMP | code, k, yes, no };
 };
 
-/** Steps by what they do. A is the accumulator, X the index register, M[n] the scratch memory. */
+/** Steps by purpose. A is the accumulator, X the index register, M[n] the scratch memory. */
 export const bpf = {
   loadByte: (k: number) => step(Bpf.LD | Bpf.B | Bpf.ABS, k),
   loadHalf: (k: number) => step(Bpf.LD | Bpf.H | Bpf.ABS, k),
@@ -87,7 +86,7 @@ export const bpf = {
   loadHalfAtX: (k: number) => step(Bpf.LD | Bpf.H | Bpf.IND, k),
   loadWordAtX: (k: number) => step(Bpf.LD | Bpf.W | Bpf.IND, k),
   loadAncillary: (k: number) => step(Bpf.LD | Bpf.W | Bpf.ABS, Bpf.SKF_AD_OFF + k),
-  /** A = M[n] and back. */
+  /** A = M[n], and M[n] = A. */
   recall: (n: number) => step(Bpf.LD | Bpf.W | Bpf.MEM, n),
   store: (n: number) => step(Bpf.ST, n),
   recallX: (n: number) => step(Bpf.LDX | Bpf.W | Bpf.MEM, n),
@@ -107,7 +106,7 @@ export const bpf = {
   ifAnyBit: jump(Bpf.JSET | Bpf.K),
   ifAtLeast: jump(Bpf.JGE | Bpf.K),
   ifAboveX: (yes?: string, no?: string) => jump(Bpf.JGT | Bpf.X)(0, yes, no),
-  /** Goes on at a label, however far ahead it is. */
+  /** Jumps to a label at any distance. */
   goTo: (label: string) => jump(Bpf.JA)(0, label),
   ret: (k: number) => step(Bpf.RET | Bpf.K, k),
 } as const;
@@ -115,7 +114,7 @@ export const bpf = {
 /**
  * Resolves the labels of a program.
  *
- * @throws {RangeError} when a label is not ahead of a jump to it, or too far
+ * @throws {RangeError} when a label does not follow a jump to it, or is too far
  */
 export function assembleBpf(source: BpfSource): BpfInstruction[] {
   const labels = new Map<string, number[]>();
@@ -162,11 +161,11 @@ export function encodeBpf(program: readonly BpfInstruction[]): Uint8Array<ArrayB
 /**
  * Reads an array of `struct sock_filter` in host order.
  *
- * @throws {RangeError} when the last instruction is cut
+ * @throws {RangeError} when the last instruction is truncated
  */
 export function decodeBpf(bytes: Uint8Array): BpfInstruction[] {
   if (bytes.length % BPF_INSTRUCTION_SIZE !== 0) {
-    throw new RangeError(`a BPF program of ${bytes.length} bytes is cut`);
+    throw new RangeError(`a BPF program of ${bytes.length} bytes is truncated`);
   }
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const program: BpfInstruction[] = [];

@@ -1,19 +1,19 @@
 /**
  * Starting a process as another user.
  *
- * libc changes the user of all threads; the system calls change that of the calling one, which a
- * process that it starts then has.
+ * libc changes the user of all threads. The system calls change the user of the calling thread
+ * only, and a process that this thread starts inherits it.
  *
  * @module
  */
 
 import { libc, syscall } from "./libc.ts";
 
-/** As whom a process runs. */
+/** The user and groups of a process. */
 export interface Credentials {
   readonly uid: number;
   readonly gid: number;
-  /** Groups beside that one. */
+  /** Supplementary groups. */
   readonly groups: readonly number[];
 }
 
@@ -30,8 +30,8 @@ const PR_CAP_AMBIENT_CLEAR_ALL = 4n;
 const NGROUPS_MAX = 65_536;
 
 /**
- * Runs `fn` as another user, who has none of root's capabilities then, and comes back. A program
- * that it starts cannot come back: execve(2) takes what is kept for that.
+ * Runs `fn` as another user, without root's capabilities, and changes back. A program that `fn`
+ * starts cannot change back: execve(2) replaces the saved user ID.
  *
  * @throws {SyscallError} EPERM when this process may not become another user
  */

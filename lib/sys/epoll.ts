@@ -1,5 +1,5 @@
 /**
- * Waiting for many descriptors at once.
+ * epoll: waits for many descriptors.
  *
  * @module
  */
@@ -13,7 +13,7 @@ const EFD_CLOEXEC = 0o2000000;
 const EFD_NONBLOCK = 0o4000;
 const EPOLL_CTL_ADD = 1;
 const EPOLL_CTL_DEL = 2;
-/** `struct epoll_event` is packed on x86-64 alone. */
+/** `struct epoll_event` is packed on x86-64 only. */
 const EVENT_SIZE = Deno.build.arch === "x86_64" ? 12 : 16;
 const DATA_OFFSET = EVENT_SIZE - 8;
 const MAX_EVENTS = 64;
@@ -38,7 +38,7 @@ export class Epoll implements Disposable {
     this.add(this.#wake);
   }
 
-  /** Watches for what can be read of a descriptor (level-triggered) until it is removed or closed. */
+  /** Watches whether a descriptor is readable (level-triggered), until it is removed or closed. */
   add(fd: number): void {
     const event = new Uint8Array(EVENT_SIZE);
     const view = new DataView(event.buffer);
@@ -49,25 +49,25 @@ export class Epoll implements Disposable {
     });
   }
 
-  /** Stops watching a descriptor; one that is not watched is no error. */
+  /** Stops watching a descriptor. It need not be watched. */
   remove(fd: number): void {
     libc().epoll_ctl(this.#fd, EPOLL_CTL_DEL, fd, null);
   }
 
-  /** Makes the wait that is under way return, or the next one. */
+  /** Makes the current wait return, or else the next one. */
   wake(): void {
     writeFd(this.#wake, new Uint8Array(new BigUint64Array([1n]).buffer));
   }
 
   /**
-   * Waits on a thread of its own until a descriptor is ready or the time is over.
+   * Waits on another thread until a descriptor is ready or the time is over.
    *
-   * @param timeoutMs -1 waits for ever
-   * @returns the descriptors that are ready, none after a time-out, a signal or {@linkcode wake}
+   * @param timeoutMs -1 waits without a limit
+   * @returns the descriptors that are ready; none after a timeout, a signal or {@linkcode wake}
    */
   async wait(timeoutMs: number): Promise<number[]> {
     const count = await libc().epoll_wait(this.#fd, this.#events, MAX_EVENTS, timeoutMs);
-    // The thread's errno cannot be read from here; a signal is the one failure that can be met.
+    // The errno of that thread cannot be read here. The only possible failure is a signal.
     if (count < 0) return [];
     const view = new DataView(this.#events.buffer);
     const ready: number[] = [];

@@ -22,7 +22,7 @@ export class Lock implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    // Removed while it is held: whoever waits for it finds the file gone and makes a new one.
+    // Removed while it is held: a process that waits finds that the file is gone, and creates it.
     if (this.#remove) removeFile(this.#path);
     closeFd(this.#fd);
   }
@@ -30,28 +30,28 @@ export class Lock implements Disposable {
 
 /** How to take a lock. */
 export interface LockOptions {
-  /** Whether to wait for another holder (the default), or return `undefined`. */
+  /** Whether to wait while another holds it (the default), or to return `undefined`. */
   readonly wait?: boolean;
-  /** Whether the file goes when the lock is released. */
+  /** Whether to delete the file when the lock is released. */
   readonly remove?: boolean;
 }
 
-/** How to take a lock that may have to be waited for. */
+/** How to wait for a lock. */
 export interface WaitOptions extends Pick<LockOptions, "remove"> {
-  /** Ends the waiting, whose reason is thrown. */
+  /** Aborted, it ends the wait; its reason is thrown. */
   readonly signal?: AbortSignal | undefined;
-  /** Called, with the file's path, when it has been waited for a second. */
+  /** Called with the file's path after a wait of one second. */
   readonly waits?: (path: string) => void;
 }
 
 const PATIENCE_MS = 1000;
 
 /**
- * Takes the exclusive flock(2) of a file, which is made when it is missing.
+ * Takes the exclusive flock(2) of a file, which is created if it is missing.
  *
  * Equivalent to: `flock PATH …`
  *
- * @returns the lock, or `undefined` when it is held and `wait` is false
+ * @returns the lock, or `undefined` if another holds it and `wait` is false
  */
 export function lockFile(path: string, options: LockOptions & { wait: false }): Lock | undefined;
 export function lockFile(path: string, options?: LockOptions): Lock;
@@ -72,10 +72,10 @@ export function lockFile(path: string, options: LockOptions = {}): Lock | undefi
 }
 
 /**
- * Like {@linkcode lockFile}, but lets the rest of this process go on while another holds the lock:
- * that other may be a part of this process too.
+ * Like {@linkcode lockFile}, but does not block the rest of this process while it waits. The holder
+ * may be in this process too.
  *
- * @throws the reason of `options.signal`, when it is raised meanwhile
+ * @throws the reason of `options.signal`, if it is aborted meanwhile
  */
 export async function lockFileAsync(path: string, options: WaitOptions = {}): Promise<Lock> {
   const { remove = false, signal, waits } = options;
@@ -90,11 +90,11 @@ export async function lockFileAsync(path: string, options: WaitOptions = {}): Pr
       stack.defer(() => clearTimeout(timer));
     }
     const fd = openFd(path, O_RDONLY | O_CREAT, 0o600);
-    // Fails for a signal at most, and then is tried again.
+    // The only possible failure is a signal. Then it is tried again.
     const taking = libc().flock_wait(fd, LOCK_EX);
     interrupted ??= raised(signal, stack);
     if (await Promise.race([taking, interrupted]) === "raised") {
-      // The thread that waits is not to be had back before it has the lock.
+      // The waiting thread cannot be stopped before it has the lock.
       taking.then(() => closeFd(fd));
       continue;
     }
@@ -103,7 +103,7 @@ export async function lockFileAsync(path: string, options: WaitOptions = {}): Pr
   }
 }
 
-/** @param stack takes the listener away: the signal may be one of many calls. */
+/** @param stack removes the listener, because many calls may share the signal */
 function raised(signal: AbortSignal | undefined, stack: DisposableStack): Promise<"raised"> {
   const { promise, resolve } = Promise.withResolvers<"raised">();
   const listener = () => resolve("raised");
@@ -112,7 +112,7 @@ function raised(signal: AbortSignal | undefined, stack: DisposableStack): Promis
   return promise;
 }
 
-/** Who holds the flock(2) of a file, as `"attach-vm web (pid 7)"`; undefined where it is not to be seen. */
+/** The holder of a file's flock(2): `"attach-vm web (pid 7)"`; undefined if it cannot be seen. */
 export function lockHolder(path: string): string | undefined {
   try {
     const inode = Deno.statSync(path).ino;
@@ -121,12 +121,12 @@ export function lockHolder(path: string): string | undefined {
     if (pid === "" || pid === "0") return undefined;
     return `${commandOf(Deno.readTextFileSync(`/proc/${pid}/cmdline`))} (pid ${pid})`;
   } catch {
-    // It has let go meanwhile.
+    // It has released the lock.
     return undefined;
   }
 }
 
-/** A process's words, without what runs a script and how. */
+/** A process's command line, without the interpreter of a script and its flags. */
 function commandOf(cmdline: string): string {
   const words = cmdline.split("\0").filter((word) => word !== "");
   const script = Math.max(0, words.findIndex((word) => word.endsWith(".ts")));
@@ -136,7 +136,7 @@ function commandOf(cmdline: string): string {
 
 const MAX_COMMAND = 80;
 
-/** Whether the path still names the locked file, not one made after its holder removed it. */
+/** Whether the path is still the locked file, not one created after its holder removed it. */
 function isStillAt(fd: number, path: string): boolean {
   try {
     return Deno.statSync(path).ino === Deno.statSync(`/proc/self/fd/${fd}`).ino;
@@ -150,6 +150,6 @@ function removeFile(path: string): void {
   try {
     Deno.removeSync(path);
   } catch {
-    // What was done under the lock is done; a file that stays is taken by the next to come.
+    // The work under the lock is done. If the file stays, the next process uses it.
   }
 }

@@ -1,5 +1,5 @@
 /**
- * Being told of changes in a directory.
+ * inotify: reports changes in a directory.
  *
  * @module
  */
@@ -14,7 +14,7 @@ export const InotifyEvent = {
   DELETE: 0x200,
 } as const;
 
-/** Bits that the kernel sets by itself: events were lost; a watch is gone with its directory. */
+/** Bits that the kernel sets: events were lost; a watch ended with its directory. */
 const IN_Q_OVERFLOW = 0x4000;
 const IN_IGNORED = 0x8000;
 
@@ -26,7 +26,7 @@ const IN_CLOEXEC = 0o2000000;
 
 const decoder = new TextDecoder();
 
-/** One inotify instance, for an epoll to wait on; close-on-exec. */
+/** One inotify instance, to be watched with epoll; close-on-exec. */
 export class Inotify implements Disposable {
   readonly fd: number;
   readonly #buffer = new Uint8Array(4096);
@@ -40,7 +40,7 @@ export class Inotify implements Disposable {
   /**
    * Watches a directory for {@linkcode InotifyEvent} bits.
    *
-   * @returns the watch's number: the same as before where that directory is watched already
+   * @returns the number of the watch; the same one if the directory is watched already
    */
   watch(directory: string, events: number): number {
     const path = cstr(directory);
@@ -50,9 +50,9 @@ export class Inotify implements Disposable {
   }
 
   /**
-   * Takes all pending events away.
+   * Reads all pending events.
    *
-   * @returns the names of what changed; undefined when anything may have
+   * @returns the names that changed; undefined if events were lost and anything may have changed
    */
   drain(): Set<string> | undefined {
     const names = new Set<string>();

@@ -1,17 +1,19 @@
 /**
- * libc through FFI: its functions, opened at first use, and the one way to call them.
+ * libc through FFI: its functions, opened at first use, and `syscall`, which calls them.
  *
  * Every call here is synchronous: errno and network namespaces belong to a thread, and a
- * nonblocking FFI call runs on another one. Those that wait are the exceptions: `epoll_wait`,
- * `flock_wait`, `usleep_wait`, and `send_wait`, where the kernel does all that a netlink request
- * asks for.
+ * nonblocking FFI call runs on another one. The exceptions are calls that wait: `epoll_wait`,
+ * `flock_wait`, `usleep_wait`, and `send_wait`, in which the kernel does the work of a netlink
+ * request.
  *
  * @module
  */
 
 import { SyscallError, TapkitError } from "../errors.ts";
 
-/** Each parameter's C type and name stand in a comment; int is i32, size_t and ssize_t 64 bits. */
+/**
+ * A comment has the C type and name of each parameter. int is i32; size_t and ssize_t are 64 bits.
+ */
 const SYMBOLS = {
   __errno_location: { parameters: [], result: "pointer" },
   // const char *path, int flags, mode_t mode
@@ -113,20 +115,20 @@ export function libc(): Symbols<typeof SYMBOLS> {
 
 type Functions = Readonly<Record<string, Deno.ForeignFunction>>;
 
-/** A library's functions by their names. */
+/** Functions of a library, by name. */
 export type Symbols<T extends Functions> = Deno.DynamicLibrary<T>["symbols"];
 
-/** So many calls take as much longer without machine code as it takes to make it. */
+/** This many calls cost as much extra without machine code as its compilation takes. */
 const CALLS_WITHOUT_CODE = 100;
 
 /**
- * A library's functions, each looked up when it is first used.
+ * Opens a library. Each function is looked up when it is first used.
  *
- * Deno makes machine code for every function that it opens by name, which takes a third of a
- * millisecond. Most are called a few times only: these are called by their pointers.
+ * Deno compiles machine code for every function that it opens by name, which takes a third of a
+ * millisecond. Most functions are called a few times only, and are called by pointer instead.
  *
- * @param advice the mend where the library, or a function of it, is missing
- * @throws {TapkitError} when a function is used that cannot be opened
+ * @param advice the mend of the error if the library, or a function of it, is missing
+ * @throws {TapkitError} when a function that is used cannot be opened
  */
 export function openLibrary<T extends Functions>(
   library: string,
@@ -165,7 +167,7 @@ export function openLibrary<T extends Functions>(
 
 type CFunction = (...args: readonly unknown[]) => unknown;
 
-/** The calling thread's errno: to be read at once after a failed call. */
+/** The calling thread's errno. Read it immediately after a failed call. */
 export function errno(): number {
   if (errnoView === undefined) {
     const location = libc().__errno_location();
@@ -175,7 +177,7 @@ export function errno(): number {
   return errnoView.getInt32();
 }
 
-/** errno values the code tests for (asm-generic/errno-base.h, errno.h). */
+/** errno values that the code tests (asm-generic/errno-base.h, errno.h). */
 export const Errno = {
   EPERM: 1,
   ENOENT: 2,
@@ -241,18 +243,18 @@ const MENDS: Readonly<Record<string, string>> = {
   ENOMEM: "free some memory",
 };
 
-/** The mend of an error code where it is the same whatever was called. */
+/** The mend of an error code that does not depend on the call. */
 export function errnoMend(code: string): string | undefined {
   return MENDS[code];
 }
 
 /**
- * Runs one libc call that reports failure as -1, again when a signal interrupted it.
+ * Runs a libc call that reports failure as -1. Repeats it if a signal interrupted it.
  *
  * @param op the call's C name, for the error
- * @param object what it is applied to, for the error
+ * @param object the object of the call, for the error
  * @returns what the call returned
- * @throws {SyscallError} with errno, read at once
+ * @throws {SyscallError} with errno
  */
 export function syscall(op: string, object: string, call: () => number | bigint): number {
   while (true) {
@@ -285,7 +287,7 @@ export function openFd(path: string, flags: number, mode = 0o600): number {
   return syscall("open", path, () => libc().open(text, flags | O_CLOEXEC, mode));
 }
 
-/** Closes a descriptor; a failure to close is no failure of what was done with it. */
+/** Closes a descriptor. A failure is ignored: the work with it is done. */
 export function closeFd(fd: number): void {
   libc().close(fd);
 }
@@ -296,7 +298,7 @@ export function readFd(fd: number, buffer: Uint8Array<ArrayBuffer>): number {
   return syscall("read", `descriptor ${fd}`, () => libc().read(fd, buffer, size));
 }
 
-/** Writes once; returns how many bytes were taken. A TAP takes one frame. */
+/** Writes once; returns how many bytes were written. For a TAP, that is one frame. */
 export function writeFd(fd: number, bytes: Uint8Array<ArrayBuffer>): number {
   const size = BigInt(bytes.length);
   return syscall("write", `descriptor ${fd}`, () => libc().write(fd, bytes, size));

@@ -1,5 +1,5 @@
 /**
- * Files in memory, for programs that read one: a crash leaves nothing behind.
+ * Files in memory, for programs that read a file. A crash leaves nothing behind.
  *
  * @module
  */
@@ -8,16 +8,16 @@ import { closeFd, cstr, libc, syscall } from "./libc.ts";
 
 const MFD_CLOEXEC = 1; // linux/memfd.h
 
-/** A file that goes when it is disposed. */
+/** A file that exists until it is disposed of. */
 export interface MemoryFile extends Disposable {
-  /** Where a child, which inherits no descriptor, opens it. */
+  /** Its path for a child process, which inherits no descriptor. */
   readonly path: string;
 }
 
 /**
- * Makes a file with this content.
+ * Creates a file with this content.
  *
- * @param name what the kernel calls it, for people who look
+ * @param name its name in /proc, for people
  */
 export function memoryFile(name: string, content: string): MemoryFile {
   const fd = syscall("memfd_create", name, () => libc().memfd_create(cstr(name), MFD_CLOEXEC));

@@ -1,9 +1,9 @@
 /**
- * Network namespaces: made, named, entered and deleted as `ip netns` does.
+ * Network namespaces: creates, names, enters and deletes them as `ip netns` does.
  *
- * `setns` and `unshare` change the calling thread, so whatever runs inside a namespace is
- * synchronous: a promise would go on after the namespace was left, and a thread that the
- * runtime starts meanwhile would stay in it.
+ * `setns` and `unshare` change the calling thread, so code that runs inside a namespace must be
+ * synchronous: a promise would continue after the namespace was left, and a thread that the runtime
+ * starts meanwhile would stay in it.
  *
  * @module
  */
@@ -22,7 +22,7 @@ import {
   syscall,
 } from "./libc.ts";
 
-/** Where named namespaces are bound, as `ip netns` has it. */
+/** The directory of named namespaces, as for `ip netns`. */
 const NETNS_DIR = "/run/netns";
 
 const CLONE_NEWNET = 0x40000000; // linux/sched.h
@@ -31,13 +31,13 @@ const MS_REC = 0x4000;
 const MS_SHARED = 1 << 20;
 const MNT_DETACH = 2;
 
-/** The calling thread's own namespace; `/proc/self` would name the main thread's. */
+/** The namespace of the calling thread. `/proc/self` would be that of the main thread. */
 const CURRENT = "/proc/thread-self/ns/net";
 
-/** An open network namespace: it lives at least until it is disposed. */
+/** An open network namespace. It exists at least until it is disposed of. */
 export class Netns implements Disposable {
   readonly fd: number;
-  /** The path it was opened by; none for an anonymous namespace. */
+  /** The path by which it was opened; none for an anonymous namespace. */
   readonly path?: string;
 
   constructor(fd: number, path?: string) {
@@ -54,14 +54,14 @@ export class Netns implements Disposable {
 type Synchronous<T> = T extends PromiseLike<unknown> ? never : T;
 
 /**
- * Runs `fn` in a namespace and comes back, also when it throws.
+ * Runs `fn` in a namespace, and returns to the previous one, also when `fn` throws.
  *
- * Sockets opened, children started and /proc/sys/net files written inside belong to that
- * namespace; /sys/class/net does not follow.
+ * Sockets that `fn` opens, children that it starts, and files of /proc/sys/net that it writes
+ * belong to that namespace. /sys/class/net does not change.
  *
  * Equivalent to: `nsenter --net=PATH …`, without a process.
  *
- * @throws {TypeError} when `fn` returned a promise
+ * @throws {TypeError} when `fn` returns a promise
  */
 export function withNetns<T>(netns: Netns, fn: () => Synchronous<T>): T {
   using origin = currentNetns();
@@ -84,20 +84,20 @@ function setns(netns: Netns): void {
   syscall("setns", netns.path ?? "network namespace", () => libc().setns(netns.fd, CLONE_NEWNET));
 }
 
-/** Opens the namespace the calling thread is in. */
+/** Opens the namespace of the calling thread. */
 export function currentNetns(): Netns {
   return new Netns(openFd(CURRENT, O_RDONLY), CURRENT);
 }
 
 /**
- * Opens the namespace a path names: a file under /run/netns, or /proc/PID/ns/net.
+ * Opens a namespace by path: a file under /run/netns, or /proc/PID/ns/net.
  *
- * @throws {SyscallError} when nothing is there
- * @throws {TapkitError} when what is there is no network namespace
+ * @throws {SyscallError} when the path does not exist
+ * @throws {TapkitError} when it is not a network namespace
  */
 export function openNetns(path: string): Netns {
   const netns = new Netns(openFd(path, O_RDONLY), path);
-  // NS_GET_NSTYPE (linux/nsfs.h) answers for namespace files alone.
+  // NS_GET_NSTYPE (linux/nsfs.h) works for namespace files only.
   const NS_GET_NSTYPE = 0xb703n;
   if (libc().ioctl_integer(netns.fd, NS_GET_NSTYPE, 0n) === CLONE_NEWNET) return netns;
   netns[Symbol.dispose]();
@@ -106,7 +106,7 @@ export function openNetns(path: string): Netns {
   });
 }
 
-/** Makes a namespace; it lives while it is open, or while something is in it. */
+/** Creates a namespace. It exists while it is open, or while something is in it. */
 export function newNetns(path?: string): Netns {
   using origin = currentNetns();
   syscall("unshare", "network namespace", () => libc().unshare(CLONE_NEWNET));
@@ -117,13 +117,13 @@ export function newNetns(path?: string): Netns {
   }
 }
 
-/** The path a named namespace is bound to. */
+/** The path of a named namespace. */
 export function netnsPath(name: string): string {
   return `${NETNS_DIR}/${name}`;
 }
 
 /**
- * Makes a namespace under a name that `ip netns` sees.
+ * Creates a namespace with a name that `ip netns` sees.
  *
  * Equivalent to: `ip netns add NAME`
  *
@@ -146,8 +146,8 @@ export function createNamedNetns(name: string): Netns {
 }
 
 /**
- * Makes /run/netns a shared mount, so that a namespace bound there is seen, and can be
- * unbound, from every mount namespace that got the directory by propagation.
+ * Makes /run/netns a shared mount, so that a namespace that is bound there can be seen and unbound
+ * from every mount namespace that has the directory by propagation.
  */
 function shareNetnsDir(): void {
   Deno.mkdirSync(NETNS_DIR, { recursive: true, mode: 0o755 });
@@ -167,11 +167,11 @@ function mount(source: string, target: string, flags: number): void {
 }
 
 /**
- * Takes a namespace's name away; the namespace itself goes with its last process and socket.
+ * Deletes a namespace's name. The namespace itself ends with its last process and socket.
  *
  * Equivalent to: `ip netns delete NAME`
  *
- * @returns whether it was there; the half-made file that a crash leaves counts too
+ * @returns whether it existed; a file that a crash left without a mount counts too
  */
 export function deleteNamedNetns(name: string): boolean {
   const path = netnsPath(name);
@@ -179,7 +179,7 @@ export function deleteNamedNetns(name: string): boolean {
   try {
     syscall("umount2", path, () => libc().umount2(target, MNT_DETACH));
   } catch (error) {
-    // EINVAL: a plain file, which a crash between creation and mount leaves. ENOENT: nothing.
+    // EINVAL: a plain file, left by a crash between creation and mount. ENOENT: nothing.
     if (!failedWith(error, "EINVAL", "ENOENT")) throw error;
   }
   return removeIfThere(path);

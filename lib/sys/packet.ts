@@ -7,7 +7,7 @@
 import { type BpfInstruction, encodeBpf } from "./bpf.ts";
 import { Socket, SocketConst } from "./socket.ts";
 
-/** linux/if_ether.h: every protocol. On a bridge port a socket bound to less sees nothing. */
+/** linux/if_ether.h: every protocol. On a bridge port, a socket for one protocol sees nothing. */
 const ETH_P_ALL = 0x0003;
 /** Size of `struct sockaddr_ll` (linux/if_packet.h). */
 const SOCKADDR_LL_SIZE = 20;
@@ -16,19 +16,19 @@ const SOCKADDR_LL_SIZE = 20;
 export interface PacketSocketOptions {
   /** The interface's index in the current network namespace. */
   readonly ifindex: number;
-  /** Which frames wake the reader; all when absent. */
+  /** Selects the frames; all when absent. */
   readonly filter?: readonly BpfInstruction[];
 }
 
 /**
  * Opens a nonblocking packet socket on an interface of the current network namespace.
  *
- * The filter is in place before the socket hears anything. The socket keeps the interface's
- * namespace alive until it is closed.
+ * The filter is set before the socket receives anything. The socket keeps the interface's namespace
+ * alive until it is closed.
  */
 export function openPacketSocket(options: PacketSocketOptions): Socket {
   const type = SocketConst.SOCK_RAW | SocketConst.SOCK_NONBLOCK;
-  // Protocol 0: deaf until bound.
+  // Protocol 0: receives nothing until it is bound.
   const socket = Socket.open(SocketConst.AF_PACKET, type, 0, "packet socket");
   try {
     if (options.filter !== undefined) attachFilter(socket, options.filter);

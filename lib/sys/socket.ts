@@ -1,5 +1,5 @@
 /**
- * A raw socket with a lifetime: what netlink and packet sockets are made of.
+ * A raw socket with a lifetime, for netlink and packet sockets.
  *
  * @module
  */
@@ -20,7 +20,7 @@ export const SocketConst = {
   MSG_TRUNC: 0x20,
 } as const;
 
-/** A socket of the network namespace it was opened in; close-on-exec. */
+/** A socket of the network namespace in which it was opened; close-on-exec. */
 export class Socket implements Disposable {
   readonly fd: number;
   readonly #name: string;
@@ -33,7 +33,7 @@ export class Socket implements Disposable {
   /**
    * Opens a socket in the calling thread's network namespace.
    *
-   * @param name what errors call it: `"NETLINK_ROUTE socket"`
+   * @param name its name in errors: `"NETLINK_ROUTE socket"`
    */
   static open(domain: number, type: number, protocol: number, name: string): Socket {
     const flags = type | SocketConst.SOCK_CLOEXEC;
@@ -67,7 +67,7 @@ export class Socket implements Disposable {
     );
   }
 
-  /** Sends one datagram, to a `struct sockaddr` where the socket has no peer; returns its length. */
+  /** Sends one datagram; to a `struct sockaddr` if the socket has no peer. Returns its length. */
   send(bytes: Uint8Array<ArrayBuffer>, address: Uint8Array<ArrayBuffer> | null = null): number {
     return syscall(
       "sendto",
@@ -77,8 +77,8 @@ export class Socket implements Disposable {
   }
 
   /**
-   * Sends one datagram on a thread of its own, as the kernel may be long about it. A failure has no
-   * reason.
+   * Sends one datagram on another thread, because the kernel may take long. Does not say why it
+   * failed.
    *
    * @returns whether it was sent
    */
@@ -89,8 +89,9 @@ export class Socket implements Disposable {
   /**
    * Receives one datagram.
    *
-   * @param flags MSG_TRUNC makes the result the datagram's whole length, even beyond the buffer
-   * @param address where the sender's `struct sockaddr` goes, if wanted
+   * @param flags with MSG_TRUNC, the result is the full length of the datagram, even if the buffer
+   * is shorter
+   * @param address receives the sender's `struct sockaddr`
    * @returns its length in bytes
    * @throws {SyscallError} EAGAIN when a nonblocking socket has nothing
    */

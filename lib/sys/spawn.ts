@@ -1,6 +1,6 @@
 /**
- * Processes started without a copy of this one: `posix_spawn`, where `fork` would copy the page
- * tables of a whole Deno; and what no process that is started here inherits.
+ * Starts processes with `posix_spawn`, because `fork` would copy the page tables of all of Deno.
+ * Also keeps descriptors from started processes.
  *
  * @module
  */
@@ -23,14 +23,14 @@ const FD_CLOEXEC = 1;
 const STDERR = 2;
 
 /**
- * Keeps descriptors that this process was given by its caller, a lock say, from those that it
- * starts: all but standard input, output and error are closed there. They stay open here.
+ * Keeps descriptors that this process got from its caller, such as a lock, from the processes that
+ * it starts: these have standard input, output and error only. The descriptors stay open here.
  */
 export function keepDescriptors(): void {
   try {
     if (libc().close_range(STDERR + 1, 0xffff_ffff, CLOSE_RANGE_CLOEXEC) === 0) return;
   } catch (error) {
-    // A C library that has no such function.
+    // The C library has no such function.
     if (!(error instanceof TapkitError)) throw error;
   }
   for (const { name } of Deno.readDirSync("/proc/self/fd")) {
@@ -39,10 +39,11 @@ export function keepDescriptors(): void {
 }
 
 /**
- * Starts a program, found by PATH, in a session of its own, with /dev/null as its standard input,
- * output and error, and no descriptor that is close-on-exec.
+ * Starts a program from PATH in a session of its own, with /dev/null as standard input, output and
+ * error, and without descriptors that are close-on-exec.
  *
- * The caller is not told of its end. One that ends before this process stays as a zombie until then.
+ * The caller does not learn of its end. If it ends before this process, it stays a zombie until
+ * then.
  *
  * @returns its pid
  * @throws {SyscallError} ENOENT when there is no such program
@@ -81,12 +82,12 @@ export function spawnSession(
   return pid[0]!;
 }
 
-/** `char *const []` with its closing NULL, and behind it in the same memory what it points to. */
+/** `char *const []` with its final NULL. The strings follow it in the same memory. */
 function stringArray(texts: readonly string[]): Uint8Array<ArrayBuffer> {
   const strings = texts.map(cstr);
   const POINTER_SIZE = 8;
   const table = (strings.length + 1) * POINTER_SIZE;
-  // An ArrayBuffer made by itself does not move.
+  // An ArrayBuffer that is allocated explicitly does not move.
   const bytes = new Uint8Array(
     new ArrayBuffer(strings.reduce((sum, { length }) => sum + length, table)),
   );

@@ -1,5 +1,5 @@
 /**
- * Which processes have a TAP open.
+ * Finds the processes that have a TAP open.
  *
  * @module
  */
@@ -9,23 +9,23 @@ import { Netns, openNetns } from "./netns.ts";
 
 /** The same on every architecture (asm-generic/unistd.h). */
 const SYS = { pidfd_open: 434n, pidfd_getfd: 438n } as const;
-/** linux/if_tun.h: a descriptor of the namespace that the device is in. */
+/** linux/if_tun.h: returns a descriptor of the device's namespace. */
 const TUNGETDEVNETNS = 0x54e3n;
 
 /** A process that has a TAP open. */
 export interface TapUser {
   readonly pid: number;
-  /** What the kernel calls it: the beginning of its program's name. */
+  /** Its name in the kernel: the first characters of the program's name. */
   readonly name: string;
 }
 
 /**
- * Finds the processes that have TAPs of a network namespace open, wherever they are themselves.
+ * Finds the processes that have TAPs of a network namespace open. The processes may be in others.
  *
- * Looks at every descriptor of the machine, which takes a while.
+ * Looks at every descriptor on the machine, which takes time.
  *
- * @param isMeant whether a TAP of that name counts
- * @param isThat whether a namespace is the one
+ * @param isMeant whether a TAP with that name counts
+ * @param isThat whether a namespace is the wanted one
  */
 export function tapUsers(
   isMeant: (tap: string) => boolean,
@@ -40,7 +40,7 @@ export function tapUsers(
       });
       return uses ? { pid, name: Deno.readTextFileSync(`/proc/${pid}/comm`).trim() } : [];
     } catch {
-      // It has just ended.
+      // The process has ended.
       return [];
     }
   });
@@ -52,7 +52,7 @@ function processes(): number[] {
 
 function tunDescriptors(pid: number): { fd: number; tap: string }[] {
   return [...Deno.readDirSync(`/proc/${pid}/fd`)].flatMap(({ name }) => {
-    // A jail has the device under another path.
+    // In a jail, the device has another path.
     if (!/\/tun\b/.test(Deno.readLinkSync(`/proc/${pid}/fd/${name}`))) return [];
     const [, tap] = /^iff:\s*(\S+)/m.exec(Deno.readTextFileSync(`/proc/${pid}/fdinfo/${name}`)) ??
       [];
@@ -60,7 +60,7 @@ function tunDescriptors(pid: number): { fd: number; tap: string }[] {
   });
 }
 
-/** The namespace of a TAP that a process has open; that of the process, where it cannot be asked. */
+/** The namespace of a TAP that a process has open; the process's own if that cannot be read. */
 function netnsOf(pid: number, fd: number): Netns {
   const open: number[] = [];
   const keep = (op: string, call: () => number | bigint) => {
@@ -81,7 +81,7 @@ function netnsOf(pid: number, fd: number): Netns {
     const get = () => libc().ioctl_integer(Number(tap), TUNGETDEVNETNS, 0n);
     return new Netns(syscall("TUNGETDEVNETNS", `process ${pid}`, get));
   } catch {
-    // Before Linux 5.6, or it may not be looked into.
+    // Linux before 5.6, or access is denied.
     return openNetns(`/proc/${pid}/ns/net`);
   } finally {
     for (const descriptor of open) closeFd(descriptor);

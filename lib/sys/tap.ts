@@ -20,30 +20,30 @@ const Tun = {
 } as const;
 
 const DEVICE = "/dev/net/tun";
-/** The greatest MTU that a TAP takes, in bytes: 65535 less an Ethernet header (drivers/net/tun.c). */
+/** The largest MTU of a TAP, in bytes: 65535 minus an Ethernet header (drivers/net/tun.c). */
 export const MAX_TAP_MTU = 65521;
 const IFNAMSIZ = 16;
 /** Size of `struct ifreq` (linux/if.h). */
 const IFREQ_SIZE = 40;
 
-/** How to make a TAP. */
+/** How to create a TAP. */
 export interface TapOptions {
   /** Its name, 1 to 15 bytes. */
   readonly name: string;
-  /** The uid that may open it beside root. */
+  /** The uid that may open it, besides root. */
   readonly owner?: number;
-  /** The gid that may open it beside root. */
+  /** The gid that may open it, besides root. */
   readonly group?: number;
-  /** Whether it takes several queues. */
+  /** Whether it has several queues. */
   readonly multiQueue?: boolean;
 }
 
 /**
- * Makes a persistent TAP in the current network namespace.
+ * Creates a persistent TAP in the current network namespace.
  *
  * Equivalent to: `ip tuntap add dev NAME mode tap [user UID] [group GID] [multi_queue]`
  *
- * @throws {SyscallError} EBUSY when a link of that name is there
+ * @throws {SyscallError} EBUSY when a link with that name exists
  */
 export function createTap(options: TapOptions): void {
   const fd = openTap(options, Tun.IFF_TUN_EXCL);
@@ -59,10 +59,10 @@ export function createTap(options: TapOptions): void {
 }
 
 /**
- * Opens a queue of a TAP of the current network namespace, as a VMM does; makes a TAP that
- * goes with the descriptor where none of that name is there. Frames carry no header.
+ * Opens a queue of a TAP in the current network namespace, as a VMM does. If no TAP has that name,
+ * creates one that exists until the descriptor is closed. Frames have no header.
  *
- * @param extraFlags IFF_TUN_EXCL refuses a TAP that is there
+ * @param extraFlags IFF_TUN_EXCL refuses a TAP that exists
  * @returns a nonblocking, close-on-exec descriptor
  */
 export function openTap(
@@ -102,7 +102,7 @@ function openDevice(): number {
 
 function noDevice(cause: SyscallError): TapkitError {
   return new TapkitError(`${DEVICE} is not the kernel's TUN/TAP device: ${cause.code}`, {
-    mend: `take away what is there, and make it: mknod ${DEVICE} c 10 200`,
+    mend: `delete ${DEVICE}, and create it: mknod ${DEVICE} c 10 200`,
     cause,
   });
 }
