@@ -228,3 +228,9 @@ export async function installDefaultCni(options: InstallOptions = {}): Promise<D
 export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
   await (await import("./lib/vm/dhcp.ts")).serveDhcp(options);
 }
+
+// The other errors that it throws.
+export { AddressHeldError, CniError } from "./lib/cni/types.ts";
+export { LimitsError, NftablesError, UndoError, XtablesError } from "./lib/errors.ts";
+export { PortConflictError } from "./lib/inet/ports.ts";
+export { DecodeError, NetlinkError } from "./lib/netlink/errors.ts";

@@ -100,6 +100,64 @@ export class SyscallError extends TapkitError {
   }
 }
 
+/** A step failed, and so did the undo of some steps before it. */
+export class UndoError extends TapkitError {
+  override readonly name: string = "UndoError";
+  /** The first failure, then the failures of its undo. */
+  readonly errors: readonly unknown[];
+
+  constructor(error: unknown, failures: readonly Error[]) {
+    const reason = asError(error).message;
+    const left = failures.map(({ message }) =>
+      causeOf(message) === causeOf(reason)
+        ? `${message.split(": ", 1)[0]} failed for the same reason`
+        : message
+    ).join("; ");
+    super(`${reason} (and then: ${left})`, {
+      mend: error instanceof TapkitError ? error.mend : undefined,
+      cause: error,
+    });
+    this.errors = [error, ...failures];
+  }
+}
+
+/** The last part of a message such as `A: because of B: because of C`. */
+function causeOf(message: string): string {
+  return message.slice(message.lastIndexOf(": ") + 1).trim();
+}
+
+/** libnftables refused commands. None of them took effect. */
+export class NftablesError extends TapkitError {
+  override readonly name: string = "NftablesError";
+  /** The error's symbolic name where the text tells it: `"EEXIST"`. */
+  readonly code?: string;
+  /** All that libnftables printed, with the place in the commands. */
+  readonly report: string;
+
+  constructor(
+    message: string,
+    { code, report, mend }: {
+      code?: string | undefined;
+      report: string;
+      mend?: string | undefined;
+    },
+  ) {
+    super(message, { mend });
+    if (code !== undefined) this.code = code;
+    this.report = report;
+  }
+}
+
+/** iptables-restore refused a change. None of it took effect in the table that it was for. */
+export class XtablesError extends TapkitError {
+  override readonly name: string = "XtablesError";
+}
+
+/** Limits that this kernel has no means for. */
+export class LimitsError extends TapkitError {
+  override readonly name: string = "LimitsError";
+}
+
 /** The message of any thrown value on one line, followed by its `mend`, if it has one. */
 export function describe(error: unknown): string {
   const { message } = asError(error);

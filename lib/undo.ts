@@ -4,7 +4,7 @@
  * @module
  */
 
-import { asError, InterruptedError, TapkitError } from "./errors.ts";
+import { asError, InterruptedError, UndoError } from "./errors.ts";
 
 /**
  * A stack of undo actions.
@@ -65,30 +65,4 @@ export class UndoStack {
     if (failures.length > 0) return new UndoError(error, failures);
     return error instanceof InterruptedError ? error.undone() : error;
   }
-}
-
-/** A step failed, and so did the undo of some steps before it. */
-export class UndoError extends TapkitError {
-  override readonly name: string = "UndoError";
-  /** The first failure, then the failures of its undo. */
-  readonly errors: readonly unknown[];
-
-  constructor(error: unknown, failures: readonly Error[]) {
-    const reason = asError(error).message;
-    const left = failures.map(({ message }) =>
-      causeOf(message) === causeOf(reason)
-        ? `${message.split(": ", 1)[0]} failed for the same reason`
-        : message
-    ).join("; ");
-    super(`${reason} (and then: ${left})`, {
-      mend: error instanceof TapkitError ? error.mend : undefined,
-      cause: error,
-    });
-    this.errors = [error, ...failures];
-  }
-}
-
-/** The last part of a message such as `A: because of B: because of C`. */
-function causeOf(message: string): string {
-  return message.slice(message.lastIndexOf(": ") + 1).trim();
 }

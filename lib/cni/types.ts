@@ -159,3 +159,16 @@ export class CniError extends TapkitError {
     this.taken = failure.taken ?? false;
   }
 }
+
+/** A requested address, or the attachment itself, has its address already. */
+export class AddressHeldError extends CniError {
+  override readonly name: string = "AddressHeldError";
+  readonly address: string;
+  readonly holder: { readonly containerId: string; readonly ifName: string };
+
+  constructor(message: string, address: string, holder: AddressHeldError["holder"], mend: string) {
+    super(message, { plugin: "host-local", code: CniCode.INVALID_NETWORK_CONFIG }, { mend });
+    this.address = address;
+    this.holder = holder;
+  }
+}

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { TapkitError } from "../errors.ts";
+import { NftablesError, TapkitError } from "../errors.ts";
 import { cstr, libc, openLibrary, type Symbols, syscall } from "../sys/libc.ts";
 
 /** Each parameter's C type and name stand in a comment. */
@@ -69,23 +69,13 @@ function libnftables(): Symbols<typeof SYMBOLS> {
   });
 }
 
-/** libnftables refused commands. None of them took effect. */
-export class NftablesError extends TapkitError {
-  override readonly name: string = "NftablesError";
-  /** The error's symbolic name where the text tells it: `"EEXIST"`. */
-  readonly code?: string;
-  /** All that libnftables printed, with the place in the commands. */
-  readonly report: string;
+export { NftablesError };
 
-  constructor(action: string, report: string) {
-    const first = report.split("\n", 1)[0]!.replace(/^.*?Error: /, "");
-    const code = CODES.find(([text]) => first.includes(text))?.[1];
-    super(`nftables: cannot ${action}: ${first || "no reason given"}`, {
-      ...(code !== undefined && MENDS[code] !== undefined ? { mend: MENDS[code] } : {}),
-    });
-    if (code !== undefined) this.code = code;
-    this.report = report;
-  }
+function refusal(action: string, report: string): NftablesError {
+  const first = report.split("\n", 1)[0]!.replace(/^.*?Error: /, "");
+  const code = CODES.find(([text]) => first.includes(text))?.[1];
+  const message = `nftables: cannot ${action}: ${first || "no reason given"}`;
+  return new NftablesError(message, { code, report, mend: code && MENDS[code] });
 }
 
 /** How `run` prints. */
@@ -141,7 +131,7 @@ export class Nftables implements Disposable {
     // Reading a buffer empties it.
     const report = text(library.nft_ctx_get_error_buffer(this.#context));
     const printed = text(library.nft_ctx_get_output_buffer(this.#context));
-    if (failed) throw new NftablesError(action, report);
+    if (failed) throw refusal(action, report);
     return printed;
   }
 

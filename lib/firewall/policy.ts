@@ -6,7 +6,7 @@
  * @module
  */
 
-import { TapkitError } from "../errors.ts";
+import { LimitsError } from "../errors.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import type { Netns } from "../sys/netns.ts";
 import { NetlinkError } from "../netlink/errors.ts";
@@ -49,10 +49,7 @@ const PARTS: readonly Part[] = [
   LIMITS,
 ];
 
-/** Limits that this kernel has no means for. */
-export class LimitsError extends TapkitError {
-  override readonly name: string = "LimitsError";
-}
+export { LimitsError };
 
 /** The policies of one network namespace. A guest without one costs nothing. */
 export class PolicyStore {

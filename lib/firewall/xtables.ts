@@ -4,7 +4,7 @@
  * @module
  */
 
-import { describe, TapkitError } from "../errors.ts";
+import { describe, TapkitError, XtablesError } from "../errors.ts";
 import { runSync } from "../exec.ts";
 import { isFile, isThere } from "../files.ts";
 import type { Family } from "../inet/ip.ts";
@@ -17,10 +17,7 @@ import { type Netns, withNetns } from "../sys/netns.ts";
  */
 export type Variant = "nft" | "legacy";
 
-/** iptables-restore refused a change. Nothing of the table that it was at took effect. */
-export class XtablesError extends TapkitError {
-  override readonly name: string = "XtablesError";
-}
+export { XtablesError };
 
 const DIRECTORIES = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin"];
 /** How long another process may hold the lock of the old tables. */

@@ -131,6 +131,20 @@ Deno.test("imports: packages are the standard library's, and assert is for tests
   assertEquals(packages.filter((line) => !allowed.test(line)), []);
 });
 
+Deno.test("mod.ts: exports every error class that the library throws", () => {
+  // The one is what a guest sent, the other stays in its file.
+  const inside = ["DhcpFormatError", "Broken"];
+  const classes = SOURCES.flatMap(({ code }) =>
+    [...code.matchAll(/^(?:export )?class (\w+) extends \w*Error\b/gm)].map(([, name = ""]) => name)
+  );
+  const { code } = SOURCES.find(({ path }) => path === "mod.ts")!;
+  const exported: readonly string[] =
+    [...code.matchAll(/^export \{([^}]*)\}/gm)].join().match(/\w+/g) ?? [];
+  assert(classes.includes("TapkitError"));
+  const lacking = classes.filter((name) => !inside.includes(name) && !exported.includes(name));
+  assertEquals(lacking, []);
+});
+
 Deno.test("scripts: go through mod.ts and lib/cli, and stay under 80 lines", () => {
   const scripts = SOURCES.filter(({ path }) => path.startsWith("scripts/"));
   assert(scripts.length > 0);

@@ -1,6 +1,7 @@
 import { assertEquals, assertStrictEquals } from "@std/assert";
 import { describe, InputError, TapkitError } from "../../lib/errors.ts";
-import { type UndoError, UndoStack } from "../../lib/undo.ts";
+import type { UndoError } from "../../lib/errors.ts";
+import { UndoStack } from "../../lib/undo.ts";
 
 Deno.test("UndoStack.unwind: last first, past failures, each naming its step", async () => {
   const undo = new UndoStack();

@@ -15,7 +15,7 @@ import { bigIntToIp, ipToBigInt, isIp } from "../../inet/ip.ts";
 import { lockFile } from "../../sys/flock.ts";
 import type { UndoStack } from "../../undo.ts";
 import type { Holder, IpamResult } from "../plugin.ts";
-import { CniCode, CniError, type CniFailure, type Dns, type IpConfig } from "../types.ts";
+import { AddressHeldError, CniCode, CniError, type Dns, type IpConfig } from "../types.ts";
 import {
   capacity,
   formatRange,
@@ -26,20 +26,7 @@ import {
 
 const PLUGIN = "host-local";
 
-/** A requested address, or the attachment itself, has its address already. */
-export class AddressHeldError extends CniError {
-  override readonly name: string = "AddressHeldError";
-  readonly address: string;
-  readonly holder: Holder;
-
-  constructor(message: string, address: string, holder: Holder, mend: string) {
-    super(message, { plugin: PLUGIN, code: CniCode.INVALID_NETWORK_CONFIG } as CniFailure, {
-      mend,
-    });
-    this.address = address;
-    this.holder = holder;
-  }
-}
+export { AddressHeldError };
 
 /**
  * Reserves one address of each range set.
