@@ -1,5 +1,5 @@
 /**
- * The one place that does netlink I/O: a socket, requests and their replies.
+ * Netlink I/O: a socket, requests and their replies. Nothing else does netlink I/O.
  *
  * @module
  */
@@ -34,22 +34,22 @@ const SO_SNDBUFFORCE = 32;
 
 const SO_NETNS_COOKIE = 71;
 
-/** What fits into every socket's send buffer. */
+/** A size that fits in every socket's send buffer. */
 const SMALL_DATAGRAM = 64 * 1024;
 
 /**
- * The kernel makes a dump's datagrams as large as the largest buffer it was offered, up to 32 KiB,
- * and no other answer is as long as that: one link with all its attributes takes 2 KiB.
+ * The kernel makes the datagrams of a dump as large as the largest buffer that it was offered, up
+ * to 32 KiB. Other answers are shorter: a link with all its attributes takes 2 KiB.
  */
 const RECEIVE_BUFFER_SIZE = 64 * 1024;
 
-/** One for all sockets: each answer is copied out of it at once. */
+/** One buffer for all sockets: each answer is copied out of it immediately. */
 const receiveBuffer = new Uint8Array(RECEIVE_BUFFER_SIZE);
 
-/** The kernel answers within the send call; this ends the wait for a lost answer. */
+/** The kernel answers during the send call. This limits the wait for a lost answer. */
 const ANSWER_TIMEOUT_SECONDS = 30;
 
-/** How often a dump that changes under the reader is begun again. */
+/** How often an inconsistent dump is repeated. */
 const DUMP_ATTEMPTS = 16;
 
 /** One request of several in a datagram. */
@@ -61,10 +61,10 @@ export interface BatchedRequest {
 }
 
 /**
- * A netlink socket of the network namespace it was opened in, wherever it is used afterwards.
+ * A netlink socket. It belongs to the network namespace in which it was opened.
  *
- * Requests are synchronous: each returns when the kernel has done it. `TAPKIT_DEBUG=netlink`
- * in the environment prints every message on stderr.
+ * Requests are synchronous: each returns when the kernel has done it. With `TAPKIT_DEBUG=netlink`
+ * in the environment, every message is printed on stderr.
  *
  * ```ts
  * using nl = NetlinkConnection.open();
@@ -97,7 +97,7 @@ export class NetlinkConnection implements Disposable {
       }
       const timeout = new BigInt64Array([BigInt(ANSWER_TIMEOUT_SECONDS), 0n]);
       socket.setOption(SOL_SOCKET, SO_RCVTIMEO, new Uint8Array(timeout.buffer));
-      // The kernel binds it to a port id when it sends first.
+      // The kernel binds it to a port ID at the first send.
       return new NetlinkConnection(socket, protocol);
     } catch (error) {
       socket[Symbol.dispose]();
@@ -118,22 +118,22 @@ export class NetlinkConnection implements Disposable {
   }
 
   /**
-   * Sends one request and returns the messages the kernel answers with, its acknowledgement
-   * not included. A dump that changes while it is read is read again.
+   * Sends a request, and returns the messages of the answer without the acknowledgement. A dump
+   * that changes meanwhile is repeated.
    *
    * @param type the message's type
-   * @param flags {@linkcode NLM_F} beside REQUEST and ACK, which are always set
-   * @param payload what follows the message header
+   * @param flags {@linkcode NLM_F} in addition to REQUEST and ACK, which are always set
+   * @param payload the message without its header
    * @param subject what the request is about, for the error
-   * @throws {NetlinkError} when the kernel refuses; EINTR when a dump never holds still
+   * @throws {NetlinkError} when the kernel refuses; EINTR when a dump changes every time
    */
   request(type: number, flags: number, payload: Uint8Array, subject: Subject = {}): Message[] {
     return this.#run(type, flags | NLM_F.REQUEST | NLM_F.ACK, payload, subject);
   }
 
   /**
-   * The same, while the calling thread goes on: for what the kernel is long about. Until then the
-   * connection is not to be used for anything else.
+   * Like {@linkcode request}, without blocking the calling thread: for requests that take the
+   * kernel long. Do not use the connection until it is done.
    */
   async requestAside(
     type: number,
@@ -143,14 +143,14 @@ export class NetlinkConnection implements Disposable {
   ): Promise<Message[]> {
     const request = this.#next(type, flags | NLM_F.REQUEST | NLM_F.ACK, payload);
     const message = encodeMessage(request);
-    // Sent once more it fails with a reason.
+    // Sending it again fails with a reason.
     if (!await this.#socket.sendAside(message)) this.#socket.send(message);
     return this.#answer(request, subject).messages;
   }
 
   /**
-   * Asks for one object: {@linkcode request} without an acknowledgement, which would be one more
-   * message to receive.
+   * Asks for one object. Like {@linkcode request}, without an acknowledgement, which would be
+   * another message to receive.
    *
    * @returns the kernel's answer
    */
@@ -164,10 +164,10 @@ export class NetlinkConnection implements Disposable {
   }
 
   /**
-   * Goes over a whole table and keeps none of it: a router has hundreds of thousands of routes. Where
-   * the table changes meanwhile, it is gone over again.
+   * Reads a whole table without keeping it: a router has hundreds of thousands of routes. If the
+   * table changes meanwhile, it is read again.
    *
-   * @param visit gets an answer's payload: a view that is of use until it returns
+   * @param visit gets the payload of an answer, a view that is valid until `visit` returns
    */
   scan(
     type: number,
@@ -183,7 +183,7 @@ export class NetlinkConnection implements Disposable {
     throw this.#refusal(type, subject, { errno: Errno.EINTR });
   }
 
-  /** @returns whether the table held still */
+  /** @returns whether the table did not change */
   #visitAnswer(
     { type, seq }: Message,
     subject: Subject,
@@ -210,8 +210,8 @@ export class NetlinkConnection implements Disposable {
   }
 
   /**
-   * Sends several requests in one datagram and waits for the acknowledgement of each that asks
-   * for it with `NLM_F.ACK`.
+   * Sends several requests in one datagram, and waits for the acknowledgement of each that has
+   * `NLM_F.ACK`.
    *
    * @throws {NetlinkError} the first refusal
    */
@@ -238,11 +238,11 @@ export class NetlinkConnection implements Disposable {
     }
   }
 
-  /** The kernel takes no datagram beyond the socket's send buffer. */
+  /** The kernel refuses a datagram that is larger than the socket's send buffer. */
   #sendAll(parts: readonly Uint8Array<ArrayBuffer>[]): void {
     const size = parts.reduce((sum, part) => sum + part.length, 0);
     if (size > SMALL_DATAGRAM) {
-      // Its bookkeeping counts too.
+      // The kernel's overhead counts too.
       this.#socket.setOption(SocketConst.SOL_SOCKET, SO_SNDBUFFORCE, 2 * size);
     }
     const datagram = new Uint8Array(size);
@@ -292,18 +292,18 @@ export class NetlinkConnection implements Disposable {
   }
 
   #receive(type: number, subject: Subject): Message[] {
-    // A copy: what is read of it outlives the next answer.
+    // A copy, because the result is used after the next answer.
     return decodeMessages(this.#receiveBytes(type, subject).slice());
   }
 
-  /** One datagram, in the buffer that the next one comes to. */
+  /** Receives one datagram, in a buffer that the next one reuses. */
   #receiveBytes(type: number, subject: Subject): Uint8Array<ArrayBuffer> {
     const { MSG_TRUNC } = SocketConst;
     const buffer = receiveBuffer;
     try {
       const length = this.#socket.receive(buffer, MSG_TRUNC);
       if (length > buffer.length) {
-        throw new DecodeError(`datagram of ${length} bytes was cut`, buffer.length);
+        throw new DecodeError(`datagram of ${length} bytes was truncated`, buffer.length);
       }
       return buffer.subarray(0, length);
     } catch (error) {

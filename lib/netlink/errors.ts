@@ -1,5 +1,5 @@
 /**
- * What can go wrong with netlink: a refusal by the kernel, and bytes that make no sense.
+ * Errors of netlink: a request that the kernel refused, and malformed bytes.
  *
  * @module
  */
@@ -7,10 +7,10 @@
 import { SyscallError, TapkitError } from "../errors.ts";
 import { errnoMend, errnoName } from "../sys/libc.ts";
 
-/** Bytes that are no netlink message, or not the one expected. */
+/** Bytes that are not a netlink message, or not the expected one. */
 export class DecodeError extends TapkitError {
   override readonly name: string = "DecodeError";
-  /** Where in the bytes. */
+  /** The position of the error in the bytes. */
   readonly offset: number;
 
   constructor(problem: string, offset: number) {
@@ -19,15 +19,15 @@ export class DecodeError extends TapkitError {
   }
 }
 
-/** What a request was about, for the error it may end in. */
+/** What a request is about, for its error. */
 export interface Subject {
-  /** The message's kernel name where it is not one of NETLINK_ROUTE: `"IPCTNL_MSG_CT_DELETE"`. */
+  /** The kernel's name of the message if it is not of NETLINK_ROUTE: `"IPCTNL_MSG_CT_DELETE"`. */
   readonly op?: string;
   /** The verb: `"create"`. */
   readonly action?: string;
-  /** The object: `link "ignite0"`; a function is asked only after a failure. */
+  /** The object: `link "ignite0"`. A function is called only after a failure. */
   readonly object?: string | (() => string);
-  /** The kernel option that EOPNOTSUPP and ENOENT point at: `"CONFIG_BRIDGE"`. */
+  /** The kernel option that is missing if the error is EOPNOTSUPP or ENOENT: `"CONFIG_BRIDGE"`. */
   readonly feature?: string;
 }
 
@@ -40,7 +40,7 @@ export interface NetlinkFailure extends Subject {
   readonly offset?: number;
 }
 
-/** The C library's words for the refusals that are met most (strerror(3)). */
+/** Texts of strerror(3) for the most frequent errors. */
 const REASONS: Readonly<Record<string, string>> = {
   EPERM: "operation not permitted",
   ENOENT: "no such object",
@@ -68,9 +68,9 @@ const MISSING_FEATURE: ReadonlySet<string> = new Set(["EOPNOTSUPP", "ENOENT", "E
 /** The kernel refused a netlink request. */
 export class NetlinkError extends SyscallError {
   override readonly name: string = "NetlinkError";
-  /** The kernel's own words (extended acknowledgement). */
+  /** The kernel's message (extended acknowledgement). */
   readonly extAck?: string;
-  /** Offset into the request, its 16-byte header included, of what the kernel objects to. */
+  /** Offset of the error in the request, including its 16-byte header. */
   readonly offset?: number;
   /** The kernel option that is likely missing: `"CONFIG_BRIDGE"`. */
   readonly missingFeature?: string;
@@ -90,7 +90,7 @@ export class NetlinkError extends SyscallError {
         ? "run as root, or with the capability CAP_NET_ADMIN"
         : code === "EEXIST"
         ? undefined
-        // rtnetlink says so of a link whose IPv6 is off; who may not ask gets EPERM.
+        // rtnetlink answers this for a link whose IPv6 is off. Without permission it is EPERM.
         : code === "EACCES"
         ? "turn IPv6 on for that link: sysctl -w net.ipv6.conf.LINK.disable_ipv6=0"
         : errnoMend(code),

@@ -1,8 +1,8 @@
 /**
- * Filters on what a link receives, as `tc filter` has them: u32 with mirred, and cls_bpf.
+ * Filters on frames that a link receives, as of `tc filter`: u32 with mirred, and cls_bpf.
  *
- * A filter belongs to a link's ingress or clsact qdisc, which must be there. Filters of lower
- * priority numbers see a frame first.
+ * A filter belongs to a link's ingress or clsact qdisc, which must exist. Filters with lower
+ * priority numbers get a frame first.
  *
  * @module
  */
@@ -16,7 +16,7 @@ import { NLM_F, RTM } from "./message.ts";
 import { decodeTcHeader, encodeTcHeader, TC_H, TCA } from "./qdisc.ts";
 import { Decoder, type Encoder, htons, type Mutable, NLA } from "./wire.ts";
 
-/** Attributes of a u32 filter, and the flag of a key that decides (linux/pkt_cls.h). */
+/** Attributes of a u32 filter, and the flag of a terminal key (linux/pkt_cls.h). */
 const TCA_U32 = { SEL: 5, ACT: 7, TERMINAL: 1 } as const;
 
 /** Attributes of a cls_bpf filter, and its flag (linux/pkt_cls.h). */
@@ -25,31 +25,31 @@ const TCA_BPF = { OPS_LEN: 4, OPS: 5, FLAGS: 8, FLAG_ACT_DIRECT: 1 } as const;
 /** Attributes of an action (linux/pkt_cls.h). */
 const TCA_ACT = { KIND: 1, OPTIONS: 2 } as const;
 
-/** The attribute of mirred, and what it does (linux/tc_act/tc_mirred.h). */
+/** The attribute of mirred, and its action (linux/tc_act/tc_mirred.h). */
 const TCA_MIRRED = { PARMS: 2, EGRESS_REDIR: 1 } as const;
 
-/** What becomes of a frame: a direct-action program returns one of these (linux/pkt_cls.h). */
+/** Verdicts of a direct-action program (linux/pkt_cls.h). */
 export const TC_ACT = { UNSPEC: -1, OK: 0, SHOT: 2, STOLEN: 4 } as const;
 
 /** Every protocol (linux/if_ether.h). */
 const ETH_P_ALL = 3;
 
 /**
- * The node of a u32 filter in its priority's table. One that is fixed makes the kernel refuse
- * a second filter there, where it would choose another node by itself.
+ * The node of a u32 filter in the table of its priority. It is fixed, so that the kernel refuses a
+ * second filter there instead of choosing another node.
  */
 const U32_NODE = 1;
 
-/** The part of a u32 handle that names a node; 0 in those of the tables themselves. */
+/** The part of a u32 handle that is the node; 0 for a table. */
 const U32_NODE_MASK = 0xfff;
 
 /** Handle of a program, unless another is given. */
 const BPF_HANDLE = 1;
 
-/** Where a filter hangs; the ingress qdisc's own unless given. */
+/** The parent of a filter; by default the ingress qdisc. */
 export type FilterParent = number;
 
-/** A filter as the kernel has it. */
+/** A filter in the kernel. */
 export interface Filter {
   /** Index of its link. */
   readonly index: number;
@@ -59,45 +59,45 @@ export interface Filter {
   readonly protocol: number;
   readonly handle: number;
   readonly parent: FilterParent;
-  /** Whether a u32 filter takes every frame. */
+  /** Whether a u32 filter matches every frame. */
   readonly matchAll?: boolean;
-  /** Index of the link that frames are sent out by instead (mirred egress redirect). */
+  /** Index of the link that frames are redirected to (mirred egress redirect). */
   readonly redirectTo?: number;
-  /** The program of cls_bpf, when it is a classic one. */
+  /** The program of cls_bpf, if it is classic BPF. */
   readonly program?: readonly BpfInstruction[];
-  /** Whether what the program returns is a {@linkcode TC_ACT}. */
+  /** Whether the program returns a {@linkcode TC_ACT}. */
   readonly directAction?: boolean;
 }
 
-/** A filter that sends every frame to another link. */
+/** A filter that redirects every frame to another link. */
 export interface RedirectFilter {
   readonly index: number;
-  /** Index of the link the frames leave by. */
+  /** Index of the link that sends the frames. */
   readonly target: number;
   /** 1 to 65535. */
   readonly priority: number;
   readonly parent?: FilterParent;
 }
 
-/** A filter that a program decides. */
+/** A filter that is a program. */
 export interface BpfFilter {
   readonly index: number;
   /** 1 to 65535. */
   readonly priority: number;
-  /** Sees the frame from its Ethernet header on and returns a {@linkcode TC_ACT}. */
+  /** Gets the frame from its Ethernet header on, and returns a {@linkcode TC_ACT}. */
   readonly program: readonly BpfInstruction[];
-  /** What errors call it; the kernel keeps no name of a classic program. */
+  /** Its name in errors. The kernel keeps no name for a classic program. */
   readonly name: string;
   readonly parent?: FilterParent;
-  /** 1 unless given; tells it from other programs of its priority. */
+  /** 1 unless given. Distinguishes programs of the same priority. */
   readonly handle?: number;
 }
 
-/** What picks one filter. */
+/** The key of a filter. */
 export interface FilterKey {
   readonly index: number;
   readonly priority: number;
-  /** 0 picks all of the priority. */
+  /** 0 means all filters of the priority. */
   readonly handle: number;
   readonly parent?: FilterParent;
 }
@@ -108,7 +108,7 @@ function encodeFilterHeader(filter: FilterKey, protocol: number, capacity: numbe
   return encodeTcHeader({ index, handle, parent, info }, capacity);
 }
 
-/** The payload of RTM_NEWTFILTER for a redirecting filter. */
+/** The payload of RTM_NEWTFILTER for a redirect. */
 function encodeRedirectFilter(filter: RedirectFilter): Uint8Array<ArrayBuffer> {
   return encodeFilterHeader({ ...filter, handle: U32_NODE }, ETH_P_ALL, 192)
     .attrString(TCA.KIND, "u32")
@@ -181,7 +181,7 @@ function decodeU32(filter: Mutable<Filter>, options: Decoder): void {
     if (type === TCA_U32.SEL) {
       const flags = value.u8();
       const keys = value.skip(1).u8();
-      // Of the rest of the selector, and of a key, only an empty mask is of interest.
+      // In the rest of the selector, and in a key, only an empty mask matters.
       value.skip(13);
       let mask = 0;
       for (let key = 0; key < keys; key++) {
@@ -214,7 +214,9 @@ function decodeProgram(filter: Mutable<Filter>, options: Decoder): void {
   for (const { type, value } of options.attributes()) {
     if (type === TCA_BPF.OPS) {
       const { offset, remaining } = value;
-      if (remaining % BPF_INSTRUCTION_SIZE !== 0) throw new DecodeError("a cut program", offset);
+      if (remaining % BPF_INSTRUCTION_SIZE !== 0) {
+        throw new DecodeError("a truncated program", offset);
+      }
       filter.program = decodeBpf(value.asBytes());
     } else if (type === TCA_BPF.FLAGS) {
       filter.directAction = (value.asU32() & TCA_BPF.FLAG_ACT_DIRECT) !== 0;
@@ -223,7 +225,7 @@ function decodeProgram(filter: Mutable<Filter>, options: Decoder): void {
 }
 
 /**
- * The filters on what a link receives, in the order of their priorities.
+ * The filters on frames that a link receives, in order of priority.
  *
  * Equivalent to: `tc filter show dev NAME ingress`
  *
@@ -242,19 +244,19 @@ export function listFilters(
     .filter((filter) => filter.index === index && filter.parent === parent && isRule(filter));
 }
 
-/** The kernel also lists each priority by itself, and u32's tables. */
+/** The kernel also lists each priority, and the tables of u32. */
 function isRule(filter: Filter): boolean {
   return filter.kind === "u32" ? (filter.handle & U32_NODE_MASK) !== 0 : filter.handle !== 0;
 }
 
 /**
- * Sends every frame a link receives out by another link.
+ * Redirects every frame that a link receives to another link, which sends it.
  *
  * Equivalent to: `tc filter add dev NAME parent ffff: handle ::1 protocol all prio N u32 match u32
  * 0 0 action mirred egress redirect dev TARGET`
  *
- * @returns false when that very filter is there already
- * @throws {NetlinkError} EEXIST when the priority holds another filter
+ * @returns false if the same filter exists already
+ * @throws {NetlinkError} EEXIST when the priority has another filter
  */
 export function addRedirectFilter(nl: NetlinkConnection, filter: RedirectFilter): boolean {
   const { target, priority, index } = filter;
@@ -269,28 +271,28 @@ export function addRedirectFilter(nl: NetlinkConnection, filter: RedirectFilter)
     nl.request(RTM.NEWTFILTER, flags, encodeRedirectFilter(filter), subject);
     return true;
   } catch (error) {
-    // u32 says ENOSPC of a node that is taken, and a priority of another kind gives EINVAL.
+    // If the node is taken, u32 answers ENOSPC. If the priority has another kind, EINVAL.
     if (!failedWith(error, "EEXIST", "ENOSPC", "EINVAL")) throw error;
     const present = listFilters(nl, index, filter.parent)
       .filter((other) => other.priority === priority);
     if (present.some((other) => other.matchAll && other.redirectTo === target)) return false;
     if (present.length === 0) throw error;
     const { op, object } = error;
-    const extAck = `priority ${priority} holds another filter`;
+    const extAck = `priority ${priority} has another filter`;
     throw new NetlinkError({ ...subject, op, object, errno: Errno.EEXIST, extAck });
   }
 }
 
 /**
- * Lets a classic BPF program decide about every frame a link receives: it returns TC_ACT.SHOT to
- * drop one, TC_ACT.OK to let it pass, TC_ACT.UNSPEC to leave it to the filters behind. It takes the
- * place of whatever its priority holds: no frame passes between the two.
+ * Adds a classic BPF program that decides about every frame that a link receives. It returns
+ * TC_ACT.SHOT to drop a frame, TC_ACT.OK to accept it, and TC_ACT.UNSPEC to continue with the next
+ * filter. It atomically replaces what its priority has.
  *
  * Equivalent to: `tc filter replace dev NAME parent ffff: handle 1 protocol all prio N bpf bytecode
  * "…" direct-action`
  */
 export function replaceBpfFilter(nl: NetlinkConnection, filter: BpfFilter): void {
-  // As tc has it: a filter's message is not asked for NLM_F_REPLACE.
+  // As in tc: a filter is replaced without NLM_F_REPLACE.
   nl.request(RTM.NEWTFILTER, NLM_F.CREATE, encodeBpfFilter(filter), {
     action: "add",
     object: () => `${filter.name} filter ${filter.priority} of ${linkLabel(nl, filter.index)}`,
@@ -305,11 +307,11 @@ export function sameProgram(a: readonly BpfInstruction[], b: readonly BpfInstruc
 }
 
 /**
- * Deletes one filter, and leaves others of its priority.
+ * Deletes one filter, and no others of its priority.
  *
  * Equivalent to: `tc filter delete dev NAME parent ffff: prio N handle H bpf`
  *
- * @returns whether it was there; false also when the link is gone
+ * @returns whether it existed; false also if the link is gone
  */
 export function deleteFilter(nl: NetlinkConnection, key: FilterKey): boolean {
   const subject: Subject = {

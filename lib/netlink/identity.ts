@@ -1,5 +1,5 @@
 /**
- * Telling network namespaces apart.
+ * The identity of a network namespace.
  *
  * @module
  */
@@ -7,18 +7,18 @@
 import type { Netns } from "../sys/netns.ts";
 import type { NetlinkConnection } from "./connection.ts";
 
-/** Which namespace one is: no other has the same, whatever leads to it. */
+/** The identity of a namespace, whatever its path. No other namespace has the same. */
 export interface NetnsIdentity {
-  /** When this machine was started: the kernel's random number for that. */
+  /** The kernel's random ID of this boot. */
   readonly boot: string;
-  /** Of its file. An inode's number is given out again as soon as its namespace is gone. */
+  /** The inode number of its file, which is reused when the namespace is gone. */
   readonly dev: number;
   readonly ino: number;
-  /** The kernel's own number, which is never given out again, in decimal; from Linux 5.14 on. */
+  /** The kernel's cookie, in decimal, which is never reused; since Linux 5.14. */
   readonly cookie?: string;
 }
 
-/** The kernel's random number for this boot. */
+/** The kernel's random ID of this boot. */
 export function bootId(): string {
   return Deno.readTextFileSync("/proc/sys/kernel/random/boot_id").trim();
 }
@@ -31,7 +31,7 @@ export function netnsIdentity(netns: Netns, nl: NetlinkConnection): NetnsIdentit
   return { boot, dev, ino: ino ?? 0, ...cookie === undefined ? {} : { cookie } };
 }
 
-/** Whether two descriptions are of one namespace. */
+/** Whether two identities are of the same namespace. */
 export function isSameNetns(one: NetnsIdentity, other: NetnsIdentity): boolean {
   return one.boot === other.boot && one.dev === other.dev && one.ino === other.ino &&
     one.cookie === other.cookie;

@@ -1,5 +1,5 @@
 /**
- * Links as rtnetlink writes them: `struct ifinfomsg` and IFLA attributes, pure.
+ * Encodes and decodes links of rtnetlink: `struct ifinfomsg` and IFLA attributes.
  *
  * @module
  */
@@ -67,7 +67,7 @@ const RTEXT_FILTER_SKIP_STATS = 1 << 3;
 /** `enum in6_addr_gen_mode` (linux/if_link.h), as `ip link` names it. */
 const ADDR_GEN_MODES = ["eui64", "none", "stable_secret", "random"] as const;
 
-/** How IPv6 forms a link's own addresses. */
+/** How IPv6 makes a link's own addresses. */
 export type AddrGenMode = typeof ADDR_GEN_MODES[number];
 
 /** RFC 2863 states (linux/if.h), as `ip link` names them. */
@@ -81,29 +81,29 @@ const OPER_STATES = [
   "up",
 ] as const;
 
-/** What the kernel holds of a link's ability to pass packets. */
+/** The operational state of a link. */
 export type OperState = typeof OPER_STATES[number];
 
 /** A bridge's options. */
 export interface BridgeOptions {
-  /** Hundredths of a second, as `ip link` has it; 0 lets a port forward at once. */
+  /** Hundredths of a second, as for `ip link`; with 0, a port forwards immediately. */
   readonly forwardDelay?: number;
-  /** Hundredths of a second until a learnt address is forgotten. */
+  /** Hundredths of a second until a learned address expires. */
   readonly ageingTime?: number;
   readonly stp?: boolean;
   readonly vlanFiltering?: boolean;
   readonly mcastSnooping?: boolean;
-  /** Bit n lets frames to 01:80:c2:00:00:0n through. */
+  /** Bit n forwards frames to 01:80:c2:00:00:0n. */
   readonly groupFwdMask?: number;
 }
 
 /** A bridge port's options. */
 export interface BridgePortOptions {
-  /** Frames may go out by the port they came in by. */
+  /** Frames may leave by the port on which they arrived. */
   readonly hairpin?: boolean;
-  /** Frames pass between this port and ports that are not isolated only. */
+  /** Frames pass only between this port and ports that are not isolated. */
   readonly isolated?: boolean;
-  /** Source addresses are learnt. */
+  /** Source addresses are learned. */
   readonly learning?: boolean;
   /** Frames to unknown unicast addresses leave by this port. */
   readonly flood?: boolean;
@@ -111,7 +111,7 @@ export interface BridgePortOptions {
   readonly bcastFlood?: boolean;
   readonly proxyArp?: boolean;
   readonly neighSuppress?: boolean;
-  /** BPDUs coming in shut the port. */
+  /** An incoming BPDU disables the port. */
   readonly bpduGuard?: boolean;
 }
 
@@ -134,52 +134,52 @@ export interface Link {
   /** Set promiscuous by the administrator. */
   readonly promiscuous: boolean;
   readonly operState: OperState;
-  /** Index of the bridge the link is a port of. */
+  /** Index of the bridge that the link is a port of. */
   readonly master?: number;
   readonly alias?: string;
-  /** Index of the link below or opposite (IFLA_LINK), in the namespace of `peerNetnsId`. */
+  /** Index of the lower link, or of a veth's peer (IFLA_LINK), in the namespace `peerNetnsId`. */
   readonly peerIndex?: number;
-  /** This namespace's id for the peer's namespace; absent when it is the same one. */
+  /** The ID of the peer's namespace in this one; absent if it is the same namespace. */
   readonly peerNetnsId?: number;
-  /** Present where IPv6 is there. */
+  /** Present if the link has IPv6. */
   readonly inet6AddrGenMode?: AddrGenMode;
-  /** Present when `kind` is `"bridge"`. */
+  /** Present if `kind` is `"bridge"`. */
   readonly bridge?: BridgeOptions;
-  /** Present when the link is a port of a bridge. */
+  /** Present if the link is a port of a bridge. */
   readonly bridgePort?: BridgePortOptions;
 }
 
-/** A veth's other end, as it is to be made. */
+/** The other end of a veth pair to create. */
 export interface VethPeer {
   readonly name: string;
   readonly mac?: string;
   readonly mtu?: number;
-  /** Descriptor of the namespace it is made in; the connection's own unless given. */
+  /** Descriptor of the namespace to create it in; by default the connection's. */
   readonly netnsFd?: number;
-  /** A number that several links share. */
+  /** The link's group. */
   readonly group?: number;
 }
 
-/** Everything a message about one link can say. */
+/** The fields of a message about one link. */
 export interface LinkRequest {
-  /** 0 for a link that is found, or made, by its name. */
+  /** 0 to find or create the link by its name. */
   readonly index?: number;
   readonly name?: string;
   readonly mac?: string;
   readonly mtu?: number;
-  /** 0 takes the link out of its bridge. */
+  /** 0 removes the link from its bridge. */
   readonly master?: number;
   readonly alias?: string;
   readonly up?: boolean;
   readonly promiscuous?: boolean;
-  /** Descriptor of the namespace the link moves to. */
+  /** Descriptor of the namespace to move the link to. */
   readonly netnsFd?: number;
   readonly group?: number;
   readonly inet6AddrGenMode?: AddrGenMode;
   readonly kind?: string;
   readonly bridge?: BridgeOptions;
   readonly peer?: VethPeer;
-  /** Leaves counters out of the answer. */
+  /** Omits counters from the answer. */
   readonly skipStats?: boolean;
 }
 
@@ -260,7 +260,7 @@ const BRIDGE_PORT_FLAGS: readonly (readonly [keyof BridgePortOptions, number])[]
   ["isolated", IFLA_BRPORT.ISOLATED],
 ];
 
-/** The payload of the RTM_SETLINK that changes a bridge port. */
+/** The payload of RTM_SETLINK for a bridge port. */
 export function encodeBridgePort(
   index: number,
   options: BridgePortOptions,
@@ -274,7 +274,7 @@ export function encodeBridgePort(
     }).finish();
 }
 
-/** The payload of the RTM_GETLINK dump, which the kernel narrows to a kind or a bridge. */
+/** The payload of the RTM_GETLINK dump, of all links, one kind, or the ports of one bridge. */
 export function encodeLinkFilter(
   filter: { readonly kind?: string; readonly master?: number },
 ): Uint8Array<ArrayBuffer> {
@@ -286,7 +286,7 @@ export function encodeLinkFilter(
 }
 
 /**
- * Reads the payload of RTM_NEWLINK. Attributes this library has no use for are passed over.
+ * Reads the payload of RTM_NEWLINK. Ignores attributes that this library does not use.
  *
  * @throws {DecodeError} when it is malformed
  */

@@ -1,5 +1,5 @@
 /**
- * Links: listed, made, changed and deleted, as `ip link` does it.
+ * Links: lists, creates, changes and deletes them, as `ip link` does.
  *
  * @module
  */
@@ -30,20 +30,20 @@ export type {
   VethPeer,
 } from "./link-message.ts";
 
-/** `IFNAMSIZ` with its closing NUL (linux/if.h). */
+/** `IFNAMSIZ`, including the final NUL (linux/if.h). */
 const IFNAMSIZ = 16;
 
 /** A link by its index, or by its name. */
 export type LinkKey = number | string;
 
-/** How errors call a link: by its name where it can be found out. */
+/** A link in errors: its name, if it can be found. */
 export function linkLabel(nl: NetlinkConnection, key: LinkKey): string {
   if (typeof key === "string") return `link "${key}"`;
   try {
     const link = getLink(nl, key);
     if (link !== undefined) return `link "${link.name}"`;
   } catch {
-    // The failure being described counts, not this one.
+    // The first failure is reported, not this one.
   }
   return `link ${key}`;
 }
@@ -80,7 +80,7 @@ export function listLinks(
 }
 
 /**
- * One link, or nothing when there is none of that name or index.
+ * One link; undefined if no link has that name or index.
  *
  * Equivalent to: `ip -d link show NAME`
  */
@@ -97,9 +97,9 @@ export function getLink(nl: NetlinkConnection, key: LinkKey): Link | undefined {
 }
 
 /**
- * One link that must be there.
+ * One link that must exist.
  *
- * @throws {NetlinkError} ENODEV when it is not
+ * @throws {NetlinkError} ENODEV when it does not
  */
 export function requireLink(nl: NetlinkConnection, key: LinkKey): Link {
   const link = getLink(nl, key);
@@ -112,33 +112,33 @@ export function requireLink(nl: NetlinkConnection, key: LinkKey): Link {
   });
 }
 
-/** A veth pair to be made. */
+/** A veth pair to create. */
 export interface VethRequest {
   readonly name: string;
   readonly mac?: string;
   readonly mtu?: number;
-  /** Index of the bridge the near end becomes a port of. */
+  /** Index of the bridge that the near end becomes a port of. */
   readonly master?: number;
   readonly alias?: string;
   readonly up?: boolean;
-  /** `"none"` keeps the near end from giving itself an IPv6 address. */
+  /** With `"none"`, the near end gets no link-local IPv6 address. */
   readonly inet6AddrGenMode?: AddrGenMode;
-  /** The other end, made straight in the namespace of `netnsFd`. It stays down. */
+  /** The other end, created directly in the namespace `netnsFd`. It stays down. */
   readonly peer: VethPeer;
 }
 
 /**
- * Makes a veth pair.
+ * Creates a veth pair.
  *
  * Equivalent to: `ip link add NAME mtu N address MAC master BRIDGE type veth peer name PEER
- * netns NS …`, and `ip link set NAME alias TEXT` where there is an alias
+ * netns NS …`, and `ip link set NAME alias TEXT` if there is an alias
  *
  * @returns the near end's index
  * @throws {NetlinkError} EEXIST when either name is taken
  */
 export function createVeth(nl: NetlinkConnection, request: VethRequest): number {
   const { alias, inet6AddrGenMode, ...rest } = request;
-  // The kernel takes neither of the two when it makes a link: they need a message of their own.
+  // The kernel ignores both when it creates a link. They need another message.
   const later = alias !== undefined || inet6AddrGenMode !== undefined;
   const { up, ...down } = rest;
   const index = createLink(nl, { ...(later ? down : rest), kind: "veth" }, "CONFIG_VETH");
@@ -150,10 +150,10 @@ export function createVeth(nl: NetlinkConnection, request: VethRequest): number 
   });
 }
 
-/** A bridge to be made. */
+/** A bridge to create. */
 export interface BridgeRequest extends BridgeOptions {
   readonly name: string;
-  /** One given explicitly stays as ports come and go. */
+  /** If given, it does not change as ports are added and removed. */
   readonly mac?: string;
   readonly mtu?: number;
   readonly alias?: string;
@@ -161,7 +161,7 @@ export interface BridgeRequest extends BridgeOptions {
 }
 
 /**
- * Makes a bridge.
+ * Creates a bridge.
  *
  * Equivalent to: `ip link add NAME address MAC mtu N type bridge forward_delay N stp_state 0|1
  * vlan_filtering 0|1 mcast_snooping 0|1`
@@ -176,7 +176,7 @@ export function createBridge(nl: NetlinkConnection, request: BridgeRequest): num
     ...(mac === undefined ? {} : { mac }),
     ...(mtu === undefined ? {} : { mtu }),
     kind: "bridge",
-    // A kernel without VLAN filtering refuses even to have it switched off, which a new bridge has.
+    // A kernel without VLAN filtering refuses even to turn it off. It is off on a new bridge.
     bridge: vlanFiltering ? { ...bridge, vlanFiltering } : bridge,
   };
   const state = up === undefined ? {} : { up };
@@ -190,10 +190,10 @@ function createLink(
   link: LinkRequest & { readonly name: string },
   feature: string,
 ): number {
-  // EEXIST does not tell which of a pair's names is taken.
+  // EEXIST does not say which of the two names is taken.
   const peer = link.peer === undefined ? "" : ` with peer "${link.peer.name}"`;
   const subject = { action: "create", object: `link "${link.name}"${peer}`, feature };
-  // Linux 6.2 and later echo the new link; older ones are asked for it.
+  // Since Linux 6.2, the answer has the new link. Older kernels are asked for it.
   const flags = NLM_F.CREATE | NLM_F.EXCL | NLM_F.ECHO;
   for (const reply of nl.request(RTM.NEWLINK, flags, encodeLink(link), subject)) {
     if (reply.type !== RTM.NEWLINK) continue;
@@ -203,7 +203,7 @@ function createLink(
   return requireLink(nl, link.name).index;
 }
 
-/** Completes a link that was just made, or takes it away again. */
+/** Completes a new link, or deletes it if that fails. */
 function finishLink(nl: NetlinkConnection, index: number, changes: LinkRequest): number {
   try {
     changeLink(nl, index, changes);
@@ -219,23 +219,23 @@ export interface LinkChanges {
   readonly up?: boolean;
   readonly mtu?: number;
   readonly mac?: string;
-  /** Index of a bridge; 0 takes the link out of its bridge. */
+  /** Index of a bridge; 0 removes the link from its bridge. */
   readonly master?: number;
-  /** The empty text takes it away. */
+  /** The empty text removes it. */
   readonly alias?: string;
   readonly promiscuous?: boolean;
   readonly name?: string;
-  /** Descriptor of the namespace it moves to; other changes are applied there. */
+  /** Descriptor of the namespace to move it to. Other changes are applied there. */
   readonly netnsFd?: number;
-  /** A number that several links share. */
+  /** The link's group. */
   readonly group?: number;
   readonly inet6AddrGenMode?: AddrGenMode;
 }
 
 /**
- * Changes a link, everything in one message, which the kernel applies in the order of address,
- * name, bridge, state. The IPv6 address mode comes after the state there, so a link that is set
- * up with one needs a second message.
+ * Changes a link with one message. The kernel applies address, name, bridge and state in this
+ * order, and the IPv6 address mode after the state: a link that is set up with a mode needs a
+ * second message.
  *
  * Equivalent to: `ip link set NAME …`
  */
@@ -256,7 +256,7 @@ function changeLink(nl: NetlinkConnection, index: number, changes: LinkRequest):
  *
  * Equivalent to: `bridge link set dev NAME hairpin on|off isolated on|off learning on|off …`
  *
- * @throws {NetlinkError} EOPNOTSUPP when the link is no port of a bridge
+ * @throws {NetlinkError} EOPNOTSUPP when the link is not a port of a bridge
  */
 export function setBridgePort(
   nl: NetlinkConnection,
@@ -271,11 +271,11 @@ export function setBridgePort(
 }
 
 /**
- * Deletes a link; a veth's other end goes with it.
+ * Deletes a link, and the other end of a veth pair with it.
  *
  * Equivalent to: `ip link delete NAME`
  *
- * @returns whether it was there
+ * @returns whether it existed
  */
 export function deleteLink(nl: NetlinkConnection, key: LinkKey): boolean {
   if (!canExist(key)) return false;
@@ -290,8 +290,8 @@ export function deleteLink(nl: NetlinkConnection, key: LinkKey): boolean {
 }
 
 /**
- * Deletes all links of a group, waiting once for the kernel to let go of them, where deleting one
- * after the other waits for each. The calling thread goes on meanwhile.
+ * Deletes all links of a group. The kernel waits once for all of them, instead of once for each.
+ * Does not block the calling thread.
  *
  * Equivalent to: `ip link delete group NUMBER`
  *

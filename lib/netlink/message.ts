@@ -1,5 +1,5 @@
 /**
- * Netlink messages: `struct nlmsghdr` and its payload (linux/netlink.h), pure.
+ * Encodes and decodes netlink messages: `struct nlmsghdr` and its payload (linux/netlink.h).
  *
  * @module
  */
@@ -14,7 +14,7 @@ export const NLMSG_HDRLEN = 16;
 /** Protocols of the netlink family (linux/netlink.h). */
 export const NETLINK = { ROUTE: 0, NETFILTER: 12 } as const;
 
-/** Message types below every family's own (linux/netlink.h). */
+/** Message types of all protocols (linux/netlink.h). */
 export const NLMSG = { NOOP: 1, ERROR: 2, DONE: 3, OVERRUN: 4 } as const;
 
 /** Message flags (linux/netlink.h). */
@@ -68,7 +68,7 @@ export interface Message {
   readonly type: number;
   readonly flags: number;
   readonly seq: number;
-  /** Port id: of the socket a reply is meant for. */
+  /** Port ID of the socket that a reply is for. */
   readonly pid: number;
   readonly payload: Uint8Array;
 }
@@ -88,7 +88,7 @@ export function encodeMessage(message: Message): Uint8Array<ArrayBuffer> {
 }
 
 /**
- * Reads the messages of one datagram. Payloads refer to the bytes given.
+ * Reads the messages of one datagram. Payloads are views of the input.
  *
  * @throws {DecodeError} when a header claims more than is there, or less than a header
  */
@@ -112,7 +112,7 @@ export function headerAt(view: DataView, offset: number): Omit<Message, "payload
 }
 
 /**
- * Goes over the messages of one datagram by their offsets, and makes no object of any.
+ * Calls a function with the offset of each message of a datagram. Creates no objects.
  *
  * @throws {DecodeError} when a header claims more than is there, or less than a header
  */
@@ -136,20 +136,20 @@ export function walkMessages(
   }
 }
 
-/** The kernel's verdict on a request. */
+/** The kernel's answer to a request: success or an error. */
 export interface Acknowledgement {
   /** Positive error number, 0 for success. */
   readonly errno: number;
-  /** The kernel's own words (extended acknowledgement). */
+  /** The kernel's message (extended acknowledgement). */
   readonly extAck?: string;
-  /** Offset into the request, its header included, of what the kernel objects to. */
+  /** Offset of the error in the request, including its header. */
   readonly offset?: number;
 }
 
 /** Reads an NLMSG_ERROR or NLMSG_DONE message. */
 export function decodeAcknowledgement(message: Message): Acknowledgement {
   const { payload, type, flags } = message;
-  // A dump's NLMSG_DONE of older kernels and of some families carries nothing.
+  // In older kernels and some families, NLMSG_DONE of a dump is empty.
   if (type === NLMSG.DONE && payload.length < 4) return { errno: 0 };
   const decoder = new Decoder(payload);
   const ack: { errno: number; extAck?: string; offset?: number } = { errno: -decoder.i32() };
@@ -168,19 +168,19 @@ export function decodeAcknowledgement(message: Message): Acknowledgement {
   return ack;
 }
 
-/** What a request has brought so far. */
+/** The answer to a request, as far as it has arrived. */
 export interface Reply {
   readonly messages: Message[];
-  /** Whether the table changed while it was dumped, so that the messages do not fit together. */
+  /** Whether the table changed during the dump, so that the messages are inconsistent. */
   interrupted: boolean;
-  /** Present when nothing more will come. */
+  /** Present when the answer is complete. */
   verdict?: Acknowledgement;
 }
 
 /**
- * Adds the messages of one datagram to the reply of the request with that sequence number. Others
- * are left out: an abandoned request's rest. A request that asked
- * for neither an acknowledgement nor a dump is answered by one message.
+ * Adds the messages of one datagram to the reply of the request with that sequence number. Ignores
+ * others, which belong to an abandoned request. A request without acknowledgement and dump is
+ * answered by one message.
  */
 export function collectReply(
   reply: Reply,

@@ -1,5 +1,5 @@
 /**
- * Queueing disciplines that filters hang on: `struct tcmsg`, and `tc qdisc` upon it.
+ * Queueing disciplines for filters: `struct tcmsg`, and `tc qdisc`.
  *
  * @module
  */
@@ -16,9 +16,9 @@ export const TC_H = {
   ROOT: 0xffffffff,
   /** Parent of the ingress and the clsact qdisc. */
   INGRESS: 0xfffffff1,
-  /** Handle of both, `ffff:`: parent of the ingress qdisc's filters. */
+  /** Handle of both, `ffff:`, and parent of the ingress qdisc's filters. */
   INGRESS_HANDLE: 0xffff0000,
-  /** Parents of clsact's filters, which are its ingress hook … */
+  /** Parents of clsact's filters: its ingress hook … */
   CLSACT_INGRESS: 0xfffffff2,
   /** … and its egress hook. */
   CLSACT_EGRESS: 0xfffffff3,
@@ -33,7 +33,7 @@ export interface TcHeader {
   readonly index: number;
   readonly handle: number;
   readonly parent: number;
-  /** Of a filter: priority in the upper half, protocol in network order in the lower. */
+  /** For a filter: the priority in the upper half, the protocol in network order in the lower. */
   readonly info: number;
 }
 
@@ -58,10 +58,10 @@ export interface Qdisc {
   readonly parent: number;
 }
 
-/** The qdiscs that carry filters on what comes in. */
+/** The qdiscs with filters on received frames. */
 export type IngressKind = "ingress" | "clsact";
 
-/** The payload of RTM_NEWQDISC and RTM_DELQDISC for a qdisc at the ingress. */
+/** The payload of RTM_NEWQDISC and RTM_DELQDISC for ingress and clsact. */
 function encodeIngressQdisc(index: number, kind?: IngressKind): Uint8Array<ArrayBuffer> {
   const handle = TC_H.INGRESS_HANDLE;
   const encoder = encodeTcHeader({ index, handle, parent: TC_H.INGRESS, info: 0 });
@@ -96,24 +96,24 @@ export function listQdiscs(nl: NetlinkConnection, index?: number): Qdisc[] {
 }
 
 /**
- * Gives a link the ingress qdisc.
+ * Adds the ingress qdisc to a link.
  *
  * Equivalent to: `tc qdisc add dev NAME ingress`
  *
- * @returns false when it has it already
- * @throws {NetlinkError} EEXIST when it has clsact, which takes the same place
+ * @returns false if it exists already
+ * @throws {NetlinkError} EEXIST when it has clsact, which excludes ingress
  */
 export function addIngressQdisc(nl: NetlinkConnection, index: number): boolean {
   return addQdisc(nl, index, "ingress");
 }
 
 /**
- * Gives a link the clsact qdisc, which has filters on what goes out too.
+ * Adds the clsact qdisc to a link, which also has filters on sent frames.
  *
  * Equivalent to: `tc qdisc add dev NAME clsact`
  *
- * @returns false when it has it already
- * @throws {NetlinkError} EEXIST when it has ingress, which takes the same place
+ * @returns false if it exists already
+ * @throws {NetlinkError} EEXIST when it has ingress, which excludes clsact
  */
 export function addClsactQdisc(nl: NetlinkConnection, index: number): boolean {
   return addQdisc(nl, index, "clsact");
@@ -140,11 +140,11 @@ export function ingressKind(nl: NetlinkConnection, index: number): IngressKind |
 }
 
 /**
- * Takes the ingress or the clsact qdisc from a link, and its filters with it.
+ * Deletes the ingress or clsact qdisc of a link, with its filters.
  *
  * Equivalent to: `tc qdisc delete dev NAME ingress` (or `clsact`)
  *
- * @returns whether it was there; false also when the link is gone
+ * @returns whether it existed; false also if the link is gone
  */
 export function deleteQdisc(nl: NetlinkConnection, index: number): boolean {
   const subject = subjectOf(nl, "delete", index, "ingress");

@@ -1,5 +1,5 @@
 /**
- * Questions to all of a host's routes at once.
+ * Queries over all routes of a host.
  *
  * @module
  */
@@ -13,31 +13,31 @@ import { RTM } from "./message.ts";
 import { decodeRoute, matchRoute, type Route, RTA } from "./route.ts";
 import { align, Decoder, Encoder, LITTLE_ENDIAN, NLA } from "./wire.ts";
 
-/** `sizeof(struct rtmsg)`, and where its length of the destination is (linux/rtnetlink.h). */
+/** `sizeof(struct rtmsg)`, and the offset of its destination length (linux/rtnetlink.h). */
 const RTMSG = { SIZE: 12, DST_LEN: 1 } as const;
 
-/** Attributes of a next hop that is an object, and its header's size (linux/nexthop.h). */
+/** Attributes of a nexthop object, and the size of its header (linux/nexthop.h). */
 const NHA = { ID: 1, GROUP: 2, OIF: 5 } as const;
 const NHMSG_SIZE = 8;
 
 /**
- * Addresses that nobody has and no route is made for, so that they go where all else goes: reserved
- * for future use (RFC 1112), and returned by the 6bone (RFC 3701).
+ * Addresses that use the default route, because nobody has them and no other route covers them:
+ * reserved for future use (RFC 1112), and returned by the 6bone (RFC 3701).
  */
 const ELSEWHERE = ["240.0.0.1", "3ffe::1"] as const;
 
-/** The route that is being looked at; another one at the next call. */
+/** The current route. The object is reused for the next one. */
 export interface RouteInScan {
-  /** 4 or 16 bytes, those of the prefix first. */
+  /** 4 or 16 bytes; the first ones are the prefix. */
   readonly dst: Uint8Array;
   prefixLength: number;
-  /** All of it. */
+  /** Reads all of the route. */
   read(): Route | undefined;
 }
 
 /**
- * Looks at every route of a family, in all tables. A router has hundreds of thousands: no object is
- * made of any that is not read.
+ * Visits every route of a family, in all tables. A router has hundreds of thousands, so objects are
+ * created only for routes that are read.
  */
 export function scanRoutes(
   nl: NetlinkConnection,
@@ -73,7 +73,7 @@ export function scanRoutes(
   }
 }
 
-/** Where an attribute's value begins; `end` is the end of the message. */
+/** The offset of an attribute's value. `end` is the end of the message. */
 function findAttribute(
   view: DataView,
   offset: number,
@@ -89,10 +89,10 @@ function findAttribute(
 }
 
 /**
- * The links by which the host reaches what it has no route of its own for: of IPv4, else of IPv6. The
- * kernel is asked, so that policy rules, metrics and a VPN's halves of everything count.
+ * The links of the default route, of IPv4 or else of IPv6. The kernel is asked, so that policy
+ * rules, metrics, and a VPN that splits the default route are taken into account.
  *
- * @returns several where there are several next hops, none without a default route
+ * @returns several links if there are several next hops; none without a default route
  */
 export function linksOut(nl: NetlinkConnection): Link[] {
   for (const address of ELSEWHERE) {
@@ -107,7 +107,7 @@ export function linksOut(nl: NetlinkConnection): Link[] {
   return [];
 }
 
-/** The indexes of the links of a next hop that is an object, or a group of such. */
+/** The indexes of the links of a nexthop object, or of a group of them. */
 function nexthopLinks(nl: NetlinkConnection, id: number): number[] {
   const request = new Encoder(16).zero(NHMSG_SIZE).attrU32(NHA.ID, id).finish();
   const subject = { action: "find", object: `nexthop ${id}` };

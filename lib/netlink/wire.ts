@@ -1,5 +1,5 @@
 /**
- * Netlink's building blocks: fixed fields and attributes, written and read.
+ * The encoding of netlink: writes and reads fixed fields and attributes.
  *
  * Fields are in the host's byte order unless the method's name ends in `be`. An attribute is a
  * `struct nlattr` (length, type) with its value, padded to four bytes (linux/netlink.h).
@@ -17,7 +17,7 @@ export const NLA = {
   HDRLEN: 4,
 } as const;
 
-/** What is put together field by field. */
+/** A value that is encoded field by field. */
 export type Mutable<T> = { -readonly [K in keyof T]: T[K] };
 
 /** Whether the machine stores the low byte first. */
@@ -31,7 +31,7 @@ export function align(length: number): number {
   return (length + NLA.ALIGNTO - 1) & ~(NLA.ALIGNTO - 1);
 }
 
-/** A 16-bit number as the network orders its bytes, for fields that hold one in host order. */
+/** Swaps a 16-bit number to network order, for a field that is written in host order. */
 export function htons(value: number): number {
   return LITTLE_ENDIAN ? ((value & 0xff) << 8) | ((value >> 8) & 0xff) : value & 0xffff;
 }
@@ -144,20 +144,20 @@ export class Encoder {
     return this.#header(type, value.length).bytes(value).#pad();
   }
 
-  /** A string with its closing NUL. */
+  /** A string with its final NUL. */
   attrString(type: number, value: string): this {
     const text = textEncoder.encode(value);
     return this.#header(type, text.length + 1).bytes(text).zero(1).#pad();
   }
 
-  /** A string without a closing NUL, as iproute2 sends the `kind` of a link. */
+  /** A string without a final NUL, as iproute2 sends the `kind` of a link. */
   attrText(type: number, value: string): this {
     return this.attrBytes(type, textEncoder.encode(value));
   }
 
   /**
-   * An attribute whose value `write` appends. Add {@linkcode NLA.F_NESTED} to the type where the
-   * kernel's parser insists on it (nfnetlink, and rtnetlink's younger attributes).
+   * An attribute whose value `write` appends. Add {@linkcode NLA.F_NESTED} to the type if the
+   * kernel requires it (nfnetlink, and newer attributes of rtnetlink).
    */
   attrNested(type: number, write: (encoder: this) => void): this {
     const start = this.#length;
@@ -169,7 +169,7 @@ export class Encoder {
     return this.#pad();
   }
 
-  /** The bytes written, without a copy: the encoder must not be used afterwards. */
+  /** The written bytes, not copied: do not use the encoder afterwards. */
   finish(): Uint8Array<ArrayBuffer> {
     return this.#bytes.subarray(0, this.#length);
   }
@@ -184,7 +184,7 @@ export class Encoder {
     return this.zero(align(this.#length) - this.#length);
   }
 
-  /** May replace the buffer: its result comes before any use of `#bytes` and `#view`. */
+  /** May replace the buffer: call it before any use of `#bytes` and `#view`. */
   #reserve(count: number): number {
     const at = this.#length;
     const end = at + count;
@@ -199,7 +199,7 @@ export class Encoder {
   }
 }
 
-/** An attribute read: its type without flags, and its value. */
+/** An attribute: its type without flags, and its value. */
 export interface Attribute {
   readonly type: number;
   readonly value: Decoder;
@@ -208,8 +208,8 @@ export interface Attribute {
 /**
  * Reads fixed fields and attributes from a range of bytes.
  *
- * `u8()`, `u16()`, … take the next field; `asU8()`, `asU16()`, … read the whole range as one value
- * and insist on its length. Offsets in errors count from the start of the bytes given.
+ * `u8()`, `u16()`, … read the next field. `asU8()`, `asU16()`, … read the whole range as one value,
+ * and throw if its length differs. Offsets in errors count from the start of the input.
  */
 export class Decoder {
   readonly #bytes: Uint8Array;
@@ -224,12 +224,12 @@ export class Decoder {
     this.#end = end;
   }
 
-  /** Where the next field is. */
+  /** The offset of the next field. */
   get offset(): number {
     return this.#offset;
   }
 
-  /** Bytes not read yet. */
+  /** The number of bytes that are not read yet. */
   get remaining(): number {
     return this.#end - this.#offset;
   }
@@ -313,7 +313,7 @@ export class Decoder {
     return textDecoder.decode(nul < 0 ? bytes : bytes.subarray(0, nul));
   }
 
-  /** The attributes that fill the remaining bytes, in their order; types may repeat. */
+  /** The attributes in the remaining bytes, in order. Types may repeat. */
   attributes(): Attribute[] {
     const attributes: Attribute[] = [];
     while (this.remaining > 0) {
