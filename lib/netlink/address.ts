@@ -1,5 +1,5 @@
 /**
- * Addresses of links: `struct ifaddrmsg` and IFA attributes, and `ip address` upon them.
+ * Addresses of links: `struct ifaddrmsg`, IFA attributes, and `ip address`.
  *
  * @module
  */
@@ -26,32 +26,32 @@ export const IFA_F = {
   NOPREFIXROUTE: 0x200,
 } as const;
 
-/** `enum rt_scope_t` (linux/rtnetlink.h), by the names `ip` uses. */
+/** `enum rt_scope_t` (linux/rtnetlink.h), by its names in `ip`. */
 export const RT_SCOPE = { global: 0, site: 200, link: 253, host: 254, nowhere: 255 } as const;
 
-/** How far an address or a route reaches. */
+/** The scope of an address or a route. */
 export type Scope = keyof typeof RT_SCOPE;
 
 const SCOPES = new Map<number, Scope>(
   Object.entries(RT_SCOPE).map(([name, value]) => [value, name as Scope]),
 );
 
-/** The scope of a number; numbers that have no name count as global. */
+/** The scope for a number; global if the number has no name. */
 export function scopeOf(value: number): Scope {
   return SCOPES.get(value) ?? "global";
 }
 
-/** The IP version of a kernel address family, nothing for a family that is none of IP. */
+/** The IP version of a kernel address family; undefined for other families. */
 export function ipFamily(family: number): 4 | 6 | undefined {
   return family === AF.INET ? 4 : family === AF.INET6 ? 6 : undefined;
 }
 
-/** The kernel's number for an IP version; AF_UNSPEC without one. */
+/** The kernel's address family for an IP version; AF_UNSPEC without a version. */
 export function addressFamily(family: 4 | 6 | undefined): number {
   return family === undefined ? AF.UNSPEC : family === 4 ? AF.INET : AF.INET6;
 }
 
-/** Reads an attribute that holds an address of the family. */
+/** Reads an attribute that is an address of the family. */
 export function decodeIp(value: Decoder, family: 4 | 6): string {
   const size = family === 4 ? 4 : 16;
   if (value.remaining !== size) {
@@ -76,7 +76,7 @@ export interface Address {
   readonly label?: string;
 }
 
-/** An address to be given to a link. */
+/** An address to add to a link. */
 export interface AddressRequest {
   readonly index: number;
   /** With its prefix length: `"10.0.0.2/24"`. */
@@ -84,7 +84,7 @@ export interface AddressRequest {
   readonly broadcast?: string;
   /** Skips IPv6's duplicate address detection. */
   readonly noDad?: boolean;
-  /** Makes no route to the prefix. */
+  /** Adds no route to the prefix. */
   readonly noPrefixRoute?: boolean;
   /** Global unless given; host for loopback addresses of IPv4. */
   readonly scope?: Scope;
@@ -115,7 +115,7 @@ function addressScope(cidr: Cidr): Scope {
 /**
  * Reads the payload of RTM_NEWADDR.
  *
- * @returns nothing for a family that is none of IP
+ * @returns undefined for a family other than IPv4 and IPv6
  * @throws {DecodeError} when it is malformed
  */
 export function decodeAddress(payload: Uint8Array): Address | undefined {
@@ -138,7 +138,7 @@ export function decodeAddress(payload: Uint8Array): Address | undefined {
   }
   const own = local ?? address;
   if (own === undefined) throw new DecodeError("an address message without address", 0);
-  // On a point-to-point link IFA_ADDRESS is the other end's.
+  // On a point-to-point link, IFA_ADDRESS is the address of the other end.
   if (address !== undefined && address !== own) more.peer = address;
   return { index, address: `${own}/${prefixLength}`, family, scope, flags, ...more };
 }
@@ -148,7 +148,7 @@ export function decodeAddress(payload: Uint8Array): Address | undefined {
  *
  * Equivalent to: `ip [-4|-6] address show [dev NAME]`
  *
- * @throws {NetlinkError} ENODEV when there is no link of that index
+ * @throws {NetlinkError} ENODEV when no link has that index
  */
 export function listAddresses(
   nl: NetlinkConnection,
@@ -170,11 +170,11 @@ export function listAddresses(
 }
 
 /**
- * Gives an address to a link.
+ * Adds an address to a link.
  *
  * Equivalent to: `ip address add ADDRESS/LENGTH [broadcast ADDRESS] [scope SCOPE] dev NAME [nodad]`
  *
- * @returns false when the link has it already
+ * @returns false if the link has it already
  * @throws {InputError} when the address is malformed
  * @throws {NetlinkError} EEXIST when the link has the IPv6 address with another prefix length
  */
@@ -199,11 +199,11 @@ export function ownAddresses(nl: NetlinkConnection): Set<string> {
 }
 
 /**
- * Takes an address from a link.
+ * Deletes an address of a link.
  *
  * Equivalent to: `ip address delete ADDRESS/LENGTH dev NAME`
  *
- * @returns whether it was there; false also when the link is gone
+ * @returns whether it existed; false also if the link is gone
  * @throws {InputError} when the address is malformed
  */
 export function deleteAddress(

@@ -1,5 +1,5 @@
 /**
- * Routes: `struct rtmsg` and RTA attributes, and `ip route` upon them.
+ * Routes: `struct rtmsg`, RTA attributes, and `ip route`.
  *
  * @module
  */
@@ -33,7 +33,7 @@ const RTAX = { MTU: 2 } as const;
 /** Tables that every namespace has (linux/rtnetlink.h). */
 export const RT_TABLE = { UNSPEC: 0, DEFAULT: 253, MAIN: 254, LOCAL: 255 } as const;
 
-/** Route types (linux/rtnetlink.h), by the names `ip` uses, in the order of their numbers. */
+/** Route types (linux/rtnetlink.h), by their names in `ip`, in the order of their numbers. */
 const ROUTE_TYPES = [
   "none",
   "unicast",
@@ -49,10 +49,10 @@ const ROUTE_TYPES = [
   "xresolve",
 ] as const;
 
-/** What a route does with its packets. */
+/** The type of a route. */
 export type RouteType = typeof ROUTE_TYPES[number];
 
-/** Who made a route (linux/rtnetlink.h), by the names `ip` uses. */
+/** The origins of routes (linux/rtnetlink.h), by their names in `ip`. */
 const RTPROT = {
   unspec: 0,
   redirect: 1,
@@ -78,27 +78,27 @@ export interface Route {
   /** With its prefix length; the default route is `"0.0.0.0/0"` or `"::/0"`. */
   readonly dst: string;
   readonly gateway?: string;
-  /** Index of the link that packets leave by; absent with several next hops. */
+  /** Index of the outgoing link; absent with several next hops. */
   readonly oif?: number;
   /** With several next hops, the indexes of their links. */
   readonly hops?: readonly number[];
-  /** The id of its next hop, where that is an object of its own. */
+  /** The ID of its nexthop object, if it has one. */
   readonly nexthop?: number;
-  /** The source address that is preferred. */
+  /** The preferred source address. */
   readonly src?: string;
   readonly table: number;
   readonly scope: Scope;
   readonly type: RouteType;
   /** A key of {@linkcode RTPROT}, or the number as text. */
   readonly protocol: string;
-  /** Lower wins; absent means 0 in IPv4. */
+  /** The lowest metric wins. If absent, it is 0 in IPv4. */
   readonly metric?: number;
   readonly mtu?: number;
-  /** The gateway counts as reached by the link, whatever the link's prefixes are. */
+  /** The gateway is on the link, whatever the link's prefixes are. */
   readonly onlink?: boolean;
 }
 
-/** A route to be made. */
+/** A route to add. */
 export interface RouteRequest {
   /** With its prefix length; the default route is `"0.0.0.0/0"` or `"::/0"`. */
   readonly dst: string;
@@ -108,11 +108,11 @@ export interface RouteRequest {
   readonly src?: string;
   /** `RT_TABLE.MAIN` unless given. */
   readonly table?: number;
-  /** Unless given, what `ip route` takes: link without gateway in IPv4, else global. */
+  /** By default as in `ip route`: link for IPv4 without a gateway, otherwise global. */
   readonly scope?: Scope;
   /** `"unicast"` unless given. */
   readonly type?: RouteType;
-  /** `"boot"` unless given, as `ip route` has it. */
+  /** `"boot"` unless given, as in `ip route`. */
   readonly protocol?: keyof typeof RTPROT;
   readonly metric?: number;
   readonly mtu?: number;
@@ -160,7 +160,7 @@ function encodeGateway(encoder: Encoder, gateway: string, family: 4 | 6): void {
 /**
  * Reads the payload of RTM_NEWROUTE.
  *
- * @returns nothing for a family that is none of IP
+ * @returns undefined for a family other than IPv4 and IPv6
  * @throws {DecodeError} when it is malformed
  */
 export function decodeRoute(payload: Uint8Array): Route | undefined {
@@ -256,7 +256,7 @@ export function listRoutes(
   nl: NetlinkConnection,
   filter: { readonly family?: 4 | 6; readonly table?: number; readonly oif?: number } = {},
 ): Route[] {
-  // One dump a family: AF_UNSPEC would add multicast routing's and MPLS's tables.
+  // One dump for each family: AF_UNSPEC would include the tables of multicast routing and MPLS.
   const families = filter.family === undefined ? [4, 6] as const : [filter.family];
   return families.flatMap((family) => listFamily(nl, family, filter));
 }
@@ -294,12 +294,12 @@ function dumpRoutes(nl: NetlinkConnection, payload: Uint8Array) {
 }
 
 /**
- * Makes a route.
+ * Adds a route.
  *
  * Equivalent to: `ip route add DST [via GATEWAY] [dev NAME] [src ADDRESS] [metric N] [table N]
  * [scope SCOPE] [mtu N] [onlink]`
  *
- * @returns false when that very route is there already
+ * @returns false if the same route exists already
  * @throws {InputError} when an address is malformed
  * @throws {NetlinkError} EEXIST when another route has its destination, metric and table
  */
@@ -333,11 +333,11 @@ function isPresent(nl: NetlinkConnection, request: RouteRequest): boolean {
 }
 
 /**
- * The route a packet to an address takes now.
+ * The route of a packet to an address.
  *
  * Equivalent to: `ip route get ADDRESS`
  *
- * @returns the route to the one address, or nothing when it cannot be reached
+ * @returns the route to that one address; undefined if it cannot be reached
  * @throws {InputError} when the address is malformed
  */
 export function getRoute(nl: NetlinkConnection, destination: string): Route | undefined {
@@ -345,7 +345,7 @@ export function getRoute(nl: NetlinkConnection, destination: string): Route | un
 }
 
 /**
- * The route by which packets to an address go, as it was made: with its prefix and all its next hops.
+ * The route of packets to an address as it was added, with its prefix and all its next hops.
  *
  * Equivalent to: `ip route get ADDRESS fibmatch`
  */
@@ -356,7 +356,7 @@ export function matchRoute(nl: NetlinkConnection, destination: string): Route | 
 function askRoute(nl: NetlinkConnection, destination: string, match: number): Route | undefined {
   const bytes = ipToBytes(destination);
   const family = bytes.length === 4 ? 4 : 6;
-  // IPv6 always names the table, and refuses to be asked for it.
+  // IPv6 always answers with the table, and refuses a request for it.
   const flags = match | (family === 4 ? RTM_F.LOOKUP_TABLE : 0);
   const payload = new Encoder(32).u8(addressFamily(family)).u8(8 * bytes.length).zero(6)
     .u32(flags).attrBytes(RTA.DST, bytes).finish();
@@ -364,7 +364,7 @@ function askRoute(nl: NetlinkConnection, destination: string, match: number): Ro
     const subject = { action: "find", object: `route to ${destination}` };
     return decodeRoute(nl.query(RTM.GETROUTE, payload, subject).payload);
   } catch (error) {
-    // The others: a route that refuses (EACCES for prohibit, EINVAL for blackhole), and no IPv6.
+    // The other errors: a route that refuses (EACCES: prohibit, EINVAL: blackhole), or no IPv6.
     const refuses = failedWith(error, "EACCES", "EINVAL", "EAFNOSUPPORT", "EOPNOTSUPP");
     if (refuses || failedWith(error, "ENETUNREACH", "EHOSTUNREACH")) return undefined;
     throw error;
@@ -372,9 +372,9 @@ function askRoute(nl: NetlinkConnection, destination: string, match: number): Ro
 }
 
 /**
- * The name of the link by which packets to an address leave.
+ * The name of the outgoing link for an address.
  *
- * @returns `""` for the host's own, undefined where it cannot be reached
+ * @returns `""` for an address of the host; undefined if it cannot be reached
  * @throws {InputError} when the address is malformed
  */
 export function linkTowards(nl: NetlinkConnection, address: string): string | undefined {

@@ -1,5 +1,5 @@
 /**
- * Settings below /proc/sys, of the calling thread's namespaces.
+ * Settings in /proc/sys, of the calling thread's namespaces.
  *
  * @module
  */
@@ -7,7 +7,7 @@
 import { asError, TapkitError } from "../errors.ts";
 import { readIfThere } from "../files.ts";
 
-/** A setting's value; undefined where this kernel, or this link, has no such setting. */
+/** The value of a setting; undefined if this kernel, or this link, does not have it. */
 export function readSysctl(name: string): string | undefined {
   return readIfThere(`/proc/sys/${name}`)?.trim();
 }
@@ -17,12 +17,12 @@ export function readSysctl(name: string): string | undefined {
  *
  * Equivalent to: `sysctl -w NAME=VALUE`
  *
- * @param name with slashes, since a link's name may hold a dot: `"net/ipv4/ip_forward"`
- * @returns whether this kernel, or this link, has such a setting
+ * @param name with slashes, because the name of a link may contain a dot: `"net/ipv4/ip_forward"`
+ * @returns whether this kernel, or this link, has the setting
  */
 export function writeSysctl(name: string, value: string): boolean {
   try {
-    // Without create: a setting that is not there is the kernel's affair.
+    // Does not create the file: only the kernel adds settings.
     Deno.writeTextFileSync(`/proc/sys/${name}`, value, { create: false });
     return true;
   } catch (error) {
