@@ -107,3 +107,14 @@ Deno.test("pages: every flag of a command that is shown exists", async () => {
   assert(seen > 50, `${seen} flags are looked at`);
   assertEquals(unknown, []);
 });
+
+Deno.test("docs/library.md: names every function and class that mod.ts exports, and no others", async () => {
+  const exported = Object.keys(await import("../../mod.ts")).sort();
+  const tables = read("docs/library.md").split("\n").filter((line) => line.startsWith("| "));
+  const cells = tables.map((line) => line.split("|").slice(1));
+  // Calls are in the second column of the first table, classes in the first column of the second.
+  const named = cells.flatMap(([first = "", second = "", third]) =>
+    codeSpans(third === "" ? second : first)
+  ).filter((name) => /^\w+$/.test(name));
+  assertEquals([...new Set(named)].sort(), exported);
+});
