@@ -62,7 +62,7 @@ interface Manifest {
 }
 
 /** A file to write: its text, or the script that it is made from. */
-type Wanted =
+type InstalledFile =
   & { readonly path: string; readonly mode: number }
   & (
     | { readonly text: string }
@@ -111,7 +111,7 @@ function plan(
   prefix: string,
   make: "bundle" | "compile" | undefined,
   unitDir: string | undefined,
-): Wanted[] {
+): InstalledFile[] {
   const bin = join(prefix, "bin");
   const scripts = fromFileUrl(new URL("./scripts", import.meta.url));
   const from = `${scripts}/tapkit.ts`;
@@ -123,12 +123,12 @@ function plan(
       : make === "bundle"
       ? `${deno} --no-config ${quote(bundle)}${name === "tapkit" ? "" : ` ${name}`}`
       : `${deno} ${quote(`${scripts}/${name}.ts`)}`;
-  const launcher = (name: string): Wanted => ({
+  const launcher = (name: string): InstalledFile => ({
     path: `${bin}/${name}`,
     mode: 0o755,
     text: `#!/bin/sh\nexec ${command(name)} "$@"\n`,
   });
-  const unit = (dir: string): Wanted => ({
+  const unit = (dir: string): InstalledFile => ({
     path: join(dir, "tapkit-dhcp.service"),
     mode: 0o644,
     text: `[Unit]
@@ -151,7 +151,7 @@ WantedBy=multi-user.target
   ];
 }
 
-async function install(wanted: readonly Wanted[], manifestPath: string): Promise<string[]> {
+async function install(wanted: readonly InstalledFile[], manifestPath: string): Promise<string[]> {
   const before = await readManifest(manifestPath);
   for (const { path } of wanted) {
     if (await kindOf(path) !== undefined && before.files[path] === undefined) {

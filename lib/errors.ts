@@ -158,6 +158,16 @@ export class LimitsError extends TapkitError {
   override readonly name: string = "LimitsError";
 }
 
+/** Calls `fn`. An {@linkcode InputError} of it names `where` first: `"vms.jsonl line 3"`. */
+export function locating<T>(where: string, fn: () => T): T {
+  try {
+    return fn();
+  } catch (cause) {
+    if (!(cause instanceof InputError)) throw cause;
+    throw new InputError(`${where}: ${cause.message}`, { mend: cause.mend, cause });
+  }
+}
+
 /** The message of any thrown value on one line, followed by its `mend`, if it has one. */
 export function describe(error: unknown): string {
   const { message } = asError(error);

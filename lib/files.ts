@@ -9,6 +9,7 @@ import { describe, TapkitError } from "./errors.ts";
 /** The absolute path. */
 export function absolutePath(path: string): string {
   if (path.startsWith("/")) return path;
+  // @std/path would cost every command its loading, and resolves ".." without regard to links.
   const directory = Deno.cwd().replace(/\/$/, "");
   return `${directory}/${path.replace(/^(\.\/+)+/, "")}`.replace(/\/\.$/, "");
 }

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { describe, InputError, InterruptedError, TapkitError } from "../errors.ts";
+import { describe, InputError, InterruptedError, locating, TapkitError } from "../errors.ts";
 import type { HostOptions } from "../vm/types.ts";
 import { type Command, helpText, parseCommand, type Parsed } from "./args.ts";
 
@@ -222,15 +222,7 @@ export function validateEach<T extends { readonly name: string }>(
   vms: Iterable<T>,
   validate: (vm: T) => void,
 ): void {
-  for (const vm of vms) {
-    try {
-      validate(vm);
-    } catch (error) {
-      if (!(error instanceof InputError)) throw error;
-      const message = `${cannot(verb, vm.name)}: ${error.message}`;
-      throw new InputError(message, { mend: error.mend, cause: error });
-    }
-  }
+  for (const vm of vms) locating(cannot(verb, vm.name), () => validate(vm));
 }
 
 function cannot(verb: string, name: string): string {

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { describe, InputError } from "../errors.ts";
+import { describe, InputError, locating } from "../errors.ts";
 import { type Flags, flagValues, nearest, type Option } from "./args.ts";
 
 /** Keys for which an empty list means `none`. */
@@ -68,20 +68,12 @@ function readLine<const O extends readonly Option[]>(
       mend: near === undefined ? `use ${keys.join(", ")}` : `did you mean ${near}?`,
     });
   }
-  try {
-    const given = (name: string) => {
-      if (!Object.hasOwn(values, name)) return [];
-      const option = options.find((option) => option.name === name);
-      return option?.metavar === undefined
-        ? switched(name, values[name])
-        : texts(name, values[name]);
-    };
-    return { where, name, flags: flagValues(options, given) };
-  } catch (error) {
-    throw error instanceof InputError
-      ? new InputError(`${where}: ${error.message}`, { mend: error.mend, cause: error })
-      : error;
-  }
+  const given = (name: string) => {
+    if (!Object.hasOwn(values, name)) return [];
+    const option = options.find((option) => option.name === name);
+    return option?.metavar === undefined ? switched(name, values[name]) : texts(name, values[name]);
+  };
+  return { where, name, flags: locating(where, () => flagValues(options, given)) };
 }
 
 function parseObject(line: string, where: string): Record<string, unknown> {

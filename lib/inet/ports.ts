@@ -133,7 +133,7 @@ function refuse(text: string, why: string): InputError {
 export function formatPort(mapping: PortMapping): string {
   const { hostIP, hostPort, vmPort, protocol, range = 1 } = mapping;
   const ports = (first: number) => range === 1 ? `${first}` : `${first}-${first + range - 1}`;
-  const address = hostIP === "" ? "" : `${isIp(hostIP) === 6 ? `[${hostIP}]` : hostIP}:`;
+  const address = hostIP === "" ? "" : `${bracketed(hostIP)}:`;
   const suffix = protocol === "tcp" ? "" : `/${protocol}`;
   return `${address}${ports(hostPort)}:${ports(vmPort)}${suffix}`;
 }
@@ -291,20 +291,16 @@ export function findPortConflict(
   wanted: readonly PortMapping[],
   taken: readonly TakenPorts[],
 ): PortConflict | undefined {
-  const byPort = new Map<number, PortMapping[]>();
-  for (const mapping of wanted) {
-    for (const port of hostPorts(mapping)) {
-      const earlier = byPort.get(port);
-      if (earlier === undefined) byPort.set(port, [mapping]);
-      else earlier.push(mapping);
-    }
-  }
+  const byPort = Map.groupBy(
+    wanted.flatMap((mapping) => hostPorts(mapping).map((port) => ({ port, mapping }))),
+    ({ port }) => port,
+  );
   const [lowest, highest] = [Math.min(...byPort.keys()), Math.max(...byPort.keys())];
   for (const { owner, mappings, by } of taken) {
     for (const other of mappings) {
       const last = Math.min(highest, other.hostPort + (other.range ?? 1) - 1);
       for (let port = Math.max(lowest, other.hostPort); port <= last; port++) {
-        const met = byPort.get(port)?.find((mapping) => portsOverlap(mapping, other));
+        const met = byPort.get(port)?.find(({ mapping }) => portsOverlap(mapping, other))?.mapping;
         if (met === undefined) continue;
         const { protocol, hostIP } = met;
         const said = by === undefined ? {} : { by };
@@ -342,5 +338,9 @@ export function formatHostPort(
 ): string {
   const { hostIP, hostPort, protocol } = port;
   if (isWildcard(hostIP)) return `${hostPort}/${protocol}`;
-  return `${isIp(hostIP) === 6 ? `[${hostIP}]` : hostIP}:${hostPort}/${protocol}`;
+  return `${bracketed(hostIP)}:${hostPort}/${protocol}`;
+}
+
+function bracketed(ip: string): string {
+  return isIp(ip) === 6 ? `[${ip}]` : ip;
 }

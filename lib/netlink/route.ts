@@ -219,12 +219,12 @@ export function decodeRoute(payload: Uint8Array): Route | undefined {
     table,
     scope,
     type,
-    protocol: PROTOCOLS.get(protocol) ?? `${protocol}`,
+    protocol: ROUTE_PROTOCOLS.get(protocol) ?? `${protocol}`,
     ...((flags & RTNH_F.ONLINK) === 0 ? {} : { onlink: true }),
   };
 }
 
-const PROTOCOLS = new Map<number, string>(
+const ROUTE_PROTOCOLS = new Map<number, string>(
   Object.entries(RTPROT).map(([name, value]) => [value, name]),
 );
 

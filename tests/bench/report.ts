@@ -237,7 +237,7 @@ export function portMapReport(figures: PortMapFigures): string[] {
 }
 
 /** The part of results.md that is about executed plugins. */
-export function executedReport({ chain, networks }: ExecutedFigures): string[] {
+function executedReport({ chain, networks }: ExecutedFigures): string[] {
   const [own, bare] = [median(chain.tapkit), median(chain.bare)];
   const [one, three] = [median(networks.one), median(networks.three)];
   return [

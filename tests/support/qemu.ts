@@ -31,7 +31,7 @@ export interface BootOptions {
  * QEMU's arguments for a guest on a TAP of the namespace it runs in; `{tap}` and `{mac}` are
  * what attach-vm replaces.
  */
-export function qemuArgs(
+function qemuArgs(
   image: GuestImage,
   { tap, mac }: { tap: string; mac: string },
   { memory = 96, append = "" }: BootOptions = {},
