@@ -4,7 +4,8 @@
  */
 
 import { LIMITS_TABLE, limitsLayoutText } from "../lib/firewall/limits-table.ts";
-import { layoutText, MAIN_TABLE, type Table } from "../lib/firewall/ruleset.ts";
+import { layoutText, MAIN_TABLE } from "../lib/firewall/ruleset.ts";
+import type { Table } from "../lib/firewall/table.ts";
 import { compileTable, fingerprint } from "./support/main-table.ts";
 
 function constants(prefix: string, what: string, table: Table, text: string): string {

@@ -31,11 +31,11 @@
 import { asError } from "../errors.ts";
 import { type Finding, sentence } from "../finding.ts";
 import { readIfThere, replaceFile } from "../files.ts";
-import { chainHasRules } from "../firewall/survey.ts";
 import { parseCidr } from "../inet/ip.ts";
 import { listAddresses } from "../netlink/address.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
-import { openNetfilter } from "../netlink/conntrack.ts";
+import { openNetfilter } from "../netlink/nfnetlink.ts";
+import { listRules } from "../netlink/nftables/objects.ts";
 import { deleteLink, getLink } from "../netlink/link.ts";
 import { currentNetns } from "../sys/netns.ts";
 import { checkExecuted, delExecuted, type ExecutedPlugin, hasCheck } from "./executed.ts";
@@ -77,7 +77,7 @@ export async function findMasquerade(
   if (!attachment.plugins.some(({ config }) => config.ipMasq === true)) return [];
   const chain = await chainName(attachment);
   using nl = openNetfilter();
-  return FAMILIES.filter((family) => chainHasRules(nl, { family, name: "nat" }, chain));
+  return FAMILIES.filter((family) => listRules(nl, { family, table: "nat", chain }).length > 0);
 }
 
 /** The chains that were there after ADD and are missing now. */

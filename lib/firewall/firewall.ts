@@ -1,37 +1,44 @@
 /**
- * The host's firewall: guests' rules added, replaced, removed and checked, wherever they are kept.
+ * The host's firewall: guests' rules changed and compared, wherever they are kept.
  *
  * @module
  */
 
-import { type Family, isIp, isLoopback } from "../inet/ip.ts";
+import { type Finding, sentence } from "../finding.ts";
+import { type Family, isLoopback } from "../inet/ip.ts";
 import { PortConflictError, type PortMapping } from "../inet/ports.ts";
 import { deleteFlows } from "../netlink/conntrack.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { type FlowChange, flowIsStale, flowMatches } from "./flows.ts";
-import type { Gate } from "./gate.ts";
-import type { MappedPorts } from "./mapped-ports.ts";
-import { type GuestRules, validateRules } from "./model.ts";
-import type { PolicyStore } from "./policy.ts";
-import { type ElementChange, reconcile, sameValue } from "./reconcile.ts";
-import type { ElementStore, FirewallKind } from "./store.ts";
 import {
+  addressesOf,
   apartElements,
-  type Element,
-  elementId,
   elementsOf,
-  familiesOf,
-  GUEST_SET_NAMES,
+  HOST_OWNER,
   hostPortOf,
   type LinkPair,
   rulesOf,
-  SET_NAMES,
-} from "./ruleset.ts";
+} from "./guest-elements.ts";
+import type { MappedPorts } from "./mapped-ports.ts";
+import { type GuestRules, validateRules } from "./model.ts";
+import type { OtherFirewalls } from "./passes.ts";
+import {
+  bring,
+  byId,
+  compare,
+  type Entry,
+  entryId,
+  type FirewallLayer,
+  type Place,
+  sameValue,
+  type Wish,
+} from "./place.ts";
+import { GUEST_SET_NAMES } from "./ruleset.ts";
+import type { ElementStore, FirewallKind } from "./store.ts";
 
-/** What a change comes to. */
-interface Change extends ElementChange {
-  /** Guests' addresses all flows of which end. */
-  readonly leaving: readonly string[];
+/** One difference between a guest's rules and the kernel's. */
+export interface FirewallDifference extends Finding {
+  readonly layer: FirewallLayer;
 }
 
 /**
@@ -47,7 +54,7 @@ interface Change extends ElementChange {
  */
 export class Firewall implements Disposable {
   readonly #store: ElementStore;
-  readonly #policies: PolicyStore;
+  readonly #policies: readonly Place[];
   readonly #netfilter: NetlinkConnection;
   readonly #ownAddresses: () => ReadonlySet<string>;
   /** Changes whose tracked connections have not been looked for yet. */
@@ -55,20 +62,21 @@ export class Firewall implements Disposable {
   #putOffLimit = 0;
   /** Whether another backend may hold rules of tapkit's too, by now. */
   readonly isMixed: () => boolean;
-  readonly #gates: readonly Gate[];
+  readonly #others: () => OtherFirewalls;
   #remade = false;
   readonly #lookAtPorts: () => Promise<MappedPorts>;
 
   /** @param store closed with this, as the connection is; all of one namespace */
   constructor(
     store: ElementStore,
-    { policies, netfilter, ownAddresses, isMixed, gates, lookAtPorts }: {
-      readonly policies: PolicyStore;
+    { policies, netfilter, ownAddresses, isMixed, others, lookAtPorts }: {
+      readonly policies: readonly Place[];
       readonly netfilter: NetlinkConnection;
       /** The namespace's, without prefix lengths. */
       readonly ownAddresses: () => ReadonlySet<string>;
       readonly isMixed: () => boolean;
-      readonly gates: readonly Gate[];
+      /** Looks for the firewalls of others. */
+      readonly others: () => OtherFirewalls;
       readonly lookAtPorts: () => Promise<MappedPorts>;
     },
   ) {
@@ -77,7 +85,7 @@ export class Firewall implements Disposable {
     this.#netfilter = netfilter;
     this.#ownAddresses = ownAddresses;
     this.isMixed = isMixed;
-    this.#gates = gates;
+    this.#others = others;
     this.#lookAtPorts = lookAtPorts;
   }
 
@@ -92,119 +100,97 @@ export class Firewall implements Disposable {
   }
 
   /**
-   * Adds a guest's rules; what is there already stays.
+   * Brings an owner's rules from what they were to what is wanted: what is in both is not touched,
+   * nor are its connections; those of what goes end. What is not there, or has become another
+   * owner's meanwhile, is passed over.
    *
+   * @param have `"any"` where it is not known: whatever is tagged with the owner. Absent, it had none
+   * @param want absent where it is to have none
    * @returns whether anything was changed
    * @throws {InputError} when the rules are malformed
    * @throws {PortConflictError} when another owner has one of the host ports
+   * @throws {LimitsError} where the kernel lacks what limits are made of
    * @throws {TapkitError} when libnftables is needed, for a policy or a chain of others, and missing
    */
+  change(
+    owner: string,
+    have: GuestRules | "any" | undefined,
+    want: GuestRules | undefined,
+  ): boolean {
+    const before = typeof have === "object" ? validateRules(have) : have;
+    const after = want && validateRules(want);
+    const { closing, passes } = this.#others();
+    // What drops is there before anything is let in, and goes after it.
+    const places = [...this.#policies, ...closing, this.#store, ...passes];
+    if (after === undefined) places.reverse();
+    return places.map((place) => this.#bring(place, owner, before, after)).includes(true);
+  }
+
+  #bring(
+    place: Place,
+    owner: string,
+    before: GuestRules | "any" | undefined,
+    after: GuestRules | undefined,
+  ): boolean {
+    const want = after === undefined ? [] : place.want(after);
+    if (place.whole) {
+      const concerned = after === undefined || before === "any" || after.forward || before?.forward;
+      return concerned === true && bring(place, { owner, have: "any", want }).changed;
+    }
+    const have = typeof before === "object" ? place.want(before) : before ?? [];
+    if (place === this.#store) {
+      const old = typeof before === "object" ? before.addresses : [];
+      const leaving = old.filter((address) => !after?.addresses.includes(address));
+      return this.#apply({ owner, have, want }, leaving);
+    }
+    return have.length + want.length > 0 && bring(place, { owner, have, want }).changed;
+  }
+
+  /** Compares a guest's rules with the kernel's. */
+  differences(rules: GuestRules): FirewallDifference[] {
+    const valid = validateRules(rules);
+    const { closing, passes } = this.#others();
+    return [...this.#policies, this.#store, ...valid.forward ? [...passes, ...closing] : []]
+      .flatMap((place) =>
+        compare(place, valid.owner, place.want(valid))
+          .map((finding) => ({ layer: place.layer, ...finding }))
+      );
+  }
+
+  /** {@linkcode change} of a guest that had no rules. */
   add(rules: GuestRules): boolean {
-    const wanted = validateRules(rules);
-    // What drops is there before anything is let in.
-    const policed = this.#policies.replace(undefined, wanted);
-    const added = this.#apply({
-      owner: wanted.owner,
-      unwanted: [],
-      wanted: elementsOf(wanted),
-      leaving: [],
-    });
-    return this.#openGates(wanted) || policed || added;
+    return this.change(rules.owner, undefined, rules);
   }
 
-  /**
-   * Makes a guest's rules what is wanted instead of what they were: what is in both is not
-   * touched, nor are its connections.
-   *
-   * @returns whether anything was changed
-   * @throws {InputError} when the rules are malformed
-   * @throws {PortConflictError} when another owner has one of the host ports
-   */
   replace(old: GuestRules, wanted: GuestRules): boolean {
-    const [before, after] = [validateRules(old), validateRules(wanted)];
-    const elements = elementsOf(after);
-    const kept = new Set(elements.map(elementId));
-    const policed = this.#policies.replace(before, after);
-    const replaced = this.#apply({
-      owner: after.owner,
-      unwanted: elementsOf(before).filter((element) => !kept.has(elementId(element))),
-      wanted: elements,
-      leaving: before.addresses.filter((address) => !after.addresses.includes(address)),
-    });
-    return this.#openGates(after) || policed || replaced;
+    return this.change(wanted.owner, old, wanted);
   }
 
-  /**
-   * Removes a guest's rules and ends its connections. What is not there, or has become
-   * another owner's meanwhile, is passed over.
-   *
-   * @returns whether anything was removed
-   */
   remove(rules: GuestRules): boolean {
-    const unwanted = validateRules(rules);
-    const { owner, addresses } = unwanted;
-    const closed = this.#closeGates(owner);
-    const removed = this.#apply({
-      owner,
-      unwanted: elementsOf(unwanted),
-      wanted: [],
-      leaving: addresses,
-    });
-    return this.#policies.replace(unwanted, undefined) || removed || closed;
+    return this.change(rules.owner, rules, undefined);
   }
 
-  /**
-   * Removes a guest's ports and ends the connections that came by them; the guest's other rules
-   * and connections stay. What is not there is passed over.
-   *
-   * @returns whether anything was removed
-   */
+  /** Removes a guest's ports alone. */
   removePorts(rules: GuestRules): boolean {
-    const valid = validateRules(rules);
-    const unwanted = elementsOf(valid).filter(({ value }) => value !== undefined);
-    return this.#apply({ owner: valid.owner, unwanted, wanted: [], leaving: [] });
+    return this.#apply({
+      owner: rules.owner,
+      have: elementsOf(validateRules(rules)).filter(({ value }) => value !== undefined),
+      want: [],
+    });
   }
 
-  /**
-   * Removes whatever is tagged with an owner, when its rules are not known any more.
-   *
-   * @returns whether anything was removed
-   */
   removeOwner(owner: string): boolean {
-    const rules = this.listGuests().find((guest) => guest.owner === owner);
-    const removed = rules === undefined ? this.#closeGates(owner) : this.remove(rules);
-    return this.#policies.removeOwner(owner) || removed;
+    return this.change(owner, "any", undefined);
   }
 
-  /** Compares a guest's rules with the kernel's; returns a sentence for each difference. */
+  /** {@linkcode differences} as sentences. */
   check(rules: GuestRules): string[] {
-    const valid = validateRules(rules);
-    const wanted = elementsOf(valid);
-    const problems = [...this.#policies.check(valid)];
-    if (wanted.length === 0) return problems;
-    problems.push(...this.#store.look(familiesOf(wanted)).problems);
-    const present = this.#store.read(wanted);
-    const kind = this.#store.kind;
-    for (const element of wanted) {
-      const found = present.get(elementId(element));
-      const what = describeElement(element);
-      if (found === undefined) problems.push(`${what} is missing from ${kind}`);
-      else if (!sameValue(found, element)) {
-        problems.push(`${what} leads to ${found.value?.join(":")} in ${kind} (${found.owner})`);
-      } else if (found.owner !== element.owner) {
-        problems.push(`${what} is tagged ${found.owner || "by nobody"} in ${kind}`);
-      }
-    }
-    if (valid.forward) {
-      const ports = this.#portsOf(valid);
-      problems.push(...this.#gates.flatMap((gate) => gate.check(valid, ports)));
-    }
-    return problems;
+    return this.differences(rules).map(sentence);
   }
 
   /** Whether another firewall drops what is forwarded unless it is let pass. */
   dropsForwarded(): boolean {
-    return this.#gates.some(({ drops }) => drops);
+    return this.#others().drops();
   }
 
   /**
@@ -213,22 +199,7 @@ export class Firewall implements Disposable {
    */
   closedBy({ forward, openPorts, ports }: GuestRules): string | undefined {
     if (!forward || openPorts || ports.length === 0) return undefined;
-    return this.#gates.find(({ denies }) => denies !== undefined)?.denies;
-  }
-
-  #portsOf({ openPorts }: GuestRules): "open" | "closed" {
-    const denied = this.#gates.some(({ denies }) => denies !== undefined);
-    return openPorts || !denied ? "open" : "closed";
-  }
-
-  #openGates(rules: GuestRules): boolean {
-    if (!rules.forward || this.#gates.length === 0) return false;
-    const ports = this.#portsOf(rules);
-    return this.#gates.map((gate) => gate.open(rules, ports)).includes(true);
-  }
-
-  #closeGates(owner: string): boolean {
-    return this.#gates.map((gate) => gate.close(owner)).includes(true);
+    return this.#others().denies();
   }
 
   /**
@@ -257,20 +228,20 @@ export class Firewall implements Disposable {
    */
   keepApart(family: Family, pairs: readonly LinkPair[]): boolean {
     if (pairs.length === 0 && !this.#store.exists()) return false;
-    const wanted = apartElements(family, pairs);
-    const kept = new Set(wanted.map(elementId));
-    const unwanted = this.#store.readSets([`apart${family}`])
-      .filter((element) => !kept.has(elementId(element)));
-    const owner = [...wanted, ...unwanted][0]?.owner ?? "";
-    return this.#apply({ owner, unwanted, wanted, leaving: [] });
+    const have = this.#store.readSets([`apart${family}`]);
+    return this.#apply({ owner: HOST_OWNER, have, want: apartElements(family, pairs) });
   }
 
-  /** A sentence for each pair of links that {@linkcode keepApart} is to keep so, and are not. */
+  /** The pairs of links that {@linkcode keepApart} is to keep so, and are not. */
+  differencesApart(family: Family, pairs: readonly LinkPair[]): FirewallDifference[] {
+    const want = apartElements(family, pairs);
+    const { entries } = this.#store.read([], want);
+    return want.filter((element) => !entries.has(entryId(element)))
+      .map((element) => ({ layer: "rules", ...this.#store.missing(element) }));
+  }
+
   checkApart(family: Family, pairs: readonly LinkPair[]): string[] {
-    const wanted = apartElements(family, pairs);
-    const present = this.#store.read(wanted);
-    return wanted.filter((element) => !present.has(elementId(element)))
-      .map((element) => `${describeElement(element)} is missing from ${this.kind}`);
+    return this.differencesApart(family, pairs).map(sentence);
   }
 
   /**
@@ -296,7 +267,7 @@ export class Firewall implements Disposable {
     const wanted = elementsOf(validateRules(rules));
     this.#forgetFlows({
       changed: [...wanted, ...elementsOf(validateRules({ ...rules, ports: gone }))],
-      wanted: new Map(wanted.map((element) => [elementId(element), element])),
+      wanted: byId(wanted),
       leaving: [],
     });
   }
@@ -318,28 +289,29 @@ export class Firewall implements Disposable {
     this.#endPutOffFlows();
   }
 
-  #apply(change: Change): boolean {
-    const { wanted, leaving } = change;
-    const { changed, remade, touched, foreign } = reconcile(
-      this.#store,
-      SET_NAMES,
-      change,
-      refuseConflict,
-    );
-    if (remade) this.#remade = true;
+  /** @param leaving addresses that were the owner's, and all flows of which end */
+  #apply(wish: Wish<Entry>, leaving: readonly string[] = []): boolean {
+    const { have, want } = wish;
+    if (have !== "any" && have.length + want.length + leaving.length === 0) return false;
+    const { changed, mended, touched, stale, foreign } = bring(this.#store, wish, refuseConflict);
+    if (mended) this.#remade = true;
+    const kept = new Set(addressesOf(want));
+    const gone = have === "any"
+      ? addressesOf(stale).filter((address) => !kept.has(address))
+      : leaving;
     // Of an address that has become another owner's since, the flows are theirs.
     const taken = new Set(foreign.map(({ key }) => key[0]!));
     this.#forgetFlows({
       changed: touched,
-      wanted: new Map(wanted.map((element) => [elementId(element), element])),
-      leaving: leaving.filter((address) => !taken.has(address)),
+      wanted: byId(want),
+      leaving: gone.filter((address) => !taken.has(address)),
     });
     return changed;
   }
 
   #forgetFlows(change: FlowChange): void {
     const { changed, wanted, leaving } = change;
-    const onlyAdds = leaving.length === 0 && changed.every((one) => wanted.has(elementId(one)));
+    const onlyAdds = leaving.length === 0 && changed.every((one) => wanted.has(entryId(one)));
     if (!onlyAdds) this.#endPutOffFlows();
     this.#putOff.push(change);
     if (!onlyAdds || this.#putOff.length >= this.#putOffLimit) this.#endPutOffFlows();
@@ -365,7 +337,7 @@ export class Firewall implements Disposable {
 }
 
 /** A port that leads elsewhere for somebody else is theirs; anything else was left behind. */
-function refuseConflict(found: Element, wanted: Element): void {
+function refuseConflict(found: Entry, wanted: Entry): void {
   if (found.owner === wanted.owner || sameValue(found, wanted)) return;
   const { protocol, hostIP, hostPort } = hostPortOf(wanted);
   const owner = found.owner;
@@ -374,21 +346,4 @@ function refuseConflict(found: Element, wanted: Element): void {
     { protocol, hostIP, hostPort, owner },
     `already mapped to ${holder}`,
   );
-}
-
-function describeElement(element: Element): string {
-  const { set, key, value } = element;
-  if (value === undefined) {
-    if (set.startsWith("apart")) {
-      return `the rule that IPv${set.at(-1)} is not forwarded from "${key[0]}" to "${key[1]}"`;
-    }
-    if (set.startsWith("reachable")) return `what lets ${key[1]} reach the guest ${key[0]}`;
-    if (set.startsWith("relayed")) return `the host's address for what is mapped to ${key[0]}`;
-    return set.startsWith("guests")
-      ? `the guest ${key[0]} behind "${key[1]}"`
-      : `the private guest ${key[0]}`;
-  }
-  const { protocol, hostIP, hostPort } = hostPortOf(element);
-  const address = isIp(hostIP) === 6 ? `[${hostIP}]` : hostIP;
-  return `the mapping of ${address}:${hostPort}/${protocol}`;
 }

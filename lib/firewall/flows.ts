@@ -9,14 +9,15 @@
 
 import { isIp } from "../inet/ip.ts";
 import type { Flow, FlowMatch } from "../netlink/conntrack.ts";
-import { type Element, elementId, hostPortOf } from "./ruleset.ts";
+import { hostPortOf } from "./guest-elements.ts";
+import { type Entry, entryId } from "./place.ts";
 
 /** A change of the rules, as far as connections are concerned. */
 export interface FlowChange {
   /** Elements added or removed. */
-  readonly changed: readonly Element[];
+  readonly changed: readonly Entry[];
   /** The owner's elements afterwards, by their identities. */
-  readonly wanted: ReadonlyMap<string, Element>;
+  readonly wanted: ReadonlyMap<string, Entry>;
   /** Guests' addresses all flows of which end. */
   readonly leaving: readonly string[];
 }
@@ -25,7 +26,7 @@ export interface FlowChange {
 export function flowMatches({ changed, wanted, leaving }: FlowChange): FlowMatch[] {
   const matches = new Map<string, FlowMatch>();
   for (const element of changed) {
-    const id = elementId(element);
+    const id = entryId(element);
     if (element.value === undefined) continue;
     if (!wanted.has(id) && leaving.includes(element.value[0]!)) continue;
     matches.set(id, portMatch(element));
@@ -33,7 +34,7 @@ export function flowMatches({ changed, wanted, leaving }: FlowChange): FlowMatch
   return [...matches.values()];
 }
 
-function portMatch(element: Element): FlowMatch {
+function portMatch(element: Entry): FlowMatch {
   const { protocol, hostIP, hostPort } = hostPortOf(element);
   return {
     protocol,
@@ -66,7 +67,7 @@ function elementIds({ destination, protocol, destinationPort }: Flow["original"]
   const family = isIp(destination) === 6 ? 6 : 4;
   const port = [PROTOCOL_NAMES[protocol] ?? "", `${destinationPort}`];
   return [
-    elementId({ set: `ports_at${family}`, key: [destination, ...port] }),
-    elementId({ set: `ports${family}`, key: port }),
+    entryId({ set: `ports_at${family}`, key: [destination, ...port] }),
+    entryId({ set: `ports${family}`, key: port }),
   ];
 }

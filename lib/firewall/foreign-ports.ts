@@ -10,18 +10,14 @@
 import { describe, TapkitError } from "../errors.ts";
 import { cidrContains, type Family, isIp, parseCidr } from "../inet/ip.ts";
 import { type PortMapping, PROTOCOLS, type TakenPorts } from "../inet/ports.ts";
-import { nfgenmsg, NFGENMSG_LEN, NFNL_SUBSYS, nfnlType } from "../netlink/conntrack.ts";
-import { Decoder } from "../netlink/wire.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
+import { listRules, type NftTable, tableLabel } from "../netlink/nftables/objects.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
 import { DOCKER_OWNER } from "./docker-ports.ts";
 import { Nftables } from "./libnftables.ts";
 import { parseListedRules } from "./nat-listed.ts";
 import { type Claim, findClaims, type NatRule } from "./nat-rules.ts";
 import { parseSavedRules } from "./nat-saved.ts";
-import { NFPROTO, NFT_MSG, NFTA_RULE } from "./nf-tables.ts";
-import type { NftTable } from "./store.ts";
-import { tolerateAbsence } from "./survey.ts";
 import { installedVariants, type Variant, Xtables } from "./xtables.ts";
 
 /** The families whose packets come to host ports. */
@@ -77,7 +73,7 @@ export function foreignPorts(
   };
   const found = [
     ...tables.filter((table) => translates(at.netfilter, table)).flatMap((table) => {
-      const label = `nftables table "${table.family} ${table.name}"`;
+      const label = tableLabel(table);
       const saved = table.name === "nat" && table.family !== "inet"
         ? read(label, () => savedRules(at, "nft", table))
         : [];
@@ -96,21 +92,9 @@ export function foreignPorts(
 /** Whether a table has a rule that translates destinations, or may have. */
 function translates(nl: NetlinkConnection, { family, name }: NftTable): boolean {
   if (!(family in FAMILIES)) return false;
-  const request = nfgenmsg(NFPROTO[family as keyof typeof NFPROTO])
-    .attrString(NFTA_RULE.TABLE, name).finish();
-  const messages = tolerateAbsence(() =>
-    nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETRULE), request, {
-      op: "NFT_MSG_GETRULE",
-      action: "list",
-      object: `the rules of nftables table "${family} ${name}"`,
-    })
-  );
   const decoder = new TextDecoder("latin1");
-  return (messages ?? []).some(({ payload }) => {
-    const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
-    const expressions = attributes.find(({ type }) => type === NFTA_RULE.EXPRESSIONS)?.value;
-    return expressions !== undefined && TRANSLATING.test(decoder.decode(expressions.asBytes()));
-  });
+  return listRules(nl, { family, table: name })
+    .some(({ expressions }) => TRANSLATING.test(decoder.decode(expressions)));
 }
 
 /** Undefined where the table is not one of iptables', or nf_tables' and its programs are missing. */
@@ -123,12 +107,7 @@ function savedRules({ netns }: Place, variant: Variant, { family }: NftTable): R
   }
   const saved = new Xtables(variant, netns).save(family === "ip6" ? 6 : 4, "nat");
   if (!/^\*nat$/m.test(saved)) return undefined;
-  return { families: FAMILIES[family]!, place: program, rules: parseSavedRules(natOf(saved)) };
-}
-
-/** The old tables come all. */
-function natOf(saved: string): string {
-  return saved.split(/^(?=\*)/m).find((table) => table.startsWith("*nat")) ?? "";
+  return { families: FAMILIES[family]!, place: program, rules: parseSavedRules(saved) };
 }
 
 function listedRules({ netns }: Place, { family, name }: NftTable, place: string): Rules {

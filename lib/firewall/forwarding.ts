@@ -6,14 +6,16 @@
  */
 
 import type { Family } from "../inet/ip.ts";
-import { openNetfilter } from "../netlink/conntrack.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { type Link, listLinks } from "../netlink/link.ts";
+import { openNetfilter } from "../netlink/nfnetlink.ts";
+import { NF } from "../netlink/nftables/constants.ts";
+import { listChains, listRules } from "../netlink/nftables/objects.ts";
 import { currentNetns } from "../sys/netns.ts";
 import { readSysctl } from "../sys/sysctl.ts";
-import type { LinkPair } from "./ruleset.ts";
-import { chainHasRules, legacyTables, listNatChains, listTables } from "./survey.ts";
-import { installedVariants, Xtables } from "./xtables.ts";
+import type { LinkPair } from "./guest-elements.ts";
+import { parseSaved } from "./iptables-save.ts";
+import { installedVariants, legacyTables, Xtables } from "./xtables.ts";
 
 /** With more links there would be too many pairs of them. */
 const MOST_LANS = 64;
@@ -82,12 +84,13 @@ function isCard({ kind }: Link): boolean {
 /** A table of others that translates the addresses of what leaves. */
 function translatingTable(): string | undefined {
   using netfilter = openNetfilter();
-  const tables = listTables(netfilter);
-  const chains = tables === undefined ? [] : listNatChains(netfilter);
+  const chains = listChains(netfilter).filter(({ family, type, hook }) =>
+    type === "nat" && hook === NF.INET_POST_ROUTING && ["inet", "ip", "ip6"].includes(family)
+  );
   const isOfIptables = (table: string) => table === "nat";
-  const native = chains.find(({ family, table, chain }) =>
-    !table.startsWith("tapkit") && !isOfIptables(table) &&
-    chainHasRules(netfilter, { family, name: table }, chain)
+  const native = chains.find((chain) =>
+    !chain.table.startsWith("tapkit") && !isOfIptables(chain.table) &&
+    listRules(netfilter, chain).length > 0
   );
   if (native !== undefined) return native.table;
   const used = {
@@ -97,12 +100,10 @@ function translatingTable(): string | undefined {
   for (const variant of installedVariants().filter((one) => used[one])) {
     using netns = currentNetns();
     const xtables = new Xtables(variant, netns);
-    for (const family of [4, 6] as const) {
-      const rules = xtables.save(family, "nat").split("\n");
-      if (rules.some((rule) => rule.startsWith("-A POSTROUTING ") && !NO_SIGN.test(rule))) {
-        return "nat";
-      }
-    }
+    const chains = ([4, 6] as const).flatMap((family) => parseSaved(xtables.save(family, "nat")));
+    const signs = chains.filter(({ table, chain }) => table === "nat" && chain === "POSTROUTING")
+      .flatMap(({ rules }) => rules).filter((rule) => !NO_SIGN.test(rule));
+    if (signs.length > 0) return "nat";
   }
   return undefined;
 }

@@ -9,8 +9,18 @@
  */
 
 import { TapkitError } from "../errors.ts";
-import { type Family, isIp } from "../inet/ip.ts";
-import { ANSWER_MARK, type Element, hostPortOf } from "./ruleset.ts";
+import type { Finding } from "../finding.ts";
+import type { Family } from "../inet/ip.ts";
+import { hostPortOf } from "./guest-elements.ts";
+import {
+  optionOf,
+  readOptions,
+  type SavedChain,
+  type SavedOption,
+  unquoted,
+} from "./iptables-save.ts";
+import type { Entry } from "./place.ts";
+import { ANSWER_MARK } from "./ruleset.ts";
 
 /** The tables of iptables that tapkit has rules in. */
 export type Table = "raw" | "mangle" | "nat" | "filter";
@@ -35,7 +45,8 @@ interface Rule {
 /** The rules that iptables has, of those that matter: by table and chain. */
 export type SavedRules = ReadonlyMap<string, ReadonlySet<string>>;
 
-const place = ({ table, chain }: Pick<Rule, "table" | "chain">) => `${table} ${chain}`;
+const place = ({ table, chain }: { readonly table: string; readonly chain: string }) =>
+  `${table} ${chain}`;
 
 /** tapkit's chains; a guest's rules come before those at the head, or after those at the tail. */
 const CHAINS: readonly { readonly table: Table; readonly chain: string }[] = [
@@ -111,7 +122,7 @@ function jumps(family: Family) {
 }
 
 /** The rules that an element is, in the order in which they are added. */
-export function rulesOfElement(element: Element): Rule[] {
+export function rulesOfElement(element: Entry): Rule[] {
   const { set, key, value, owner } = element;
   const family = familyOfSet(element);
   const whose = `-m comment --comment ${owner}`;
@@ -183,27 +194,18 @@ export function source(option: "-s" | "-d", prefix: string): string {
   return prefix.endsWith("/0") ? "" : `${option} ${prefix} `;
 }
 
-function familyOfSet({ set }: Element): Family {
+function familyOfSet({ set }: Entry): Family {
   return set.endsWith("6") ? 6 : 4;
 }
 
-/** Reads the output of `iptables-save`: tapkit's chains, and the jumps to them. */
-export function parseSaved(text: string): Map<string, Set<string>> {
-  const saved = new Map<string, Set<string>>();
-  let table = "";
-  for (const line of text.split("\n")) {
-    if (line.startsWith("*")) table = line.slice(1).trim();
-    else if (line.startsWith(`:${PREFIX}`)) {
-      saved.set(`${table} ${line.slice(1).split(" ", 1)[0]}`, new Set());
-    } else if (line.startsWith("-A ") && line.includes(PREFIX)) {
-      const [, chain = "", rest = ""] = /^-A (\S+) (.*)$/.exec(line) ?? [];
-      const spec = rest.replace(/--comment "([^"]*)"/, "--comment $1");
-      const specs = saved.get(`${table} ${chain}`);
-      if (specs === undefined) saved.set(`${table} ${chain}`, new Set([spec]));
-      else specs.add(spec);
-    }
-  }
-  return saved;
+/** Of the chains that `iptables-save` prints tapkit's, and the jumps to them. */
+export function ownRules(chains: readonly SavedChain[]): SavedRules {
+  const entries = chains.map((chain): [string, Set<string>] => {
+    const own = chain.chain.startsWith(PREFIX);
+    const specs = own ? chain.rules : chain.rules.filter((spec) => spec.includes(PREFIX));
+    return [place(chain), new Set(specs.map(unquoted))];
+  });
+  return new Map(entries.filter(([name, specs]) => specs.size > 0 || name.includes(` ${PREFIX}`)));
 }
 
 /** Whether there is any of tapkit's chains. */
@@ -211,73 +213,76 @@ export function hasChains(saved: SavedRules): boolean {
   return CHAINS.some((chain) => saved.has(place(chain)));
 }
 
-/** A description of each rule of {@linkcode sharedRules} that is missing. */
-export function lackingShared(saved: SavedRules, family: Family): string[] {
-  return [...jumps(family), ...sharedRules(family)]
-    .filter((rule) => !isSaved(saved, rule))
-    .map(({ table, chain, spec }) => `-t ${table} -A ${chain} ${spec}`);
+/** The rules of {@linkcode sharedRules} that are missing. */
+export function lackingShared(saved: SavedRules, family: Family): Finding[] {
+  const program = family === 4 ? "iptables" : "ip6tables";
+  if (!hasChains(saved)) {
+    return [{ object: "tapkit's chains", problem: `are missing from ${program}` }];
+  }
+  return [...jumps(family), ...sharedRules(family)].filter((rule) => !isSaved(saved, rule))
+    .map(({ table, chain, spec }) => ({
+      object: program,
+      problem: `lacks the rule "-t ${table} -A ${chain} ${spec}"`,
+    }));
 }
 
 function isSaved(saved: SavedRules, rule: Rule): boolean {
   return saved.get(place(rule))?.has(rule.spec) ?? false;
 }
 
-const PORT =
-  /^(?:-d (\S+)\/\d+ )?-p (\w+) -m \w+ --dport (\d+) -m comment --comment (\S+) -j DNAT --to-destination \[?([^\]\s]+)\]?:(\d+)$/;
-const GUEST = /^-d (\S+)\/\d+ -i (\S+) -m comment --comment (\S+) -j RETURN$/;
-const RELAYED =
-  /^-d (\S+)\/\d+ -m conntrack --ctstate DNAT -m comment --comment (\S+) -j MASQUERADE$/;
-const APART = /^-i (\S+) -o (\S+) -m comment --comment (\S+) -j DROP$/;
-const REACHABLE = /^(?:-s (\S+) )?-d (\S+)\/\d+ -m comment --comment (\S+) -j RETURN$/;
-const PRIVATE = /^-d (\S+)\/\d+ -m comment --comment (\S+) -j DROP$/;
-
 /** The elements all rules of which are there. */
-export function savedElements(saved: SavedRules, family: Family): Element[] {
+export function savedElements(saved: SavedRules, family: Family): Entry[] {
   const specs = (table: Table, chain: string) => [...saved.get(`${table} ${chain}`) ?? []];
   const elements = [
     ...specs("nat", "TAPKIT-AT"),
     ...specs("nat", "TAPKIT-PORTS"),
     ...specs("nat", "TAPKIT-MASQUERADE"),
     ...specs("filter", "TAPKIT-FORWARD"),
-  ].flatMap((spec) => parseElement(spec, family) ?? []);
+  ].flatMap((spec) => readElement(readOptions(spec), family) ?? []);
   return elements.filter((element) =>
     rulesOfElement(element).every((rule) => isSaved(saved, rule))
   );
 }
 
-function parseElement(spec: string, family: Family): Element | undefined {
-  const port = PORT.exec(spec);
-  if (port !== null) {
-    const [, hostIP, protocol, hostPort, owner, target, vmPort] = port as unknown as string[];
-    const key = [protocol!, hostPort!];
-    return {
-      ...hostIP === undefined
-        ? { set: `ports${family}` as const, key }
-        : { set: `ports_at${family}` as const, key: [hostIP, ...key] },
-      value: [target!, vmPort!],
-      owner: owner!,
-    };
+/**
+ * The element that a rule is evidently of. Of those with several rules one tells it; whether it is
+ * one is seen by comparing all of them.
+ */
+function readElement(options: readonly SavedOption[], family: Family): Entry | undefined {
+  const option = (name: string) => optionOf(options, name);
+  const host = option("-d")?.replace(/\/\d+$/, "");
+  const [from, to, owner] = [option("-i"), option("-o"), option("--comment")];
+  if (owner === undefined) return undefined;
+  const element = (set: string, key: string[]) => ({ set: `${set}${family}`, key, owner });
+  switch (option("-j")) {
+    case "DNAT": {
+      const [, target, port] = /^\[?([^\]]+?)\]?:(\d+)$/.exec(option("--to-destination") ?? "") ??
+        [];
+      if (target === undefined) return undefined;
+      const key = [option("-p") ?? "", option("--dport") ?? ""];
+      const mapped = host === undefined
+        ? element("ports", key)
+        : element("ports_at", [host, ...key]);
+      return { ...mapped, value: [target, port!] };
+    }
+    case "MASQUERADE":
+      return host === undefined ? undefined : element("relayed", [host]);
+    case "RETURN":
+      if (host === undefined) return undefined;
+      return from === undefined
+        ? element("reachable", [host, option("-s") ?? (family === 4 ? "0.0.0.0/0" : "::/0")])
+        : element("guests", [host, from]);
+    case "DROP":
+      if (from !== undefined && to !== undefined) return element("apart", [from, to]);
+      return host === undefined ? undefined : element("private", [host]);
   }
-  const [, address, link, owner] = GUEST.exec(spec) ?? [];
-  if (owner !== undefined) return { set: `guests${family}`, key: [address!, link!], owner };
-  const [, by = family === 4 ? "0.0.0.0/0" : "::/0", whom, its] = REACHABLE.exec(spec) ?? [];
-  if (its !== undefined) return { set: `reachable${family}`, key: [whom!, by], owner: its };
-  const [, to, of] = RELAYED.exec(spec) ?? [];
-  if (of !== undefined) return { set: `relayed${family}`, key: [to!], owner: of };
-  const [, from, towards, keeper] = APART.exec(spec) ?? [];
-  if (keeper !== undefined) {
-    return { set: `apart${family}`, key: [from!, towards!], owner: keeper };
-  }
-  const [, host, whose] = PRIVATE.exec(spec) ?? [];
-  if (whose === undefined || isIp(host!) === 0) return undefined;
-  return { set: `private${family}`, key: [host!], owner: whose };
 }
 
 /** The text that deletes elements and adds others. What is half there is made anew. */
 export function planElements(
   saved: SavedRules,
-  remove: readonly Element[],
-  add: readonly Element[],
+  remove: readonly Entry[],
+  add: readonly Entry[],
 ): string {
   const old = new Map(
     [...remove, ...add].flatMap(rulesOfElement)
@@ -291,7 +296,7 @@ export function planElements(
 export function planShared(
   saved: SavedRules,
   family: Family,
-  elements: readonly Element[],
+  elements: readonly Entry[],
 ): string {
   return planText(
     savedJumps(saved),

@@ -8,20 +8,24 @@
  */
 
 import { TapkitError } from "../errors.ts";
+import type { Finding } from "../finding.ts";
 import type { Family } from "../inet/ip.ts";
 import type { Netns } from "../sys/netns.ts";
+import { describeElement, elementsOf, familiesOf } from "./guest-elements.ts";
 import {
   hasChains,
   lackingShared,
-  parseSaved,
+  ownRules,
   planDelete,
   planElements,
   planShared,
   savedElements,
   type SavedRules,
 } from "./iptables-rules.ts";
-import { type Element, elementId, familiesOf, type SetName } from "./ruleset.ts";
-import type { ElementStore, StoreState, Survey } from "./store.ts";
+import { parseSaved } from "./iptables-save.ts";
+import type { GuestRules } from "./model.ts";
+import { byId, type Change, type Entry, entryId, type Found } from "./place.ts";
+import { type ElementStore, missingElement, type Survey } from "./store.ts";
 import { installedVariants, type Variant, Xtables } from "./xtables.ts";
 
 const FAMILIES: readonly Family[] = [4, 6];
@@ -34,10 +38,7 @@ const FAMILIES: readonly Family[] = [4, 6];
  * @param seen which tables the namespace has
  * @throws {TapkitError} when no program of iptables is installed
  */
-export function openIptables(
-  netns: Netns,
-  seen: Survey,
-): IptablesStore {
+export function openIptables(netns: Netns, seen: Survey): IptablesStore {
   const variants = installedVariants();
   const inUse = variants.filter((variant) =>
     variant === "legacy"
@@ -56,6 +57,8 @@ export function openIptables(
 /** tapkit's chains of one variant of iptables in one network namespace. */
 export class IptablesStore implements ElementStore {
   readonly kind = "iptables";
+  readonly layer = "rules";
+  readonly whole = false;
   readonly #netns: Netns;
   readonly #xtables: Xtables;
   /** As of the last look. */
@@ -71,48 +74,39 @@ export class IptablesStore implements ElementStore {
     return [...this.#load().values()].some(hasChains);
   }
 
-  look(families: ReadonlySet<Family>): StoreState {
+  want(rules: GuestRules): readonly Entry[] {
+    return elementsOf(rules);
+  }
+
+  read(_: unknown, want: readonly Entry[]): Found<Entry> {
     const saved = this.#load();
-    const problems = [...families].flatMap((family) => {
-      const own = saved.get(family)!;
-      const program = family === 4 ? "iptables" : "ip6tables";
-      if (!hasChains(own)) return [`tapkit's chains are missing from ${program}`];
-      return lackingShared(own, family).map((rule) => `${program} lacks the rule "${rule}"`);
-    });
-    return { exists: [...saved.values()].some(hasChains), intact: problems.length === 0, problems };
+    return {
+      exists: [...saved.values()].some(hasChains),
+      lacking: [...familiesOf(want)].flatMap((family) => lackingShared(saved.get(family)!, family)),
+      entries: byId(this.#elements()),
+    };
   }
 
-  read(elements: readonly Element[]): Map<string, Element> {
-    const wanted = new Set(elements.map(elementId));
-    return new Map(
-      this.#elements().map((element) => [elementId(element), element] as const)
-        .filter(([id]) => wanted.has(id)),
-    );
-  }
-
-  readSets(sets: readonly SetName[]): Element[] {
+  readSets(sets: readonly string[]): Entry[] {
     return this.#elements().filter(({ set }) => sets.includes(set));
   }
 
-  change(
-    { remove, add }: { readonly remove: readonly Element[]; readonly add: readonly Element[] },
-    owner: string,
-  ): void {
+  change({ owner, remove, add, mend }: Change<Entry>, { entries }: Found<Entry>): void {
     const saved = this.#current();
-    for (const family of familiesOf([...remove, ...add])) {
-      const of = (elements: readonly Element[]) =>
+    const gone = new Set(remove.map(entryId));
+    const kept = [...entries.values()].filter((element) => !gone.has(entryId(element)));
+    const all = mend ? [...kept, ...add] : [...remove, ...add];
+    for (const family of familiesOf(all)) {
+      const of = (elements: readonly Entry[]) =>
         elements.filter((element) => familiesOf([element]).has(family));
-      const text = planElements(saved.get(family)!, of(remove), of(add));
-      this.#restore(family, text, `change the rules of ${owner}`);
+      const own = saved.get(family)!;
+      const text = mend ? planShared(own, family, of(all)) : planElements(own, of(remove), of(add));
+      this.#restore(family, text, mend ? "make tapkit's chains" : `change the rules of ${owner}`);
     }
   }
 
-  remake(elements: readonly Element[]): void {
-    const saved = this.#current();
-    for (const family of familiesOf(elements)) {
-      const own = elements.filter((element) => familiesOf([element]).has(family));
-      this.#restore(family, planShared(saved.get(family)!, family, own), "make tapkit's chains");
-    }
+  missing(element: Entry, other?: Entry): Finding {
+    return missingElement(this, describeElement(element), element, other);
   }
 
   delete(): void {
@@ -131,17 +125,16 @@ export class IptablesStore implements ElementStore {
   }
 
   #load(): ReadonlyMap<Family, SavedRules> {
-    const entries = FAMILIES.map((family) =>
-      [family, parseSaved(this.#xtables.save(family))] as const
+    return this.#saved = new Map(
+      FAMILIES.map((family) => [family, ownRules(parseSaved(this.#xtables.save(family)))]),
     );
-    return this.#saved = new Map(entries);
   }
 
   #current(): ReadonlyMap<Family, SavedRules> {
     return this.#saved ?? this.#load();
   }
 
-  #elements(): Element[] {
+  #elements(): Entry[] {
     return [...this.#current()].flatMap(([family, saved]) => savedElements(saved, family));
   }
 }

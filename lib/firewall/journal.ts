@@ -9,7 +9,7 @@
  */
 
 import { discardFile, readIfThere, removeIfEmpty, replaceFile } from "../files.ts";
-import type { LinkPair } from "./ruleset.ts";
+import type { LinkPair } from "./guest-elements.ts";
 
 /** A setting by its path below /proc/sys, and its value. */
 export interface Setting {

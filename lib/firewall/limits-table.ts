@@ -20,7 +20,9 @@
 import { isIp } from "../inet/ip.ts";
 import { LIMITS_LAYOUT, LIMITS_MESSAGES } from "./main-table.ts";
 import type { GuestRules } from "./model.ts";
-import type { Chain, Element, PolicySetName, SetDefinition, Table } from "./ruleset.ts";
+import type { SetDefinition } from "../netlink/nftables/elements.ts";
+import type { Entry } from "./place.ts";
+import type { Chain, Table } from "./table.ts";
 
 /** Of how many connections one is counted, where the limit is above {@linkcode EXACT}. */
 const SAMPLE = 16;
@@ -35,7 +37,7 @@ const PROBATION = "1h";
 const SOUGHT = "limit rate over 20/second burst 256 packets";
 const KNOWN_FOR = "10s";
 
-const SETS: Readonly<Partial<Record<PolicySetName, SetDefinition>>> = {
+const SETS: Readonly<Record<string, SetDefinition>> = {
   /** Guests whose openings are limited, by the MAC that their guard holds them to. */
   openers: { key: ["ether_addr", "ifname"] },
   openings: { key: ["ether_addr", "ifname"], limit: "rate" },
@@ -167,11 +169,11 @@ export const LIMITS_TABLE: Table = {
 };
 
 /** The elements that the limits of checked rules are. */
-export function limitElements({ owner, addresses, limits, mac = "" }: GuestRules): Element[] {
+export function limitElements({ owner, addresses, limits, mac = "" }: GuestRules): Entry[] {
   if (limits === undefined) return [];
   const { link, connections, openings } = limits;
   const key = [mac, link];
-  const elements: Element[] = [];
+  const elements: Entry[] = [];
   if (openings !== undefined) {
     elements.push(
       { set: "openers", key, owner },
@@ -191,6 +193,8 @@ export function limitElements({ owner, addresses, limits, mac = "" }: GuestRules
 }
 
 /** What a sentence calls an element of limits. */
-export function describeLimit({ set, key, limit, owner }: Element): string {
-  return `limit of ${owner} (${set}: ${key.join(" . ")}${limit === undefined ? "" : ` ${limit}`})`;
+export function describeLimit({ set, key, limit, owner }: Entry): string {
+  return `the limit of ${owner} (${set}: ${key.join(" . ")}${
+    limit === undefined ? "" : ` ${limit}`
+  })`;
 }

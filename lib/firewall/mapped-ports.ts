@@ -9,9 +9,12 @@ import { isWildcard, type PortMapping, type TakenPorts } from "../inet/ports.ts"
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { withNetns } from "../sys/netns.ts";
 import type { Place } from "./foreign-ports.ts";
-import { readElements, readSet } from "./kernel.ts";
-import { hostPortOf, isOwnTable, MAIN_TABLE, portQuery } from "./ruleset.ts";
-import { legacyTables, listTables } from "./survey.ts";
+import { readElements, readSet } from "../netlink/nftables/elements.ts";
+import { listTables } from "../netlink/nftables/objects.ts";
+import { hostPortOf, portQuery } from "./guest-elements.ts";
+import { isOwnTable, MAIN_TABLE } from "./ruleset.ts";
+import { setOf } from "./table.ts";
+import { legacyTables } from "./xtables.ts";
 
 /** What a look at the kernel found. */
 export interface MappedPorts {
@@ -52,11 +55,13 @@ export async function lookAtPorts(place: Place): Promise<MappedPorts> {
   };
 }
 
+const mainSet = (set: string) => setOf(MAIN_TABLE, set);
+
 function portsInTable(nl: NetlinkConnection, wanted: readonly PortMapping[]): TakenPorts[] {
   const { keys, whole } = portQuery(wanted);
   const found = [
-    ...whole.flatMap((set) => readSet(nl, set, MAIN_TABLE)),
-    ...readElements(nl, keys, MAIN_TABLE).values(),
+    ...whole.flatMap((set) => readSet(nl, mainSet(set))),
+    ...readElements(nl, keys, mainSet),
   ];
   return found.map((element) => ({
     owner: element.owner,

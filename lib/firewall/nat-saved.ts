@@ -4,6 +4,7 @@
  * @module
  */
 
+import { optionOf, parseSaved, readOptions } from "./iptables-save.ts";
 import type { Match, NatRule } from "./nat-rules.ts";
 
 /** The options that a rule is read by, under the names that mean the same. */
@@ -17,17 +18,16 @@ const DESTINATION_PORTS: ReadonlySet<string> = new Set([
 ]);
 const TRANSLATING: ReadonlySet<string> = new Set(["DNAT", "REDIRECT", "TPROXY"]);
 
-/** The rules of all tables in a text of `iptables-save`. */
+/** The rules of the `nat` table in a text of `iptables-save`. */
 export function parseSavedRules(text: string): NatRule[] {
-  return text.split("\n").filter((line) => line.startsWith("-A ")).map(parseRule);
+  return parseSaved(text).filter(({ table }) => table === "nat")
+    .flatMap(({ chain, rules }) => rules.map((spec) => parseRule(chain, spec)));
 }
 
-function parseRule(line: string): NatRule {
-  const options = readOptions(line);
-  const one = (...names: string[]) =>
-    options.find(({ name, negated }) => names.includes(name) && !negated)?.value;
-  const protocol = one("-p");
-  const address = one("-d");
+function parseRule(chain: string, spec: string): NatRule {
+  const options = readOptions(spec);
+  const protocol = optionOf(options, "-p");
+  const address = optionOf(options, "-d");
   const ports = options.filter(({ name, negated }) => DESTINATION_PORTS.has(name) && !negated)
     .flatMap(({ value }) => parsePorts(value));
   const match: Match = {
@@ -35,38 +35,17 @@ function parseRule(line: string): NatRule {
     ...address === undefined ? {} : { addresses: [address] },
     ...ports.length === 0 ? {} : { ports },
   };
-  const target = one("-j", "-g") ?? "";
-  const comment = one("--comment");
+  const target = optionOf(options, "-j", "-g") ?? "";
+  const comment = optionOf(options, "--comment");
+  const to = optionOf(options, "--to-destination") ?? "";
   return {
-    chain: one("-A")!,
+    chain,
     match,
     ...comment === undefined ? {} : { comment },
     ...TRANSLATING.has(target)
-      ? {
-        translatesTo: one("--to-destination")?.replace(/:[\d-]+$/, "").replace(/[[\]]/g, "") ?? "",
-      }
+      ? { translatesTo: to.replace(/:[\d-]+$/, "").replace(/[[\]]/g, "") }
       : { jump: target },
   };
-}
-
-interface Option {
-  readonly name: string;
-  readonly negated: boolean;
-  readonly value: string;
-}
-
-/** `! -d 10.0.0.0/8 -m comment --comment "two words"`, one by one. */
-function readOptions(line: string): Option[] {
-  const words = [...line.matchAll(/"((?:[^"\\]|\\.)*)"|(\S+)/g)].map(([, quoted, plain]) =>
-    quoted === undefined
-      ? { text: plain!, quoted: false }
-      : { text: quoted.replace(/\\(.)/g, "$1"), quoted: true }
-  );
-  return words.flatMap(({ text, quoted }, index) => {
-    if (quoted || !text.startsWith("-")) return [];
-    const next = words[index + 1];
-    return [{ name: text, negated: words[index - 1]?.text === "!", value: next?.text ?? "" }];
-  });
 }
 
 /** `80`, `80,443,8000:8010`. */

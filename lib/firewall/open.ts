@@ -5,15 +5,18 @@
  */
 
 import { ownAddresses } from "../netlink/address.ts";
-import { openNetfilter } from "../netlink/conntrack.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
+import { openNetfilter } from "../netlink/nfnetlink.ts";
+import { getChain, listTables } from "../netlink/nftables/objects.ts";
 import { currentNetns, type Netns, withNetns } from "../sys/netns.ts";
 import { Firewall } from "./firewall.ts";
-import { NftStore } from "./kernel.ts";
-import { CLOSED_TABLE, TABLE } from "./ruleset.ts";
-import { PolicyStore } from "./policy.ts";
-import type { FirewallKind, NftTable, Survey } from "./store.ts";
-import { chainExists, legacyTables, listTables } from "./survey.ts";
+import { describeElement, elementsOf } from "./guest-elements.ts";
+import { NftStore } from "./nft-store.ts";
+import { otherFirewalls } from "./passes.ts";
+import { policyStores } from "./policy.ts";
+import { MAIN_TABLE, TABLE } from "./ruleset.ts";
+import type { FirewallKind, Survey } from "./store.ts";
+import { installedVariants, legacyTables } from "./xtables.ts";
 
 /** The chain that tapkit has in iptables wherever it has any. */
 const PUBLISHED = "TAPKIT-PUBLISHED";
@@ -36,11 +39,14 @@ export async function openFirewall({ kind, netns: at }: OpenOptions = {}): Promi
   const netns = stack.use(inside(at, currentNetns));
   const netfilter = stack.use(inside(at, openNetfilter));
   const survey = { tables: listTables(netfilter), legacy: inside(at, legacyTables) };
-  const store = (kind ?? await usualKind(survey)) === "nftables"
-    ? new NftStore(netns, netfilter)
+  const store = (kind ?? usualKind(survey)) === "nftables"
+    ? new NftStore(netns, netfilter, {
+      layer: "rules",
+      table: () => MAIN_TABLE,
+      want: elementsOf,
+      describe: describeElement,
+    })
     : (await import("./iptables.ts")).openIptables(netns, survey);
-  const foreign = survey.tables?.some(({ name }) => !isOwn(name)) || survey.legacy.length > 0;
-  const gates = foreign ? (await import("./gates.ts")).findGates(netns, netfilter, survey) : [];
   stack.move();
   const addresses = () =>
     withNetns(netns, () => {
@@ -48,16 +54,16 @@ export async function openFirewall({ kind, netns: at }: OpenOptions = {}): Promi
       return ownAddresses(nl);
     });
   return new Firewall(store, {
-    policies: new PolicyStore(netns, netfilter),
+    policies: policyStores(netns, netfilter),
     netfilter,
     ownAddresses: addresses,
     isMixed: () => {
       const tables = listTables(netfilter) ?? [];
       return store.kind === "nftables"
         ? hasIptables({ tables, legacy: withNetns(netns, legacyTables) }, netfilter)
-        : tables.some(isOwnTable);
+        : tables.some(({ family, name }) => family === "inet" && name === TABLE);
     },
-    gates,
+    others: () => otherFirewalls(netns, netfilter),
     lookAtPorts: async () => {
       const { lookAtPorts } = await import("./mapped-ports.ts");
       return await lookAtPorts({ netns, netfilter, ownAddresses: addresses });
@@ -70,13 +76,13 @@ function hasIptables({ tables = [], legacy }: Survey, netfilter: NetlinkConnecti
   return legacy.some(({ name }) => name === "nat") ||
     tables.some((table) =>
       table.name === "nat" && (table.family === "ip" || table.family === "ip6") &&
-      chainExists(netfilter, table, PUBLISHED)
+      getChain(netfilter, { family: table.family, table: "nat", chain: PUBLISHED }) !== undefined
     );
 }
 
 /** Whether a backend's programs are there; nftables needs none to take rules away. */
-export async function isInstalled(kind: FirewallKind): Promise<boolean> {
-  return kind === "nftables" || (await import("./xtables.ts")).installedVariants().length > 0;
+export function isInstalled(kind: FirewallKind): boolean {
+  return kind === "nftables" || installedVariants().length > 0;
 }
 
 function inside<T>(netns: Netns | undefined, fn: () => T): T {
@@ -84,17 +90,8 @@ function inside<T>(netns: Netns | undefined, fn: () => T): T {
 }
 
 /** The backend that is taken where none is asked for. */
-export async function usualKind({ tables }: Survey): Promise<FirewallKind> {
+export function usualKind({ tables }: Survey): FirewallKind {
   if (tables !== undefined) return "nftables";
   // Without either, what the kernel lacks is to be named.
-  return await isInstalled("iptables") ? "iptables" : "nftables";
-}
-
-/** Of a table that needs no look at those of others. */
-function isOwn(name: string): boolean {
-  return name.startsWith(TABLE) && name !== CLOSED_TABLE;
-}
-
-function isOwnTable({ family, name }: NftTable): boolean {
-  return family === "inet" && name === TABLE;
+  return isInstalled("iptables") ? "iptables" : "nftables";
 }

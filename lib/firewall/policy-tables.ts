@@ -11,7 +11,9 @@
 
 import { bigIntToIp, type Family, ipToBigInt, isIp, parseCidr } from "../inet/ip.ts";
 import type { EgressRule, GuestRules } from "./model.ts";
-import type { Chain, Element, PolicySetName, SetDefinition, Table } from "./ruleset.ts";
+import type { SetDefinition } from "../netlink/nftables/elements.ts";
+import type { Entry } from "./place.ts";
+import type { Chain, Table } from "./table.ts";
 
 const NAME = "tapkit_policy";
 const BITS: Readonly<Record<Family, number>> = { 4: 32, 6: 128 };
@@ -24,7 +26,7 @@ export function policyLayoutText({ sets, chains }: Pick<Table, "sets" | "chains"
   return JSON.stringify([sets, chains]);
 }
 
-type Sets = Readonly<Partial<Record<PolicySetName, SetDefinition>>>;
+type Sets = Readonly<Record<string, SetDefinition>>;
 
 const BRIDGE_SETS: Sets = {
   /** The host's ends of isolated guests. */
@@ -196,10 +198,10 @@ export function inetPolicyTable(): Table {
 /** The elements that the policy of checked rules consists of, by table. */
 export function policyElements(
   rules: GuestRules,
-): Readonly<Record<Table["family"], readonly Element[]>> {
+): Readonly<Record<Table["family"], readonly Entry[]>> {
   const { owner, link, addresses, mac = "", isolatedPort: port, egress = [] } = rules;
-  const bridge: Element[] = [];
-  const inet: Element[] = [];
+  const bridge: Entry[] = [];
+  const inet: Entry[] = [];
   if (port !== undefined) {
     bridge.push(
       { set: "isolated_ports", key: [port], owner },
@@ -227,7 +229,7 @@ export function policyElements(
   return { bridge, inet };
 }
 
-function egressElement({ prefix, action }: EgressRule, mac: string, owner: string): Element {
+function egressElement({ prefix, action }: EgressRule, mac: string, owner: string): Entry {
   const { family, network, prefixLength } = parseCidr(prefix);
   const value = [action === "deny" ? "drop" : "return"];
   return prefixLength === BITS[family]
@@ -241,8 +243,8 @@ function egressElement({ prefix, action }: EgressRule, mac: string, owner: strin
 }
 
 /** What a sentence calls an element of a policy. */
-export function describePolicyElement({ set, key, owner }: Element): string {
+export function describePolicyElement({ set, key, owner }: Entry): string {
   return set.startsWith("isolated")
-    ? `isolation of ${owner} (${set}: ${key.join(" . ")})`
-    : `egress of ${owner} (${set}: ${key.join(" . ")})`;
+    ? `the isolation of ${owner} (${set}: ${key.join(" . ")})`
+    : `the egress of ${owner} (${set}: ${key.join(" . ")})`;
 }

@@ -8,21 +8,23 @@
  * @module
  */
 
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import { openNetfilter } from "../netlink/nfnetlink.ts";
 import {
-  nfgenmsg,
-  NFGENMSG_LEN,
-  NFNL_SUBSYS,
-  nfnlType,
-  openNetfilter,
-} from "../netlink/conntrack.ts";
-import type { BatchedRequest, NetlinkConnection } from "../netlink/connection.ts";
-import { NetlinkError } from "../netlink/errors.ts";
-import { Decoder } from "../netlink/wire.ts";
+  chainDeletion,
+  chainLabel,
+  commit,
+  getChain,
+  listChains,
+  listRules,
+  type NftChain,
+  type NftRule,
+  ruleDeletion,
+} from "../netlink/nftables/objects.ts";
+import { failedWith } from "../sys/libc.ts";
 import { currentNetns } from "../sys/netns.ts";
-import { commit } from "./kernel.ts";
-import { NFT_MSG, NFTA_CHAIN, NFTA_RULE } from "./nf-tables.ts";
-import { legacyTables, listObjects, tolerateAbsence } from "./survey.ts";
-import { Xtables } from "./xtables.ts";
+import { parseSaved } from "./iptables-save.ts";
+import { legacyTables, Xtables } from "./xtables.ts";
 
 const ATTEMPTS = 3;
 /** A shorter id may be a part of what others write into comments. */
@@ -50,117 +52,47 @@ export function removeRemains(id: string, own: readonly string[] = []): void {
   }
 }
 
-/** A chain as far as it matters here. */
-interface NftChain {
-  readonly family: number;
-  readonly table: string;
-  readonly chain: string;
-}
-
-/** A rule as far as it matters here. */
-interface NftRule extends NftChain {
-  readonly handle: Uint8Array;
-  readonly named: boolean;
-}
-
 function removeFromNft(nl: NetlinkConnection, id: string, own: readonly string[]): void {
-  const subject = { action: "delete", object: `rules of container ${id}` };
+  const decoder = new TextDecoder("latin1");
+  const isNamed = ({ chain, comment, expressions }: NftRule) =>
+    own.includes(chain) || comment.includes(id) || decoder.decode(expressions).includes(id);
+  const subject = { op: "NFT_MSG_DELRULE", action: "delete", object: `rules of container ${id}` };
   for (let attempt = 1;; attempt++) {
-    const rules = listRules(nl, id, own);
-    const named = rules.filter((rule) => rule.named);
+    const [named, kept] = partition(listRules(nl), isNamed);
     // Who was killed before may have left them empty.
-    const chains = listOwnChains(nl, own);
+    const chains = own.length === 0
+      ? []
+      : listChains(nl).filter(({ chain }) => own.includes(chain));
     const requests = named.map(ruleDeletion);
     if (attempt === 1) requests.push(...chains.map(chainDeletion));
     try {
-      commit(nl, requests, { ...subject, op: "NFT_MSG_DELRULE" });
+      commit(nl, requests, subject);
     } catch (error) {
       // Somebody else deletes them too, or has a rule that jumps to a chain.
-      if (attempt === ATTEMPTS || !isRefusal(error, "ENOENT") && !isRefusal(error, "EBUSY")) {
-        throw error;
-      }
+      if (attempt === ATTEMPTS || !failedWith(error, "ENOENT", "EBUSY")) throw error;
       continue;
     }
-    const key = ({ family, table, chain }: NftChain) => JSON.stringify([family, table, chain]);
-    const kept = new Set(rules.filter((rule) => !rule.named).map(key));
-    const emptied = new Map([...named, ...chains].map((chain) => [key(chain), chain]));
-    for (const [name, chain] of emptied) if (!kept.has(name)) deleteUserChain(nl, chain);
+    const used = new Set(kept.map(chainLabel));
+    const emptied = new Map([...named, ...chains].map((chain) => [chainLabel(chain), chain]));
+    for (const [label, chain] of emptied) if (!used.has(label)) deleteUserChain(nl, chain);
     return;
   }
 }
 
-function ruleDeletion({ family, table, chain, handle }: NftRule): BatchedRequest {
-  return {
-    type: nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELRULE),
-    flags: 0,
-    payload: nfgenmsg(family).attrString(NFTA_RULE.TABLE, table)
-      .attrString(NFTA_RULE.CHAIN, chain).attrBytes(NFTA_RULE.HANDLE, handle).finish(),
-  };
-}
-
-function chainDeletion(chain: NftChain): BatchedRequest {
-  return {
-    type: nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.DELCHAIN),
-    flags: 0,
-    payload: chainPayload(chain),
-  };
-}
-
-function chainPayload({ family, table, chain }: NftChain): Uint8Array<ArrayBuffer> {
-  return nfgenmsg(family).attrString(NFTA_CHAIN.TABLE, table).attrString(NFTA_CHAIN.NAME, chain)
-    .finish();
-}
-
-function listOwnChains(nl: NetlinkConnection, own: readonly string[]): NftChain[] {
-  if (own.length === 0) return [];
-  const chains = tolerateAbsence(() =>
-    listObjects(nl, "GETCHAIN", "nftables chains", (family, attribute) => ({
-      family,
-      table: attribute(NFTA_CHAIN.TABLE)?.asString() ?? "",
-      chain: attribute(NFTA_CHAIN.NAME)?.asString() ?? "",
-    }))
-  );
-  return (chains ?? []).filter(({ chain }) => own.includes(chain));
-}
-
-function listRules(nl: NetlinkConnection, id: string, own: readonly string[]): NftRule[] {
-  const decoder = new TextDecoder("latin1");
-  const rules = tolerateAbsence(() =>
-    listObjects(nl, "GETRULE", "nftables rules", (family, attribute, payload) => {
-      const chain = attribute(NFTA_RULE.CHAIN)?.asString() ?? "";
-      return {
-        family,
-        table: attribute(NFTA_RULE.TABLE)?.asString() ?? "",
-        chain,
-        handle: attribute(NFTA_RULE.HANDLE)?.asBytes() ?? new Uint8Array(8),
-        // nft has a comment in the rule's user data, iptables in a match.
-        named: own.includes(chain) || decoder.decode(payload).includes(id),
-      };
-    })
-  );
-  return rules ?? [];
+function partition<T>(all: readonly T[], test: (one: T) => boolean): [T[], T[]] {
+  return [all.filter(test), all.filter((one) => !test(one))];
 }
 
 /** Deletes an empty chain, unless it is one that the kernel calls, or something jumps to it. */
 function deleteUserChain(nl: NetlinkConnection, named: NftChain): void {
-  const object = `nftables chain "${named.chain}"`;
-  const type = nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG.GETCHAIN);
-  const payload = chainPayload(named);
-  const found = tolerateAbsence(() =>
-    nl.query(type, payload, { op: "NFT_MSG_GETCHAIN", action: "look up", object })
-  );
-  if (found === undefined) return;
-  const attributes = new Decoder(found.payload).skip(NFGENMSG_LEN).attributes();
-  if (attributes.some(({ type }) => type === NFTA_CHAIN.HOOK)) return;
+  const found = getChain(nl, named);
+  if (found === undefined || found.hook !== undefined) return;
+  const subject = { op: "NFT_MSG_DELCHAIN", action: "delete", object: chainLabel(named) };
   try {
-    commit(nl, [chainDeletion(named)], { op: "NFT_MSG_DELCHAIN", action: "delete", object });
+    commit(nl, [chainDeletion(named)], subject);
   } catch (error) {
-    if (!isRefusal(error, "EBUSY") && !isRefusal(error, "ENOENT")) throw error;
+    if (!failedWith(error, "EBUSY", "ENOENT")) throw error;
   }
-}
-
-function isRefusal(error: unknown, code: string): boolean {
-  return error instanceof NetlinkError && error.code === code;
 }
 
 /**
@@ -168,38 +100,27 @@ function isRefusal(error: unknown, code: string): boolean {
  * empty where nothing names the id.
  */
 export function planRemoval(saved: string, id: string, own: readonly string[] = []): string {
-  const isNamed = (rule: string) => rule.includes(id) || own.includes(chainOf(rule));
-  const tables = saved.split(/^(?=\*)/m);
-  return tables.map((table) => planTable(table.split("\n"), isNamed, own)).join("");
-}
-
-function chainOf(rule: string): string {
-  return rule.split(" ", 2)[1] ?? "";
-}
-
-function planTable(
-  lines: readonly string[],
-  isNamed: (rule: string) => boolean,
-  own: readonly string[],
-): string {
-  const rules = lines.filter((line) => line.startsWith("-A "));
-  const named = rules.filter(isNamed);
-  const kept = rules.filter((rule) => !isNamed(rule));
-  const chains = [...new Set([...named.map(chainOf), ...own])].filter((chain) =>
-    // One of the kernel's own has a policy in the place of the dash.
-    lines.some((line) => line.startsWith(`:${chain} - `)) &&
-    !kept.some((rule) =>
-      chainOf(rule) === chain || ` ${rule} `.includes(` -j ${chain} `) ||
-      ` ${rule} `.includes(` -g ${chain} `)
-    )
-  );
-  if (named.length + chains.length === 0) return "";
-  const text = [
-    lines[0],
-    ...named.map((rule) => `-D ${rule.slice("-A ".length)}`),
-    ...chains.map((chain) => `-X ${chain}`),
-    "COMMIT",
-    "",
-  ];
-  return text.join("\n");
+  const tables = Map.groupBy(parseSaved(saved), ({ table }) => table);
+  return [...tables].map(([table, chains]) => {
+    const rules = chains.flatMap(({ chain, rules }) => rules.map((spec) => ({ chain, spec })));
+    const [named, kept] = partition(
+      rules,
+      ({ chain, spec }) => own.includes(chain) || spec.includes(id),
+    );
+    const left = chains.filter(({ chain, policy }) =>
+      policy === undefined && [...own, ...named.map((rule) => rule.chain)].includes(chain) &&
+      !kept.some((rule) =>
+        rule.chain === chain || ` ${rule.spec} `.includes(` -j ${chain} `) ||
+        ` ${rule.spec} `.includes(` -g ${chain} `)
+      )
+    );
+    if (named.length + left.length === 0) return "";
+    return [
+      `*${table}`,
+      ...named.map(({ chain, spec }) => `-D ${chain} ${spec}`),
+      ...left.map(({ chain }) => `-X ${chain}`),
+      "COMMIT",
+      "",
+    ].join("\n");
+  }).join("");
 }

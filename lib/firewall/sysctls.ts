@@ -16,7 +16,7 @@ import { readSysctl, writeSysctl } from "../sys/sysctl.ts";
 import { type Changes, Journal, type Setting } from "./journal.ts";
 import { addLoopbackDrop, hasIngress, hasLoopbackDrop, removeLoopbackDrop } from "./loopback.ts";
 import type { GuestRules } from "./model.ts";
-import type { LinkPair } from "./ruleset.ts";
+import type { LinkPair } from "./guest-elements.ts";
 
 /** A setting that is needed. */
 export interface Sysctl extends Setting {

@@ -6,8 +6,9 @@
 
 import { describe, TapkitError, XtablesError } from "../errors.ts";
 import { runSync } from "../exec.ts";
-import { isFile, isThere } from "../files.ts";
+import { isFile, isThere, readIfThere } from "../files.ts";
 import type { Family } from "../inet/ip.ts";
+import type { NftTable } from "../netlink/nftables/objects.ts";
 import { memoryFile } from "../sys/memfd.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
 
@@ -30,6 +31,14 @@ export function installedVariants(): Variant[] {
     variant !== usual && findProgram(`iptables-${variant}-restore`) !== undefined
   );
   return usual === undefined ? others : [usual, ...others];
+}
+
+/** The old tables of iptables that have been used in the current network namespace. */
+export function legacyTables(): NftTable[] {
+  return ["ip", "ip6"].flatMap((family) => {
+    const names = readIfThere(`/proc/thread-self/net/${family}_tables_names`) ?? "";
+    return names.split("\n").filter(Boolean).map((name) => ({ family, name }));
+  });
 }
 
 /** One variant's programs, run in one network namespace. */

@@ -7,12 +7,10 @@
 import { ipToBytes, isIp } from "../inet/ip.ts";
 import { failedWith } from "../sys/libc.ts";
 import { decodeIp } from "./address.ts";
-import { NetlinkConnection } from "./connection.ts";
-import { AF, NETLINK, NLM_F } from "./message.ts";
+import type { NetlinkConnection } from "./connection.ts";
+import { AF, NLM_F } from "./message.ts";
+import { nfgenmsg, NFGENMSG_LEN, NFNL_SUBSYS, nfnlType } from "./nfnetlink.ts";
 import { Decoder, Encoder, type Mutable, NLA } from "./wire.ts";
-
-/** Subsystems of NETLINK_NETFILTER, the high byte of a message's type (linux/netfilter/nfnetlink.h). */
-export const NFNL_SUBSYS = { CTNETLINK: 1, NFTABLES: 10 } as const;
 
 /** linux/netfilter/nfnetlink_conntrack.h. */
 const IPCTNL_MSG_CT = { GET: 1, DELETE: 2, GET_STATS: 5 } as const;
@@ -69,24 +67,6 @@ interface TrackedFlow extends Flow {
   /** What names the flow in a request to delete it, as the kernel wrote it. */
   readonly identity: Uint8Array;
 }
-
-/** Opens a connection for conntrack and nftables in the current network namespace. */
-export function openNetfilter(): NetlinkConnection {
-  return NetlinkConnection.open(NETLINK.NETFILTER);
-}
-
-/** A message's type on NETLINK_NETFILTER. */
-export function nfnlType(subsystem: number, message: number): number {
-  return (subsystem << 8) | message;
-}
-
-/** Begins a payload: `struct nfgenmsg` (linux/netfilter/nfnetlink.h). */
-export function nfgenmsg(family: number): Encoder {
-  return new Encoder().u8(family).u8(0).u16be(0);
-}
-
-/** `sizeof(struct nfgenmsg)`. */
-export const NFGENMSG_LEN = 4;
 
 /** How many flows the namespace tracks; undefined where the kernel does not tell. */
 function countFlows(nl: NetlinkConnection): number | undefined {

@@ -8,7 +8,7 @@ import { TapkitError } from "../errors.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import { Journal } from "../firewall/journal.ts";
 import type { GuestRules } from "../firewall/model.ts";
-import type { LinkPair } from "../firewall/ruleset.ts";
+import type { LinkPair } from "../firewall/guest-elements.ts";
 import type { FirewallKind } from "../firewall/store.ts";
 import {
   checkNeeded,

@@ -5,16 +5,18 @@
 
 import { assertEquals, assertThrows } from "@std/assert";
 import { TapkitError } from "../../lib/errors.ts";
+import { MAIN_TABLE } from "../../lib/firewall/ruleset.ts";
+import { setOf } from "../../lib/firewall/table.ts";
+import { decodeFlow, encodeFilter } from "../../lib/netlink/conntrack.ts";
+import { AF, decodeMessages } from "../../lib/netlink/message.ts";
 import {
   decodeElements,
   decodeFields,
-  decodeRuleMark,
+  type Element,
   encodeElements,
   encodeFields,
-} from "../../lib/firewall/elements.ts";
-import { type Element, setDefinition, type SetName } from "../../lib/firewall/ruleset.ts";
-import { decodeFlow, encodeFilter } from "../../lib/netlink/conntrack.ts";
-import { AF, decodeMessages } from "../../lib/netlink/message.ts";
+} from "../../lib/netlink/nftables/elements.ts";
+import { decodeRule } from "../../lib/netlink/nftables/objects.ts";
 import { readGolden } from "./read.ts";
 
 /** The marks of a transaction (linux/netfilter/nfnetlink.h). */
@@ -24,6 +26,8 @@ function payloads(name: string): Uint8Array[] {
   return readGolden(name, "netfilter").flatMap(decodeMessages)
     .filter(({ type }) => !NFNL_MSG_BATCH.includes(type)).map(({ payload }) => payload);
 }
+
+const mainSet = (set: string) => setOf(MAIN_TABLE, set);
 
 const ELEMENTS: Readonly<Record<string, Element>> = {
   "elements-ports_at4": {
@@ -43,16 +47,20 @@ const ELEMENTS: Readonly<Record<string, Element>> = {
 
 Deno.test("decodeElements: reads elements with their owners", () => {
   for (const [name, element] of Object.entries(ELEMENTS)) {
-    assertEquals(payloads(name).flatMap((payload) => decodeElements(element.set, payload)), [
-      element,
-    ], name);
+    assertEquals(
+      payloads(name).flatMap((payload) => decodeElements(mainSet(element.set), payload)),
+      [
+        element,
+      ],
+      name,
+    );
   }
 });
 
 Deno.test("decodeElements: leaves out what is of another layout than the set", () => {
   const [payload] = payloads("elements-ports6");
-  for (const set of ["ports_at4", "guests4", "private6", "ports4"] satisfies SetName[]) {
-    assertEquals(decodeElements(set, payload!), [], set);
+  for (const set of ["ports_at4", "guests4", "private6", "ports4"]) {
+    assertEquals(decodeElements(mainSet(set), payload!), [], set);
   }
 });
 
@@ -60,8 +68,8 @@ Deno.test("encodeFields: writes the bytes that the kernel has, decodeFields read
   for (const [name, { set, key, value }] of Object.entries(ELEMENTS)) {
     const [payload] = payloads(name);
     for (
-      const [fields, texts] of [[setDefinition(set).key, key], [
-        setDefinition(set).value,
+      const [fields, texts] of [[mainSet(set).definition.key, key], [
+        mainSet(set).definition.value,
         value,
       ]] as const
     ) {
@@ -79,20 +87,22 @@ Deno.test("encodeElements: writes what nft writes", () => {
   const element = ELEMENTS["elements-ports_at4"]!;
   const [added] = payloads("elements-add");
   assertEquals(
-    encodeElements(element.set, [element], "elements").toHex(),
+    encodeElements(mainSet(element.set), [element], "elements").toHex(),
     added!.toHex().replace(setId, ""),
   );
   const [deleted] = payloads("elements-delete");
   assertEquals(
-    encodeElements(element.set, [element], "keys").toHex(),
+    encodeElements(mainSet(element.set), [element], "keys").toHex(),
     deleted!.toHex().replace(setId, ""),
   );
 });
 
-Deno.test("decodeRuleMark: reads where a rule is and its comment", () => {
-  assertEquals(payloads("rules").map(decodeRuleMark), [
-    { table: "tapkit", chain: "forward", comment: "one" },
-    { table: "tapkit", chain: "forward", comment: "" },
+Deno.test("decodeRule: reads where a rule is and its comment", () => {
+  const rules = payloads("rules").map(decodeRule);
+  const at = { family: "inet", table: "tapkit", chain: "forward" };
+  assertEquals(rules.map(({ handle: _, expressions: __, ...rule }) => rule), [
+    { ...at, comment: "one" },
+    { ...at, comment: "" },
   ]);
 });
 
@@ -153,8 +163,8 @@ Deno.test("decoders of netfilter: bytes that are cut or changed end in an error 
   const names = [...Object.keys(ELEMENTS), "rules", "flows"];
   const decoders = [
     decodeFlow,
-    decodeRuleMark,
-    (bytes: Uint8Array) => decodeElements("ports_at4", bytes),
+    decodeRule,
+    (bytes: Uint8Array) => decodeElements(mainSet("ports_at4"), bytes),
   ];
   let refused = 0;
   for (const payload of names.flatMap(payloads)) {

@@ -8,10 +8,8 @@ import {
   deleteFlows,
   encodeFilter,
   type FlowMatch,
-  NFNL_SUBSYS,
-  nfnlType,
-  openNetfilter,
 } from "../../lib/netlink/conntrack.ts";
+import { NFNL_SUBSYS, nfnlType, openNetfilter } from "../../lib/netlink/nfnetlink.ts";
 import { libc } from "../../lib/sys/libc.ts";
 import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
 import { Socket } from "../../lib/sys/socket.ts";

@@ -5,12 +5,12 @@
  * @module
  */
 
-import { beginPayload } from "../../lib/firewall/elements.ts";
 import { Nftables } from "../../lib/firewall/libnftables.ts";
-import { NFT_MSG, NFTA_CHAIN, NFTA_RULE, NFTA_SET } from "../../lib/firewall/nf-tables.ts";
-import { planTable, type Table } from "../../lib/firewall/ruleset.ts";
-import { NFGENMSG_LEN, NFNL_SUBSYS, nfnlType, openNetfilter } from "../../lib/netlink/conntrack.ts";
+import { planTable, type Table } from "../../lib/firewall/table.ts";
 import { encodeMessage, NLM_F } from "../../lib/netlink/message.ts";
+import { NFGENMSG_LEN, NFNL_SUBSYS, nfnlType, openNetfilter } from "../../lib/netlink/nfnetlink.ts";
+import { NFT_MSG, NFTA_CHAIN, NFTA_RULE, NFTA_SET } from "../../lib/netlink/nftables/constants.ts";
+import { beginPayload } from "../../lib/netlink/nftables/objects.ts";
 import { Decoder } from "../../lib/netlink/wire.ts";
 import { newNetns, withNetns } from "../../lib/sys/netns.ts";
 
@@ -51,9 +51,9 @@ export function compileTable(table: Table, layout: string): Uint8Array<ArrayBuff
   using nl = withNetns(netns, openNetfilter);
   nft.run(planTable({ ...table, layout }), "make the table");
   const messages = OBJECTS.flatMap(({ get, make, flags, attributes, ...rest }) =>
-    nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, get), beginPayload(table).finish())
+    nl.dump(nfnlType(NFNL_SUBSYS.NFTABLES, get), beginPayload(table.family).finish())
       .map(({ payload }, index) => {
-        const encoder = beginPayload(table);
+        const encoder = beginPayload(table.family);
         for (const { type, value } of new Decoder(payload).skip(NFGENMSG_LEN).attributes()) {
           // Some are there without content.
           if (attributes.some((wanted) => wanted === type) && value.remaining > 0) {

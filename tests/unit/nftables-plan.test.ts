@@ -2,16 +2,10 @@ import { assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@
 import { InputError } from "../../lib/errors.ts";
 import { type FlowChange, flowIsStale, flowMatches } from "../../lib/firewall/flows.ts";
 import { type GuestRules, validateRules } from "../../lib/firewall/model.ts";
-import {
-  elementId,
-  elementsOf,
-  layoutText,
-  planAdd,
-  planTable,
-  RULE_MARKS,
-  rulesOf,
-  SET_NAMES,
-} from "../../lib/firewall/ruleset.ts";
+import { elementsOf, rulesOf } from "../../lib/firewall/guest-elements.ts";
+import { byId } from "../../lib/firewall/place.ts";
+import { layoutText, MAIN_TABLE } from "../../lib/firewall/ruleset.ts";
+import { marksOf, planAdd, planTable } from "../../lib/firewall/table.ts";
 import { LAYOUT } from "../../lib/firewall/main-table.ts";
 import { neededSysctls } from "../../lib/firewall/sysctls.ts";
 import { bindPorts, parsePorts } from "../../lib/inet/ports.ts";
@@ -29,7 +23,7 @@ const RULES: GuestRules = {
 
 Deno.test("planAdd: one command a set, the owner on every element", () => {
   assertEquals(
-    planAdd(elementsOf(RULES)),
+    planAdd(elementsOf(RULES), MAIN_TABLE),
     `add element inet tapkit ports4 { tcp . 8080 comment "web/eth0" : 172.18.0.2 . 80 }
 add element inet tapkit ports6 { tcp . 8080 comment "web/eth0" : fd00:18::2 . 80 }
 add element inet tapkit ports_at4 { 127.0.0.1 . udp . 53 comment "web/eth0" : 172.18.0.2 . 53 }
@@ -85,12 +79,13 @@ Deno.test("LAYOUT: is the fingerprint of the layout, so that a change of it repl
 });
 
 Deno.test("planTable: every set is used by a rule, every rule has its mark", () => {
-  const plan = planTable();
-  for (const set of SET_NAMES) assertMatch(plan, new RegExp(`@${set}\\b`), set);
-  assertEquals(plan.match(/ comment "/g)?.length, RULE_MARKS.length);
+  const plan = planTable(MAIN_TABLE);
+  const marked = marksOf(MAIN_TABLE);
+  for (const set of Object.keys(MAIN_TABLE.sets)) assertMatch(plan, new RegExp(`@${set}\\b`), set);
+  assertEquals(plan.match(/ comment "/g)?.length, marked.length);
   assertStringIncludes(plan, "create table inet tapkit");
-  for (const { comment } of RULE_MARKS) assertStringIncludes(plan, `comment "${comment}"`);
-  const marks = RULE_MARKS.map(({ chain, comment }) => `${chain} ${comment}`);
+  for (const { comment } of marked) assertStringIncludes(plan, `comment "${comment}"`);
+  const marks = marked.map(({ chain, comment }) => `${chain} ${comment}`);
   assertEquals(new Set(marks).size, marks.length);
 });
 
@@ -165,7 +160,7 @@ const tuple = (
 
 Deno.test("flowIsStale: what a port led to ends, what it leads to and others' stay", () => {
   const elements = elementsOf({ ...RULES, ports: parsePorts(["0.0.0.0:8080:80"]) });
-  const wanted = new Map(elements.map((element) => [elementId(element), element]));
+  const wanted = byId(elements);
   const change: FlowChange = { changed: elements, wanted, leaving: [] };
   const isLocal = (address: string) => address === "192.0.2.1";
   const stale = (original: FlowTuple, reply: FlowTuple) =>

@@ -1,6 +1,5 @@
 import { assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
 import { InputError } from "../../lib/errors.ts";
-import { decodeElements, encodeElements } from "../../lib/firewall/elements.ts";
 import { limitElements, LIMITS_TABLE, limitsLayoutText } from "../../lib/firewall/limits-table.ts";
 import { type GuestRules, validateRules } from "../../lib/firewall/model.ts";
 import {
@@ -10,7 +9,8 @@ import {
   policyElements,
   policyLayoutText,
 } from "../../lib/firewall/policy-tables.ts";
-import { marksOf, planTable, type SetName, setNames } from "../../lib/firewall/ruleset.ts";
+import { marksOf, planTable, setOf } from "../../lib/firewall/table.ts";
+import { decodeElements, encodeElements } from "../../lib/netlink/nftables/elements.ts";
 import { fingerprint } from "../support/main-table.ts";
 
 const RULES: GuestRules = {
@@ -33,7 +33,7 @@ Deno.test("POLICY_LAYOUTS: are the fingerprints of the layouts", () => {
 Deno.test("planTable: of policies, every set is used by a rule, every rule has its mark", () => {
   for (const table of [bridgePolicyTable(), inetPolicyTable()]) {
     const plan = planTable(table);
-    for (const set of setNames(table)) assertMatch(plan, new RegExp(`@${set}\\b`), set);
+    for (const set of Object.keys(table.sets)) assertMatch(plan, new RegExp(`@${set}\\b`), set);
     const marks = marksOf(table).map(({ chain, comment }) => `${chain} ${comment}`);
     assertEquals(new Set(marks).size, marks.length);
     assertStringIncludes(plan, `layout ${table.layout}`);
@@ -66,14 +66,15 @@ Deno.test("limitElements: what is not limited has none; above 1,000 a sixteenth 
 Deno.test("LIMITS_TABLE: is of its layout, every set is used, what is written is read", () => {
   assertEquals(LIMITS_TABLE.layout, fingerprint(limitsLayoutText()), "run deno task table");
   const plan = planTable(LIMITS_TABLE);
-  for (const set of [...setNames(LIMITS_TABLE), ...Object.keys(LIMITS_TABLE.learnt!)]) {
+  for (const set of [...Object.keys(LIMITS_TABLE.sets), ...Object.keys(LIMITS_TABLE.learnt!)]) {
     assertMatch(plan, new RegExp(`@${set}\\b`), set);
   }
   for (const connections of [7, 100_000]) {
     const limits = { link: "ignite0", connections, openings: 12 };
     for (const element of limitElements({ ...RULES, mac: MAC, limits })) {
-      const payload = encodeElements(element.set, [element], "elements", LIMITS_TABLE);
-      assertEquals(decodeElements(element.set, payload, LIMITS_TABLE), [element], element.set);
+      const set = setOf(LIMITS_TABLE, element.set);
+      const payload = encodeElements(set, [element], "elements");
+      assertEquals(decodeElements(set, payload), [element], element.set);
     }
   }
 });
@@ -83,7 +84,7 @@ Deno.test("policyElements: a guest without a policy has none", () => {
 });
 
 Deno.test("policyElements: egress rules are keys of the MAC and the marked prefix", () => {
-  const cases: readonly [prefix: string, set: SetName, address: string][] = [
+  const cases: readonly [prefix: string, set: string, address: string][] = [
     ["169.254.169.254/32", "egress_hosts4", "169.254.169.254"],
     ["10.0.0.0/8", "egress_prefixes4", "10.128.0.0"],
     ["10.0.0.0/16", "egress_prefixes4", "10.0.128.0"],
@@ -115,11 +116,14 @@ Deno.test("encodeElements, decodeElements: of policies, what is written is read"
   for (const table of [bridgePolicyTable(), inetPolicyTable()]) {
     const elements = policyElements(rules)[table.family];
     for (const element of elements) {
-      const payload = encodeElements(element.set, [element], "elements", table);
-      assertEquals(decodeElements(element.set, payload, table), [element], element.set);
+      const set = setOf(table, element.set);
+      const payload = encodeElements(set, [element], "elements");
+      assertEquals(decodeElements(set, payload), [element], element.set);
     }
     // Each set of the table but those of other lengths of prefixes has an element.
-    const unused = setNames(table).filter((set) => !elements.some((each) => each.set === set));
+    const unused = Object.keys(table.sets).filter((set) =>
+      !elements.some((each) => each.set === set)
+    );
     assertEquals(unused, table.family === "inet" ? ["egress_hosts4", "egress_hosts6"] : []);
   }
 });

@@ -1,43 +1,90 @@
 /**
- * Elements and rules of tapkit's tables as netlink has them, pure.
+ * Elements of nf_tables' sets and maps: read, and requests that add and delete them.
  *
  * @module
  */
 
-import { bytesToIp, ipToBytes, parseCidr, prefixOf } from "../inet/ip.ts";
-import { formatMac, parseMac } from "../inet/mac.ts";
-import { nfgenmsg, NFGENMSG_LEN } from "../netlink/conntrack.ts";
-import { align, Decoder, Encoder, NLA } from "../netlink/wire.ts";
+import { bytesToIp, ipToBytes, parseCidr, prefixOf } from "../../inet/ip.ts";
+import { formatMac, parseMac } from "../../inet/mac.ts";
+import type { BatchedRequest, NetlinkConnection } from "../connection.ts";
+import { type Message, NLM_F } from "../message.ts";
+import { NFGENMSG_LEN } from "../nfnetlink.ts";
+import { align, Decoder, Encoder, NLA } from "../wire.ts";
 import {
   INTERVAL_END,
-  NFPROTO,
   NFTA_CONNLIMIT,
   NFTA_DATA,
   NFTA_EXPR,
   NFTA_LIMIT,
   NFTA_LIST_ELEM,
-  NFTA_RULE,
   NFTA_SET_ELEM,
   NFTA_SET_ELEM_LIST,
   NFTA_VERDICT,
+  NFTNL_UDATA_COMMENT,
   OVER,
   VERDICTS,
-} from "./nf-tables.ts";
-import {
-  BURST_SECONDS,
-  type Element,
-  type Field,
-  isPrefix,
-  MAIN_TABLE,
-  type RuleMark,
-  type SetDefinition,
-  setDefinition,
-  type SetName,
-  type Table,
-} from "./ruleset.ts";
+} from "./constants.ts";
+import { beginPayload, decodeComment, nftType, tolerateAbsence } from "./objects.ts";
 
-/** libnftnl/udata.h: the same number for tables, rules and elements. */
-const NFTNL_UDATA_COMMENT = 0;
+/** How a field of a key or value is stored: padded to four bytes, numbers in network order. */
+export type Field =
+  | "ipv4_addr"
+  | "ipv6_addr"
+  /** A range of addresses that is a prefix: `"10.0.0.0/8"`. */
+  | "ipv4_prefix"
+  | "ipv6_prefix"
+  | "inet_proto"
+  | "inet_service"
+  | "ifname"
+  | "ether_addr"
+  /** Stands alone: `"drop"` or `"return"`. */
+  | "verdict";
+
+/** A set, or a map where it has values. */
+export interface SetDefinition {
+  readonly key: readonly Field[];
+  readonly value?: readonly Field[];
+  /**
+   * What each element counts, by itself: tracked connections, or packets a second. A lookup finds
+   * the element only once it has more than its limit.
+   */
+  readonly limit?: "connections" | "rate";
+}
+
+/** How many seconds' worth of its rate an element lets pass at once. */
+export const BURST_SECONDS = 16;
+
+/** Whether a field of a key is a range. */
+export function isPrefix(field: Field): boolean {
+  return field === "ipv4_prefix" || field === "ipv6_prefix";
+}
+
+/** A set or map of a table. */
+export interface NftSet {
+  readonly family: string;
+  readonly table: string;
+  readonly name: string;
+  readonly definition: SetDefinition;
+}
+
+/** An element. `key` and `value` are its fields, written canonically. */
+export interface Element {
+  /** The name of its set or map. */
+  readonly set: string;
+  readonly key: readonly string[];
+  /** Of a map: what the key leads to. */
+  readonly value?: readonly string[];
+  /** Of a set with limits: how many, or how many a second. */
+  readonly limit?: number;
+  /** Its comment: whose it is. */
+  readonly owner: string;
+}
+
+/** Above this many elements, whole sets are read. */
+const SINGLE_READS = 32;
+
+/** Elements to a message, whose list takes 64 KiB at most. */
+const ELEMENTS_PER_MESSAGE = 256;
 
 const textEncoder = new TextEncoder();
 
@@ -56,41 +103,19 @@ const FIELD_SIZES: Readonly<Record<Field, number>> = {
 
 const PROTOCOLS: readonly (readonly [number, string])[] = [[6, "tcp"], [17, "udp"], [132, "sctp"]];
 
-/** The beginning of a payload about what is in a table's family. */
-export function beginPayload({ family }: Table): Encoder {
-  return nfgenmsg(NFPROTO[family]);
-}
-
-/** The payload of a request for a table's rules. */
-export function encodeRuleFilter(table = MAIN_TABLE): Uint8Array<ArrayBuffer> {
-  return beginPayload(table).attrString(NFTA_RULE.TABLE, table.name).finish();
-}
-
-/** Reads where a rule is, and its comment. */
-export function decodeRuleMark(payload: Uint8Array): RuleMark & { readonly table: string } {
-  const mark = { table: "", chain: "", comment: "" };
-  for (const { type, value } of new Decoder(payload).skip(NFGENMSG_LEN).attributes()) {
-    if (type === NFTA_RULE.TABLE) mark.table = value.asString();
-    else if (type === NFTA_RULE.CHAIN) mark.chain = value.asString();
-    else if (type === NFTA_RULE.USERDATA) mark.comment = decodeComment(value.asBytes());
-  }
-  return mark;
-}
-
 /**
  * A message's payload of whole elements, or of their keys. In a set of intervals each is followed by
  * where it ends, but where a single one is asked for.
  */
 export function encodeElements(
-  set: SetName,
+  set: NftSet,
   elements: readonly Element[],
   content: "elements" | "keys" | "key",
-  table = MAIN_TABLE,
 ): Uint8Array<ArrayBuffer> {
-  const { key: keyFields, value: valueFields, limit: kind } = setDefinition(set, table);
+  const { key: keyFields, value: valueFields, limit: kind } = set.definition;
   const nested = (type: number) => type | NLA.F_NESTED;
   const single = content === "key";
-  const payload = encodeSet(set, table);
+  const payload = encodeSet(set);
   payload.attrNested(nested(NFTA_SET_ELEM_LIST.ELEMENTS), (list) => {
     for (const { key, value, limit, owner } of elements) {
       list.attrNested(nested(NFTA_LIST_ELEM), (entry) => {
@@ -194,37 +219,24 @@ function decodeLimit(kind: LimitKind, expr: Decoder): number | undefined {
 }
 
 /** The beginning of a payload about a set. */
-export function encodeSet(set: SetName, table = MAIN_TABLE): Encoder {
-  return beginPayload(table)
-    .attrString(NFTA_SET_ELEM_LIST.TABLE, table.name)
-    .attrString(NFTA_SET_ELEM_LIST.SET, set);
+function encodeSet({ family, table, name }: NftSet): Encoder {
+  return beginPayload(family).attrString(NFTA_SET_ELEM_LIST.TABLE, table)
+    .attrString(NFTA_SET_ELEM_LIST.SET, name);
 }
 
 /** Reads a message of elements. Those of another layout than the set's are left out. */
-export function decodeElements(
-  set: SetName,
-  payload: Uint8Array,
-  table = MAIN_TABLE,
-): Element[] {
-  const elements: Element[] = [];
-  for (const { type, value } of new Decoder(payload).skip(NFGENMSG_LEN).attributes()) {
-    if (type !== NFTA_SET_ELEM_LIST.ELEMENTS) continue;
-    for (const entry of value.attributes()) {
-      const element = decodeElement(set, entry.value, table);
-      if (element !== undefined) elements.push(element);
-    }
-  }
-  return elements;
+export function decodeElements(set: NftSet, payload: Uint8Array): Element[] {
+  return elementLists(payload).flatMap((list) =>
+    list.attributes().flatMap(({ value }) => decodeElement(set, value) ?? [])
+  );
 }
 
-/** Whether a message of elements has any. */
-export function hasElements(payload: Uint8Array): boolean {
+function elementLists(payload: Uint8Array): Decoder[] {
   return new Decoder(payload).skip(NFGENMSG_LEN).attributes()
-    .some(({ type, value }) => type === NFTA_SET_ELEM_LIST.ELEMENTS && value.remaining > 0);
+    .filter(({ type }) => type === NFTA_SET_ELEM_LIST.ELEMENTS).map(({ value }) => value);
 }
 
-function decodeElement(set: SetName, entry: Decoder, table: Table): Element | undefined {
-  const definition = setDefinition(set, table);
+function decodeElement({ name, definition }: NftSet, entry: Decoder): Element | undefined {
   let key: string[] | undefined;
   let end: string[] | undefined;
   let value: string[] | undefined;
@@ -248,7 +260,7 @@ function decodeElement(set: SetName, entry: Decoder, table: Table): Element | un
     isPrefix(definition.key[index]!) ? prefixOf(first, end?.[index] ?? first) : first
   );
   return {
-    set,
+    set: name,
     key: ranged,
     ...value === undefined ? {} : { value },
     ...limit === undefined ? {} : { limit },
@@ -341,19 +353,74 @@ export function decodeFields(fields: readonly Field[], bytes: Uint8Array): strin
 }
 
 /** Writes a comment as user data. */
-export function writeComment(encoder: Encoder, comment: string): void {
+function writeComment(encoder: Encoder, comment: string): void {
   const text = textEncoder.encode(comment);
   encoder.u8(NFTNL_UDATA_COMMENT).u8(text.length + 1).bytes(text).zero(1);
 }
 
-/** The comment among user data: a row of type, length and value, a byte each for the first two. */
-export function decodeComment(userdata: Uint8Array): string {
-  const decoder = new Decoder(userdata);
-  while (decoder.remaining >= 2) {
-    const type = decoder.u8();
-    const length = decoder.u8();
-    const value = decoder.bytes(Math.min(length, decoder.remaining));
-    if (type === NFTNL_UDATA_COMMENT) return new Decoder(value).asString();
-  }
-  return "";
+/** All elements of a set; none where the set or the table is not there. */
+export function readSet(nl: NetlinkConnection, set: NftSet): Element[] {
+  return dumpSet(nl, set).flatMap(({ payload }) => decodeElements(set, payload));
+}
+
+/** Whether a set has no element, or is not there. */
+export function isEmptySet(nl: NetlinkConnection, set: NftSet): boolean {
+  return !dumpSet(nl, set).some(({ payload }) =>
+    elementLists(payload).some(({ remaining }) => remaining > 0)
+  );
+}
+
+function dumpSet(nl: NetlinkConnection, set: NftSet): Message[] {
+  return tolerateAbsence(() =>
+    nl.dump(nftType("GETSETELEM"), encodeSet(set).finish(), {
+      op: "NFT_MSG_GETSETELEM",
+      action: "list",
+      object: `nftables set "${set.name}"`,
+    })
+  ) ?? [];
+}
+
+/**
+ * Those of the elements whose keys the kernel has, as it has them. The cost does not grow with the
+ * number of others, but where many are asked for.
+ */
+export function readElements(
+  nl: NetlinkConnection,
+  elements: readonly Element[],
+  setOf: (name: string) => NftSet,
+): Element[] {
+  return elements.length > SINGLE_READS
+    ? [...new Set(elements.map(({ set }) => set))].flatMap((set) => readSet(nl, setOf(set)))
+    : elements.flatMap((element) => readElement(nl, element, setOf(element.set)));
+}
+
+function readElement(nl: NetlinkConnection, element: Element, set: NftSet): Element[] {
+  const message = tolerateAbsence(() =>
+    nl.query(nftType("GETSETELEM"), encodeElements(set, [element], "key"), {
+      op: "NFT_MSG_GETSETELEM",
+      action: "look up",
+      object: `element ${element.key.join(" . ")} of nftables set "${set.name}"`,
+    })
+  );
+  return message === undefined ? [] : decodeElements(set, message.payload);
+}
+
+/** Adds elements, which must not be there, or deletes ones that must. */
+export function elementRequests(
+  verb: "NEW" | "DEL",
+  elements: readonly Element[],
+  setOf: (name: string) => NftSet,
+): BatchedRequest[] {
+  const type = nftType(`${verb}SETELEM`);
+  const [flags, content] = verb === "NEW"
+    ? [NLM_F.CREATE, "elements"] as const
+    : [0, "keys"] as const;
+  return [...Map.groupBy(elements, ({ set }) => set)].flatMap(([set, own]) => {
+    const requests: BatchedRequest[] = [];
+    for (let start = 0; start < own.length; start += ELEMENTS_PER_MESSAGE) {
+      const part = own.slice(start, start + ELEMENTS_PER_MESSAGE);
+      requests.push({ type, flags, payload: encodeElements(setOf(set), part, content) });
+    }
+    return requests;
+  });
 }

@@ -4,6 +4,12 @@
  * @module
  */
 
+/** Marks of a transaction (linux/netfilter/nfnetlink.h). */
+export const NFNL_MSG_BATCH = { BEGIN: 0x10, END: 0x11 } as const;
+
+/** libnftnl/udata.h: the same number for tables, rules and elements. */
+export const NFTNL_UDATA_COMMENT = 0;
+
 export const NFT_MSG = {
   NEWTABLE: 0,
   GETTABLE: 1,
@@ -62,4 +68,5 @@ export const NFTA_VERDICT = { CODE: 1, CHAIN: 2 } as const;
 export const VERDICTS: Readonly<Record<string, number>> = { drop: 0, return: 0xffff_fffb };
 
 /** linux/netfilter.h. */
+export const NF = { DROP: 0, INET_FORWARD: 2, INET_POST_ROUTING: 4 } as const;
 export const NFPROTO = { inet: 1, ip: 2, arp: 3, netdev: 5, bridge: 7, ip6: 10 } as const;

@@ -1,0 +1,161 @@
+/**
+ * Letting guests pass where iptables drops what is forwarded: Docker's policy, ufw's, or one that
+ * was set by hand, in either variant.
+ *
+ * @module
+ */
+
+import type { Finding } from "../finding.ts";
+import { type Family, isIp } from "../inet/ip.ts";
+import { source } from "./iptables-rules.ts";
+import { optionOf, parseSaved, readOptions, unquoted } from "./iptables-save.ts";
+import type { GuestRules } from "./model.ts";
+import { byId, type Change, type Entry, type Found, type Place } from "./place.ts";
+import type { Xtables } from "./xtables.ts";
+
+/** The chain of the rules that let guests pass. */
+const ACCEPT = "TAPKIT-ACCEPT";
+/** Where the jump to it stands: Docker leaves the first to others, and puts it before its own. */
+const PLACES = ["DOCKER-USER", "FORWARD"] as const;
+const JUMP = `-m comment --comment tapkit -j ${ACCEPT}`;
+/** tapkit's own drops come before what is let pass. */
+const OWN_JUMP = "-j TAPKIT-FORWARD";
+
+/** What a family's filter table has, of what matters here. */
+interface Filter {
+  /** Whether what is forwarded is dropped unless a rule accepts it. */
+  readonly drops: boolean;
+  readonly denies?: string;
+  readonly chains: ReadonlyMap<string, readonly string[]>;
+}
+
+/** The filter table of one family, of one variant of iptables. */
+export class IptablesPasses implements Place {
+  readonly layer = "passes";
+  readonly whole = true;
+  readonly #xtables: Xtables;
+  readonly #family: Family;
+  readonly #areOpen: (rules: GuestRules) => boolean;
+  /** As of the last look, until something is changed. */
+  #seen: Filter | undefined;
+
+  constructor(xtables: Xtables, family: Family, areOpen: (rules: GuestRules) => boolean) {
+    this.#xtables = xtables;
+    this.#family = family;
+    this.#areOpen = areOpen;
+  }
+
+  get #filter(): Filter {
+    return this.#seen ??= readFilter(this.#xtables.save(this.#family, "filter"));
+  }
+
+  /** Whether what is forwarded is dropped unless a rule accepts it. */
+  get drops(): boolean {
+    return this.#filter.drops;
+  }
+
+  /** What keeps published ports closed to other machines unless they are opened: `"ufw"`. */
+  get denies(): string | undefined {
+    return this.#filter.denies;
+  }
+
+  want(rules: GuestRules): readonly Entry[] {
+    if (!rules.forward || !this.drops) return [];
+    return passes(rules, this.#areOpen(rules), this.#family).map(asEntry);
+  }
+
+  read(_: unknown, want: readonly Entry[]): Found<Entry> {
+    const { chains } = this.#filter;
+    const present = chains.get(ACCEPT);
+    const jumps = PLACES.some((place) => chains.get(place)?.includes(JUMP));
+    return {
+      exists: present !== undefined,
+      lacking: jumps || want.length === 0 ? [] : [
+        { object: this.#name, problem: `drops what is forwarded, and lacks a jump to ${ACCEPT}` },
+      ],
+      entries: byId((present ?? []).map(asEntry)),
+    };
+  }
+
+  change({ owner, remove, add, mend }: Change<Entry>, found: Found<Entry>): void {
+    const { chains } = this.#filter;
+    this.#seen = undefined;
+    const lines: string[] = [];
+    if (add.length > 0 && !found.exists) lines.push(`:${ACCEPT} - [0:0]`);
+    if (mend) {
+      const place = PLACES.find((name) => chains.has(name))!;
+      const first = chains.get(place)?.[0]?.endsWith(OWN_JUMP) ? " 2" : "";
+      lines.push(`-I ${place}${first} ${JUMP}`);
+    }
+    lines.push(...remove.map(({ key }) => `-D ${ACCEPT} ${key[0]}`));
+    lines.push(...add.map(({ key }) => `-A ${ACCEPT} ${key[0]}`));
+    if (found.exists && found.entries.size + add.length === remove.length) {
+      const jumps = PLACES.filter((place) => chains.get(place)?.includes(JUMP));
+      lines.push(...jumps.map((place) => `-D ${place} ${JUMP}`), `-X ${ACCEPT}`);
+    }
+    const text = ["*filter", ...lines, "COMMIT", ""].join("\n");
+    this.#xtables.restore(this.#family, text, `let ${owner} pass`);
+  }
+
+  missing({ key }: Entry): Finding {
+    const rule = `-A ${ACCEPT} ${key[0]}`;
+    return {
+      object: this.#name,
+      problem: `drops what is forwarded, and lacks the rule "${rule}"`,
+    };
+  }
+
+  extra({ key }: Entry): Finding | undefined {
+    if (!this.drops) return undefined;
+    return {
+      object: this.#name,
+      problem: `has the rule "-A ${ACCEPT} ${key[0]}", not of the record`,
+    };
+  }
+
+  get #name(): string {
+    return `${this.#family === 4 ? "iptables" : "ip6tables"} (${this.#xtables.variant})`;
+  }
+}
+
+function asEntry(spec: string): Entry {
+  return { set: ACCEPT, key: [spec], owner: optionOf(readOptions(spec), "--comment") ?? "" };
+}
+
+/** The rules that let a guest pass, as `iptables-save` prints them but for quotes. */
+function passes(rules: GuestRules, areOpen: boolean, family: Family): string[] {
+  const { owner, link, addresses, relayed, reachableFrom = [] } = rules;
+  const whose = `-m comment --comment ${owner}`;
+  const [from, to] = link === "" ? ["", ""] : [` -i ${link}`, ` -o ${link}`];
+  return addresses.filter((address) => isIp(address) === family).flatMap((address) => {
+    const host = `${address}/${family === 4 ? 32 : 128}`;
+    const state = (name: string) =>
+      `-d ${host}${to} -m conntrack --ctstate ${name} ${whose} -j ACCEPT`;
+    return [
+      // What is no guest of tapkit's answers, and no more.
+      relayed
+        ? `-s ${host}${from} -m conntrack --ctstate RELATED,ESTABLISHED ${whose} -j ACCEPT`
+        : `-s ${host}${from} ${whose} -j ACCEPT`,
+      state("RELATED,ESTABLISHED"),
+      // Where what a bridge passes is filtered too: from elsewhere on its network.
+      ...link === "" || relayed ? [] : [`-d ${host}${from}${to} ${whose} -j ACCEPT`],
+      ...areOpen ? [state("DNAT")] : [],
+      ...reachableFrom.filter((prefix) => isIp(prefix.split("/")[0]!) === family)
+        .map((prefix) => `${source("-s", prefix)}-d ${host}${to} ${whose} -j ACCEPT`),
+    ];
+  });
+}
+
+function readFilter(saved: string): Filter {
+  const filter = parseSaved(saved).filter(({ table }) => table === "filter");
+  const chains = new Map(filter.map(({ chain, rules }) => [chain, rules.map(unquoted)]));
+  const policy = filter.find(({ chain }) => chain === "FORWARD")?.policy ?? "ACCEPT";
+  const managed = chains.has("ufw-before-forward")
+    ? "ufw"
+    : chains.has("FORWARD_IN_ZONES") || chains.has("FORWARD_POLICIES_pre")
+    ? "firewalld"
+    : undefined;
+  const drops = policy !== "ACCEPT" ||
+    (chains.get("FORWARD") ?? []).some((spec) => /-j (REJECT|DROP)\b/.test(spec));
+  return { drops, chains, ...managed !== undefined && drops ? { denies: managed } : {} };
+}

@@ -1,0 +1,183 @@
+/**
+ * Letting guests pass where an nftables chain of others drops what is forwarded: firewalld's, or
+ * one whose policy was set by hand.
+ *
+ * firewalld lets pass whatever a port leads anywhere, so that ports that are to stay closed are
+ * closed in a table of tapkit's own, which firewalld's reload leaves alone.
+ *
+ * @module
+ */
+
+import type { Finding } from "../finding.ts";
+import { isIp } from "../inet/ip.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import {
+  chainLabel,
+  commit,
+  getChain,
+  listRules,
+  type NftChain,
+  tableDeletion,
+  tolerateAbsence,
+} from "../netlink/nftables/objects.ts";
+import { type Netns, withNetns } from "../sys/netns.ts";
+import { Nftables } from "./libnftables.ts";
+import type { GuestRules } from "./model.ts";
+import { byId, type Change, type Entry, type Found, type Place } from "./place.ts";
+import { CLOSED_TABLE } from "./ruleset.ts";
+
+/** A rule in a chain, identified by its comment: the owner's tag, and what it is for. */
+interface Pass extends Entry {
+  /** Of one that is wanted. */
+  readonly rule?: string;
+  /** Of one that is there. */
+  readonly handle?: bigint;
+}
+
+/** The rules that guests need in a chain. */
+type Wanted = (rules: GuestRules) => readonly { readonly what: string; readonly rule: string }[];
+
+/** One chain. */
+export class NftPasses implements Place<Pass> {
+  readonly layer = "passes";
+  readonly whole = true;
+  readonly #netns: Netns;
+  readonly #nl: NetlinkConnection;
+  readonly #chain: NftChain;
+  readonly #wanted: Wanted;
+  /** The commands that make the chain, where it is tapkit's. */
+  readonly #making: string;
+
+  private constructor(
+    { netns, nl }: Host,
+    chain: NftChain,
+    wanted: Wanted,
+    making = "",
+  ) {
+    this.#netns = netns;
+    this.#nl = nl;
+    this.#chain = chain;
+    this.#wanted = wanted;
+    this.#making = making;
+  }
+
+  /** A chain of others that drops. */
+  static through(host: Host, chain: NftChain, areOpen: (rules: GuestRules) => boolean): NftPasses {
+    return new NftPasses(host, chain, (rules) => passes(rules, areOpen(rules), chain.family));
+  }
+
+  /** The chain of ports that are closed although firewalld would let them pass. */
+  static closing(host: Host, areOpen: (rules: GuestRules) => boolean): NftPasses {
+    const hook = "type filter hook forward priority -1; policy accept;";
+    return new NftPasses(
+      host,
+      { family: "inet", table: CLOSED_TABLE, chain: "forward" },
+      (rules) => areOpen(rules) ? [] : closings(rules),
+      `table inet ${CLOSED_TABLE} { chain forward { ${hook} }; }\n`,
+    );
+  }
+
+  want(rules: GuestRules): readonly Pass[] {
+    if (!rules.forward) return [];
+    const { owner } = rules;
+    return this.#wanted(rules).map(({ what, rule }) => this.#pass(`${owner} ${what}`, { rule }));
+  }
+
+  read(): Found<Pass> {
+    const rules = listRules(this.#nl, this.#chain).filter(({ comment }) => comment !== "");
+    const own = rules.map(({ comment, handle }) => this.#pass(comment, { handle }));
+    return {
+      exists: rules.length > 0 || getChain(this.#nl, this.#chain) !== undefined,
+      lacking: [],
+      entries: byId(own),
+    };
+  }
+
+  /** A chain of others that went drops nothing any more. */
+  change({ owner, remove, add }: Change<Pass>, { exists }: Found<Pass>): void {
+    if (!exists && this.#making === "") return;
+    const { family, table, chain } = this.#chain;
+    const at = `rule ${family} ${table} ${chain}`;
+    const commands = [
+      ...remove.map(({ handle }) => `delete ${at} handle ${handle}\n`),
+      // The last one is to come first.
+      ...add.map(({ key, rule }) => `insert ${at} ${rule} comment "${key[0]}"\n`),
+    ];
+    using nft = withNetns(this.#netns, () => Nftables.open());
+    nft.run((add.length > 0 ? this.#making : "") + commands.join(""), `let ${owner} pass`);
+  }
+
+  tidy(): void {
+    const { family, table } = this.#chain;
+    if (this.#making === "" || listRules(this.#nl, this.#chain).length > 0) return;
+    const subject = { op: "NFT_MSG_DELTABLE", action: "delete", object: `table "${table}"` };
+    tolerateAbsence(() => commit(this.#nl, [tableDeletion({ family, name: table })], subject));
+  }
+
+  missing({ key }: Pass): Finding {
+    return { object: this.#label, problem: `lacks the rule "${key[0]}"` };
+  }
+
+  extra({ key }: Pass): Finding {
+    return {
+      object: this.#label,
+      problem: `has the rule "${key[0]}", which is not of the record`,
+    };
+  }
+
+  get #label(): string {
+    return `the ${chainLabel(this.#chain)}`;
+  }
+
+  #pass(comment: string, rest: Pick<Pass, "rule" | "handle">): Pass {
+    return {
+      set: this.#chain.chain,
+      key: [comment],
+      owner: comment.split(" ", 1)[0]!,
+      ...rest,
+    };
+  }
+}
+
+/** The network namespace that chains are in, and a connection of its. */
+export interface Host {
+  readonly netns: Netns;
+  readonly nl: NetlinkConnection;
+}
+
+/** The rules that let a guest pass, the last of which is to come first. */
+function passes(rules: GuestRules, areOpen: boolean, family: string): ReturnType<Wanted> {
+  const { link, addresses, relayed, reachableFrom = [] } = rules;
+  const known = "ct state established,related";
+  const [from, to] = link === "" ? ["", ""] : [`iifname "${link}" `, `oifname "${link}" `];
+  return addresses.filter((address) => family === "inet" || family === nameOf(address))
+    .flatMap((address) => {
+      const ip = nameOf(address);
+      const wanted = (what: string, rule: string) => ({ what: `${what} ${address}`, rule });
+      return [
+        // What is no guest of tapkit's answers, and no more.
+        wanted("out", `${from}${ip} saddr ${address} ${relayed ? known : ""} accept`),
+        wanted("in", `${to}${ip} daddr ${address} ${known} accept`),
+        // Where what a bridge passes is filtered too: from elsewhere on its network.
+        ...link === "" || relayed
+          ? []
+          : [wanted("near", `${from}${to}${ip} daddr ${address} accept`)],
+        ...areOpen ? [wanted("ports", `${to}${ip} daddr ${address} ct status dnat accept`)] : [],
+        ...reachableFrom.filter((prefix) => nameOf(prefix.split("/")[0]!) === ip).map((prefix) =>
+          wanted(`from ${prefix}`, `${to}${ip} saddr ${prefix} ${ip} daddr ${address} accept`)
+        ),
+      ];
+    });
+}
+
+function closings({ link, addresses }: GuestRules): ReturnType<Wanted> {
+  const from = link === "" ? "" : `iifname != "${link}" `;
+  return addresses.map((address) => ({
+    what: `closed ${address}`,
+    rule: `${from}${nameOf(address)} daddr ${address} ct state new ct status dnat drop`,
+  }));
+}
+
+function nameOf(address: string): "ip" | "ip6" {
+  return isIp(address) === 6 ? "ip6" : "ip";
+}

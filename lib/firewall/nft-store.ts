@@ -1,0 +1,170 @@
+/**
+ * A table of tapkit's in the kernel, over netlink: what it has is read, and elements are changed.
+ *
+ * nft's listings grow with every element and differ between its versions, and opening its library
+ * takes longer than attaching a VM; it is left the making of tables that are not compiled.
+ *
+ * @module
+ */
+
+import type { Finding } from "../finding.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import { decodeMessages } from "../netlink/message.ts";
+import {
+  elementRequests,
+  isEmptySet,
+  readElements,
+  readSet,
+} from "../netlink/nftables/elements.ts";
+import {
+  commit,
+  listRules,
+  tableCreation,
+  tableDeletion,
+  tableExists,
+  tableLabel,
+  tolerateAbsence,
+} from "../netlink/nftables/objects.ts";
+import { type Netns, withNetns } from "../sys/netns.ts";
+import { Nftables } from "./libnftables.ts";
+import type { GuestRules } from "./model.ts";
+import { byId, type Change, type Entry, entryId, type FirewallLayer, type Found } from "./place.ts";
+import { type ElementStore, type Kept, missingElement } from "./store.ts";
+import { marksOf, planAdd, planDropTable, planTable, setOf, type Table } from "./table.ts";
+
+/** What stands in a table, and which errors of its making mean something else than they say. */
+export interface Contents extends Kept {
+  readonly table: () => Table;
+  readonly explain?: (error: unknown) => unknown;
+}
+
+/** One of tapkit's tables in one network namespace. */
+export class NftStore implements ElementStore {
+  readonly kind = "nftables";
+  readonly whole = false;
+  readonly #netns: Netns;
+  readonly #nl: NetlinkConnection;
+  readonly #contents: Contents;
+  #made: Table | undefined;
+
+  /**
+   * @param netns where the table is; closed with this
+   * @param nl of that namespace; its caller closes it
+   */
+  constructor(netns: Netns, nl: NetlinkConnection, contents: Contents) {
+    this.#netns = netns;
+    this.#nl = nl;
+    this.#contents = contents;
+  }
+
+  get layer(): FirewallLayer {
+    return this.#contents.layer;
+  }
+
+  get #table(): Table {
+    return this.#made ??= this.#contents.table();
+  }
+
+  want(rules: GuestRules): readonly Entry[] {
+    return this.#contents.want(rules);
+  }
+
+  exists(): boolean {
+    return tableExists(this.#nl, this.#table);
+  }
+
+  read(have: readonly Entry[] | "any", want: readonly Entry[]): Found<Entry> {
+    let lacking = this.#lackingRules();
+    let exists = true;
+    if (lacking.length > 0) {
+      exists = this.exists();
+      // Another process may have made it, rules and all, since they were looked for.
+      if (exists) lacking = this.#lackingRules();
+      else lacking = [{ object: this.#label, problem: "is missing" }];
+    }
+    const elements = !exists
+      ? []
+      : have === "any" || lacking.length > 0
+      ? this.readSets(Object.keys(this.#table.sets))
+      : readElements(this.#nl, [...have, ...want], this.#setOf);
+    return {
+      exists,
+      lacking,
+      entries: byId(elements),
+    };
+  }
+
+  readSets(sets: readonly string[]): Entry[] {
+    return sets.flatMap((set) => readSet(this.#nl, this.#setOf(set)));
+  }
+
+  change({ owner, remove, add, mend }: Change<Entry>, { exists, entries }: Found<Entry>): void {
+    if (!mend) {
+      commit(this.#nl, [
+        ...elementRequests("DEL", remove, this.#setOf),
+        ...elementRequests("NEW", add, this.#setOf),
+      ], { op: "nf_tables", action: "change", object: `the rules of ${owner}` });
+      return;
+    }
+    const gone = new Set(remove.map(entryId));
+    const kept = [...entries.values()].filter((element) => !gone.has(entryId(element)));
+    this.#make([...kept, ...add], exists);
+  }
+
+  /** Makes the table anew, with these elements and no others. */
+  #make(elements: readonly Entry[], exists: boolean): void {
+    const table = this.#table;
+    if (table.messages !== undefined) {
+      commit(this.#nl, [
+        ...exists ? [tableCreation(table), tableDeletion(table)] : [],
+        tableCreation(table, true),
+        ...decodeMessages(Uint8Array.fromBase64(table.messages)),
+        ...elementRequests("NEW", elements, this.#setOf),
+      ], { op: "nf_tables", action: "make", object: this.#label });
+      return;
+    }
+    using nft = withNetns(this.#netns, () => Nftables.open());
+    const drop = exists ? planDropTable(table) : "";
+    nft.run(drop + planTable(table) + planAdd(elements, table), `make ${this.#label}`);
+  }
+
+  /** A table of policies is there only while somebody has elements in it. */
+  tidy(): void {
+    if (this.layer !== "policy") return;
+    const { sets } = this.#table;
+    if (Object.keys(sets).every((set) => isEmptySet(this.#nl, this.#setOf(set)))) this.delete();
+  }
+
+  delete(): void {
+    const subject = { op: "NFT_MSG_DELTABLE", action: "delete", object: this.#label };
+    // Somebody may have flushed the ruleset just now.
+    tolerateAbsence(() => commit(this.#nl, [tableDeletion(this.#table)], subject));
+  }
+
+  missing(element: Entry, other?: Entry): Finding {
+    return missingElement(this, this.#contents.describe(element), element, other);
+  }
+
+  explain(error: unknown): unknown {
+    return this.#contents.explain?.(error) ?? error;
+  }
+
+  [Symbol.dispose](): void {
+    this.#netns[Symbol.dispose]();
+  }
+
+  readonly #setOf = (set: string) => setOf(this.#table, set);
+
+  get #label(): string {
+    return `the ${tableLabel(this.#table)}`;
+  }
+
+  #lackingRules(): Finding[] {
+    const text = ({ chain, comment }: { readonly chain: string; readonly comment: string }) =>
+      `${chain}: ${comment}`;
+    const { family, name } = this.#table;
+    const present = new Set(listRules(this.#nl, { family, table: name }).map(text));
+    return marksOf(this.#table).map(text).filter((mark) => !present.has(mark))
+      .map((mark) => ({ object: this.#label, problem: `lacks the rule "${mark}"` }));
+  }
+}

@@ -1,0 +1,130 @@
+/**
+ * Tables of nftables, pure: what one consists of, and the commands that make it.
+ *
+ * @module
+ */
+
+import {
+  BURST_SECONDS,
+  isPrefix,
+  type NftSet,
+  type SetDefinition,
+} from "../netlink/nftables/elements.ts";
+import type { Entry } from "./place.ts";
+
+/**
+ * What nft needs for reading its own listing. The kernel takes an element that counts no connection
+ * out of a hash table, but not out of a set of intervals.
+ */
+const LIMIT_FLAGS = {
+  rate: "flags dynamic;",
+  connections: "flags interval; ct count over 1;",
+} as const;
+
+/** A chain of a table, and its rules. */
+export interface Chain {
+  readonly name: string;
+  /** Where it is hooked; a chain without is jumped to. */
+  readonly hook?: string;
+  /** Each with the comment it is recognised by. */
+  readonly rules: readonly (readonly [comment: string, rule: string])[];
+}
+
+/** A table of tapkit's. */
+export interface Table {
+  readonly family: "inet" | "bridge";
+  readonly name: string;
+  readonly sets: Readonly<Record<string, SetDefinition>>;
+  /** Sets that rules fill as packets pass, as nft writes what they are: no owner has them. */
+  readonly learnt?: Readonly<Record<string, string>>;
+  readonly chains: readonly Chain[];
+  /** What tells it from the same table of another version of tapkit. */
+  readonly layout: string;
+  /** The netlink messages that make its chains, sets and rules, in base64; absent, libnftables does. */
+  readonly messages?: string;
+}
+
+/** One of a table's sets and maps. */
+export function setOf({ family, name, sets }: Table, set: string): NftSet {
+  return { family, table: name, name: set, definition: sets[set]! };
+}
+
+/** A rule as it is recognised in the kernel. */
+export interface RuleMark {
+  readonly chain: string;
+  readonly comment: string;
+}
+
+/** All rules of a table in the kernel's order. The first one's comment tells the layout. */
+export function marksOf({ chains, layout }: Table): RuleMark[] {
+  return chains.flatMap(({ name, rules }, index) =>
+    rules.map(([comment], position) => ({
+      chain: name,
+      comment: index + position === 0 ? `${comment}, layout ${layout}` : comment,
+    }))
+  );
+}
+
+/** The commands that make a table, without elements. They fail when it is there already. */
+export function planTable(table: Table): string {
+  const { family, name } = table;
+  // `table … {` alone would add the rules once more.
+  const lines = [
+    `create table ${family} ${name}`,
+    `table ${family} ${name} {`,
+  ];
+  for (const [set, { key, value, limit }] of Object.entries(table.sets)) {
+    const fields = key.join(" . ").replaceAll("_prefix", "_addr");
+    const type = fields + (value === undefined ? "" : ` : ${value.join(" . ")}`);
+    const flags = limit !== undefined
+      ? ` ${LIMIT_FLAGS[limit]}`
+      : key.some(isPrefix)
+      ? " flags interval;"
+      : "";
+    lines.push(`${value === undefined ? "set" : "map"} ${set} { type ${type};${flags} }`);
+  }
+  for (const [set, text] of Object.entries(table.learnt ?? {})) {
+    lines.push(`set ${set} { ${text} }`);
+  }
+  const marks = marksOf(table);
+  let rule = 0;
+  for (const { name, hook, rules } of table.chains) {
+    lines.push(`chain ${name} {`);
+    if (hook !== undefined) lines.push(`type ${hook}; policy accept;`);
+    for (const [, text] of rules) lines.push(`${text} comment "${marks[rule++]!.comment}"`);
+    lines.push("}");
+  }
+  lines.push("}");
+  return `${lines.join("\n")}\n`;
+}
+
+/** The commands that take a table away, whether it is there or not. */
+export function planDropTable({ family, name }: Table): string {
+  return `add table ${family} ${name}\ndelete table ${family} ${name}\n`;
+}
+
+/** The commands that add elements to a table. */
+export function planAdd(elements: readonly Entry[], table: Table): string {
+  let commands = "";
+  for (const set of Object.keys(table.sets)) {
+    const texts = elements.filter((element) => element.set === set).map((element) => {
+      const value = element.value === undefined ? "" : ` : ${element.value.join(" . ")}`;
+      return `${keyText(element, table)} comment "${element.owner}"${value}`;
+    });
+    if (texts.length === 0) continue;
+    commands += `add element ${table.family} ${table.name} ${set} { ${texts.join(", ")} }\n`;
+  }
+  return commands;
+}
+
+function keyText({ set, key, limit = 0 }: Entry, table: Table): string {
+  const { key: fields, limit: kind } = table.sets[set]!;
+  const text = key.map((text, index) => fields[index] === "ifname" ? `"${text}"` : text).join(
+    " . ",
+  );
+  return kind === undefined
+    ? text
+    : kind === "connections"
+    ? `${text} ct count over ${limit}`
+    : `${text} limit rate over ${limit}/second burst ${limit * BURST_SECONDS} packets`;
+}
