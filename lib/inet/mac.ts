@@ -26,7 +26,7 @@ export function parseMac(text: string): Uint8Array<ArrayBuffer> {
   const bytes = Uint8Array.from(text.split(":"), (pair) => parseInt(pair, 16));
   if ((bytes[0]! & GROUP_BIT) !== 0) {
     throw new InputError(`MAC address "${text}" is a group address`, {
-      mend: "the first byte of an interface's address is even",
+      mend: "use an address whose first byte is even",
     });
   }
   if (bytes.every((byte) => byte === 0)) {

@@ -33,7 +33,7 @@ export function findSlip(text: string): Slip | undefined {
   const [, mapping = "", suffix = ""] = /^([^/]*)(\/(?:tcp|udp|sctp))?$/i.exec(text) ?? [];
   const end = suffix.toLowerCase();
   if (suffix !== end) {
-    return { why: "the protocol is written in small letters", mend: `write ${mapping}${end}` };
+    return { why: "the protocol is written in lower case", mend: `write ${mapping}${end}` };
   }
   if (/^[1-9]\d{0,4}(-[1-9]\d{0,4})?$/.test(mapping)) {
     return {

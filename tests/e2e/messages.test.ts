@@ -240,8 +240,8 @@ Deno.test("attach-vm: directories and devices that are something else", async ()
     await says(host, [[
       "attach-vm web",
       1,
-      `cannot attach "web": /dev/net/tun is not the kernel's TUN/TAP device: ${code}: take away ` +
-      "what is there, and make it: mknod /dev/net/tun c 10 200",
+      `cannot attach "web": /dev/net/tun is not the kernel's TUN/TAP device: ${code}: delete ` +
+      "/dev/net/tun, and create it: mknod /dev/net/tun c 10 200",
     ]]);
     assertEquals((await host.mustTapkit("attach-vm", "--list")).json.length, 1);
   }

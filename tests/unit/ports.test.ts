@@ -96,7 +96,7 @@ Deno.test("parsePorts: says what was meant where it is written as other programs
     [":80", "it names no host port", "write 0:80 to have a free one chosen"],
     ["8080:80:tcp", "the protocol follows a slash", "write 8080:80/tcp"],
     ["127.0.0.1:53:53:UDP", "the protocol follows a slash", "write 127.0.0.1:53:53/udp"],
-    ["8080:80/TCP", "the protocol is written in small letters", "write 8080:80/tcp"],
+    ["8080:80/TCP", "the protocol is written in lower case", "write 8080:80/tcp"],
     [
       "8080:80,8081:81/udp",
       "it is 2 mappings",
