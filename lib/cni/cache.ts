@@ -22,7 +22,6 @@ export interface CachedAttachment {
   readonly list: NetworkConfigList;
   readonly containerId: string;
   readonly ifName: string;
-  readonly netns?: string;
   readonly cniArgs: Readonly<Record<string, string>>;
   readonly capabilityArgs: Readonly<Record<string, unknown>>;
   readonly result?: Result;
@@ -96,7 +95,6 @@ function readEntry(path: string): CachedAttachment | undefined {
       list,
       containerId: String(entry.containerId),
       ifName: String(entry.ifName),
-      ...typeof entry.netns === "string" ? { netns: entry.netns } : {},
       cniArgs: Object.fromEntries(entry.cniArgs ?? []),
       capabilityArgs: entry.capabilityArgs ?? {},
       ...entry.result === undefined ? {} : { result: parseResult(entry.result, list.cniVersion) },

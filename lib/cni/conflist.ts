@@ -27,6 +27,7 @@
  */
 
 import { describe, InputError, TapkitError } from "../errors.ts";
+import { namesIn } from "../files.ts";
 import { locateJsonError } from "./json-error.ts";
 import { CNI_VERSIONS, type NetworkConfigList, type PluginConfig } from "./types.ts";
 
@@ -36,21 +37,21 @@ const IFNAME_MAX = 15;
 /** Of a configuration that says none. */
 const OLDEST_VERSION = "0.1.0";
 const IDENTIFIER = /^[a-zA-Z0-9][a-zA-Z0-9_.-]*$/;
+const IDENTIFIER_MEND = "start with a letter or digit, then use letters, digits, '_', '.' and '-'";
 
 /** Checks a container id by the specification's grammar. */
 export function validateContainerId(id: string): void {
-  if (IDENTIFIER.test(id)) return;
-  throw new InputError(`container id "${id}" is malformed`, {
-    mend: "start with a letter or digit, then use letters, digits, '_', '.' and '-'",
-  });
+  validateIdentifier("container id", id);
 }
 
 /** Checks a network's name by the specification's grammar. */
 export function validateNetworkName(name: string): void {
-  if (IDENTIFIER.test(name)) return;
-  throw new InputError(`network name "${name}" is malformed`, {
-    mend: "start with a letter or digit, then use letters, digits, '_', '.' and '-'",
-  });
+  validateIdentifier("network name", name);
+}
+
+function validateIdentifier(what: string, text: string): void {
+  if (IDENTIFIER.test(text)) return;
+  throw new InputError(`${what} "${text}" is malformed`, { mend: IDENTIFIER_MEND });
 }
 
 /** Checks the name of a link that is to be made. */
@@ -96,13 +97,12 @@ export function listConfigFiles(directory: string): string[] {
 }
 
 function listFiles(directory: string, extensions: readonly string[]): string[] {
-  const names: string[] = [];
+  const isConfig = ({ name, isDirectory }: Deno.DirEntry) =>
+    !isDirectory && extensions.some((extension) => name.endsWith(extension));
   try {
-    for (const entry of Deno.readDirSync(directory)) {
-      if (!entry.isDirectory && extensions.some((extension) => entry.name.endsWith(extension))) {
-        names.push(entry.name);
-      }
-    }
+    // Go's sort.Strings compares bytes, and so do code units for the ASCII names met here.
+    return [...Deno.readDirSync(directory)].filter(isConfig).map(({ name }) => name).sort()
+      .map((name) => `${directory.replace(/\/+$/, "")}/${name}`);
   } catch (error) {
     if (error instanceof Deno.errors.NotFound && linkTarget(directory) === undefined) return [];
     if (error instanceof Deno.errors.NotFound) throw dangling("CNI directory", directory, error);
@@ -113,8 +113,6 @@ function listFiles(directory: string, extensions: readonly string[]): string[] {
       cause: error,
     });
   }
-  // Go's sort.Strings compares bytes, and so do code units for the ASCII names met here.
-  return names.sort().map((name) => `${directory.replace(/\/+$/, "")}/${name}`);
 }
 
 /**
@@ -148,21 +146,20 @@ export function findNetwork(directory: string, name?: string): NetworkConfigList
   if (name === undefined) return firstNetwork(files);
   validateNetworkName(name);
   const known: string[] = [];
-  const broken: TapkitError[] = [];
+  let broken: unknown;
   for (const path of files) {
     let raw: unknown;
     try {
       raw = parseJson(readText(path), path);
     } catch (error) {
-      if (!(error instanceof TapkitError)) throw error;
-      broken.push(error);
+      broken ??= error;
       continue;
     }
     if (!isObject(raw) || typeof raw.name !== "string") continue;
     if (raw.name === name) return validate(raw, path, readPlugins);
     known.push(raw.name);
   }
-  if (broken[0] !== undefined) throw broken[0];
+  if (broken !== undefined) throw broken;
   throw new InputError(`${directory} configures no network "${name}"`, {
     mend: known.length === 0
       ? "add its configuration file, or leave out the network's name"
@@ -229,11 +226,11 @@ function parseJson(text: string, path: string): unknown {
 
 /** The plugins that are configured beside the file of a list, in the directory of its name. */
 function readPlugins(path: string, name: string): PluginConfig[] {
-  const directory = `${path.slice(0, path.lastIndexOf("/") + 1)}${name}`;
-  return listFiles(directory, [".conf"]).map((file) => {
-    const plugin = parseJson(readText(file), file);
-    return requirePlugin(plugin, failing(file));
-  });
+  const parent = path.slice(0, path.lastIndexOf("/") + 1);
+  // Few networks have one. Deno throws for what is absent, so the listing is asked.
+  if (!namesIn(parent === "" ? "." : parent).includes(name)) return [];
+  return listFiles(`${parent}${name}`, [".conf"])
+    .map((file) => requirePlugin(parseJson(readText(file), file), failing(file)));
 }
 
 function validate(
@@ -246,10 +243,7 @@ function validate(
   const { name } = raw;
   if (typeof name !== "string" || name === "") return fail(`has no "name"`, `add "name": "NAME"`);
   if (!IDENTIFIER.test(name)) {
-    return fail(
-      `has the malformed name "${name}"`,
-      "start with a letter or digit, then use letters, digits, '_', '.' and '-'",
-    );
+    return fail(`has the malformed name "${name}"`, IDENTIFIER_MEND);
   }
   const cniVersion = chooseVersion(raw, fail);
   const single = "type" in raw && !("plugins" in raw && path.endsWith(".conflist"));

@@ -4,8 +4,8 @@
  * @module
  */
 
-import { InputError, TapkitError } from "../errors.ts";
-import { removeIfThere } from "../files.ts";
+import { describe, InputError, TapkitError } from "../errors.ts";
+import { readIfThere, removeIfThere } from "../files.ts";
 import { parseCidr } from "../inet/ip.ts";
 import { listAddresses } from "../netlink/address.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
@@ -269,21 +269,16 @@ function remove(path: string, inUse: readonly string[]): DefaultCniReport {
     });
   }
   if (inUse.length > 0) {
-    throw new TapkitError(
-      `${path} is in use by ${inUse.map((name) => `VM "${name}"`).join(", ")}`,
-      {
-        mend: `run attach-vm ${inUse.join(" ")} --remove first`,
-      },
-    );
+    const users = inUse.map((name) => `VM "${name}"`).join(", ");
+    throw new TapkitError(`${path} is in use by ${users}`, {
+      mend: `run attach-vm ${inUse.join(" ")} --remove first`,
+    });
   }
   try {
     removeIfThere(path);
-  } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new TapkitError(`cannot remove ${path}: ${reason}`, {
-      mend: "run as root",
-      cause: error,
-    });
+  } catch (cause) {
+    const mend = "run as root";
+    throw new TapkitError(`cannot remove ${path}: ${describe(cause)}`, { mend, cause });
   }
   return { path, installed: false, ...describeNetwork(network), removed: true };
 }
@@ -300,13 +295,11 @@ function describeNetwork({ bridge, subnet, ipv6, mtu }: DefaultNetwork) {
 
 function read(path: string): string | undefined {
   try {
-    return Deno.readTextFileSync(path);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new TapkitError(`${path} cannot be read: ${reason}`, {
+    return readIfThere(path);
+  } catch (cause) {
+    throw new TapkitError(`${path} cannot be read: ${describe(cause)}`, {
       mend: "check its type and permissions",
-      cause: error,
+      cause,
     });
   }
 }

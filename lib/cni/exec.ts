@@ -5,10 +5,10 @@
  * @module
  */
 
-import { TapkitError } from "../errors.ts";
+import { describe, TapkitError, type TapkitErrorOptions } from "../errors.ts";
 import { type PipedOutcome, runPiped } from "../exec.ts";
 import { findPlugin, type PluginHost } from "./plan.ts";
-import { CniCode, CniError } from "./types.ts";
+import { CniCode, CniError, type CniFailure } from "./types.ts";
 
 /** The specification's verbs. */
 export type Verb = "ADD" | "DEL" | "CHECK" | "GC" | "STATUS" | "VERSION";
@@ -47,7 +47,11 @@ const PATIENCE_MS = 1000;
 export async function callPlugin(call: PluginCall): Promise<string> {
   const { verb, type, host, containerId = "", netns = "", ifName = "", cniArgs = {} } = call;
   const program = findPlugin(type, host.binDirs);
-  if (program === undefined) throw missingPlugin(type, host);
+  if (program === undefined) {
+    throw new TapkitError(`plugin "${type}" is in none of ${host.binDirs.join(", ")}`, {
+      mend: "install it there, or say where it is with --cni-bin-dir",
+    });
+  }
   const timeoutMs = host.timeoutMs ?? DEFAULT_TIMEOUT_MS;
   let outcome: PipedOutcome;
   const network = call.config.name === undefined ? "" : ` of network "${call.config.name}"`;
@@ -73,85 +77,70 @@ export async function callPlugin(call: PluginCall): Promise<string> {
       graceMs: verb === "DEL" ? DEL_GRACE_MS : 0,
     });
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw failure(call, `${program} cannot be executed: ${reason}`, {
+    throw failure(call, `${program} cannot be executed: ${describe(cause)}`, {
       mend: "see to it that it is an executable program for this machine",
       cause,
     });
   } finally {
     clearTimeout(waiting);
   }
-  if (outcome.killed === "timeout") {
-    throw failure(call, `did not end within ${timeoutMs / 1000} s, and was killed`, {
-      mend: "look at what it waits for, or set TAPKIT_PLUGIN_TIMEOUT to more seconds",
-      outcome,
-    });
-  }
-  if (outcome.killed === "output") {
-    throw failure(call, `printed more than ${MAX_STDOUT >> 20} MiB, and was killed`, {
-      mend: "run it by hand to see what it prints",
-      outcome,
-    });
-  }
-  if (outcome.killed === "interrupted") {
-    if (verb !== "DEL") throw host.signal?.reason;
-    throw failure(call, `did not end within ${DEL_GRACE_MS / 1000} s of a signal, and was killed`, {
-      mend: "see that what the network runs on this host is up, then run attach-vm NAME --remove",
-      outcome,
-    });
-  }
-  if (outcome.signal !== undefined) {
-    throw failure(call, `was ended by ${outcome.signal}`, {
-      mend: "see the kernel's log: memory may be short, or the program is broken",
-      outcome,
-    });
-  }
+  if (outcome.killed === "interrupted" && verb !== "DEL") throw host.signal?.reason;
+  const [what, mend] = violentEnd(outcome, timeoutMs) ?? [];
+  if (what !== undefined) throw failure(call, what, { mend, outcome });
   if (outcome.code !== 0) throw refusal(call, outcome);
   return outcome.stdout;
 }
 
-/** The error for a plugin whose program is nowhere. */
-export function missingPlugin(type: string, { binDirs }: PluginHost): TapkitError {
-  return new TapkitError(`plugin "${type}" is in none of ${binDirs.join(", ")}`, {
-    mend: "install it there, or say where it is with --cni-bin-dir",
-  });
-}
-
-interface FailureOptions {
-  readonly code?: number;
-  readonly refused?: boolean;
-  readonly taken?: boolean;
-  readonly mend?: string | undefined;
-  readonly outcome?: PipedOutcome;
-  readonly cause?: unknown;
+/** Why a plugin did not end by itself, and what can be done; undefined where it did. */
+function violentEnd(
+  { killed, signal }: PipedOutcome,
+  timeoutMs: number,
+): [what: string, mend: string] | undefined {
+  switch (killed) {
+    case "timeout":
+      return [
+        `did not end within ${timeoutMs / 1000} s, and was killed`,
+        "look at what it waits for, or set TAPKIT_PLUGIN_TIMEOUT to more seconds",
+      ];
+    case "output":
+      return [
+        `printed more than ${MAX_STDOUT >> 20} MiB, and was killed`,
+        "run it by hand to see what it prints",
+      ];
+    case "interrupted":
+      return [
+        `did not end within ${DEL_GRACE_MS / 1000} s of a signal, and was killed`,
+        "see that what the network runs on this host is up, then run attach-vm NAME --remove",
+      ];
+  }
+  if (signal === undefined) return undefined;
+  return [
+    `was ended by ${signal}`,
+    "see the kernel's log: memory may be short, or the program is broken",
+  ];
 }
 
 function failure(
   { type, verb, host }: PluginCall,
   what: string,
-  options: FailureOptions,
+  options: TapkitErrorOptions & Partial<CniFailure> & { readonly outcome?: PipedOutcome },
 ): CniError {
-  const { code = CniCode.INTERNAL, refused = false, taken = false, mend, outcome, cause } = options;
+  const { mend, outcome, cause, ...kind } = options;
   const said = outcome === undefined ? "" : lastWords(outcome.stderr);
   const whole = `${verb} ${what}${said === "" || what.includes(said) ? "" : ` (it said: ${said})`}`;
   const short = shorten(whole);
   if (short !== whole) host.detail?.(`${type}: ${whole}`);
-  return new CniError(short, {
-    plugin: type,
-    code,
-    refused,
-    taken,
-  }, { mend, cause });
+  return new CniError(short, { plugin: type, code: CniCode.INTERNAL, ...kind }, { mend, cause });
 }
 
-/** As much as is read of one line: how it begins, and how it ends, which is the cause mostly. */
+/** The beginning of a long text and its end, which mostly is the cause. */
 function shorten(text: string): string {
   if (text.length <= MAX_MESSAGE) return text;
   const half = (MAX_MESSAGE - 3) >> 1;
   return `${text.slice(0, half).trimEnd()} … ${text.slice(-half).trimStart()}`;
 }
 
-/** The end of what a plugin said; of a Go program's panic the reason, not where it was. */
+/** The last lines of what a plugin said; of a Go program's panic the reason, not the stack. */
 function lastWords(stderr: string): string {
   const [said = ""] = stderr.split(/^(?:\[signal |goroutine \d+ \[)/m, 1);
   return said.trim().split(/\s*\n\s*/).slice(-5).join(" | ");
@@ -186,7 +175,7 @@ function refusal(call: PluginCall, outcome: PipedOutcome): CniError {
   });
 }
 
-/** The specification has no code for it; these words have host-local, ipvlan, Weave Net and the kernel. */
+/** The specification has no code for it. host-local, ipvlan, Weave Net and the kernel say it so. */
 const TAKEN = /\b(?:already|duplicate|(?<!not |n't |no longer )exists?)\b/i;
 
 /** What is said where a plugin asks a daemon that is not there. */

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { TapkitError } from "../errors.ts";
+import { describe, TapkitError } from "../errors.ts";
 import { isThere, removeIfThere, writeAll } from "../files.ts";
 
 /**
@@ -17,7 +17,7 @@ export function writeFileOnce(path: string, text: string): boolean {
   const directory = path.slice(0, cut) || "/";
   const name = path.slice(cut + 1);
   try {
-    makeDirectory(directory);
+    Deno.mkdirSync(directory, { recursive: true, mode: 0o755 });
     sweepTemporaries(directory, name);
     const temporary = `${directory}/.${name}.${Deno.pid}`;
     try {
@@ -35,21 +35,11 @@ export function writeFileOnce(path: string, text: string): boolean {
     return true;
   } catch (error) {
     if (error instanceof Deno.errors.AlreadyExists && isThere(path)) return false;
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new TapkitError(`cannot write ${path}: ${reason}`, {
+    throw new TapkitError(`cannot write ${path}: ${describe(error)}`, {
       mend: "run as root, and check the directory and its free space",
       cause: error,
     });
   }
-}
-
-function makeDirectory(directory: string): void {
-  try {
-    if (Deno.statSync(directory).isDirectory) return;
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  }
-  Deno.mkdirSync(directory, { recursive: true, mode: 0o755 });
 }
 
 /** What a directory holds; nothing where it cannot be read, which whoever needs it says. */

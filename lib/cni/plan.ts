@@ -194,17 +194,18 @@ export function chooseExecuted(list: NetworkConfigList, choice?: PluginChoice): 
     });
   }
   const { mode, isDefault, host } = choice;
-  const missing = plugins.map((conf) =>
+  const missing = (conf: PluginConfig) =>
     [conf.type, conf.ipam?.type].find((type) =>
       typeof type === "string" && type !== "" && findPlugin(type, host.binDirs) === undefined
-    )
-  );
-  const someMissing = missing.some((type) => type !== undefined);
-  if (mode === "auto" && unsupported === undefined && (isDefault || someMissing)) {
-    return plugins.map(() => false);
+    );
+  if (mode === "auto" && unsupported === undefined) {
+    // tapkit's own network needs no search for programs.
+    if (isDefault || plugins.some((conf) => missing(conf) !== undefined)) {
+      return plugins.map(() => false);
+    }
   }
-  return plugins.map((conf, index) => {
-    const type = missing[index];
+  return plugins.map((conf) => {
+    const type = missing(conf);
     if (type === undefined) return true;
     if (mode === "auto" && builtinPlugin(conf.type)?.supports(conf) === true) return false;
     throw new TapkitError(

@@ -12,15 +12,8 @@ import type { GuestRules } from "../firewall/model.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import type { Netns } from "../sys/netns.ts";
 import type { UndoStack } from "../undo.ts";
-import {
-  CniCode,
-  CniError,
-  type Dns,
-  type IpConfig,
-  type PluginConfig,
-  type Result,
-  type RouteConfig,
-} from "./types.ts";
+import { type Dns, type IpConfig, misconfigured, type PluginConfig } from "./types.ts";
+import type { Result, RouteConfig } from "./types.ts";
 
 /** What identifies an attachment to a network. */
 export interface Holder {
@@ -122,8 +115,6 @@ const COMMON_KEYS: readonly string[] = [
 /** The result of the plugin before, without which a chained plugin cannot work. */
 export function requirePrevResult(plugin: string, context: AddContext): Result {
   if (context.prevResult !== undefined) return context.prevResult;
-  throw new CniError(`has no plugin before it in network "${context.conf.name}"`, {
-    plugin,
-    code: CniCode.INVALID_NETWORK_CONFIG,
-  }, { mend: "put it after the plugin that makes the interface" });
+  const message = `has no plugin before it in network "${context.conf.name}"`;
+  throw misconfigured(plugin, message, "put it after the plugin that makes the interface");
 }

@@ -27,17 +27,27 @@ import {
 import type { BuiltinPlugin, GuestContribution } from "./plugin.ts";
 import type { PluginConfig, Result } from "./types.ts";
 
-/** Where an attachment is made. */
-export interface AddEnvironment {
-  readonly netns: Netns;
+/** What the verbs work with. For DEL and CHECK the namespace may be gone. */
+export interface AttachmentEnvironment {
   /** The namespace's path as results name it. */
   readonly netnsPath: string;
-  /** Whether the namespace is tapkit's own, so that its settings may be changed. */
-  readonly ownNetns: boolean;
   /** A connection of the calling thread's namespace, the host's. */
   readonly hostNl: NetlinkConnection;
   /** A connection of the VM's namespace. */
+  readonly vmNl?: NetlinkConnection;
+  /** Whether the plugin that made the interface gets no DEL, so that it keeps the address. */
+  readonly keepsLease?: boolean;
+  /** Where plugins are executed. */
+  readonly plugins: PluginHost;
+  note(text: string): void;
+}
+
+/** What ADD works with. */
+export interface AddEnvironment extends AttachmentEnvironment {
+  readonly netns: Netns;
   readonly vmNl: NetlinkConnection;
+  /** Whether the namespace is tapkit's own, so that its settings may be changed. */
+  readonly ownNetns: boolean;
   /** Gets the undo of every step; the caller unwinds it when anything fails. */
   readonly undo: UndoStack;
   /** Tag of the firewall rules: `"web/eth0"`. */
@@ -46,23 +56,6 @@ export interface AddEnvironment {
   readonly mtu?: number;
   /** Nothing of this attachment exists: its address is not looked for in the pool first. */
   readonly fresh?: boolean;
-  /** The plugin that made it has its address for it: undoing does not give that back. */
-  readonly keepsLease?: boolean;
-  /** Where plugins are executed. */
-  readonly plugins?: PluginHost;
-  note(text: string): void;
-}
-
-/** What DEL and CHECK work with; the namespace may be gone. */
-export interface AttachmentEnvironment {
-  readonly netnsPath: string;
-  readonly hostNl: NetlinkConnection;
-  readonly vmNl?: NetlinkConnection;
-  /** Whether the plugin that made the interface is not asked, so that it keeps the address for it. */
-  readonly keepsLease?: boolean;
-  /** Where plugins are executed. */
-  readonly plugins?: PluginHost;
-  note(text: string): void;
 }
 
 /** What ADD gives. */
@@ -84,13 +77,13 @@ export async function addNetwork(
   attachment: NetworkAttachment,
   environment: AddEnvironment,
 ): Promise<Added> {
-  const { owner, fresh = false, keepsLease = false, plugins: host, ...rest } = environment;
-  const { containerId, ifName, cniArgs, network } = attachment;
+  const { owner, fresh = false, keepsLease = false, plugins: host } = environment;
+  const { ifName, network } = attachment;
   let result: Result | undefined;
   const got: (Result | undefined)[] = [];
   let guest: GuestContribution = {};
   if (hasExecuted(attachment)) {
-    await (await import("./executed.ts")).requireReady(attachment, requireHost(host, network));
+    await (await import("./executed.ts")).requireReady(attachment, host);
     environment.undo.push(`what the plugins of "${network}" leave`, async () => {
       const { removeRemains } = await import("./reference-faults.ts");
       const made = result === undefined ? attachment : { ...attachment, result };
@@ -103,7 +96,7 @@ export async function addNetwork(
     if (plugin.implementation === "exec") {
       const { addExecuted } = await import("./executed.ts");
       const netns = environment.netnsPath;
-      const executed = { attachment, plugin, host: requireHost(host, network), netns };
+      const executed = { attachment, plugin, host, netns };
       // With what is known then: some find what they made by the addresses of the result.
       const maker = got.length === 1;
       environment.undo.push(`plugin "${type}"`, async () => {
@@ -113,16 +106,8 @@ export async function addNetwork(
       result = await addExecuted(executed, result);
       continue;
     }
-    const outcome = requirePlugin(type).add({
-      ...rest,
-      note: (text) => environment.note(text),
-      containerId,
-      ifName,
-      cniArgs,
-      fresh,
-      conf: config,
-      ...(result === undefined ? {} : { prevResult: result }),
-    });
+    const context = contextOf(attachment, environment, config, result);
+    const outcome = requirePlugin(type).add({ ...context, fresh });
     result = outcome.result;
     guest = { ...guest, ...outcome.guest };
   }
@@ -133,16 +118,13 @@ export async function addNetwork(
     const masquerade = await findMasquerade(attachment);
     added = withResults(masquerade.length === 0 ? added : { ...added, masquerade }, got);
     const { writeCache, removeCache } = await import("./cache.ts");
-    const { stateDir } = requireHost(host, network);
-    environment.undo.push(`cached result of "${network}"`, () => removeCache(stateDir, attachment));
-    writeCache(stateDir, added, environment.netnsPath);
+    environment.undo.push(`cached result of "${network}"`, () => {
+      removeCache(host.stateDir, attachment);
+    });
+    writeCache(host.stateDir, added, environment.netnsPath);
   }
   const rules = completeRules(owner, guest, result, environment);
-  return {
-    attachment: added,
-    result,
-    ...(rules === undefined ? {} : { guest: rules }),
-  };
+  return { attachment: added, result, ...(rules === undefined ? {} : { guest: rules }) };
 }
 
 /** What DEL works with. */
@@ -155,10 +137,8 @@ export interface DelEnvironment extends AttachmentEnvironment {
 }
 
 /**
- * Detaches: runs the chain's DEL backward, past failures. What is not there is no failure.
- *
- * Plugins that are executed find less when the namespace or its addresses are gone, or when they
- * failed: what they leave then, and names the container, is taken away here.
+ * Detaches: runs the chain's DEL backward, past failures. What is not there is no failure. What
+ * executed plugins leave is removed too: see reference-faults.ts.
  *
  * @returns what failed
  */
@@ -168,23 +148,22 @@ export async function delNetwork(
 ): Promise<Error[]> {
   const failures: Error[] = [];
   const { plugins: host, vmNl, netnsPath } = environment;
-  const result = attachment.result ?? await knownResult(attachment, environment);
-  const faults = hasExecuted(attachment) ? await import("./reference-faults.ts") : undefined;
-  let remains = faults?.lacksAddresses(attachment, vmNl) ?? false;
   const { keepsLease = false } = environment;
   const versions = [...also, attachment];
-  const places = Array.from(
-    { length: Math.max(...versions.map(({ plugins }) => plugins.length)) },
-    (_, place) => place,
-  ).slice(keepsLease ? 1 : 0);
-  for (const plugin of places.toReversed().flatMap((place) => versionsAt(place, versions))) {
+  const faults = versions.some(hasExecuted) ? await import("./reference-faults.ts") : undefined;
+  const result = attachment.result ?? (faults && await knownResult(attachment, environment));
+  let remains = faults?.lacksAddresses(attachment, vmNl) ?? false;
+  const places = Math.max(...versions.map(({ plugins }) => plugins.length));
+  const chain = Array.from({ length: places }, (_, place) => versionsAt(place, versions));
+  for (const plugin of chain.slice(keepsLease ? 1 : 0).reverse().flat()) {
     try {
       if (plugin.implementation === "exec") {
         const netns = vmNl === undefined ? "" : netnsPath;
-        const executed = { attachment, plugin, host: requireHost(host, attachment.network), netns };
+        const executed = { attachment, plugin, host, netns };
         if (await faults!.delTwice(executed, result)) remains = true;
       } else {
-        requirePlugin(plugin.type).del(contextOf(attachment, environment, plugin.config));
+        const { type, config } = plugin;
+        requirePlugin(type).del(contextOf(attachment, environment, config, attachment.result));
       }
     } catch (error) {
       failures.push(asError(error));
@@ -196,7 +175,7 @@ export async function delNetwork(
   }
   if (failures.length === 0 && faults !== undefined && !keepsLease) {
     const { removeCache } = await import("./cache.ts");
-    removeCache(requireHost(host, attachment.network).stateDir, attachment);
+    removeCache(host.stateDir, attachment);
   }
   return failures;
 }
@@ -207,9 +186,8 @@ async function knownResult(
   { plugins: host, vmNl, netnsPath }: AttachmentEnvironment,
 ): Promise<Result | undefined> {
   const { containerId, ifName, network } = attachment;
-  if (!hasExecuted(attachment)) return undefined;
   const { readCache } = await import("./cache.ts");
-  const cached = readCache(requireHost(host, network).stateDir, containerId)
+  const cached = readCache(host.stateDir, containerId)
     .find((entry) => entry.list.name === network && entry.ifName === ifName);
   if (cached?.result !== undefined || vmNl === undefined) return cached?.result;
   return (await import("./executed.ts")).seenResult(ifName, { vmNl, netnsPath });
@@ -257,7 +235,7 @@ export async function checkNetwork(
   const findings: ChainFinding[] = [];
   for (const [index, plugin] of plugins.entries()) {
     if (plugin.implementation === "builtin") {
-      const context = contextOf(attachment, environment, plugin.config);
+      const context = contextOf(attachment, environment, plugin.config, result);
       const found = requirePlugin(plugin.type).check({ ...context, prevResult: result });
       findings.push(...found.map((finding) => chainFinding(finding)));
     } else if (plugin.inDoubt !== undefined) {
@@ -265,8 +243,8 @@ export async function checkNetwork(
       findings.push(chainFinding(finding, { executed: index }));
     } else if (environment.identityMoved !== true) {
       const { checkExecuted } = await import("./executed.ts");
-      const host = requireHost(environment.plugins, network);
-      const executed = { attachment, plugin, host, netns: environment.netnsPath };
+      const { plugins: host, netnsPath: netns } = environment;
+      const executed = { attachment, plugin, host, netns };
       const found = await checkExecuted(executed, result);
       if (found === undefined) continue;
       const ignored = sentence(found) === plugin.checkFailure ? { ignored: true as const } : {};
@@ -330,11 +308,6 @@ export function hasExecuted({ plugins }: NetworkAttachment): boolean {
   return plugins.some(({ implementation }) => implementation === "exec");
 }
 
-function requireHost(host: PluginHost | undefined, network: string): PluginHost {
-  if (host !== undefined) return host;
-  throw new TypeError(`network "${network}" is executed, but nothing says where`);
-}
-
 function requirePlugin(type: string): BuiltinPlugin {
   const plugin = builtinPlugin(type);
   if (plugin !== undefined) return plugin;
@@ -343,22 +316,14 @@ function requirePlugin(type: string): BuiltinPlugin {
   });
 }
 
-function contextOf(
-  attachment: NetworkAttachment,
-  environment: AttachmentEnvironment,
+function contextOf<Environment extends AttachmentEnvironment>(
+  { containerId, ifName, cniArgs }: NetworkAttachment,
+  environment: Environment,
   conf: PluginConfig,
+  prevResult: Result | undefined,
 ) {
-  const { containerId, ifName, cniArgs, result } = attachment;
-  const { plugins: _, ...rest } = environment;
-  return {
-    ...rest,
-    note: (text: string) => environment.note(text),
-    containerId,
-    ifName,
-    cniArgs,
-    conf,
-    ...(result === undefined ? {} : { prevResult: result }),
-  };
+  const known = prevResult === undefined ? {} : { prevResult };
+  return { ...environment, containerId, ifName, cniArgs, conf, ...known };
 }
 
 function completeRules(

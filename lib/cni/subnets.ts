@@ -5,6 +5,7 @@
  */
 
 import { InputError, TapkitError } from "../errors.ts";
+import { isThere } from "../files.ts";
 import {
   agree,
   bigIntToIp,
@@ -128,24 +129,22 @@ function filesOf(directory: string): string[] {
 
 /** Every value of a key `subnet`, however deep. */
 function subnetsOf(path: string): Cidr[] {
-  const found: Cidr[] = [];
+  const found: string[] = [];
   try {
     JSON.parse(Deno.readTextFileSync(path), (key, value) => {
-      if (key === "subnet" && typeof value === "string") collect(found, value);
+      if (key === "subnet" && typeof value === "string") found.push(value);
       return value;
     });
   } catch {
     // Neither readable nor JSON: it names no subnet.
   }
-  return found;
-}
-
-function collect(found: Cidr[], text: string): void {
-  try {
-    found.push(parseCidr(text));
-  } catch (error) {
-    if (!(error instanceof InputError)) throw error;
-  }
+  return found.flatMap((text) => {
+    try {
+      return parseCidr(text);
+    } catch {
+      return [];
+    }
+  });
 }
 
 /**
@@ -272,19 +271,10 @@ function range(first: number, last: number): number[] {
 }
 
 function isDockerInstalled(nl: NetlinkConnection): boolean {
-  return getLink(nl, "docker0") !== undefined || DOCKER_TRACES.some(exists);
+  return getLink(nl, "docker0") !== undefined || DOCKER_TRACES.some(isThere);
 }
 
 /** A prefix as text. */
 export function formatPrefix({ network, prefixLength }: Cidr): string {
   return `${network}/${prefixLength}`;
-}
-
-function exists(path: string): boolean {
-  try {
-    Deno.lstatSync(path);
-    return true;
-  } catch {
-    return false;
-  }
 }

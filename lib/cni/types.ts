@@ -172,3 +172,12 @@ export class AddressHeldError extends CniError {
     this.holder = holder;
   }
 }
+
+/** The error for a configuration that a built-in plugin cannot work with. */
+export function misconfigured(
+  plugin: string,
+  message: string,
+  mend = "correct the network's configuration file",
+): CniError {
+  return new CniError(message, { plugin, code: CniCode.INVALID_NETWORK_CONFIG }, { mend });
+}

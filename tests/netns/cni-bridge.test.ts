@@ -7,7 +7,13 @@ import { CniError, type NetworkConfigList, type RuntimeConfig } from "../../lib/
 import type { NetlinkConnection } from "../../lib/netlink/connection.ts";
 import { withNetns } from "../../lib/sys/netns.ts";
 import { UndoStack } from "../../lib/undo.ts";
-import { CniGuest, CniHost, requireReference, runReference } from "../support/cni-reference.ts";
+import {
+  CniGuest,
+  CniHost,
+  NO_PLUGINS,
+  requireReference,
+  runReference,
+} from "../support/cni-reference.ts";
 
 requireReference();
 
@@ -47,7 +53,8 @@ interface AddOptions {
 
 function environment(host: CniHost, guest: CniGuest, options: AddOptions = {}) {
   const { hostNl = host.nl, vmNl = guest.nl, notes = [] } = options;
-  return { netnsPath: guest.path, hostNl, vmNl, note: (text: string) => void notes.push(text) };
+  const note = (text: string) => void notes.push(text);
+  return { netnsPath: guest.path, hostNl, vmNl, plugins: NO_PLUGINS, note };
 }
 
 function add(
@@ -78,7 +85,7 @@ async function del(
   attachment: NetworkAttachment,
 ): Promise<void> {
   const env = guest === undefined
-    ? { netnsPath: "/gone", hostNl: host.nl, note: () => {} }
+    ? { netnsPath: "/gone", hostNl: host.nl, plugins: NO_PLUGINS, note: () => {} }
     : environment(host, guest);
   assertEquals(await host.run(() => delNetwork(attachment, env)), []);
 }

@@ -10,7 +10,13 @@ import {
 } from "../../lib/cni/runtime.ts";
 import { CniError, type NetworkConfigList } from "../../lib/cni/types.ts";
 import { UndoStack } from "../../lib/undo.ts";
-import { CniGuest, CniHost, requireReference, runReference } from "../support/cni-reference.ts";
+import {
+  CniGuest,
+  CniHost,
+  NO_PLUGINS,
+  requireReference,
+  runReference,
+} from "../support/cni-reference.ts";
 
 requireReference();
 
@@ -35,6 +41,7 @@ function environment(host: CniHost, guest: CniGuest): AddEnvironment {
     vmNl: guest.nl,
     undo: new UndoStack(),
     owner: "web/eth0",
+    plugins: NO_PLUGINS,
     note: () => {},
   };
 }
@@ -99,7 +106,7 @@ Deno.test("addNetwork: an attachment comes back with the address and MAC it asks
   };
   const before = await attach();
   // As after a reboot: the namespace is gone, the pool's file is not.
-  const gone = { netnsPath: "/gone", hostNl: host.nl, note: () => {} };
+  const gone = { netnsPath: "/gone", hostNl: host.nl, plugins: NO_PLUGINS, note: () => {} };
   assertEquals(await host.run(() => delNetwork(before.attachment, gone)), []);
   const other = await attach();
   assert(other.ip !== before.ip && other.mac !== before.mac);

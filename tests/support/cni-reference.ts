@@ -108,6 +108,9 @@ export async function runOnMachine(
   return stdout.trim() === "" ? undefined : JSON.parse(stdout);
 }
 
+/** Of a host that executes no plugins. */
+export const NO_PLUGINS = { binDirs: [], stateDir: "/nowhere" } as const;
+
 /** A throwaway host: a namespace, its netlink connection, and a directory for pools. */
 export class CniHost implements Disposable {
   readonly netns: Netns = newNetns();

@@ -8,7 +8,7 @@ import { specialUse } from "../../inet/ip.ts";
 import { formatMac, parseMac } from "../../inet/mac.ts";
 import { linkNameProblem, malformedLinkName } from "../conflist.ts";
 import { unknownKey } from "../plugin.ts";
-import { CniCode, CniError, type PluginConfig } from "../types.ts";
+import { misconfigured, type PluginConfig } from "../types.ts";
 import { type HostLocalConfig, parseHostLocal, supportsHostLocal } from "./host-local-config.ts";
 
 const DEFAULT_BRIDGE = "cni0";
@@ -150,8 +150,5 @@ export function leastMtu(ipam: HostLocalConfig | undefined): number {
 }
 
 function fail(conf: PluginConfig, what: string): never {
-  throw new CniError(`network "${conf.name}" has ${what}`, {
-    plugin: "bridge",
-    code: CniCode.INVALID_NETWORK_CONFIG,
-  }, { mend: "correct the network's configuration file" });
+  throw misconfigured("bridge", `network "${conf.name}" has ${what}`);
 }

@@ -9,7 +9,7 @@
 
 import { type Cidr, cidrContains, parseCidr } from "../../inet/ip.ts";
 import { randomMac } from "../../inet/mac.ts";
-import { addAddress, deleteAddress, listAddresses } from "../../netlink/address.ts";
+import { deleteAddress, listAddresses } from "../../netlink/address.ts";
 import type { NetlinkConnection } from "../../netlink/connection.ts";
 import {
   createBridge,
@@ -22,9 +22,9 @@ import {
 import { setSysctls } from "../../firewall/sysctls.ts";
 import { writeSysctl } from "../../sys/sysctl.ts";
 import type { UndoStack } from "../../undo.ts";
-import { CniCode, CniError } from "../types.ts";
+import { misconfigured } from "../types.ts";
 import type { BridgeConfig } from "./bridge-config.ts";
-import { ALIAS, isSameCidr } from "./veth.ts";
+import { addAddressTo, ALIAS, isSameCidr } from "./veth.ts";
 
 /**
  * How the MAC of a bridge made here begins ("tk", locally administered). The kernel takes no alias when it
@@ -56,10 +56,8 @@ export function ensureBridge(
   const found = getLink(nl, name);
   if (found === undefined) return makeBridge(nl, name, promiscMode, mtu, undo);
   if (found.kind !== "bridge") {
-    throw new CniError(`link "${name}" is no bridge`, {
-      plugin: "bridge",
-      code: CniCode.INVALID_NETWORK_CONFIG,
-    }, { mend: "delete it, or name another bridge in the network's configuration" });
+    const mend = "delete it, or name another bridge in the network's configuration";
+    throw misconfigured("bridge", `link "${name}" is no bridge`, mend);
   }
   const up = !found.up;
   const promiscuous = promiscMode && !found.promiscuous;
@@ -122,44 +120,35 @@ export function ensureGateway(
   undo: UndoStack,
 ): void {
   const wanted = parseCidr(gateway);
-  const present = listAddresses(nl, { index: bridge.index })
+  const { index } = bridge;
+  const present = listAddresses(nl, { index })
     .filter(({ address }) => parseCidr(address).family === wanted.family);
   if (present.some(({ address }) => isSameCidr(parseCidr(address), wanted))) return;
   for (const { address } of present) {
     if (!conflicts(parseCidr(address), wanted)) continue;
     if (!force) {
-      throw new CniError(`bridge "${bridge.name}" has the address ${address}, not ${gateway}`, {
-        plugin: "bridge",
-        code: CniCode.INVALID_NETWORK_CONFIG,
-      }, {
-        mend: `delete that address, or set "forceAddress" in the network's configuration`,
-      });
+      throw misconfigured(
+        "bridge",
+        `bridge "${bridge.name}" has the address ${address}, not ${gateway}`,
+        `delete that address, or set "forceAddress" in the network's configuration`,
+      );
     }
-    undo.push(`address ${address} of "${bridge.name}"`, () => void add(nl, bridge, address));
-    deleteAddress(nl, { index: bridge.index, address });
+    undo.push(`address ${address} of "${bridge.name}"`, () => addAddressTo(nl, index, address));
+    deleteAddress(nl, { index, address });
   }
   if (wanted.family === 6) {
     const path = `net/ipv6/conf/${bridge.name}/disable_ipv6`;
     setSysctls(nl, [{ path, value: "0", link: bridge.name }]);
   }
   undo.push(`address ${gateway} of "${bridge.name}"`, () => {
-    deleteAddress(nl, { index: bridge.index, address: gateway });
+    deleteAddress(nl, { index, address: gateway });
   });
-  add(nl, bridge, gateway);
+  // The pool gives the gateway's address to no one else.
+  addAddressTo(nl, index, gateway);
   // A bridge that the reference plugin made gets its MAC fixed by the same step.
   if (bridge.mac !== undefined && !isOurBridge(bridge)) {
-    setLink(nl, bridge.index, { mac: bridge.mac });
+    setLink(nl, index, { mac: bridge.mac });
   }
-}
-
-/** Duplicate address detection is left out: the pool gives the gateway's address to no one. */
-function add(nl: NetlinkConnection, { index }: Link, address: string): void {
-  const { family, prefixLength, broadcast } = parseCidr(address);
-  addAddress(nl, {
-    index,
-    address,
-    ...(family === 6 ? { noDad: true } : prefixLength < 31 ? { broadcast } : {}),
-  });
 }
 
 /** IPv4 has one address on the bridge; IPv6 may have several that do not overlap. */

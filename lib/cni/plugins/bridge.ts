@@ -23,7 +23,7 @@ import { deleteLink, getLink, requireLink, setBridgePort } from "../../netlink/l
 import { linksOut } from "../../netlink/routing.ts";
 import { Errno } from "../../sys/libc.ts";
 import type { AddContext, AddOutcome, BuiltinPlugin, CheckContext, DelContext } from "../plugin.ts";
-import { CniCode, CniError, type PluginConfig, type Result } from "../types.ts";
+import { CniCode, CniError, type IpConfig, type PluginConfig, type Result } from "../types.ts";
 import {
   type BridgeConfig,
   hasIpv6,
@@ -86,14 +86,9 @@ export const bridge: BuiltinPlugin = {
     const eth = requireLink(vmNl, ifName).index;
     const up = !config.disableContainerInterface;
     const routes = configureInterface(context, eth, addresses, { enabledad, up });
-    if (config.isGateway) {
-      for (const { address, gateway } of addresses.ips) {
-        const { prefixLength } = parseCidr(address);
-        const wanted = `${gateway}/${prefixLength}`;
-        ensureGateway(hostNl, bridge, wanted, config.forceAddress, undo);
-      }
+    for (const gateway of gatewaysOf(config, addresses.ips)) {
+      ensureGateway(hostNl, bridge, gateway, config.forceAddress, undo);
     }
-    const guestAddresses = addresses.ips.map(({ address }) => parseCidr(address).address);
     const result: Result = {
       cniVersion: conf.cniVersion ?? "1.0.0",
       interfaces: [
@@ -109,7 +104,7 @@ export const bridge: BuiltinPlugin = {
       result,
       guest: {
         link: bridge.name,
-        addresses: guestAddresses,
+        addresses: addressesOf(result),
         ...(config.ipMasq ? { masquerade: true } : {}),
       },
     };
@@ -121,8 +116,7 @@ export const bridge: BuiltinPlugin = {
     const veth = findHostVeth(hostNl, context, context.vmNl);
     if (veth !== undefined) deleteLink(hostNl, veth.index);
     if (config.ipam !== undefined) {
-      const known = prevResult?.ips.map(({ address }) => parseCidr(address).address);
-      release(config.ipam, context, known);
+      release(config.ipam, context, prevResult && addressesOf(prevResult));
     }
     removeBridgeIfUnused(hostNl, config.bridge);
   },
@@ -149,16 +143,15 @@ function chooseMtu({ hostNl, mtu: asked, fresh, note }: AddContext, config: Brid
     return Math.max(leastMtu(config.ipam), Math.min(carried, defaultRouteMtu(hostNl)));
   }
   if (wanted < leastMtu(config.ipam)) {
-    refuseMtu(`an MTU of ${wanted} is too small for IPv6, which this network has`, {
-      mend: `choose at least ${leastMtu(config.ipam)}`,
-    });
+    const message = `an MTU of ${wanted} is too small for IPv6, which this network has`;
+    refuseMtu(message, `choose at least ${leastMtu(config.ipam)}`);
   }
   if (wanted > carried) {
     const what = `bridge "${config.bridge}" carries ${carried} bytes, not ${wanted}`;
     // What was attached already keeps what it has.
     if (asked === undefined || !fresh) note(`warning: ${what}: larger packets are lost there`);
     // The kernel gives a bridge what its smallest port has, unless somebody set it.
-    else refuseMtu(what, { mend: `choose at most ${carried}, as its other ports have` });
+    else refuseMtu(what, `choose at most ${carried}, as its other ports have`);
   } else if (asked !== undefined && fresh) {
     const narrow = linksOut(hostNl).find(({ mtu }) => mtu < asked);
     if (narrow !== undefined) {
@@ -171,7 +164,7 @@ function chooseMtu({ hostNl, mtu: asked, fresh, note }: AddContext, config: Brid
   return wanted;
 }
 
-function refuseMtu(message: string, { mend }: { mend: string }): never {
+function refuseMtu(message: string, mend: string): never {
   const where = { plugin: "bridge", code: CniCode.INVALID_ENVIRONMENT_VARIABLES };
   throw new CniError(message, where, { mend });
 }
@@ -193,6 +186,12 @@ function requestAddresses(context: AddContext, config: BridgeConfig): Addresses 
   };
 }
 
+/** The addresses that the bridge is to have, with their prefix length. */
+function gatewaysOf({ isGateway }: BridgeConfig, ips: readonly IpConfig[]): string[] {
+  if (!isGateway) return [];
+  return ips.map(({ address, gateway }) => `${gateway}/${parseCidr(address).prefixLength}`);
+}
+
 /** A bridge has port numbers of 10 bits (`BR_PORT_BITS` of net/bridge/br_private.h), and none is 0. */
 const MAX_PORTS = 1023;
 
@@ -201,14 +200,10 @@ function explainFull<T>(bridge: string, join: () => T): T {
     return join();
   } catch (cause) {
     if (!(cause instanceof NetlinkError) || cause.errno !== Errno.EXFULL) throw cause;
-    throw new CniError(
-      `bridge "${bridge}" is full: it has ${MAX_PORTS} ports, the kernel's limit`,
-      {
-        plugin: "bridge",
-        code: CniCode.TRY_AGAIN_LATER,
-      },
-      { mend: "remove a VM of it, or use a network with another bridge: --network NET", cause },
-    );
+    const message = `bridge "${bridge}" is full: it has ${MAX_PORTS} ports, the kernel's limit`;
+    const where = { plugin: "bridge", code: CniCode.TRY_AGAIN_LATER };
+    const mend = "remove a VM of it, or use a network with another bridge: --network NET";
+    throw new CniError(message, where, { mend, cause });
   }
 }
 
@@ -233,23 +228,20 @@ function checkHost(context: CheckContext, config: BridgeConfig): Finding[] {
     if (port.bridgePort?.hairpin === true) return [];
     return [{ object: `bridge port "${port.name}"`, problem: "has its hairpin flag off" }];
   }));
-  if (!config.isGateway) return found;
-  for (const { address, gateway } of prevResult.ips) {
-    const wanted = `${gateway}/${parseCidr(address).prefixLength}`;
-    if (!hasAddress(hostNl, link.index, wanted)) {
-      found.push({ object, problem: `lacks the gateway's address ${wanted}` });
-    }
+  for (const gateway of gatewaysOf(config, prevResult.ips)) {
+    if (hasAddress(hostNl, link.index, gateway)) continue;
+    found.push({ object, problem: `lacks the gateway's address ${gateway}` });
   }
   return found;
 }
 
 function checkPool(context: CheckContext, { ipam }: BridgeConfig): Finding[] {
   if (ipam === undefined) return [];
-  return context.prevResult.ips
-    .map(({ address }) => parseCidr(address).address)
-    .filter((ip) => !holdsAddress(ipam, context, ip))
-    .map((ip) => ({
-      object: `address ${ip}`,
-      problem: `is not reserved in ${ipam.directory}`,
-    }));
+  const problem = `is not reserved in ${ipam.directory}`;
+  return addressesOf(context.prevResult).filter((ip) => !holdsAddress(ipam, context, ip))
+    .map((ip) => ({ object: `address ${ip}`, problem }));
+}
+
+function addressesOf({ ips }: Pick<Result, "ips">): string[] {
+  return ips.map(({ address }) => parseCidr(address).address);
 }

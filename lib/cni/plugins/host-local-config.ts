@@ -4,7 +4,7 @@
  * @module
  */
 
-import { InputError } from "../../errors.ts";
+import { asError, InputError } from "../../errors.ts";
 import {
   bigIntToIp,
   canonicalIp,
@@ -15,7 +15,7 @@ import {
   isIp,
   parseCidr,
 } from "../../inet/ip.ts";
-import { CniCode, CniError, type PluginConfig, type RouteConfig } from "../types.ts";
+import { misconfigured, type PluginConfig, type RouteConfig } from "../types.ts";
 
 /** Where the reference plugin keeps its reservations. */
 export const DEFAULT_DATA_DIR = "/var/lib/cni/networks";
@@ -234,13 +234,10 @@ function parsed<T>(network: string, parse: () => T): T {
   try {
     return parse();
   } catch (error) {
-    return fail(network, error instanceof Error ? error.message : String(error));
+    return fail(network, asError(error).message);
   }
 }
 
 function fail(network: string, what: string): never {
-  throw new CniError(`network "${network}" has in "ipam" ${what}`, {
-    plugin: "host-local",
-    code: CniCode.INVALID_NETWORK_CONFIG,
-  }, { mend: "correct the network's configuration file" });
+  throw misconfigured("host-local", `network "${network}" has in "ipam" ${what}`);
 }

@@ -9,13 +9,20 @@
  * @module
  */
 
-import { TapkitError } from "../../errors.ts";
-import { readIfThere, removeIfThere } from "../../files.ts";
+import { describe, TapkitError } from "../../errors.ts";
+import { isThere, readIfThere, removeIfThere } from "../../files.ts";
 import { bigIntToIp, ipToBigInt, isIp } from "../../inet/ip.ts";
 import { lockFile } from "../../sys/flock.ts";
 import type { UndoStack } from "../../undo.ts";
 import type { Holder, IpamResult } from "../plugin.ts";
-import { AddressHeldError, CniCode, CniError, type Dns, type IpConfig } from "../types.ts";
+import {
+  AddressHeldError,
+  CniCode,
+  CniError,
+  type Dns,
+  type IpConfig,
+  misconfigured,
+} from "../types.ts";
 import {
   capacity,
   formatRange,
@@ -42,7 +49,7 @@ export function allocate(
   fresh: boolean,
 ): IpamResult {
   const dns = config.resolvConf === undefined ? {} : readResolvConf(config.resolvConf);
-  makeDirectory(config.directory);
+  io(config.directory, () => Deno.mkdirSync(config.directory, { recursive: true, mode: 0o755 }));
   using _lock = lockPool(config);
   if (!fresh) refuseDuplicate(config, holder);
   const wanted = [...config.requested];
@@ -54,12 +61,11 @@ export function allocate(
       : allocateRequested(config, set, index, requested, holder, undo);
   });
   if (wanted.length > 0) {
-    throw new CniError(
-      `network "${config.network}" gives one address of each range set, not also ${
-        wanted.join(", ")
-      }`,
-      { plugin: PLUGIN, code: CniCode.INVALID_NETWORK_CONFIG },
-      { mend: "ask for one address of each" },
+    const more = wanted.join(", ");
+    throw misconfigured(
+      PLUGIN,
+      `network "${config.network}" gives one address of each range set, not also ${more}`,
+      "ask for one address of each",
     );
   }
   return { ips, routes: config.routes, dns };
@@ -71,7 +77,7 @@ export function allocate(
  * @param known the holder's addresses, where they are known: then only their files are looked at
  */
 export function release(config: HostLocalConfig, holder: Holder, known?: readonly string[]): void {
-  if (!exists(config.directory)) return;
+  if (!io(config.directory, () => isThere(config.directory))) return;
   using _lock = lockPool(config);
   remove(temporaryPath(config, holder));
   if (known !== undefined && known.length >= config.rangeSets.length) {
@@ -82,13 +88,6 @@ export function release(config: HostLocalConfig, holder: Holder, known?: readonl
     }
   }
   held(config, holder).forEach((name) => remove(`${config.directory}/${name}`));
-}
-
-/** The addresses the holder has in the pool. */
-export function heldAddresses(config: HostLocalConfig, holder: Holder): string[] {
-  if (!exists(config.directory)) return [];
-  using _lock = lockPool(config);
-  return held(config, holder).filter((name) => isIp(name) !== 0);
 }
 
 /** Whether the address is the holder's, for CHECK. */
@@ -185,17 +184,25 @@ function reserve(
     if (isHeldBy(path, holder)) remove(path);
   });
   try {
-    Deno.writeTextFileSync(temporary, `${holder.containerId}\r\n${holder.ifName}`, { mode: 0o644 });
-    Deno.linkSync(temporary, path);
-    made = true;
-  } catch (error) {
-    if (error instanceof Deno.errors.AlreadyExists) return false;
-    throw ioFailure(path, error);
+    io(path, () => Deno.writeTextFileSync(temporary, contentOf(holder), { mode: 0o644 }));
+    made = io(path, () => linkIfFree(temporary, path));
   } finally {
     remove(temporary);
   }
+  if (!made) return false;
   overwrite(`${config.directory}/last_reserved_ip.${index}`, ip);
   return true;
+}
+
+/** @returns false when the name is taken */
+function linkIfFree(from: string, to: string): boolean {
+  try {
+    Deno.linkSync(from, to);
+    return true;
+  } catch (error) {
+    if (error instanceof Deno.errors.AlreadyExists) return false;
+    throw error;
+  }
 }
 
 /**
@@ -203,13 +210,10 @@ function reserve(
  * such a file when it is closed (auto_da_alloc). Cut off in between, it is a hint that is off.
  */
 function overwrite(path: string, text: string): void {
-  try {
+  io(path, () => {
     using file = Deno.openSync(path, { write: true, create: true, mode: 0o644 });
-    const bytes = new TextEncoder().encode(text);
-    file.truncateSync(file.writeSync(bytes));
-  } catch (error) {
-    throw ioFailure(path, error);
-  }
+    file.truncateSync(file.writeSync(new TextEncoder().encode(text)));
+  });
 }
 
 /** Not an address, so no plugin takes it for one; its content lets any plugin's DEL remove it. */
@@ -237,14 +241,18 @@ function held(config: HostLocalConfig, holder: Holder): string[] {
   const old: string[] = [];
   for (const name of listNames(config.directory)) {
     const content = readFile(`${config.directory}/${name}`)?.trim();
-    if (content === `${holder.containerId}\r\n${holder.ifName}`) mine.push(name);
+    if (content === contentOf(holder)) mine.push(name);
     else if (content === holder.containerId) old.push(name);
   }
   return mine.length > 0 ? mine : old;
 }
 
 function isHeldBy(path: string, holder: Holder): boolean {
-  return readFile(path)?.trim() === `${holder.containerId}\r\n${holder.ifName}`;
+  return readFile(path)?.trim() === contentOf(holder);
+}
+
+function contentOf({ containerId, ifName }: Holder): string {
+  return `${containerId}\r\n${ifName}`;
 }
 
 function parseHolder(content: string): Holder {
@@ -265,62 +273,31 @@ function lockPool(config: HostLocalConfig): Disposable {
   return lockFile(`${config.directory}/lock`);
 }
 
-function makeDirectory(directory: string): void {
-  try {
-    Deno.mkdirSync(directory, { recursive: true, mode: 0o755 });
-  } catch (error) {
-    throw ioFailure(directory, error);
-  }
-}
-
-function exists(directory: string): boolean {
-  try {
-    return Deno.statSync(directory).isDirectory;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw ioFailure(directory, error);
-  }
-}
-
 function listNames(directory: string): string[] {
   return [...Deno.readDirSync(directory)].filter((entry) => entry.isFile).map(({ name }) => name);
 }
 
 function readFile(path: string): string | undefined {
-  try {
-    return readIfThere(path);
-  } catch (error) {
-    throw ioFailure(path, error);
-  }
+  return io(path, () => readIfThere(path));
 }
 
 function remove(path: string): void {
-  try {
-    removeIfThere(path);
-  } catch (error) {
-    throw ioFailure(path, error);
-  }
+  io(path, () => removeIfThere(path));
 }
 
 function readResolvConf(path: string): Dns {
-  const nameservers: string[] = [];
-  const search: string[] = [];
-  const options: string[] = [];
-  let domain: string | undefined;
   const content = readFile(path);
   if (content === undefined) {
     throw new TapkitError(`${PLUGIN}: the resolvConf file ${path} does not exist`, {
       mend: "correct the network's configuration file",
     });
   }
-  for (const line of content.split("\n")) {
-    const [keyword, ...values] = line.trim().split(/\s+/);
-    if (values[0] === undefined) continue;
-    if (keyword === "nameserver") nameservers.push(values[0]);
-    else if (keyword === "domain") domain = values[0];
-    else if (keyword === "search") search.push(...values);
-    else if (keyword === "options") options.push(...values);
-  }
+  const lines = content.split("\n").map((line) => line.trim().split(/\s+/));
+  const valuesOf = (keyword: string) =>
+    lines.flatMap(([first, ...values]) => first === keyword && values.length > 0 ? [values] : []);
+  const nameservers = valuesOf("nameserver").map(([address]) => address!);
+  const domain = valuesOf("domain").at(-1)?.[0];
+  const [search, options] = [valuesOf("search").flat(), valuesOf("options").flat()];
   return {
     ...(nameservers.length > 0 ? { nameservers } : {}),
     ...(domain !== undefined ? { domain } : {}),
@@ -329,10 +306,15 @@ function readResolvConf(path: string): Dns {
   };
 }
 
-function ioFailure(path: string, error: unknown): CniError {
-  const reason = error instanceof Error ? error.message : String(error);
-  return new CniError(`${path}: ${reason}`, { plugin: PLUGIN, code: CniCode.IO_FAILURE }, {
-    mend: "check the directory's permissions and its free space",
-    cause: error,
-  });
+/** Does something to a file; what the file system refuses is the plugin's error. */
+function io<T>(path: string, action: () => T): T {
+  try {
+    return action();
+  } catch (cause) {
+    const where = { plugin: PLUGIN, code: CniCode.IO_FAILURE };
+    throw new CniError(`${path}: ${describe(cause)}`, where, {
+      mend: "check the directory's permissions and its free space",
+      cause,
+    });
+  }
 }

@@ -177,15 +177,7 @@ export function configureInterface(
   { ips, routes }: Addresses,
   { enabledad, up }: { readonly enabledad: boolean; readonly up: boolean },
 ): RouteConfig[] {
-  for (const { address } of ips) {
-    const { family, prefixLength, broadcast } = parseCidr(address);
-    addAddress(vmNl, {
-      index,
-      address,
-      ...(family === 6 && !enabledad ? { noDad: true } : {}),
-      ...(family === 4 && prefixLength < 31 ? { broadcast } : {}),
-    });
-  }
+  for (const { address } of ips) addAddressTo(vmNl, index, address, !enabledad);
   if (up) setLink(vmNl, index, { up: true });
   if (enabledad) awaitDad(vmNl, index);
   return routes.filter(({ dst, gw, mtu, priority }) => {
@@ -204,6 +196,26 @@ export function configureInterface(
       if (error instanceof NetlinkError && error.errno === Errno.EEXIST) return false;
       throw error;
     }
+  });
+}
+
+/**
+ * Adds an address to a link, an IPv4 one with its broadcast address.
+ *
+ * @param noDad whether duplicate address detection is left out for an IPv6 one
+ */
+export function addAddressTo(
+  nl: NetlinkConnection,
+  index: number,
+  address: string,
+  noDad = true,
+): void {
+  const { family, prefixLength, broadcast } = parseCidr(address);
+  addAddress(nl, {
+    index,
+    address,
+    ...(family === 6 && noDad ? { noDad } : {}),
+    ...(family === 4 && prefixLength < 31 ? { broadcast } : {}),
   });
 }
 
