@@ -1,27 +1,23 @@
 /**
  * What the reference plugins do wrong, and how it is cured. Each fault was seen in version 1.1.1
- * (Debian's containernetworking-plugins); other plugins have some of them too. Whether a cure can
- * go shows its test: it passes without the cure once no supported version has the fault.
+ * (Debian's containernetworking-plugins); other plugins have some of them too. The steps of
+ * tests/netns/cni-faults.test.ts have the numbers below. A step that fails with the oldest plugins
+ * in use says that the fault is gone: then its cure can go.
  *
- * 1. bridge, ptp: CHECK does not look at the chains that masquerade for `ipMasq`, so that nothing
- *    tells of their being flushed. Cure: {@linkcode findMasquerade} after ADD,
- *    {@linkcode checkMasquerade}, {@linkcode restoreMasquerade}. It can go when CHECK fails after
- *    `iptables -t nat -F`. Test: "nft flush ruleset" of tests/e2e/cni-gone.test.ts.
+ * 1. bridge, ptp: CHECK does not look at the chains that masquerade for `ipMasq`, so nothing tells
+ *    that they were flushed. Cure: {@linkcode findMasquerade} after ADD,
+ *    {@linkcode checkMasquerade}, {@linkcode restoreMasquerade}.
  * 2. bridge, ptp: DEL learns from the interface for which addresses it has to delete rules. Without
  *    the namespace or the addresses the rules stay, and so does the host's end of the veth pair
  *    while a process keeps the namespace alive. Cure: {@linkcode lacksAddresses},
- *    {@linkcode removeRemains}. It can go when DEL with an empty `CNI_NETNS` leaves no rule that
- *    names the container. Test: "the namespace is gone" of tests/e2e/cni-gone.test.ts.
+ *    {@linkcode removeRemains}.
  * 3. bridge, ptp: DEL deletes the interface, then fails because a rule is gone already. A second DEL
- *    succeeds: without the interface it looks for no rule. Cure: {@linkcode delTwice}. It can go
- *    when DEL succeeds at once after `nft flush ruleset`. Test: as for 1.
+ *    succeeds: without the interface it looks for no rule. Cure: {@linkcode delTwice}.
  * 4. portmap: CHECK looks for the rules of an IPv4 address in ip6tables too; later versions do not.
  *    bridge: CHECK fails where there is no IPAM, or where sbr moved the routes. They fail right
- *    after ADD, so it says nothing. Cure: {@linkcode checkFirst}, {@linkcode rememberFailures}. It
- *    can go when attaching to such networks warns of nothing. Test: "CHECK fails right after its
- *    ADD" of tests/e2e/cni-mend.test.ts.
- * 5. dhcp before 1.2: each CHECK starts another renewal of the lease. Cure: {@linkcode checkFirst}
- *    does not ask it. It can go when nobody has an older one. Test: tests/e2e/cni-dhcp.test.ts.
+ *    after ADD, so it says nothing. Cure: {@linkcode checkFirst}, {@linkcode rememberFailures}.
+ * 5. dhcp before 1.2: each CHECK acquires another lease and renews it. Cure: {@linkcode checkFirst}
+ *    does not ask it. tests/e2e/cni-dhcp.test.ts counts what the daemon acquires.
  *
  * This file is loaded when a plugin is executed, never for built-in ones alone.
  *
