@@ -1,22 +1,29 @@
 /**
- * Runs the tests: `deno task test [FILTER…]`. A filter is a path, or a part of one.
+ * Runs the tests: `deno task test [--times] [FILTER…]`. A filter is a path, or a part of one.
  *
- * Each file is a process of its own, a few at a time. What fails is shown with its output, what
- * is skipped with its reason, and the last line is `N passed, N failed[, N skipped]`. The machine
- * must be afterwards as it was before.
+ * Each file is a process of its own, a few at a time, the longest first. What fails is shown with
+ * its output, what is skipped with its reason, and the last line is
+ * `N passed, N failed[, N skipped]`. `--times` also shows how long each file took, as
+ * tests/seconds.json has it. The machine must be afterwards as it was before.
  */
 
+import seconds from "./seconds.json" with { type: "json" };
 import { differences, ownMachine, processesOf, RUN_VARIABLE } from "./support/own-machine.ts";
 import { guestImage } from "./support/guest-image.ts";
 import { parseReport, type TestCase } from "./support/junit.ts";
 import { ROOT } from "./support/machine.ts";
+import { BUNDLE_VARIABLE, bundleScripts } from "./support/bundle.ts";
 import { ensureRequirements, NotHere } from "./support/requirements.ts";
 
 /** Suites that touch the kernel: each must have run something. */
 const KERNEL_SUITES = ["netns", "e2e"];
 const SUITES = ["unit", "golden", ...KERNEL_SUITES];
 /** Files at a time. They wait for guests and for the kernel as much as they compute. */
-const JOBS = Math.max(2, Math.min(3, navigator.hardwareConcurrency));
+const JOBS = 3;
+/** How long files took once, in seconds: those that take longest begin first. Others are short. */
+const SECONDS: Readonly<Record<string, number>> = seconds;
+/** `--times` lists files from this on. */
+const LISTED_SECONDS = 5;
 const SLOWEST = 5;
 /** A file that takes longer hangs, on a busy machine too. */
 const FILE_TIMEOUT_MS = 900_000;
@@ -39,12 +46,17 @@ if (import.meta.main) {
   }
 }
 
-async function main(filters: readonly string[]): Promise<number> {
+async function main(args: readonly string[]): Promise<number> {
+  const filters = args.filter((arg) => arg !== "--times");
   const files = findTests(filters);
   if (files.length === 0) throw new NotHere(`no test file matches ${filters.join(" ")}`);
   const kernel = files.some((file) => KERNEL_SUITES.some((suite) => isOf(file, suite)));
   if (kernel) await ensureRequirements("tests");
-  if (files.some((file) => isOf(file, "e2e"))) await guestImage();
+  if (files.some((file) => isOf(file, "e2e"))) {
+    await guestImage();
+    const bundle = await bundleScripts();
+    if (bundle !== undefined) Deno.env.set(BUNDLE_VARIABLE, bundle);
+  }
 
   const run = crypto.randomUUID();
   const before = kernel ? ownMachine() : [];
@@ -62,6 +74,7 @@ async function main(filters: readonly string[]): Promise<number> {
     ...leftFiles(directory),
   ];
   await Deno.remove(directory, { recursive: true });
+  if (args.includes("--times")) showTimes(results);
   return report(results, problems);
 }
 
@@ -82,12 +95,12 @@ function isOf(file: string, suite: string): boolean {
   return file.startsWith(`tests/${suite}/`);
 }
 
-/** Runs the files, the end-to-end ones first since they take longest, and shows each result. */
+/** Runs the files, those that take longest first, and shows each result. */
 async function runAll(
   files: readonly string[],
   options: { run: string; directory: string },
 ): Promise<FileResult[]> {
-  const queue = [...files].sort((a, b) => Number(isOf(b, "e2e")) - Number(isOf(a, "e2e")));
+  const queue = files.toSorted((a, b) => (SECONDS[b] ?? 0) - (SECONDS[a] ?? 0));
   const results: FileResult[] = [];
   const work = async () => {
     for (let file = queue.shift(); file !== undefined; file = queue.shift()) {
@@ -143,6 +156,13 @@ function show({ file, cases, ok, seconds, output }: FileResult): void {
   );
   for (const { name } of skipped) console.log(`       skipped: ${name}`);
   if (!ok) console.log(output.trim().replaceAll(/^/gm, "    | "));
+}
+
+function showTimes(results: readonly FileResult[]): void {
+  const long = results.filter(({ seconds }) => seconds >= LISTED_SECONDS)
+    .sort((a, b) => b.seconds - a.seconds);
+  const table = Object.fromEntries(long.map(({ file, seconds }) => [file, Math.round(seconds)]));
+  console.log(JSON.stringify(table, null, 2));
 }
 
 /** A kernel suite that ran nothing proves nothing; nor does a file of it. */

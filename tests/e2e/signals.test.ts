@@ -6,6 +6,7 @@
  */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { scriptWords } from "../support/bundle.ts";
 import { ALL, SIGNALS, signals, sweepAll } from "../support/crash.ts";
 import { runWithFault, traceEffects } from "../support/effects.ts";
 import { Host } from "../support/host.ts";
@@ -26,7 +27,7 @@ Deno.test("signals: a batch: each VM is whole or not there, and who was not begu
   await host.addLan();
   const bare = await host.snapshot();
   const names = ["a", "b", "c"];
-  const argv = (...words: string[]) => ["run", "-A", `${ROOT}/scripts/attach-vm.ts`, ...words];
+  const argv = (...words: string[]) => [...scriptWords("attach-vm"), ...words];
   for (const words of [names, [...names, "--remove"]]) {
     const removing = words.includes("--remove");
     const prepare = async () => {

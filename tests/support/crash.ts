@@ -6,10 +6,11 @@
  */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { scriptWords } from "./bundle.ts";
 import { SHARED } from "./cni-reference.ts";
 import { type Effect, type Fault, runWithFault, traceEffects } from "./effects.ts";
 import { Host } from "./host.ts";
-import { ROOT } from "./machine.ts";
+import { eventually, ROOT } from "./machine.ts";
 import { reboot } from "./reboot.ts";
 
 /** Whether every effect is taken, not a sample of them: `TAPKIT_CRASH=all`. */
@@ -61,16 +62,6 @@ while busybox umount /run/netns; do :; done 2>/dev/null
 rm -rf /etc/cni /var/lib/cni /var/lib/tapkit /run/netns/*
 echo 0 >/proc/sys/net/ipv4/ip_forward
 `;
-
-/** Waits for the DHCP server: whether it is there decides whether a command starts one. */
-const SERVED = `
-for _ in $(seq 200); do
-  inode=$(stat -c %i /var/lib/tapkit/serve-dhcp.lock 2>/dev/null) &&
-    grep -q ":$inode " /proc/locks && exit
-  sleep 0.05
-done
-echo "nobody serves DHCP" >&2
-exit 1`;
 
 /** How signals end a command, by the shell's exit codes. */
 export const SIGNALS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
@@ -199,7 +190,7 @@ export class CrashBench implements AsyncDisposable {
 
   #argv(): string[] {
     const [script, ...words] = this.#scenario.command;
-    return ["run", "-A", "--no-code-cache", `${ROOT}/scripts/${script}.ts`, ...this.#words(words)];
+    return [...scriptWords(script, ["--no-code-cache"]), ...this.#words(words)];
   }
 
   #words(words: readonly string[]): string[] {
@@ -243,8 +234,7 @@ export class CrashBench implements AsyncDisposable {
     await this.#run(this.#scenario.remove ?? REMOVE);
     if (this.#scenario.remove !== undefined) await this.#host.mustTapkit(...REMOVE);
     await this.#host.assertRestored(this.#bare, { except: this.#backend.except ?? [] });
-    await this.#host.sh(RESET);
-    await this.#host.sh(this.#backend.prepare ?? ":");
+    await this.#host.sh(`${RESET}\n${this.#backend.prepare ?? ""}`);
     await this.#prepare();
   }
 
@@ -256,9 +246,19 @@ export class CrashBench implements AsyncDisposable {
         const { json: [record] } = await this.#run(command);
         if (command[0] !== "attach-vm") continue;
         this.#prepared = record;
-        await this.#host.sh(SERVED);
+        await this.#served();
       }
     }
+  }
+
+  /** Waits for the DHCP server: whether it is there decides whether a command starts one. */
+  async #served(): Promise<void> {
+    const [lock, locks] = ["/var/lib/tapkit/serve-dhcp.lock", "/proc/locks"]
+      .map((path) => this.#host.path(path));
+    await eventually(10_000, "DHCP is served", async () => {
+      const inode = await Deno.stat(lock!).then(({ ino }) => ino, () => undefined);
+      return (await Deno.readTextFile(locks!)).includes(`:${inode} `);
+    });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -314,7 +314,7 @@ async function sweep(
 }
 
 /** Deaths at an effect. */
-export function deaths(effect: Effect): readonly Round[] {
+function deaths(effect: Effect): readonly Round[] {
   if (ENDS_WITH_PROCESS.includes(effect.syscall)) return [];
   return [
     ["killed, then run again", (bench) => bench.diesAndGoesOn(effect)],
@@ -440,4 +440,11 @@ export function sweepAll(
       });
     }
   }
+}
+
+/** A test for each scenario on each of its backends: death at its effects. */
+export function sweepDeaths(rows: readonly Row[]): void {
+  sweepAll(rows, deaths, {
+    title: (what) => `crash: ${what}: killed at any effect, nothing is lost or left`,
+  });
 }

@@ -12,8 +12,9 @@
  * ```
  */
 
+import { scriptWords } from "./bundle.ts";
 import { Lan } from "./lan.ts";
-import { eventually, Machine, type Outcome, ROOT, type RunOptions } from "./machine.ts";
+import { eventually, Machine, type Outcome, type RunOptions } from "./machine.ts";
 import { assertSameSnapshot, type SnapshotOptions, takeSnapshot } from "./snapshot.ts";
 
 /** What a script of tapkit did. */
@@ -70,7 +71,7 @@ export class Host extends Machine {
     const words = args.filter((arg): arg is string => typeof arg === "string");
     const outcome = await this.run(
       Deno.execPath(),
-      ["run", "-A", `${ROOT}/scripts/${script}.ts`, ...words],
+      [...scriptWords(script), ...words],
       options,
     );
     const json = outcome.stdout.split("\n").filter((line) => line.startsWith("{"))

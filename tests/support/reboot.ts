@@ -6,13 +6,18 @@
 
 import type { Host } from "./host.ts";
 
+/** Shell commands that end the host's DHCP server: while it has its lock, nobody starts another. */
+export const END_DHCP = `
+  for pid in $(pgrep -f "[s]erve-dhcp"); do
+    [ "$(readlink /proc/$pid/ns/net)" = "$(readlink /proc/self/ns/net)" ] && kill $pid || continue
+    while [ -e /proc/$pid/exe ]; do sleep 0.02; done
+  done`;
+
 /** What a reboot takes: namespaces, links, rules, settings, processes, what is below /run, the
  * number of the boot. */
 export async function reboot(host: Host): Promise<void> {
   await host.sh(`
-    for pid in $(pgrep -f "[s]erve-dhcp"); do
-      [ "$(readlink /proc/$pid/ns/net)" = "$(readlink /proc/self/ns/net)" ] && kill $pid
-    done
+    ${END_DHCP}
     for name in $(ip netns list | cut -d' ' -f1); do ip netns delete $name; done
     for link in ignite0 br-second; do ip link delete $link 2>/dev/null || true; done
     for link in $(ip -o link show type veth | sed -n 's/^[0-9]*: \\(veth[^@:]*\\).*/\\1/p'); do

@@ -5,6 +5,7 @@
  */
 
 import type { Row } from "./crash.ts";
+import { END_DHCP } from "./reboot.ts";
 
 const ATTACH = ["attach-vm", "web", "--ports", "8080:80", "@"] as const;
 const REPORTED = ["attach-vm", "web", "--ports", "9090:80", "@"] as const;
@@ -16,13 +17,11 @@ const UNMAP = ["map-port", "web", "--remove", "9090:80", "9001:2/udp", "8080:80"
 const CUT_ETH0 = "ip -n tapkit-web link delete eth0";
 const CUT_TAP = "ip -n tapkit-web link delete vm_eth0";
 // The server tidies up too, so that it is never certain who comes to an effect.
-const NO_SERVER = `for pid in $(pgrep -f "[s]erve-dhcp"); do
-  [ "$(readlink /proc/$pid/ns/net)" = "$(readlink /proc/self/ns/net)" ] && kill $pid
-done; true`;
+const NO_SERVER = END_DHCP;
 const TARGET = "192.0.2.2";
 
-/** All of them. */
-export const SCENARIOS: readonly Row[] = [
+/** What attaches. */
+export const ATTACHING: readonly Row[] = [
   {
     scenario: { name: "attach", command: ATTACH },
     on: {
@@ -35,21 +34,30 @@ export const SCENARIOS: readonly Row[] = [
     },
   },
   {
-    scenario: {
-      name: "remove",
-      command: ["attach-vm", "web", "--remove"],
-      prepare: [ATTACH, NO_SERVER],
-      again: [ATTACH],
-    },
-    on: {
-      nftables: 12,
-      iptablesNft: 20,
-      iptablesLegacy: 20,
-      dropPolicy: 20,
-      executed: 20,
-      twoNetworks: 30,
-    },
+    scenario: { name: "run a VMM", command: [...ATTACH, "--", "true"], again: [ATTACH] },
+    on: { nftables: 50 },
   },
+  {
+    scenario: { name: "attach by a bridge", command: BY_BRIDGE },
+    on: { nftables: 40 },
+  },
+  {
+    scenario: { name: "attach with a policy", command: POLICED },
+    on: { nftables: 40, iptablesNft: 80 },
+  },
+  {
+    scenario: {
+      name: "restore",
+      command: ["attach-vm", "--restore"],
+      prepare: [ATTACH, "reboot"],
+      keeps: true,
+    },
+    on: { nftables: 50, executed: 80 },
+  },
+];
+
+/** What changes or mends what is attached. */
+export const CHANGING: readonly Row[] = [
   {
     scenario: { name: "other ports", command: REPORTED, prepare: [ATTACH], keeps: true },
     on: { nftables: 8, iptablesNft: 12, iptablesLegacy: 12, dropPolicy: 12, executed: 12 },
@@ -85,36 +93,6 @@ export const SCENARIOS: readonly Row[] = [
     on: { nftables: 31 },
   },
   {
-    scenario: { name: "run a VMM", command: [...ATTACH, "--", "true"], again: [ATTACH] },
-    on: { nftables: 50 },
-  },
-  {
-    scenario: { name: "attach by a bridge", command: BY_BRIDGE },
-    on: { nftables: 40 },
-  },
-  {
-    scenario: {
-      name: "remove by a bridge",
-      command: ["attach-vm", "web", "--remove"],
-      prepare: [BY_BRIDGE, NO_SERVER],
-      again: [BY_BRIDGE],
-    },
-    on: { nftables: 24 },
-  },
-  {
-    scenario: { name: "attach with a policy", command: POLICED },
-    on: { nftables: 40, iptablesNft: 80 },
-  },
-  {
-    scenario: {
-      name: "remove with a policy",
-      command: ["attach-vm", "web", "--remove"],
-      prepare: [POLICED, NO_SERVER],
-      again: [POLICED],
-    },
-    on: { nftables: 24, iptablesNft: 40 },
-  },
-  {
     scenario: {
       name: "another policy",
       command: ["attach-vm", "web", "--no-isolated", "--no-antispoof", "--deny-egress", "none"],
@@ -122,24 +100,6 @@ export const SCENARIOS: readonly Row[] = [
       keeps: true,
     },
     on: { nftables: 6 },
-  },
-  {
-    scenario: {
-      name: "restore",
-      command: ["attach-vm", "--restore"],
-      prepare: [ATTACH, "reboot"],
-      keeps: true,
-    },
-    on: { nftables: 50, executed: 80 },
-  },
-  {
-    scenario: {
-      name: "collect",
-      command: ["attach-vm", "--gc"],
-      prepare: [ATTACH, NO_SERVER, "ip netns delete tapkit-web"],
-      ends: "gone",
-    },
-    on: { nftables: 10, executed: 20 },
   },
   {
     scenario: {
@@ -153,16 +113,6 @@ export const SCENARIOS: readonly Row[] = [
   },
   {
     scenario: {
-      name: "unmap ports",
-      command: UNMAP,
-      prepare: [ATTACH, ["map-port", "web", "9090:80", "9000-9002:1-3/udp"]],
-      again: [SAME, UNMAP],
-      keeps: true,
-    },
-    on: { nftables: 3, iptablesNft: 6, executed: 8 },
-  },
-  {
-    scenario: {
       name: "map ports to an address",
       command: ["map-port", "--to", TARGET, "9090:80"],
       check: ["map-port", "--to", TARGET, "--check"],
@@ -171,3 +121,63 @@ export const SCENARIOS: readonly Row[] = [
     on: { nftables: 4, iptablesNft: 6 },
   },
 ];
+
+/** What takes away. */
+export const REMOVING: readonly Row[] = [
+  {
+    scenario: {
+      name: "remove",
+      command: ["attach-vm", "web", "--remove"],
+      prepare: [ATTACH, NO_SERVER],
+      again: [ATTACH],
+    },
+    on: {
+      nftables: 12,
+      iptablesNft: 20,
+      iptablesLegacy: 20,
+      dropPolicy: 20,
+      executed: 20,
+      twoNetworks: 30,
+    },
+  },
+  {
+    scenario: {
+      name: "remove by a bridge",
+      command: ["attach-vm", "web", "--remove"],
+      prepare: [BY_BRIDGE, NO_SERVER],
+      again: [BY_BRIDGE],
+    },
+    on: { nftables: 24 },
+  },
+  {
+    scenario: {
+      name: "remove with a policy",
+      command: ["attach-vm", "web", "--remove"],
+      prepare: [POLICED, NO_SERVER],
+      again: [POLICED],
+    },
+    on: { nftables: 24, iptablesNft: 40 },
+  },
+  {
+    scenario: {
+      name: "collect",
+      command: ["attach-vm", "--gc"],
+      prepare: [ATTACH, NO_SERVER, "ip netns delete tapkit-web"],
+      ends: "gone",
+    },
+    on: { nftables: 10, executed: 20 },
+  },
+  {
+    scenario: {
+      name: "unmap ports",
+      command: UNMAP,
+      prepare: [ATTACH, ["map-port", "web", "9090:80", "9000-9002:1-3/udp"]],
+      again: [SAME, UNMAP],
+      keeps: true,
+    },
+    on: { nftables: 3, iptablesNft: 6, executed: 8 },
+  },
+];
+
+/** All of them. */
+export const SCENARIOS: readonly Row[] = [...ATTACHING, ...CHANGING, ...REMOVING];

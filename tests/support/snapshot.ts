@@ -79,16 +79,19 @@ const SYSCTLS = [
 /** Prints what is to be known of the network namespace it runs in. */
 const INSPECT = `
 part() { echo "${MARK} $1"; shift; "$@" 2>/dev/null || :; }
-part link ip -j -d link
-part address ip -j address
+part link ip -j -d address
 part route ip -j -4 route show table all
 part route ip -j -6 route show table all
 part rule ip -j -4 rule
 part rule ip -j -6 rule
 part qdisc tc -j qdisc show
-command -v nft >/dev/null && part nft nft -s list ruleset
-for save in {iptables,ip6tables}-{legacy,nft}-save; do
-  command -v $save >/dev/null && part $save $save
+ruleset=$(nft -s list ruleset 2>/dev/null) || :
+part nft echo "$ruleset"
+# Each of these programs has something to say of tables of its own only.
+for family in ip ip6; do
+  [[ $ruleset != *"table $family "* ]] || part \${family}tables-nft-save \${family}tables-nft-save
+  ! { read -r _ </proc/net/\${family}_tables_names; } 2>/dev/null ||
+    part \${family}tables-legacy-save \${family}tables-legacy-save
 done
 shopt -s nullglob
 cd /proc/sys/net && part sysctl grep -H . ${SYSCTLS}
@@ -151,7 +154,6 @@ export async function takeSnapshot(machine: Machine): Promise<string> {
 function describePart(part: string, body: string): string[] {
   switch (part) {
     case "link":
-    case "address":
     case "route":
     case "rule":
     case "qdisc":
@@ -178,13 +180,13 @@ type Json = any;
 
 function describeJson(part: string, body: string): string[] {
   const items: Json[] = body.trim() === "" ? [] : JSON.parse(body);
-  if (part === "link") return items.map(describeLink);
-  if (part === "address") {
-    return items.flatMap((link) =>
-      (link.addr_info as Json[] ?? []).map((a) =>
+  if (part === "link") {
+    return items.flatMap((link) => [
+      describeLink(link),
+      ...(link.addr_info as Json[] ?? []).map((a) =>
         `address ${link.ifname} ${a.local}/${a.prefixlen} scope ${a.scope}`
-      )
-    );
+      ),
+    ]);
   }
   const drop = new Set(["expires", "flags", "handle", "refcnt", "age"]);
   return items.map((item) => {

@@ -1,0 +1,77 @@
+/**
+ * The scripts as one file, as `install.ts --bundle` makes it: a process of it starts with less work.
+ *
+ * @module
+ */
+
+import { cacheDirectory } from "./guest-image.ts";
+import { ROOT } from "./machine.ts";
+
+/** Names the file in the environment of the tests; they run the sources where it is absent. */
+export const BUNDLE_VARIABLE = "TAPKIT_TEST_BUNDLE";
+
+const SOURCES = ["lib", "scripts"];
+/** What no run has used for so long is of sources that have changed since. */
+const STALE_MS = 24 * 3600 * 1000;
+
+/**
+ * Makes the file, unless one of the same sources is there.
+ *
+ * @returns its path, or `undefined` where Deno cannot make it, which downloads what it needs for that
+ */
+export async function bundleScripts(): Promise<string | undefined> {
+  const cache = cacheDirectory();
+  const directory = `${cache}/bundle-${await keyOf(SOURCES)}`;
+  const path = `${directory}/tapkit.js`;
+  await removeStale(cache);
+  if (await Deno.stat(path).then(() => true, () => false)) {
+    await Deno.utime(directory, new Date(), new Date());
+    return path;
+  }
+  await Deno.mkdir(directory, { recursive: true });
+  const made = `${path}.${Deno.pid}`;
+  const { success, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["bundle", "--quiet", "--output", made, "scripts/tapkit.ts"],
+    cwd: ROOT,
+  }).output();
+  if (!success) {
+    console.error(`the scripts run from their sources: ${new TextDecoder().decode(stderr).trim()}`);
+    await Deno.remove(directory, { recursive: true });
+    return undefined;
+  }
+  await Deno.rename(made, path);
+  return path;
+}
+
+/** The words after `deno` that run a script of tapkit, `attach-vm` say. */
+export function scriptWords(script: string, flags: readonly string[] = []): string[] {
+  const bundle = Deno.env.get(BUNDLE_VARIABLE);
+  return bundle === undefined
+    ? ["run", "-A", ...flags, `${ROOT}/scripts/${script}.ts`]
+    : ["run", "-A", "--no-config", ...flags, bundle, script];
+}
+
+async function removeStale(cache: string): Promise<void> {
+  for await (const { name } of Deno.readDir(cache)) {
+    if (!name.startsWith("bundle-")) continue;
+    const { mtime } = await Deno.stat(`${cache}/${name}`);
+    if (Date.now() - (mtime?.getTime() ?? 0) < STALE_MS) continue;
+    await Deno.remove(`${cache}/${name}`, { recursive: true });
+  }
+}
+
+/** The sources, and what makes one file of them. */
+async function keyOf(directories: readonly string[]): Promise<string> {
+  const texts = await Promise.all(
+    directories.flatMap((name) => filesBelow(`${ROOT}/${name}`)).sort()
+      .map(async (path) => `${path.slice(ROOT.length)}\n${await Deno.readTextFile(path)}`),
+  );
+  const bytes = new TextEncoder().encode([Deno.version.deno, ...texts].join("\n"));
+  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).slice(0, 8).toHex();
+}
+
+function filesBelow(directory: string): string[] {
+  return [...Deno.readDirSync(directory)].flatMap(({ name, isDirectory }) =>
+    isDirectory ? filesBelow(`${directory}/${name}`) : [`${directory}/${name}`]
+  );
+}
