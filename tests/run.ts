@@ -203,7 +203,10 @@ function report(results: readonly FileResult[], problems: readonly string[]): nu
   console.log(
     `\nslowest: ${slow.map(({ file, seconds }) => `${file} ${seconds.toFixed(1)} s`).join(", ")}`,
   );
-  for (const { file, name } of of("failed")) console.log(`failed: ${file}: ${name}`);
+  for (const { file, name, failedSteps } of of("failed")) {
+    console.log(`failed: ${file}: ${name}`);
+    for (const step of failedSteps) console.log(`        step: ${step}`);
+  }
   for (const problem of problems) console.log(`failed: ${problem}`);
   const failed = of("failed").length + problems.length;
   const skipped = of("skipped").length;

@@ -6,6 +6,7 @@ import { arp, bytes, ethernet, extension, icmpv6, ipv4, ipv6, udp } from "../sup
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { eventually } from "../support/machine.ts";
+import { Wiretap } from "../support/wiretap.ts";
 
 const [IP, IPV6, ARP] = [0x0800, 0x86dd, 0x0806];
 const ALL = "ff:ff:ff:ff:ff:ff";
@@ -17,19 +18,19 @@ const OTHER_MAC = "02:00:00:00:00:99";
 const OTHER_LOCAL = "fe80::1234";
 const DUAL_STACK = JSON.stringify(DUAL_NETWORK);
 
-/** Sends frames as one guest and says which of them reached the other. */
+/** Sends frames as one guest, and `last`, which arrives; says which of them reached the other. */
 async function reach(
-  from: NetnsGuest,
-  to: NetnsGuest,
+  { from, to, last }: { from: Wiretap; to: Wiretap; last: Uint8Array },
   frames: readonly (readonly [name: string, frame: Uint8Array])[],
 ): Promise<string[]> {
-  const seen = await to.sniff(async () => {
-    for (const [, frame] of frames) await from.sendFrame(frame);
-    await new Promise((resolve) => setTimeout(resolve, 300));
+  to.clear();
+  for (const [, frame] of frames) from.send(frame);
+  from.send(last);
+  // What has not come before it does not come.
+  await eventually(5000, "an honest frame behind the others reaches the other guest", () => {
+    return to.heard.some((hex) => hex.startsWith(last.toHex()));
   });
-  const received = seen.filter(({ direction }) => direction === "to-guest")
-    .map((frame) => frame.bytes.toHex());
-  return frames.filter(([, frame]) => received.some((hex) => hex.startsWith(frame.toHex())))
+  return frames.filter(([, frame]) => to.heard.some((hex) => hex.startsWith(frame.toHex())))
     .map(([name]) => name);
 }
 
@@ -107,7 +108,9 @@ function forgeries(mac: string, own: string, own6: string) {
       bytes(ethernet(IPV6, macs), ipv6(icmpv6(136, ipToBytes(own6)), 58, linkLocal)),
     ],
   ] as const;
-  return { forged, honest };
+  const behind = udp({ source: 5000, destination: 5002 }, 40);
+  const last = bytes(ethernet(IP, macs), ipv4(behind, { source: own, destination: NOBODY }));
+  return { forged, honest, last };
 }
 
 for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
@@ -125,9 +128,12 @@ for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
       await using guestB = await NetnsGuest.start(host, b);
       const [own, own6] = a.interfaces[0].addresses
         .map(({ address }: { address: string }) => address.split("/")[0]);
-      const { forged, honest } = forgeries(a.interfaces[0].mac, own, own6);
-      assertEquals(await reach(guestA, guestB, forged), []);
-      assertEquals(await reach(guestA, guestB, honest), honest.map(([name]) => name));
+      const { forged, honest, last } = forgeries(a.interfaces[0].mac, own, own6);
+      using from = Wiretap.open(guestA.netnsPath, "eth0");
+      using to = Wiretap.open(guestB.netnsPath, "eth0");
+      const way = { from, to, last };
+      assertEquals(await reach(way, forged), []);
+      assertEquals(await reach(way, honest), honest.map(([name]) => name));
 
       // What a guest needs to live goes on, and two guests reach each other.
       const lease = await guestA.dhcp();
@@ -141,9 +147,7 @@ for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
         await guest.must("ip", ["addr", "add", `${address}/64`, "dev", "eth0"]);
       }
       // Duplicate detection has its say first.
-      await new Promise((resolve) => setTimeout(resolve, 2500));
-      const addresses = await guestA.must("ip", ["-6", "addr", "show", "dev", "eth0"]);
-      assert(!/tentative|dadfailed/.test(addresses), addresses);
+      for (const guest of [guestA, guestB]) await guest.settle();
       assertEquals((await guestA.fetch(`http://[${other6}]/`)).body, "hello");
 
       // While the guest runs it may be let loose, and held again.
@@ -152,12 +156,12 @@ for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
       // What may hide DHCP, or is said by routers and switches, is dropped even then.
       const official = /hides|router|another protocol/;
       const names = forged.map(([name]) => name).filter((name) => !official.test(name));
-      assertEquals(await reach(guestA, guestB, forged), names);
+      assertEquals(await reach(way, forged), names);
       await host.mustTapkit("attach-vm", "a");
       assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
-      assertEquals(await reach(guestA, guestB, forged.slice(0, 1)), names.slice(0, 1));
+      assertEquals(await reach(way, forged.slice(0, 1)), names.slice(0, 1));
       await host.mustTapkit("attach-vm", "a", "--antispoof");
-      assertEquals(await reach(guestA, guestB, forged), []);
+      assertEquals(await reach(way, forged), []);
 
       // A guard that is gone is missed, and put back while the guest runs.
       const netns = { netns: "tapkit-a" };
@@ -166,20 +170,20 @@ for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
       assertEquals([code, found.problems], [3, [`the guard of "vm_eth0" is missing`]]);
       const mended = await host.mustTapkit("attach-vm", "a");
       assertStringIncludes(mended.stderr, 'mending: the guard of "vm_eth0" is missing');
-      assertEquals(await reach(guestA, guestB, forged), []);
+      assertEquals(await reach(way, forged), []);
       // One that makes its link-local address of something else is named, or let have any.
       const local = /^(another link-local|neighbour advertisement for one)/;
       for (const allowed of [OTHER_LOCAL, "any"]) {
         const { json: [named] } = await host.mustTapkit("attach-vm", "a", "--link-local", allowed);
         assertEquals(named.interfaces[0].linkLocal, allowed);
         const passing = names.filter((name) => local.test(name));
-        assertEquals(await reach(guestA, guestB, forged), passing);
+        assertEquals(await reach(way, forged), passing);
         assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
       }
       await host.mustTapkit("attach-vm", "--restore");
-      assertEquals((await reach(guestA, guestB, forged)).length, 2);
+      assertEquals((await reach(way, forged)).length, 2);
       await host.mustTapkit("attach-vm", "a", "--link-local", "eui64");
-      assertEquals(await reach(guestA, guestB, forged), []);
+      assertEquals(await reach(way, forged), []);
       // Of what was let loose the other believed some.
       await guestB.must("ip", ["neigh", "flush", "dev", "eth0"]);
       assertEquals((await guestA.fetch(`http://${other}/`)).body, "hello");

@@ -11,7 +11,7 @@ import { LIST_IPTABLES } from "../support/coexist.ts";
 import { requireReference, runOnMachine } from "../support/cni-reference.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
-import { ROOT } from "../support/machine.ts";
+import { eventually, ROOT } from "../support/machine.ts";
 
 requireReference();
 
@@ -90,14 +90,12 @@ async function holdings(host: Host): Promise<string[]> {
 }
 
 async function assertHoldings(host: Host, before: readonly string[]): Promise<void> {
-  const deadline = Date.now() + 3000;
-  let now = await holdings(host);
+  let now: readonly string[] = [];
   // The links of a namespace that is gone go by and by.
-  while (now.join() !== before.join() && Date.now() < deadline) {
-    await new Promise((resolve) => setTimeout(resolve, 100));
+  await eventually(5000, "nothing is left", async () => {
     now = await holdings(host);
-  }
-  assertEquals(now, before);
+    return now.join() === before.join();
+  }).catch(() => assertEquals(now, before));
 }
 
 /** The reference ptp cannot be asked for a MAC. */

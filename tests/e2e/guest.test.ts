@@ -1,7 +1,7 @@
 import { assertEquals, assertNotEquals } from "@std/assert";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
-import type { Machine } from "../support/machine.ts";
+import { eventually, type Machine } from "../support/machine.ts";
 
 const MODES = ["tc-redirect", "dhcp-bridge"] as const;
 
@@ -83,9 +83,10 @@ for (const value of [0, 1] as const) {
 
       const before = await host.mustTapkit("attach-vm", "web", "--ports", "none");
       assertEquals(before.json[0].ports, []);
-      for (const machine of [peer, host, guest, other]) {
-        assertNotEquals((await machine.fetch("http://192.0.2.1:8080/", QUICK)).status, 200);
-      }
+      const replies = await Promise.all(
+        [peer, host, guest, other].map((machine) => machine.fetch("http://192.0.2.1:8080/", QUICK)),
+      );
+      assertEquals(replies.filter(({ status }) => status === 200), []);
     });
   });
 }
@@ -102,16 +103,15 @@ testModes("attach-vm --ports: an address of the host listens there only", async 
       assertEquals((await host.fetch("http://192.0.2.1:8080/")).status, 200);
       assertEquals((await host.fetch("http://127.0.0.1:8081/")).status, 200);
       assertEquals((await guest.fetch("http://192.0.2.1:8080/")).status, 200);
-      for (
-        const [machine, url] of [
-          [peer, "http://192.0.2.7:8080/"],
-          [host, "http://127.0.0.1:8080/"],
-          [peer, "http://192.0.2.1:8081/"],
-          [guest, "http://172.18.0.1:8081/"],
-        ] as const
-      ) {
+      const others = [
+        [peer, "http://192.0.2.7:8080/"],
+        [host, "http://127.0.0.1:8080/"],
+        [peer, "http://192.0.2.1:8081/"],
+        [guest, "http://172.18.0.1:8081/"],
+      ] as const;
+      await Promise.all(others.map(async ([machine, url]) => {
         assertNotEquals((await machine.fetch(url, QUICK)).status, 200, url);
-      }
+      }));
     },
   );
 });
@@ -127,10 +127,10 @@ testModes("attach-vm: 127.0.0.0/8 and unpublished ports stay closed", async (arg
         ip route replace 127.0.0.0/8 via ${gateway}
         sysctl -qw net.ipv4.conf.all.route_localnet=1
       `);
-      for (const port of [8080, 9000]) {
+      await Promise.all([8080, 9000].map(async (port) => {
         const { status } = await machine.fetch(`http://127.0.0.1:${port}/`, QUICK);
         assertNotEquals(status, 200, `${machine.name} ${port}`);
-      }
+      }));
     }
     assertEquals((await host.fetch("http://127.0.0.1:8080/")).status, 200);
     // The guest's network routed at the host.
@@ -223,14 +223,12 @@ testModes("attach-vm: IPv6 of guests passes, though their namespaces have none",
 
 /** Waits until no address is tentative, and asserts that none was found to be a duplicate. */
 async function settled(guest: Machine): Promise<void> {
-  for (let round = 0; round < 50; round++) {
+  await eventually(10_000, `no address of "${guest.name}" is tentative`, async () => {
     const show = ["-j", "-6", "addr", "show", "eth0"];
     const [{ addr_info: addresses }] = JSON.parse(await guest.must("ip", show));
     // deno-lint-ignore no-explicit-any
     assertEquals(addresses.filter((info: any) => info.dadfailed), []);
     // deno-lint-ignore no-explicit-any
-    if (!addresses.some((info: any) => info.tentative)) return;
-    await new Promise((resolve) => setTimeout(resolve, 100));
-  }
-  throw new Error(`an address of "${guest.name}" stays tentative`);
+    return !addresses.some((info: any) => info.tentative);
+  });
 }

@@ -6,6 +6,7 @@ import { findUnsupported } from "../../lib/cni/plan.ts";
 import { assertNoOverlap } from "../../lib/cni/subnets.ts";
 import { InputError, TapkitError } from "../../lib/errors.ts";
 import { CniHost } from "../support/cni-reference.ts";
+import { processorTime } from "../support/processor-time.ts";
 
 /** A throwaway host with a directory for configurations. */
 class Host extends CniHost {
@@ -196,13 +197,13 @@ Deno.test("assertNoOverlap: a hundred thousand routes are looked at, and no obje
   );
   Deno.writeTextFileSync(`${host.dataDir}/batch`, routes.join("\n"));
   host.sh(`ip link set lo up; ip -batch ${host.dataDir}/batch`);
-  let before = performance.now();
+  let before = processorTime();
   const all = host.run(() => new Deno.Command("ip", { args: ["route"] }).outputSync());
-  const listing = performance.now() - before;
+  const listing = processorTime().children - before.children;
   assert(all.stdout.length > 1_000_000);
-  before = performance.now();
+  before = processorTime();
   assertNoOverlap(list, host.nl);
-  const looking = performance.now() - before;
+  const looking = processorTime().own - before.own;
   // What `ip` takes for the same is the kernel's time, mostly.
   assert(looking < 2 * listing, `${looking} ms, where ip route takes ${listing} ms`);
   host.sh("ip route add 10.255.255.252/30 dev lo");

@@ -230,11 +230,11 @@ Deno.test("executed plugins: a child that keeps the pipes open is not waited for
   using fixture = new Fixture("one");
   const pidFile = `${fixture.plugins.root}/pid`;
   fixture.plugins.behave("one", "ADD", `sleep 100 & echo $! > ${pidFile}; echo '{}'`);
-  const before = performance.now();
   const plan = fixture.plan({ cniVersion: "1.0.0", plugins: [{ type: "one" }] });
   await addNetwork(plan, fixture.environment);
-  assert(performance.now() - before < 1400);
-  Deno.kill(Number(Deno.readTextFileSync(pidFile)), "SIGKILL");
+  const pid = Number(Deno.readTextFileSync(pidFile));
+  assertMatch(Deno.readTextFileSync(`/proc/${pid}/stat`), /\) [RS] /, "the child lives");
+  Deno.kill(pid, "SIGKILL");
 });
 
 Deno.test("executed plugins: one that refuses the version is asked which it knows", async () => {

