@@ -95,7 +95,7 @@ Deno.test("attach-vm: absent flags keep what is there, --ports replaces, --ports
   assertEquals((await host.tapkit("attach-vm", "web", "--check")).code, 0);
 });
 
-Deno.test("attach-vm: what cannot change live is refused, and named", async () => {
+Deno.test("attach-vm: what cannot change live is refused, and named", async (t) => {
   await using host = await Host.create();
   await host.addLan();
   await host.mustTapkit("attach-vm", "web", "--mtu", "1400");
@@ -109,20 +109,22 @@ Deno.test("attach-vm: what cannot change live is refused, and named", async () =
     [["--tap-owner", "1000"], "TAP owner"],
   ] as const;
   for (const [flags, what] of cases) {
-    const { code, stderr } = await host.tapkit("attach-vm", "web", ...flags);
-    assertEquals(code, 1);
-    assertEquals(
-      stderr,
-      `attach-vm: cannot attach "web": its ${what} cannot be changed while it is attached: ` +
-        `run attach-vm web --remove first\n`,
-    );
+    await t.step(what, async () => {
+      const { code, stderr } = await host.tapkit("attach-vm", "web", ...flags);
+      assertEquals(code, 1);
+      assertEquals(
+        stderr,
+        `attach-vm: cannot attach "web": its ${what} cannot be changed while it is attached: ` +
+          `run attach-vm web --remove first\n`,
+      );
+    });
   }
   await assertUntouched(host, before);
   // The same as it has is no change.
   await host.mustTapkit("attach-vm", "web", "--mtu", "1400", "--ip", "172.18.0.2");
 });
 
-Deno.test("attach-vm: mends what differs, and says what it was", async () => {
+Deno.test("attach-vm: mends what differs, and says what it was", async (t) => {
   await using host = await Host.create();
   await host.addLan();
   const { json: [record] } = await host.mustTapkit("attach-vm", "web", "--ports", "8080:80");
@@ -139,19 +141,21 @@ Deno.test("attach-vm: mends what differs, and says what it was", async () => {
     ["rm /var/lib/cni/networks/ignite-cni-bridge/172.18.0.2", /address 172\.18\.0\.2 is not res/],
   ] as const;
   for (const [damage, problem] of damages) {
-    await host.sh(damage);
-    const check = await host.tapkit("attach-vm", "web", "--check");
-    assertEquals(check.code, 3, damage);
-    assertMatch(check.json[0].problems.join("\n"), problem);
-    const mended = await host.mustTapkit("attach-vm", "web", { env: { TAPKIT_DEBUG: "1" } });
-    assertMatch(mended.stderr, problem);
-    assertEquals(mended.json, [record], damage);
-    const after = await host.tapkit("attach-vm", "web", "--check");
-    assertEquals([after.code, after.json[0].problems], [0, []], damage);
+    await t.step(damage, async () => {
+      await host.sh(damage);
+      const check = await host.tapkit("attach-vm", "web", "--check");
+      assertEquals(check.code, 3, damage);
+      assertMatch(check.json[0].problems.join("\n"), problem);
+      const mended = await host.mustTapkit("attach-vm", "web", { env: { TAPKIT_DEBUG: "1" } });
+      assertMatch(mended.stderr, problem);
+      assertEquals(mended.json, [record], damage);
+      const after = await host.tapkit("attach-vm", "web", "--check");
+      assertEquals([after.code, after.json[0].problems], [0, []], damage);
+    });
   }
 });
 
-Deno.test("attach-vm --mode dhcp-bridge: mended, kept and removed, in a given namespace too", async () => {
+Deno.test("attach-vm --mode dhcp-bridge: mended, kept and removed, in a given namespace too", async (t) => {
   await using host = await Host.create();
   await host.addLan();
   await host.must("ip", ["netns", "add", "mine"]);
@@ -168,17 +172,19 @@ Deno.test("attach-vm --mode dhcp-bridge: mended, kept and removed, in a given na
     ["ip -n mine link delete eth0", /"eth0" .*is gone/],
   ] as const;
   for (const [damage, problem] of damages) {
-    await host.sh(damage);
-    const mended = await host.mustTapkit("attach-vm", "web", { env: { TAPKIT_DEBUG: "1" } });
-    assertMatch(mended.stderr, problem);
-    assertEquals(mended.json, [record], damage);
+    await t.step(damage, async () => {
+      await host.sh(damage);
+      const mended = await host.mustTapkit("attach-vm", "web", { env: { TAPKIT_DEBUG: "1" } });
+      assertMatch(mended.stderr, problem);
+      assertEquals(mended.json, [record], damage);
+    });
   }
   assertEquals((await host.tapkit("attach-vm", "web", "--check")).json[0].problems, []);
   await host.mustTapkit("attach-vm", "web", "--remove");
   await host.assertRestored(before);
 });
 
-Deno.test("attach-vm: the requested address and MAC are honoured, or refused naming the holder", async () => {
+Deno.test("attach-vm: the requested address and MAC are honoured, or refused naming the holder", async (t) => {
   await using host = await Host.create();
   await host.addLan();
   const mac = "02:00:00:00:00:77";
@@ -197,10 +203,12 @@ Deno.test("attach-vm: the requested address and MAC are honoured, or refused nam
     ["172.18.255.255", /172\.18\.255\.255/],
   ] as const;
   for (const [ip, message] of cases) {
-    const { code, stderr } = await host.tapkit("attach-vm", "api", "--ip", ip);
-    assertNotEquals(code, 0, ip);
-    assertMatch(stderr, message);
-    await assertUntouched(host, before);
+    await t.step(ip, async () => {
+      const { code, stderr } = await host.tapkit("attach-vm", "api", "--ip", ip);
+      assertNotEquals(code, 0, ip);
+      assertMatch(stderr, message);
+      await assertUntouched(host, before);
+    });
   }
 });
 

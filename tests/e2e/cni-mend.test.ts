@@ -84,7 +84,7 @@ async function reaches(machine: Machine, port: number): Promise<boolean> {
   return body === "guest";
 }
 
-Deno.test("attach-vm: chained plugins are run again by themselves, and the guest keeps its connections", async () => {
+Deno.test("attach-vm: chained plugins are run again by themselves, and the guest keeps its connections", async (t) => {
   const { host: one, peer } = await hostWith(BRIDGE, PORTMAP, { type: "firewall" });
   await using host = one;
   const before = await host.snapshot();
@@ -124,29 +124,32 @@ Deno.test("attach-vm: chained plugins are run again by themselves, and the guest
       ["nft flush ruleset", [...translation, filter]],
     ];
     for (const [command, what] of losses) {
-      await host.sh(command);
-      const check = await host.tapkit("attach-vm", "web", "--check");
-      assertEquals(check.code, 3, command);
-      for (const pattern of what) assertMatch(check.json[0].problems.join("\n"), pattern);
-      const again = await attach();
-      for (const pattern of what) assertMatch(again.stderr, pattern);
-      assert(!again.stderr.includes("warning"), again.stderr);
-      assert(await reaches(peer, 8080), command);
-      const { body } = await guest.fetch("http://192.0.2.2/cgi-bin/client");
-      assertMatch(body, /192\.0\.2\.1\b/, "the guest's address is not translated");
-      await checkPasses(host);
+      await t.step(command, async () => {
+        await host.sh(command);
+        const check = await host.tapkit("attach-vm", "web", "--check");
+        assertEquals(check.code, 3, command);
+        for (const pattern of what) assertMatch(check.json[0].problems.join("\n"), pattern);
+        const again = await attach();
+        for (const pattern of what) assertMatch(again.stderr, pattern);
+        assert(!again.stderr.includes("warning"), again.stderr);
+        assert(await reaches(peer, 8080), command);
+        const { body } = await guest.fetch("http://192.0.2.2/cgi-bin/client");
+        assertMatch(body, /192\.0\.2\.1\b/, "the guest's address is not translated");
+        await checkPasses(host);
+      });
     }
 
-    // Other ports: the one that stays is not felt to be published anew.
-    const { json: [changed], stderr: said } = await attach(
-      ...["--ports", "9090:80", "--ports", "7000:7"],
-    );
-    assertEquals(said, "");
-    const shown = changed.ports.map(({ hostPort, vmPort }: Json) => `${hostPort}:${vmPort}`);
-    assertEquals(shown, ["9090:80", "7000:7", "9191:80"]);
-    assertEquals([await reaches(peer, 9090), await reaches(peer, 8080)], [true, false]);
-    await checkPasses(host);
-    await dropped.ends();
+    await t.step("other ports: the one that stays is not felt to be published anew", async () => {
+      const { json: [changed], stderr: said } = await attach(
+        ...["--ports", "9090:80", "--ports", "7000:7"],
+      );
+      assertEquals(said, "");
+      const shown = changed.ports.map(({ hostPort, vmPort }: Json) => `${hostPort}:${vmPort}`);
+      assertEquals(shown, ["9090:80", "7000:7", "9191:80"]);
+      assertEquals([await reaches(peer, 9090), await reaches(peer, 8080)], [true, false]);
+      await checkPasses(host);
+      await dropped.ends();
+    });
 
     // What somebody else has is refused, and the ports stay.
     await host.mustTapkit("attach-vm", "api", "--ports", "8081:80");
@@ -160,10 +163,12 @@ Deno.test("attach-vm: chained plugins are run again by themselves, and the guest
       ["9191:81", /host port 9191\/tcp is already mapped to VM "web"/],
     ];
     for (const [port, why] of refused) {
-      const outcome = await host.tapkit("attach-vm", "web", "--ports", port);
-      assertEquals(outcome.code, 1, outcome.stdout);
-      assertMatch(outcome.stderr, why);
-      assertEquals(await rules(), published);
+      await t.step(`${port} is refused`, async () => {
+        const outcome = await host.tapkit("attach-vm", "web", "--ports", port);
+        assertEquals(outcome.code, 1, outcome.stdout);
+        assertMatch(outcome.stderr, why);
+        assertEquals(await rules(), published);
+      });
     }
     assertEquals(await host.readFile("/var/lib/tapkit/vms/web.json"), stored);
     const other = await host.tapkit("attach-vm", "api", "--ports", "9090:80");
@@ -171,14 +176,19 @@ Deno.test("attach-vm: chained plugins are run again by themselves, and the guest
     await host.mustTapkit("attach-vm", "api", "--remove");
 
     await talk.goesOn();
-    const none = await host.mustTapkit("attach-vm", "web", "--ports", "none");
-    await talk.ends();
-    assertEquals(none.json[0].ports.map(({ hostPort }: Json) => hostPort), [9191]);
-    assertEquals([await reaches(peer, 9090), (await rules()).includes("CNI-DN-")], [false, false]);
-    await checkPasses(host);
-    await host.mustTapkit("attach-vm", "web", "--ports", "8080:80");
-    assertEquals([await reaches(peer, 8080), await reaches(peer, 9191)], [true, true]);
-    assertEquals(await links(host), kernel);
+    await t.step("no ports, and one again", async () => {
+      const none = await host.mustTapkit("attach-vm", "web", "--ports", "none");
+      await talk.ends();
+      assertEquals(none.json[0].ports.map(({ hostPort }: Json) => hostPort), [9191]);
+      assertEquals([await reaches(peer, 9090), (await rules()).includes("CNI-DN-")], [
+        false,
+        false,
+      ]);
+      await checkPasses(host);
+      await host.mustTapkit("attach-vm", "web", "--ports", "8080:80");
+      assertEquals([await reaches(peer, 8080), await reaches(peer, 9191)], [true, true]);
+      assertEquals(await links(host), kernel);
+    });
   }
   await host.mustTapkit("attach-vm", "web", "--remove");
   await host.assertRestored(before, { except: [...SHARED, /\/run\/http-8082/] });

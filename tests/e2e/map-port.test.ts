@@ -17,7 +17,7 @@ const mapping = (hostPort: number, vmPort: number, hostIP = "0.0.0.0", more = {}
   ...more,
 });
 
-Deno.test("map-port: adds and drops, twice as once, and nothing is left", async () => {
+Deno.test("map-port: adds and drops, twice as once, and nothing is left", async (t) => {
   await using host = await Host.create();
   const peer = await host.addLan();
   const before = await host.snapshot();
@@ -28,38 +28,44 @@ Deno.test("map-port: adds and drops, twice as once, and nothing is left", async 
 
   const added = await host.mustTapkit("map-port", "web", "8081:80", "127.0.0.1:8082:80");
   const all = [mapping(8080, 80), mapping(8081, 80), mapping(8082, 80, "127.0.0.1")];
-  assertEquals(added.json, [{ vm: "web", ports: all }]);
-  assertEquals((await peer.fetch("http://192.0.2.1:8081/")).body, "page");
-  assertEquals((await host.fetch("http://127.0.0.1:8082/")).body, "page");
-  assertEquals((await guest.fetch("http://192.0.2.1:8081/")).body, "page", "hairpin");
+  await t.step("what is added is reached from everywhere", async () => {
+    assertEquals(added.json, [{ vm: "web", ports: all }]);
+    assertEquals((await peer.fetch("http://192.0.2.1:8081/")).body, "page");
+    assertEquals((await host.fetch("http://127.0.0.1:8082/")).body, "page");
+    assertEquals((await guest.fetch("http://192.0.2.1:8081/")).body, "page", "hairpin");
+  });
 
-  const record = await host.readFile("/var/lib/tapkit/vms/web.json");
-  assertEquals(
-    (await host.mustTapkit("map-port", "web", "8081:80", "127.0.0.1:8082:80")).json,
-    added.json,
-  );
-  assertEquals(await host.readFile("/var/lib/tapkit/vms/web.json"), record);
-  assertEquals((await host.mustTapkit("map-port", "web", "--list")).json, added.json);
-  assertEquals((await host.mustTapkit("map-port", "--list")).json, added.json);
-  assertEquals((await host.mustTapkit("attach-vm", "--list")).json[0].ports, all);
-  const check = await host.tapkit("map-port", "web", "--check");
-  assertEquals([check.code, check.json], [0, [{ vm: "web", problems: [] }]], check.stderr);
+  await t.step("the same again changes nothing", async () => {
+    const record = await host.readFile("/var/lib/tapkit/vms/web.json");
+    assertEquals(
+      (await host.mustTapkit("map-port", "web", "8081:80", "127.0.0.1:8082:80")).json,
+      added.json,
+    );
+    assertEquals(await host.readFile("/var/lib/tapkit/vms/web.json"), record);
+    assertEquals((await host.mustTapkit("map-port", "web", "--list")).json, added.json);
+    assertEquals((await host.mustTapkit("map-port", "--list")).json, added.json);
+    assertEquals((await host.mustTapkit("attach-vm", "--list")).json[0].ports, all);
+    const check = await host.tapkit("map-port", "web", "--check");
+    assertEquals([check.code, check.json], [0, [{ vm: "web", problems: [] }]], check.stderr);
+  });
 
-  for (let round = 0; round < 2; round++) {
-    const dropped = await host.mustTapkit("map-port", "web", "--remove", "8081:80", "9999:1");
-    assertEquals(dropped.json[0].ports, [mapping(8080, 80), mapping(8082, 80, "127.0.0.1")]);
-  }
-  assert((await peer.run("curl", ["-sm2", "http://192.0.2.1:8081/"])).code !== 0);
-  // attach-vm's own go in the same way, and stay away.
-  const own = await host.mustTapkit("map-port", "web", "--remove", "8080:80");
-  assertEquals(own.json[0].ports, [mapping(8082, 80, "127.0.0.1")]);
-  assertEquals((await host.mustTapkit("attach-vm", "web")).json[0].ports, own.json[0].ports);
+  await t.step("what is dropped is closed, and stays so", async () => {
+    for (let round = 0; round < 2; round++) {
+      const dropped = await host.mustTapkit("map-port", "web", "--remove", "8081:80", "9999:1");
+      assertEquals(dropped.json[0].ports, [mapping(8080, 80), mapping(8082, 80, "127.0.0.1")]);
+    }
+    assert((await peer.run("curl", ["-sm2", "http://192.0.2.1:8081/"])).code !== 0);
+    // attach-vm's own go in the same way, and stay away.
+    const own = await host.mustTapkit("map-port", "web", "--remove", "8080:80");
+    assertEquals(own.json[0].ports, [mapping(8082, 80, "127.0.0.1")]);
+    assertEquals((await host.mustTapkit("attach-vm", "web")).json[0].ports, own.json[0].ports);
+  });
 
   await host.mustTapkit("attach-vm", "web", "--remove");
   await host.assertRestored(before);
 });
 
-Deno.test("map-port: its mappings and attach-vm's are kept apart", async () => {
+Deno.test("map-port: its mappings and attach-vm's are kept apart", async (t) => {
   await using host = await Host.create();
   await host.addLan();
   const before = await host.snapshot();
@@ -67,41 +73,48 @@ Deno.test("map-port: its mappings and attach-vm's are kept apart", async () => {
     (await host.mustTapkit("attach-vm", "web", ...args)).json[0].ports;
   const map = async (...args: string[]) =>
     (await host.mustTapkit("map-port", "web", ...args)).json[0].ports;
-  await attach("--ports", "8080:80");
-  await map("8081:80");
-  assertEquals(await attach("--ports", "8082:80"), [mapping(8082, 80), mapping(8081, 80)]);
-  assertEquals(await attach("--ports", "none"), [mapping(8081, 80)]);
-  assertEquals(await attach(), [mapping(8081, 80)]);
+  await t.step("--ports leaves what map-port has", async () => {
+    await attach("--ports", "8080:80");
+    await map("8081:80");
+    assertEquals(await attach("--ports", "8082:80"), [mapping(8082, 80), mapping(8081, 80)]);
+    assertEquals(await attach("--ports", "none"), [mapping(8081, 80)]);
+    assertEquals(await attach(), [mapping(8081, 80)]);
+  });
 
-  // Of both: it stays until neither wants it.
-  assertEquals(await attach("--ports", "8081:80"), [mapping(8081, 80)]);
-  assertEquals(await attach("--ports", "none"), [mapping(8081, 80)]);
-  await attach("--ports", "8083:80");
-  assertEquals(await map("8083:80"), [mapping(8083, 80), mapping(8081, 80)]);
-  assertEquals(await attach("--ports", "none"), [mapping(8081, 80), mapping(8083, 80)]);
-  const refused = await host.tapkit("attach-vm", "web", "--ports", "8081:81");
-  assertEquals(refused.code, 1);
-  assertMatch(
-    refused.stderr,
-    /host port 8081\/tcp is already mapped to VM "web": .* map-port web --remove 8081:80/,
-  );
+  await t.step("a mapping of both stays until neither wants it", async () => {
+    assertEquals(await attach("--ports", "8081:80"), [mapping(8081, 80)]);
+    assertEquals(await attach("--ports", "none"), [mapping(8081, 80)]);
+    await attach("--ports", "8083:80");
+    assertEquals(await map("8083:80"), [mapping(8083, 80), mapping(8081, 80)]);
+    assertEquals(await attach("--ports", "none"), [mapping(8081, 80), mapping(8083, 80)]);
+  });
+  await t.step("one of its own, of another port of the VM, is refused", async () => {
+    const refused = await host.tapkit("attach-vm", "web", "--ports", "8081:81");
+    assertEquals(refused.code, 1);
+    assertMatch(
+      refused.stderr,
+      /host port 8081\/tcp is already mapped to VM "web": .* map-port web --remove 8081:80/,
+    );
+  });
 
   const ports = await attach();
-  await host.must("nft", ["flush", "ruleset"]);
-  const missing = await host.tapkit("map-port", "web", "--check");
-  assertEquals(missing.code, 3);
-  assertMatch(missing.json[0].problems.join(), /8081\/tcp is missing from nftables/);
-  assertEquals(await map("8081:80"), ports);
-  assertEquals((await host.tapkit("map-port", "web", "--check")).code, 0);
-  await host.must("nft", ["flush", "ruleset"]);
-  assertEquals(await attach(), ports);
-  assertEquals((await host.tapkit("map-port", "web", "--check")).code, 0);
-
-  // Made anew, with all that it had.
-  await host.must("ip", ["-n", "tapkit-web", "link", "delete", "eth0"]);
-  assertEquals(await attach(), ports);
-  assertEquals((await host.tapkit("attach-vm", "web", "--check")).code, 0);
-  assertEquals((await host.mustTapkit("attach-vm", "--restore")).json[0].ports, ports);
+  await t.step("a flush is missed, and mended by either", async () => {
+    await host.must("nft", ["flush", "ruleset"]);
+    const missing = await host.tapkit("map-port", "web", "--check");
+    assertEquals(missing.code, 3);
+    assertMatch(missing.json[0].problems.join(), /8081\/tcp is missing from nftables/);
+    assertEquals(await map("8081:80"), ports);
+    assertEquals((await host.tapkit("map-port", "web", "--check")).code, 0);
+    await host.must("nft", ["flush", "ruleset"]);
+    assertEquals(await attach(), ports);
+    assertEquals((await host.tapkit("map-port", "web", "--check")).code, 0);
+  });
+  await t.step("what is made anew has all that it had", async () => {
+    await host.must("ip", ["-n", "tapkit-web", "link", "delete", "eth0"]);
+    assertEquals(await attach(), ports);
+    assertEquals((await host.tapkit("attach-vm", "web", "--check")).code, 0);
+    assertEquals((await host.mustTapkit("attach-vm", "--restore")).json[0].ports, ports);
+  });
   await host.mustTapkit("attach-vm", "web", "--remove");
   await host.assertRestored(before);
 });
@@ -163,7 +176,7 @@ Deno.test("map-port: twenty at once for one port have one winner", async () => {
   assertEquals(held, [{ vm: winner, ports: [mapping(8080, 80)] }]);
 });
 
-Deno.test("map-port: bad input is refused, and nothing is touched", async () => {
+Deno.test("map-port: bad input is refused, and nothing is touched", async (t) => {
   await using host = await Host.create();
   await host.addLan();
   await host.mustTapkit("attach-vm", "web", "--ports", "8080:80");
@@ -207,9 +220,11 @@ Deno.test("map-port: bad input is refused, and nothing is touched", async () => 
     [],
   ];
   for (const args of cases) {
-    const { code, stdout, stderr } = await host.tapkit("map-port", ...args);
-    assertEquals([code, stdout], [2, ""], `${args.join(" ")}: ${stderr}`);
-    assertMatch(stderr, /^map-port: [^\n]+\n$/);
+    await t.step(args.join(" ") || "nothing", async () => {
+      const { code, stdout, stderr } = await host.tapkit("map-port", ...args);
+      assertEquals([code, stdout], [2, ""], `${args.join(" ")}: ${stderr}`);
+      assertMatch(stderr, /^map-port: [^\n]+\n$/);
+    });
   }
   await host.assertRestored(before, {
     strict: true,
@@ -217,7 +232,7 @@ Deno.test("map-port: bad input is refused, and nothing is touched", async () => 
   });
 });
 
-Deno.test("map-port --to: from everywhere to an address tapkit did not attach", async () => {
+Deno.test("map-port --to: from everywhere to an address tapkit did not attach", async (t) => {
   await using host = await Host.create();
   const peer = await host.addLan();
   await peer.sh(
@@ -235,32 +250,42 @@ Deno.test("map-port --to: from everywhere to an address tapkit did not attach", 
   assertEquals((await map("192.0.2.2", "--list")).json, json);
   assertEquals((await host.mustTapkit("map-port", "--list")).json, json);
   await map("2001:db8::2", "8080:80");
-  for (const url of ["127.0.0.1:8080", "127.0.0.1:8081", "192.0.2.1:8080", "[2001:db8::1]:8080"]) {
-    assertEquals((await host.fetch(`http://${url}/`)).body, "there", url);
-  }
-  for (const url of ["192.0.2.1:8080", "[2001:db8::1]:8080"]) {
-    assertEquals((await peer.fetch(`http://${url}/`)).body, "there", url);
-  }
-  const taken = await host.tapkit("attach-vm", "web", "--ports", "8080:80");
-  assertEquals(taken.code, 1);
-  assertMatch(
-    taken.stderr,
-    /8080\/tcp is already mapped to address 192\.0\.2\.2: .* map-port --to 192\.0\.2\.2 --remove 8080:80/,
-  );
+  await t.step("it is reached from everywhere", async () => {
+    for (
+      const url of ["127.0.0.1:8080", "127.0.0.1:8081", "192.0.2.1:8080", "[2001:db8::1]:8080"]
+    ) {
+      assertEquals((await host.fetch(`http://${url}/`)).body, "there", url);
+    }
+    for (const url of ["192.0.2.1:8080", "[2001:db8::1]:8080"]) {
+      assertEquals((await peer.fetch(`http://${url}/`)).body, "there", url);
+    }
+  });
+  await t.step("a VM is refused what it has", async () => {
+    const taken = await host.tapkit("attach-vm", "web", "--ports", "8080:80");
+    assertEquals(taken.code, 1);
+    assertMatch(
+      taken.stderr,
+      /8080\/tcp is already mapped to address 192\.0\.2\.2: .* map-port --to 192\.0\.2\.2 --remove 8080:80/,
+    );
+  });
 
-  await host.must("nft", ["flush", "ruleset"]);
-  await host.sh("sysctl -qw net.ipv4.conf.eth-lan.route_localnet=0");
-  const check = await host.tapkit("map-port", "--to", "192.0.2.2", "--check");
-  assertEquals(check.code, 3);
-  assertEquals((await host.mustTapkit("attach-vm", "--restore")).stdout, "");
-  assertEquals((await host.tapkit("map-port", "--to", "192.0.2.2", "--check")).code, 0);
-  assertEquals((await peer.fetch("http://192.0.2.1:8080/")).body, "there");
+  await t.step("--restore mends what was flushed", async () => {
+    await host.must("nft", ["flush", "ruleset"]);
+    await host.sh("sysctl -qw net.ipv4.conf.eth-lan.route_localnet=0");
+    const check = await host.tapkit("map-port", "--to", "192.0.2.2", "--check");
+    assertEquals(check.code, 3);
+    assertEquals((await host.mustTapkit("attach-vm", "--restore")).stdout, "");
+    assertEquals((await host.tapkit("map-port", "--to", "192.0.2.2", "--check")).code, 0);
+    assertEquals((await peer.fetch("http://192.0.2.1:8080/")).body, "there");
+  });
 
-  assertEquals((await map("192.0.2.2", "--remove", "8080:80")).json[0].ports.length, 1);
-  await map("192.0.2.3", "127.0.0.1:8082:80");
-  assertEquals((await map("192.0.2.2", "--remove", "127.0.0.1:8081:80")).json[0].ports, []);
-  assertEquals((await host.fetch("http://127.0.0.1:8082/")).body, "there", "the link is shared");
-  await map("192.0.2.3", "--remove", "127.0.0.1:8082:80");
+  await t.step("the link stays open as long as another needs it", async () => {
+    assertEquals((await map("192.0.2.2", "--remove", "8080:80")).json[0].ports.length, 1);
+    await map("192.0.2.3", "127.0.0.1:8082:80");
+    assertEquals((await map("192.0.2.2", "--remove", "127.0.0.1:8081:80")).json[0].ports, []);
+    assertEquals((await host.fetch("http://127.0.0.1:8082/")).body, "there", "the link is shared");
+    await map("192.0.2.3", "--remove", "127.0.0.1:8082:80");
+  });
   await map("2001:db8::2", "--remove", "8080:80");
   await map("2001:db8::2", "--remove", "8080:80");
   await host.assertRestored(before);

@@ -122,7 +122,7 @@ Deno.test("attach-vm, map-port: what is typed wrong, and what was meant", async 
   ]);
 });
 
-Deno.test("attach-vm: a CNI directory that has no network for it", async () => {
+Deno.test("attach-vm: a CNI directory that has no network for it", async (t) => {
   await using host = await Host.create();
   await host.addLan();
   const loopback = network({ type: "loopback", name: "lo" });
@@ -174,10 +174,12 @@ Deno.test("attach-vm: a CNI directory that has no network for it", async () => {
     ),
   ];
   for (const [made, said] of cases) {
-    await host.sh(`mkdir -p /etc/cni; rm -rf ${place}; ${made}`);
-    const before = await host.snapshot();
-    await says(host, [["attach-vm web --plugins builtin", 1, `cannot attach "web": ${said}`]]);
-    await host.assertRestored(before, { strict: true });
+    await t.step(made, async () => {
+      await host.sh(`mkdir -p /etc/cni; rm -rf ${place}; ${made}`);
+      const before = await host.snapshot();
+      await says(host, [["attach-vm web --plugins builtin", 1, `cannot attach "web": ${said}`]]);
+      await host.assertRestored(before, { strict: true });
+    });
   }
   // Beside a network loopback is none to be on, wherever it sorts.
   await host.sh(`rm -rf ${place}; mkdir ${place}; echo '${loopback}' >${place}/00-lo.conf`);
