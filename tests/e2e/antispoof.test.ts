@@ -114,7 +114,7 @@ function forgeries(mac: string, own: string, own6: string) {
 }
 
 for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
-  Deno.test(`attach-vm: a guest speaks for itself and for nobody else (${mode})`, async () => {
+  Deno.test(`attach-vm: a guest speaks for itself and for nobody else (${mode})`, async (t) => {
     await using host = await Host.create();
     await host.writeFile("/etc/cni/net.d/10-dual.conflist", DUAL_STACK);
     // Else the host itself reassembles fragments and drops what makes no sense.
@@ -132,8 +132,10 @@ for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
       using from = Wiretap.open(guestA.netnsPath, "eth0");
       using to = Wiretap.open(guestB.netnsPath, "eth0");
       const way = { from, to, last };
-      assertEquals(await reach(way, forged), []);
-      assertEquals(await reach(way, honest), honest.map(([name]) => name));
+      await t.step("forged frames go nowhere, honest ones do", async () => {
+        assertEquals(await reach(way, forged), []);
+        assertEquals(await reach(way, honest), honest.map(([name]) => name));
+      });
 
       // What a guest needs to live goes on, and two guests reach each other.
       const lease = await guestA.dhcp();
@@ -150,40 +152,56 @@ for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
       for (const guest of [guestA, guestB]) await guest.settle();
       assertEquals((await guestA.fetch(`http://[${other6}]/`)).body, "hello");
 
-      // While the guest runs it may be let loose, and held again.
-      const loose = await host.mustTapkit("attach-vm", "a", "--no-antispoof");
-      assertEquals(loose.json[0].interfaces[0].antispoof, false);
       // What may hide DHCP, or is said by routers and switches, is dropped even then.
       const official = /hides|router|another protocol/;
       const names = forged.map(([name]) => name).filter((name) => !official.test(name));
-      assertEquals(await reach(way, forged), names);
-      await host.mustTapkit("attach-vm", "a");
-      assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
-      assertEquals(await reach(way, forged.slice(0, 1)), names.slice(0, 1));
-      await host.mustTapkit("attach-vm", "a", "--antispoof");
-      assertEquals(await reach(way, forged), []);
 
-      // A guard that is gone is missed, and put back while the guest runs.
-      const netns = { netns: "tapkit-a" };
-      await host.must("tc", ["filter", "del", "dev", "vm_eth0", "ingress", "pref", "1"], netns);
-      const { code, json: [found] } = await host.tapkit("attach-vm", "a", "--check");
-      assertEquals([code, found.problems], [3, [`the guard of "vm_eth0" is missing`]]);
-      const mended = await host.mustTapkit("attach-vm", "a");
-      assertStringIncludes(mended.stderr, 'mending: the guard of "vm_eth0" is missing');
-      assertEquals(await reach(way, forged), []);
-      // One that makes its link-local address of something else is named, or let have any.
-      const local = /^(another link-local|neighbour advertisement for one)/;
-      for (const allowed of [OTHER_LOCAL, "any"]) {
-        const { json: [named] } = await host.mustTapkit("attach-vm", "a", "--link-local", allowed);
-        assertEquals(named.interfaces[0].linkLocal, allowed);
-        const passing = names.filter((name) => local.test(name));
-        assertEquals(await reach(way, forged), passing);
+      await t.step("let loose while it runs, and held again", async () => {
+        const loose = await host.mustTapkit("attach-vm", "a", "--no-antispoof");
+        assertEquals(loose.json[0].interfaces[0].antispoof, false);
+        assertEquals(await reach(way, forged), names);
+        await host.mustTapkit("attach-vm", "a");
         assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
-      }
-      await host.mustTapkit("attach-vm", "--restore");
-      assertEquals((await reach(way, forged)).length, 2);
-      await host.mustTapkit("attach-vm", "a", "--link-local", "eui64");
-      assertEquals(await reach(way, forged), []);
+        assertEquals(await reach(way, forged.slice(0, 1)), names.slice(0, 1));
+        await host.mustTapkit("attach-vm", "a", "--antispoof");
+        assertEquals(await reach(way, forged), []);
+      });
+
+      await t.step(
+        "a guard that is gone is missed, and put back while the guest runs",
+        async () => {
+          const netns = { netns: "tapkit-a" };
+          await host.must("tc", ["filter", "del", "dev", "vm_eth0", "ingress", "pref", "1"], netns);
+          const { code, json: [found] } = await host.tapkit("attach-vm", "a", "--check");
+          assertEquals([code, found.problems], [3, [`the guard of "vm_eth0" is missing`]]);
+          const mended = await host.mustTapkit("attach-vm", "a");
+          assertStringIncludes(mended.stderr, 'mending: the guard of "vm_eth0" is missing');
+          assertEquals(await reach(way, forged), []);
+        },
+      );
+
+      await t.step(
+        "a link-local address of its own making is named, or any is let pass",
+        async () => {
+          const local = /^(another link-local|neighbour advertisement for one)/;
+          for (const allowed of [OTHER_LOCAL, "any"]) {
+            const { json: [named] } = await host.mustTapkit(
+              "attach-vm",
+              "a",
+              "--link-local",
+              allowed,
+            );
+            assertEquals(named.interfaces[0].linkLocal, allowed);
+            const passing = names.filter((name) => local.test(name));
+            assertEquals(await reach(way, forged), passing);
+            assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
+          }
+          await host.mustTapkit("attach-vm", "--restore");
+          assertEquals((await reach(way, forged)).length, 2);
+          await host.mustTapkit("attach-vm", "a", "--link-local", "eui64");
+          assertEquals(await reach(way, forged), []);
+        },
+      );
       // Of what was let loose the other believed some.
       await guestB.must("ip", ["neigh", "flush", "dev", "eth0"]);
       assertEquals((await guestA.fetch(`http://${other}/`)).body, "hello");

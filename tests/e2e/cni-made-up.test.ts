@@ -344,31 +344,36 @@ Deno.test("attach-vm: an address that another VM has is refused, and --check nam
   }
 });
 
-Deno.test("attach-vm --remove: what failed half way is known, and is not brought back", async () => {
+Deno.test("attach-vm --remove: what failed half way is known, and is not brought back", async (t) => {
   const { host: one, network } = await hostWith();
   await using host = one;
   const before = await host.snapshot();
   for (const finish of ["--restore", "web --remove", "--gc", "web"]) {
-    await host.mustTapkit("attach-vm", "web");
-    await network.stop();
-    const failed = await host.tapkit("attach-vm", "web", "--remove");
-    assertEquals(failed.code, 1);
-    assertMatch(failed.stderr, /connection refused: see that what the network runs .* is up, then/);
-    assertEquals((await check(host)).problems, ['VM "web" was left half removed']);
-    const list = await host.tapkit("attach-vm", "--list");
-    assertEquals([list.code, list.stdout], [0, ""]);
-    assertMatch(list.stderr, /"web" was left half removed: run attach-vm web --remove again/);
-    const restored = await host.tapkit("attach-vm", "--restore");
-    assertEquals([restored.code, restored.stdout], [1, ""]);
-    await network.start();
-    const { json, stderr } = await host.mustTapkit("attach-vm", ...finish.split(" "));
-    assertEquals(json.length, finish === "--restore" ? 0 : 1);
-    if (finish !== "web") assertEquals(await network.given(), {});
-    else assertMatch(stderr, /"web" was left half removed: removing what is left/);
-    await host.mustTapkit("attach-vm", "web", "--remove");
-    assertEquals(await network.given(), {});
-    await host.assertRestored(before, {
-      except: [/made-up\/calls/, ...FORWARDING, /(fe80|ff00):/],
+    await t.step(`then ${finish}`, async () => {
+      await host.mustTapkit("attach-vm", "web");
+      await network.stop();
+      const failed = await host.tapkit("attach-vm", "web", "--remove");
+      assertEquals(failed.code, 1);
+      assertMatch(
+        failed.stderr,
+        /connection refused: see that what the network runs .* is up, then/,
+      );
+      assertEquals((await check(host)).problems, ['VM "web" was left half removed']);
+      const list = await host.tapkit("attach-vm", "--list");
+      assertEquals([list.code, list.stdout], [0, ""]);
+      assertMatch(list.stderr, /"web" was left half removed: run attach-vm web --remove again/);
+      const restored = await host.tapkit("attach-vm", "--restore");
+      assertEquals([restored.code, restored.stdout], [1, ""]);
+      await network.start();
+      const { json, stderr } = await host.mustTapkit("attach-vm", ...finish.split(" "));
+      assertEquals(json.length, finish === "--restore" ? 0 : 1);
+      if (finish !== "web") assertEquals(await network.given(), {});
+      else assertMatch(stderr, /"web" was left half removed: removing what is left/);
+      await host.mustTapkit("attach-vm", "web", "--remove");
+      assertEquals(await network.given(), {});
+      await host.assertRestored(before, {
+        except: [/made-up\/calls/, ...FORWARDING, /(fe80|ff00):/],
+      });
     });
   }
 });

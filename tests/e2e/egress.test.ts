@@ -29,7 +29,7 @@ async function hostWithNetwork(): Promise<Host> {
   return host;
 }
 
-Deno.test("attach-vm --deny-egress, --allow-egress: drop new connections, and no others", async () => {
+Deno.test("attach-vm --deny-egress, --allow-egress: drop new connections, and no others", async (t) => {
   await using host = await hostWithNetwork();
   const peer = await host.addLan();
   await peer.sh(`ip addr add ${METADATA}/32 dev lo; ip addr add 198.51.100.7/32 dev lo`);
@@ -102,51 +102,68 @@ Deno.test("attach-vm --deny-egress, --allow-egress: drop new connections, and no
           ? ["--allow-egress", "none"]
           : allow.flatMap((cidr) => ["--allow-egress", cidr]),
       ];
-      await host.mustTapkit("attach-vm", "a", ...flags);
-      const met = await reached(a);
       const what = `${flags.join(" ")}, bridge-nf-call ${call}`;
-      assertEquals(apart(met), apart(expected), what);
-      // Past the host, unless bridges are filtered.
-      const denied = call === 1 && deny.some((cidr) => ["0.0.0.0/0", `${bIp}/32`].includes(cidr));
-      assertEquals(met.includes("neighbour"), !denied, what);
-      // Published ports are answered, whatever is denied; so is DHCP.
-      assertEquals((await peer.fetch("http://192.0.2.1:8080/")).body, "a", flags.join(" "));
-      assertEquals((await host.fetch("http://127.0.0.1:8080/")).body, "a", flags.join(" "));
+      await t.step(what, async () => {
+        await host.mustTapkit("attach-vm", "a", ...flags);
+        const met = await reached(a);
+        assertEquals(apart(met), apart(expected), what);
+        // Past the host, unless bridges are filtered.
+        const denied = call === 1 && deny.some((cidr) => ["0.0.0.0/0", `${bIp}/32`].includes(cidr));
+        assertEquals(met.includes("neighbour"), !denied, what);
+        // Published ports are answered, whatever is denied; so is DHCP.
+        assertEquals((await peer.fetch("http://192.0.2.1:8080/")).body, "a", flags.join(" "));
+        assertEquals((await host.fetch("http://127.0.0.1:8080/")).body, "a", flags.join(" "));
+      });
     }
   }
-  await host.mustTapkit("attach-vm", "a", "--deny-egress", "0.0.0.0/0", "--deny-egress", "::/0");
-  assertEquals(await reached(a), []);
-  assertEquals((await a.dhcp()).ip, record.interfaces[0].addresses[0].address.split("/")[0]);
-  // Not from a link-local address either.
-  const shown = await host.must("ip", ["-j", "-6", "addr", "show", "dev", "cni0", "scope", "link"]);
-  const { local: linkLocal } = JSON.parse(shown)[0].addr_info.find(({ local }: Json) => local);
-  const local = `http://[${linkLocal}%eth0]:8000/`;
-  assertEquals((await a.fetch(local, { timeoutSeconds: 1 })).status, 0);
-  assertEquals((await b.fetch(local, { timeoutSeconds: 1 })).status, 200);
-  assertEquals(await reached(b), all);
+  await t.step("everything denied: nothing is reached, DHCP and others go on", async () => {
+    await host.mustTapkit("attach-vm", "a", "--deny-egress", "0.0.0.0/0", "--deny-egress", "::/0");
+    assertEquals(await reached(a), []);
+    assertEquals((await a.dhcp()).ip, record.interfaces[0].addresses[0].address.split("/")[0]);
+    // Not from a link-local address either.
+    const shown = await host.must("ip", [
+      "-j",
+      "-6",
+      "addr",
+      "show",
+      "dev",
+      "cni0",
+      "scope",
+      "link",
+    ]);
+    const { local: linkLocal } = JSON.parse(shown)[0].addr_info.find(({ local }: Json) => local);
+    const local = `http://[${linkLocal}%eth0]:8000/`;
+    assertEquals((await a.fetch(local, { timeoutSeconds: 1 })).status, 0);
+    assertEquals((await b.fetch(local, { timeoutSeconds: 1 })).status, 200);
+    assertEquals(await reached(b), all);
+  });
 
   const check = () => host.tapkit("attach-vm", "a", "--check");
-  assertEquals((await check()).code, 0);
-  await host.must("nft", ["flush", "set", "inet", "tapkit_policy", "restricted"]);
-  const { code, json: [found] } = await check();
-  assertEquals(code, 3);
-  assertMatch(found.problems.join(), /egress of a\/eth0 \(restricted: .*\) is missing/);
-  await host.mustTapkit("attach-vm", "a");
-  assertEquals((await check()).code, 0);
-  await host.must("nft", ["flush", "ruleset"]);
-  assertEquals((await check()).code, 3);
-  // The guard at the TAP still knows; neighbours are reached past the host.
-  assertEquals(await reached(a), ["neighbour"]);
-  assertEquals((await b.fetch(urls.host, { timeoutSeconds: 1 })).status, 200);
-  assertEquals((await host.fetch(`http://${ownIp}/`)).body, "a");
-  const { json: restored } = await host.mustTapkit("attach-vm", "--restore");
-  assertEquals(restored.length, 2);
-  assertEquals((await check()).code, 0);
-  assertEquals(await reached(a), []);
+  await t.step("what is flushed is missed, and mended or restored", async () => {
+    assertEquals((await check()).code, 0);
+    await host.must("nft", ["flush", "set", "inet", "tapkit_policy", "restricted"]);
+    const { code, json: [found] } = await check();
+    assertEquals(code, 3);
+    assertMatch(found.problems.join(), /egress of a\/eth0 \(restricted: .*\) is missing/);
+    await host.mustTapkit("attach-vm", "a");
+    assertEquals((await check()).code, 0);
+    await host.must("nft", ["flush", "ruleset"]);
+    assertEquals((await check()).code, 3);
+    // The guard at the TAP still knows; neighbours are reached past the host.
+    assertEquals(await reached(a), ["neighbour"]);
+    assertEquals((await b.fetch(urls.host, { timeoutSeconds: 1 })).status, 200);
+    assertEquals((await host.fetch(`http://${ownIp}/`)).body, "a");
+    const { json: restored } = await host.mustTapkit("attach-vm", "--restore");
+    assertEquals(restored.length, 2);
+    assertEquals((await check()).code, 0);
+    assertEquals(await reached(a), []);
+  });
 
-  await host.mustTapkit("attach-vm", "a", "--deny-egress", "none", "--allow-egress", "none");
-  assertEquals(await reached(a), all);
-  assert(!(await host.must("nft", ["list", "tables"])).includes("policy"));
+  await t.step("with nothing denied all is reached, and no table is left", async () => {
+    await host.mustTapkit("attach-vm", "a", "--deny-egress", "none", "--allow-egress", "none");
+    assertEquals(await reached(a), all);
+    assert(!(await host.must("nft", ["list", "tables"])).includes("policy"));
+  });
   await host.mustTapkit("attach-vm", "a", "--deny-egress", "10.9.0.0/16");
   await host.mustTapkit("attach-vm", "a", "b", "--remove");
   await a[Symbol.asyncDispose]();
@@ -219,7 +236,7 @@ Deno.test("attach-vm --deny-egress: what comes by a published port is answered, 
   await check();
 });
 
-Deno.test("attach-vm: refuses policies that nothing could keep, and touches nothing", async () => {
+Deno.test("attach-vm: refuses policies that nothing could keep, and touches nothing", async (t) => {
   await using host = await hostWithNetwork();
   requireReference();
   await host.addLan();
@@ -262,9 +279,11 @@ Deno.test("attach-vm: refuses policies that nothing could keep, and touches noth
     ["--network flat --deny-egress ::/0", 1, /this host is not the router of network "flat"/],
   ];
   for (const [flags, expected, message] of cases) {
-    const { code, stderr } = await host.tapkit("attach-vm", "a", ...flags.split(" "), ...BUILTIN);
-    assertEquals(code, expected, `${flags}: ${stderr}`);
-    assertMatch(stderr, message, flags);
+    await t.step(flags, async () => {
+      const { code, stderr } = await host.tapkit("attach-vm", "a", ...flags.split(" "), ...BUILTIN);
+      assertEquals(code, expected, `${flags}: ${stderr}`);
+      assertMatch(stderr, message, flags);
+    });
   }
   for (
     const [flag, message] of [

@@ -85,7 +85,7 @@ const BOTH_OFF = "00";
 const NEITHER = [false, false, false, false];
 
 for (const firewall of ["nftables", "iptables"]) {
-  Deno.test(`attach-vm: a host that forwards for guests is no router for others (${firewall})`, async () => {
+  Deno.test(`attach-vm: a host that forwards for guests is no router for others (${firewall})`, async (t) => {
     const lans = await betweenLans();
     await using host = lans.host;
     await host.writeFile("/etc/cni/net.d/10-dual.conflist", JSON.stringify(DUAL));
@@ -126,19 +126,22 @@ for (const firewall of ["nftables", "iptables"]) {
         ? "nft flush set inet tapkit apart4; nft flush set inet tapkit apart6"
         : "iptables -D TAPKIT-FORWARD -i eth-lan -o eth-two -m comment --comment host -j DROP";
       for (const damage of [firewall === "nftables" ? "nft flush ruleset" : IPTABLES_FLUSH, set]) {
-        await host.sh(damage);
-        const { code, json } = await host.tapkit("attach-vm", "web", "--check");
-        assertEquals(code, 3, damage);
-        assertMatch(json[0].problems.join("\n"), /not forwarded from "eth-lan" to "eth-two"/);
-        await host.mustTapkit("attach-vm", "web");
-        assertEquals((await host.tapkit("attach-vm", "web", "--check")).code, 0);
-        await works();
-        assertEquals(await routed(lans), NEITHER);
+        await t.step(damage, async () => {
+          await host.sh(damage);
+          const { code, json } = await host.tapkit("attach-vm", "web", "--check");
+          assertEquals(code, 3, damage);
+          assertMatch(json[0].problems.join("\n"), /not forwarded from "eth-lan" to "eth-two"/);
+          await host.mustTapkit("attach-vm", "web");
+          assertEquals((await host.tapkit("attach-vm", "web", "--check")).code, 0);
+          await works();
+          assertEquals(await routed(lans), NEITHER);
+        });
       }
-      // Another's attach finds the rules gone, and makes all of them.
-      await host.sh(firewall === "nftables" ? "nft flush ruleset" : IPTABLES_FLUSH);
-      await host.mustTapkit("attach-vm", "api", "--firewall", firewall, "--plugins", "builtin");
-      assertEquals(await routed(lans), NEITHER);
+      await t.step("another's attach finds the rules gone, and makes all of them", async () => {
+        await host.sh(firewall === "nftables" ? "nft flush ruleset" : IPTABLES_FLUSH);
+        await host.mustTapkit("attach-vm", "api", "--firewall", firewall, "--plugins", "builtin");
+        assertEquals(await routed(lans), NEITHER);
+      });
     }
     await host.mustTapkit("attach-vm", "api", "--remove");
     assertEquals(await forwarding(host), "11");

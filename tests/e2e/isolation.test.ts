@@ -240,7 +240,7 @@ Deno.test("attach-vm --isolated: nothing to or from others of the network, by an
   await host.assertRestored(before);
 });
 
-Deno.test("attach-vm --isolated, --deny-egress: on a bridge of the reference plugin", async () => {
+Deno.test("attach-vm --isolated, --deny-egress: on a bridge of the reference plugin", async (t) => {
   requireReference();
   await using host = await Host.create();
   const peer = await host.addLan();
@@ -255,18 +255,20 @@ Deno.test("attach-vm --isolated, --deny-egress: on a bridge of the reference plu
   const b = await startGuest(host, other);
   await peer.serveHttp(80, "lan");
   for (const call of [0, 1] as const) {
-    await callBridge(host, call);
-    const ways = [
-      ["a to b", a, `http://${b.ip}/`],
-      ["b to a", b, `http://${a.ip}/`],
-      ["a to b over IPv6", a, `http://[${b.ip6}]/`],
-      ["b to a over IPv6", b, `http://[${a.ip6}]/`],
-      ["the host to a", { machine: host }, `http://${a.ip}/`],
-      ["b to the LAN", b, "http://192.0.2.2/"],
-      ["a to the LAN", a, "http://192.0.2.2/"],
-    ] as const;
-    const open = ["the host to a", "b to the LAN"];
-    assertEquals(await reached(ways), open, `bridge-nf-call ${call}`);
+    await t.step(`with bridge-nf-call-iptables ${call}`, async () => {
+      await callBridge(host, call);
+      const ways = [
+        ["a to b", a, `http://${b.ip}/`],
+        ["b to a", b, `http://${a.ip}/`],
+        ["a to b over IPv6", a, `http://[${b.ip6}]/`],
+        ["b to a over IPv6", b, `http://[${a.ip6}]/`],
+        ["the host to a", { machine: host }, `http://${a.ip}/`],
+        ["b to the LAN", b, "http://192.0.2.2/"],
+        ["a to the LAN", a, "http://192.0.2.2/"],
+      ] as const;
+      const open = ["the host to a", "b to the LAN"];
+      assertEquals(await reached(ways), open, `bridge-nf-call ${call}`);
+    });
   }
   assertEquals((await host.tapkit("attach-vm", "a", "--check")).code, 0);
   await host.mustTapkit("attach-vm", "a", "--no-isolated");

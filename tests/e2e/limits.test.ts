@@ -156,7 +156,7 @@ Deno.test("attach-vm: one guest at full speed leaves the others what they need",
 });
 
 for (const firewall of ["nftables", "iptables"] as const) {
-  Deno.test(`attach-vm --max-connections, --new-connections: hold, change, are checked and restored (${firewall})`, async () => {
+  Deno.test(`attach-vm --max-connections, --new-connections: hold, change, are checked and restored (${firewall})`, async (t) => {
     const { host, peer } = await hostWithNetwork();
     await using _ = host;
     const before = await host.snapshot();
@@ -193,34 +193,40 @@ for (const firewall of ["nftables", "iptables"] as const) {
       // Closed ones count no more; the kernel forgets some of them at each new one.
       assertEquals(await open(from, address, port, 39, 15_000), "opened 39", address);
     }
-    // One in sixteen is counted.
-    await attach("--max-connections", "1600");
-    assertEquals(await open(peer, "192.0.2.1", "8080", 2600), "hangs");
-    await attach("--max-connections", "none", "--new-connections", "10/s");
-    assertEquals(await open(peer, "192.0.2.1", "8080", 2600, 15_000), "opened 2600");
-    assertEquals(await open(a, "192.0.2.2", "80", 120, 15_000), "opened 120");
-    assertEquals(await open(a, "192.0.2.2", "80", 200), "hangs");
+    await t.step("with others, each holds at once", async () => {
+      // One in sixteen is counted.
+      await attach("--max-connections", "1600");
+      assertEquals(await open(peer, "192.0.2.1", "8080", 2600), "hangs");
+      await attach("--max-connections", "none", "--new-connections", "10/s");
+      assertEquals(await open(peer, "192.0.2.1", "8080", 2600, 15_000), "opened 2600");
+      assertEquals(await open(a, "192.0.2.2", "80", 120, 15_000), "opened 120");
+      assertEquals(await open(a, "192.0.2.2", "80", 200), "hangs");
+    });
 
-    const { json: [listed] } = await attach("--list");
-    assertEquals([listed.maxConnections, listed.newConnections], ["none", 10]);
-    const check = () => host.tapkit("attach-vm", "a", "--check");
-    assertEquals((await check()).code, 0);
-    await host.must("nft", ["flush", "set", "inet", "tapkit_limits", "openings"]);
-    const { code, json: [found] } = await check();
-    assertEquals(code, 3);
-    assertMatch(found.problems.join(), /limit of a\/eth0 \(openings: .* 10\) is missing/);
-    await attach();
-    assertEquals((await check()).code, 0);
-    await host.must("nft", ["flush", "ruleset"]);
-    await host.mustTapkit("attach-vm", "--restore");
-    assertEquals((await check()).code, 0);
+    await t.step("they are listed, missed where flushed, and restored", async () => {
+      const { json: [listed] } = await attach("--list");
+      assertEquals([listed.maxConnections, listed.newConnections], ["none", 10]);
+      const check = () => host.tapkit("attach-vm", "a", "--check");
+      assertEquals((await check()).code, 0);
+      await host.must("nft", ["flush", "set", "inet", "tapkit_limits", "openings"]);
+      const { code, json: [found] } = await check();
+      assertEquals(code, 3);
+      assertMatch(found.problems.join(), /limit of a\/eth0 \(openings: .* 10\) is missing/);
+      await attach();
+      assertEquals((await check()).code, 0);
+      await host.must("nft", ["flush", "ruleset"]);
+      await host.mustTapkit("attach-vm", "--restore");
+      assertEquals((await check()).code, 0);
+    });
 
-    await attach("--new-connections", "none");
-    assertEquals((await host.must("nft", ["list", "tables"])).includes("limits"), false);
-    const { json: [usual] } = await attach(
-      ...["--max-connections", "default", "--new-connections", "default"],
-    );
-    assertEquals([usual.maxConnections, usual.newConnections], [undefined, undefined]);
+    await t.step("without any, no table is left", async () => {
+      await attach("--new-connections", "none");
+      assertEquals((await host.must("nft", ["list", "tables"])).includes("limits"), false);
+      const { json: [usual] } = await attach(
+        ...["--max-connections", "default", "--new-connections", "default"],
+      );
+      assertEquals([usual.maxConnections, usual.newConnections], [undefined, undefined]);
+    });
     await attach("--remove");
     await a[Symbol.asyncDispose]();
     // iptables keeps its own empty chains.
@@ -229,7 +235,7 @@ for (const firewall of ["nftables", "iptables"] as const) {
   });
 }
 
-Deno.test("attach-vm: refuses limits that are none, and touches nothing", async () => {
+Deno.test("attach-vm: refuses limits that are none, and touches nothing", async (t) => {
   await using host = await Host.create();
   const before = await host.snapshot();
   for (
@@ -240,9 +246,11 @@ Deno.test("attach-vm: refuses limits that are none, and touches nothing", async 
       ["--new-connections", "999999999", /--new-connections 999999999 is not a number from 1 to/],
     ] as const
   ) {
-    const { code, stderr } = await host.tapkit("attach-vm", "a", flag, value);
-    assertEquals(code, 2, stderr);
-    assertMatch(stderr, message);
+    await t.step(`${flag} ${value}`, async () => {
+      const { code, stderr } = await host.tapkit("attach-vm", "a", flag, value);
+      assertEquals(code, 2, stderr);
+      assertMatch(stderr, message);
+    });
   }
   await host.assertRestored(before);
 });

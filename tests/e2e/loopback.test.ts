@@ -54,7 +54,7 @@ async function macOf(machine: Machine, link: string, netns?: string): Promise<st
 for (const firewall of ["nftables", "iptables"]) {
   for (const bridged of [0, 1]) {
     const title = `${firewall}, bridge-nf-call-iptables ${bridged}`;
-    Deno.test(`attach-vm --ports: 127.0.0.1 stays closed whatever is flushed (${title})`, async () => {
+    Deno.test(`attach-vm --ports: 127.0.0.1 stays closed whatever is flushed (${title})`, async (t) => {
       await using host = await Host.create();
       const peer = await host.addLan();
       await host.sh(`sysctl -qw net.bridge.bridge-nf-call-iptables=${bridged}`);
@@ -104,13 +104,15 @@ for (const firewall of ["nftables", "iptables"]) {
       await closed("as attached");
       for (const [state, script] of Object.entries(STATES)) {
         if (script === "") continue;
-        await host.sh(script);
-        await closed(state);
-        await host.mustTapkit("attach-vm", "web", "mal");
-        await host.mustTapkit("attach-vm", "--restore");
-        assertEquals((await host.fetch("http://127.0.0.1:8080/")).body, "hello", state);
-        assertEquals((await host.fetch("http://127.0.0.1:8081/")).body, "lan", state);
-        await closed(`mended ${state}`);
+        await t.step(state, async () => {
+          await host.sh(script);
+          await closed(state);
+          await host.mustTapkit("attach-vm", "web", "mal");
+          await host.mustTapkit("attach-vm", "--restore");
+          assertEquals((await host.fetch("http://127.0.0.1:8080/")).body, "hello", state);
+          assertEquals((await host.fetch("http://127.0.0.1:8081/")).body, "lan", state);
+          await closed(`mended ${state}`);
+        });
       }
       // What opened goes with the last that needed it, though the bridge stays.
       await host.mustTapkit("map-port", "--to", "192.0.2.2", "--remove", "8081:80");
@@ -123,7 +125,7 @@ for (const firewall of ["nftables", "iptables"]) {
   }
 }
 
-Deno.test("attach-vm, map-port: route_localnet is there while a mapping needs it", async () => {
+Deno.test("attach-vm, map-port: route_localnet is there while a mapping needs it", async (t) => {
   await using host = await Host.create();
   await host.addLan();
   await host.mustTapkit("attach-vm", "keeper", "--ports", "192.0.2.1:7000:80");
@@ -143,10 +145,16 @@ Deno.test("attach-vm, map-port: route_localnet is there while a mapping needs it
   ];
   const seen: (readonly string[])[] = [];
   for (const [script, ...args] of steps) {
-    await host.mustTapkit(script, ...args);
-    seen.push(await opened(host));
-    const filter = await drop(host, "ignite0");
-    assertEquals(filter !== "", seen.at(-1)!.length > 0, `${script} ${args.join(" ")}: ${filter}`);
+    await t.step(`${script} ${args.join(" ")}`, async () => {
+      await host.mustTapkit(script, ...args);
+      seen.push(await opened(host));
+      const filter = await drop(host, "ignite0");
+      assertEquals(
+        filter !== "",
+        seen.at(-1)!.length > 0,
+        `${script} ${args.join(" ")}: ${filter}`,
+      );
+    });
   }
   const [open, shut] = [["ignite0"], []];
   assertEquals(seen, [open, shut, open, shut, open, open, open, shut, open, shut]);
@@ -185,7 +193,7 @@ Deno.test("attach-vm --ports: what is there at the link's ingress lives on, and 
   assertEquals(await opened(host), ["ignite0"]);
 });
 
-Deno.test("attach-vm --check: a filter that is gone is missed, and attaching again puts it back", async () => {
+Deno.test("attach-vm --check: a filter that is gone is missed, and attaching again puts it back", async (t) => {
   await using host = await Host.create();
   await host.addLan();
   await addBridge(host);
@@ -199,13 +207,15 @@ Deno.test("attach-vm --check: a filter that is gone is missed, and attaching aga
       "tc qdisc delete dev ignite0 clsact; rm -r /run/tapkit",
     ]
   ) {
-    await host.sh(breaking);
-    const { code, json } = await host.tapkit("attach-vm", "web", "--check");
-    assertEquals([code, json[0].problems], [3, [
-      'the filter of "ignite0" that keeps 127.0.0.0/8 closed is missing',
-    ]]);
-    await host.mustTapkit("attach-vm", "web");
-    assertEquals((await host.tapkit("attach-vm", "web", "--check")).code, 0);
+    await t.step(breaking, async () => {
+      await host.sh(breaking);
+      const { code, json } = await host.tapkit("attach-vm", "web", "--check");
+      assertEquals([code, json[0].problems], [3, [
+        'the filter of "ignite0" that keeps 127.0.0.0/8 closed is missing',
+      ]]);
+      await host.mustTapkit("attach-vm", "web");
+      assertEquals((await host.tapkit("attach-vm", "web", "--check")).code, 0);
+    });
   }
   await host.mustTapkit("attach-vm", "web", "--remove");
   assertEquals(await opened(host), []);

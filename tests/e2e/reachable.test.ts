@@ -21,7 +21,7 @@ async function startGuest(host: Host, record: Json): Promise<NetnsGuest> {
 }
 
 for (const firewall of ["nftables", "iptables"] as const) {
-  Deno.test(`attach-vm --reachable-from: a LAN with a route reaches the guest, and is reached (${firewall})`, async () => {
+  Deno.test(`attach-vm --reachable-from: a LAN with a route reaches the guest, and is reached (${firewall})`, async (t) => {
     await using host = await Host.create();
     await host.writeFile("/etc/cni/net.d/10-dual.conflist", JSON.stringify(PUBLISHING_NETWORK));
     // Which stays, with routes of its own.
@@ -73,27 +73,31 @@ for (const firewall of ["nftables", "iptables"] as const) {
       await attach();
       assertEquals(await seen(), expected(closed4, closed6), policy);
       for (const [prefixes, four, six] of cases) {
-        await attach(...prefixes.flatMap((prefix) => ["--reachable-from", prefix]));
-        const wanted = expected(four ? open4 : closed4, six ? open6 : closed6);
-        assertEquals(await seen(), wanted, `${prefixes}, FORWARD ${policy}`);
-        const { json: [checked] } = await host.tapkit("attach-vm", "a", "--check");
-        assertEquals(checked.problems, [], `${prefixes}`);
+        await t.step(`${prefixes}, FORWARD ${policy}`, async () => {
+          await attach(...prefixes.flatMap((prefix) => ["--reachable-from", prefix]));
+          const wanted = expected(four ? open4 : closed4, six ? open6 : closed6);
+          assertEquals(await seen(), wanted, `${prefixes}, FORWARD ${policy}`);
+          const { json: [checked] } = await host.tapkit("attach-vm", "a", "--check");
+          assertEquals(checked.problems, [], `${prefixes}`);
+        });
       }
     }
 
-    const { json: [told] } = await attach("--reachable-from", "192.0.2.0/24");
-    assertEquals(told.reachableFrom, ["192.0.2.0/24"]);
-    await host.must("sh", [
-      "-c",
-      firewall === "nftables"
-        ? "nft flush set inet tapkit reachable4"
-        : "iptables -t filter -F TAPKIT-FORWARD",
-    ]);
-    const { code, json: [found] } = await host.tapkit("attach-vm", "a", "--check");
-    assertEquals(code, 3);
-    assertMatch(found.problems.join(), /what lets 192\.0\.2\.0\/24 reach the guest 10\.5\.0\.2/);
-    await host.mustTapkit("attach-vm", "--restore");
-    assertEquals(await seen(), expected(open4, closed6), "restored");
+    await t.step("what is flushed is missed, and restored", async () => {
+      const { json: [told] } = await attach("--reachable-from", "192.0.2.0/24");
+      assertEquals(told.reachableFrom, ["192.0.2.0/24"]);
+      await host.must("sh", [
+        "-c",
+        firewall === "nftables"
+          ? "nft flush set inet tapkit reachable4"
+          : "iptables -t filter -F TAPKIT-FORWARD",
+      ]);
+      const { code, json: [found] } = await host.tapkit("attach-vm", "a", "--check");
+      assertEquals(code, 3);
+      assertMatch(found.problems.join(), /what lets 192\.0\.2\.0\/24 reach the guest 10\.5\.0\.2/);
+      await host.mustTapkit("attach-vm", "--restore");
+      assertEquals(await seen(), expected(open4, closed6), "restored");
+    });
     await attach("--remove");
     const rules = await host.must("sh", ["-c", "iptables-save; nft list tables"]);
     assertEquals(/tapkit/i.test(rules), false, rules);
