@@ -5,7 +5,13 @@
  */
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { requireReference, runOnMachine, SHARED } from "../support/cni-reference.ts";
+import {
+  REFERENCE_BRIDGE,
+  REFERENCE_PORTMAP,
+  requireReference,
+  runOnMachine,
+  SHARED,
+} from "../support/cni-reference.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import type { Machine } from "../support/machine.ts";
@@ -16,10 +22,10 @@ requireReference();
 type Json = any;
 
 function bridge(ipam: Json, conf: Json = {}): Json {
-  return { type: "bridge", bridge: "cnibr0", isGateway: true, ipMasq: true, ipam, ...conf };
+  return { ...REFERENCE_BRIDGE, ipam, ...conf };
 }
 
-const POOL = { type: "host-local", subnet: "10.20.0.0/24", routes: [{ dst: "0.0.0.0/0" }] };
+const POOL = REFERENCE_BRIDGE.ipam;
 const LAN_POOL = {
   type: "host-local",
   subnet: "192.0.2.0/24",
@@ -45,7 +51,7 @@ const CASES: readonly Case[] = [
     name: "bridge, host-local, portmap, firewall",
     plugins: [
       bridge(POOL),
-      { type: "portmap", capabilities: { portMappings: true } },
+      REFERENCE_PORTMAP,
       { type: "firewall" },
     ],
     args: ["--ports", "8080:80", "--ip", "10.20.0.9"],

@@ -8,7 +8,12 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { LIST_IPTABLES } from "../support/coexist.ts";
-import { requireReference, runOnMachine } from "../support/cni-reference.ts";
+import {
+  REFERENCE_BRIDGE,
+  REFERENCE_PORTMAP,
+  requireReference,
+  runOnMachine,
+} from "../support/cni-reference.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { eventually, ROOT } from "../support/machine.ts";
@@ -23,7 +28,7 @@ const POOL = {
   ranges: [[{ subnet: "10.20.0.0/24" }], [{ subnet: "fd00:20::/64" }]],
   routes: [{ dst: "0.0.0.0/0" }, { dst: "::/0" }],
 };
-const BRIDGE = { type: "bridge", bridge: "cnibr0", isGateway: true, ipMasq: true, ipam: POOL };
+const BRIDGE = { ...REFERENCE_BRIDGE, ipam: POOL };
 
 interface Chain {
   readonly plugins: readonly Json[];
@@ -35,7 +40,7 @@ const CHAINS: readonly Chain[] = [
   {
     plugins: [
       BRIDGE,
-      { type: "portmap", capabilities: { portMappings: true } },
+      REFERENCE_PORTMAP,
       { type: "firewall" },
     ],
     args: ["--ports", "8080:80"],

@@ -5,7 +5,13 @@
  */
 
 import { assertEquals, assertMatch } from "@std/assert";
-import { requireReference, SHARED } from "../support/cni-reference.ts";
+import {
+  REFERENCE_BRIDGE,
+  REFERENCE_PORTMAP,
+  referenceNetwork,
+  requireReference,
+  SHARED,
+} from "../support/cni-reference.ts";
 import { Host } from "../support/host.ts";
 import { ROOT } from "../support/machine.ts";
 
@@ -25,22 +31,8 @@ esac
 
 async function slowHost(): Promise<Host> {
   const host = await Host.create();
-  const list = {
-    cniVersion: "1.0.0",
-    name: "net",
-    plugins: [
-      {
-        type: "bridge",
-        bridge: "cnibr0",
-        isGateway: true,
-        ipMasq: true,
-        ipam: { type: "host-local", subnet: "10.20.0.0/24" },
-      },
-      { type: "portmap", capabilities: { portMappings: true } },
-      { type: "slow" },
-    ],
-  };
-  await host.writeFile("/etc/cni/net.d/10-net.conflist", JSON.stringify(list));
+  const plugins = [REFERENCE_BRIDGE, REFERENCE_PORTMAP, { type: "slow" }];
+  await host.writeFile("/etc/cni/net.d/10-net.conflist", referenceNetwork(plugins));
   await host.writeFile("/opt/cni/bin/slow", SLOW);
   await host.must("chmod", ["755", "/opt/cni/bin/slow"]);
   return host;

@@ -6,7 +6,7 @@
  */
 
 import { assertEquals } from "@std/assert";
-import { requireReference } from "../support/cni-reference.ts";
+import { REFERENCE_BRIDGE, referenceNetwork, requireReference } from "../support/cni-reference.ts";
 import { LIST_IPTABLES } from "../support/coexist.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
@@ -16,20 +16,8 @@ requireReference();
 Deno.test("map-port: is let pass on a network of executed plugins, also after --restore", async () => {
   await using host = await Host.create();
   const peer = await host.addLan();
-  await host.writeFile(
-    "/etc/cni/net.d/10-net.conflist",
-    JSON.stringify({
-      cniVersion: "1.0.0",
-      name: "net",
-      plugins: [{
-        type: "bridge",
-        bridge: "cnibr0",
-        isGateway: true,
-        hairpinMode: true,
-        ipam: { type: "host-local", subnet: "10.20.0.0/24", routes: [{ dst: "0.0.0.0/0" }] },
-      }],
-    }),
-  );
+  const bridge = { ...REFERENCE_BRIDGE, ipMasq: false, hairpinMode: true };
+  await host.writeFile("/etc/cni/net.d/10-net.conflist", referenceNetwork([bridge]));
   await host.sh(
     "iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -I FORWARD -j DOCKER-USER",
   );

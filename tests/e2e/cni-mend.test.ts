@@ -6,7 +6,13 @@
  */
 
 import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
-import { requireReference, SHARED } from "../support/cni-reference.ts";
+import {
+  REFERENCE_BRIDGE,
+  REFERENCE_PORTMAP,
+  referenceNetwork,
+  requireReference,
+  SHARED,
+} from "../support/cni-reference.ts";
 import { type Effect, runWithFault, traceEffects } from "../support/effects.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
@@ -20,21 +26,13 @@ const ALL = Deno.env.get("TAPKIT_CRASH") === "all";
 // deno-lint-ignore no-explicit-any -- CNI's own shapes.
 type Json = any;
 
-const BRIDGE = {
-  type: "bridge",
-  bridge: "cnibr0",
-  isGateway: true,
-  ipMasq: true,
-  ipam: { type: "host-local", subnet: "10.20.0.0/24", routes: [{ dst: "0.0.0.0/0" }] },
-};
-const PORTMAP = { type: "portmap", capabilities: { portMappings: true } };
+const [BRIDGE, PORTMAP] = [REFERENCE_BRIDGE, REFERENCE_PORTMAP];
 
 async function hostWith(...plugins: Json[]): Promise<{ host: Host; peer: Machine }> {
   const host = await Host.create();
   const peer = await host.addLan();
   await peer.serveHttp(80, "page");
-  const list = { cniVersion: "1.0.0", name: "net", plugins };
-  await host.writeFile("/etc/cni/net.d/10-net.conflist", JSON.stringify(list));
+  await host.writeFile("/etc/cni/net.d/10-net.conflist", referenceNetwork(plugins));
   return { host, peer };
 }
 
@@ -344,6 +342,7 @@ Deno.test("attach-vm --ports: killed while a plugin publishes others, the same c
   ];
   const prepare = async () => {
     await host.mustTapkit("attach-vm", "web", "--ports", "8080:80");
+    await host.awaitDhcp();
     // That CHECK fails is known from here on.
     await host.mustTapkit("attach-vm", "web");
   };

@@ -1,5 +1,6 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { requireReference } from "../support/cni-reference.ts";
+import { DUAL_BRIDGE, PUBLISHING_NETWORK } from "../support/dual-network.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { Lan } from "../support/lan.ts";
@@ -64,21 +65,16 @@ async function addContainer(host: Host, bridge: string, subnet: string): Promise
 }
 
 const DUAL = {
-  cniVersion: "1.0.0",
-  name: "dual",
+  ...PUBLISHING_NETWORK,
   plugins: [
     {
-      type: "bridge",
-      bridge: "cni0",
-      isGateway: true,
-      isDefaultGateway: true,
-      ipMasq: true,
+      ...DUAL_BRIDGE,
       ipam: {
         type: "host-local",
         ranges: [[{ subnet: "172.18.0.0/24" }], [{ subnet: "fd00:5::/64" }]],
       },
     },
-    { type: "portmap", capabilities: { portMappings: true } },
+    PUBLISHING_NETWORK.plugins[1],
   ],
 };
 const BOTH_OFF = "00";

@@ -1,6 +1,11 @@
 import { assertEquals, assertMatch, assertNotEquals } from "@std/assert";
 import { PUBLISHING_NETWORK } from "../support/dual-network.ts";
-import { requireReference } from "../support/cni-reference.ts";
+import {
+  REFERENCE_BRIDGE,
+  REFERENCE_PORTMAP,
+  referenceNetwork,
+  requireReference,
+} from "../support/cni-reference.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { STATES } from "../support/attack-scene.ts";
@@ -281,24 +286,12 @@ Deno.test("attach-vm: what executed plugins open is closed, and goes back with t
   requireReference();
   await using host = await Host.create();
   const peer = await host.addLan();
-  await host.writeFile(
-    "/etc/cni/net.d/10-net.conflist",
-    JSON.stringify({
-      cniVersion: "1.0.0",
-      name: "net",
-      plugins: [
-        {
-          type: "bridge",
-          bridge: "cnibr0",
-          isGateway: true,
-          ipMasq: true,
-          hairpinMode: true,
-          ipam: { type: "host-local", subnet: "10.20.0.0/16", routes: [{ dst: "0.0.0.0/0" }] },
-        },
-        { type: "portmap", capabilities: { portMappings: true }, snat: true },
-      ],
-    }),
-  );
+  const ipam = { ...REFERENCE_BRIDGE.ipam, subnet: "10.20.0.0/16" };
+  const plugins = [
+    { ...REFERENCE_BRIDGE, hairpinMode: true, ipam },
+    { ...REFERENCE_PORTMAP, snat: true },
+  ];
+  await host.writeFile("/etc/cni/net.d/10-net.conflist", referenceNetwork(plugins));
   const flags = ["--plugins", "exec"];
   const { json: [record] } = await host.mustTapkit(
     "attach-vm",

@@ -1,6 +1,7 @@
 /** What docs/security.md says to do, done. */
 
 import { assert, assertEquals } from "@std/assert";
+import { startFirewalld } from "../support/coexist.ts";
 import { GATEWAY, GATEWAY6, PUBLISHING_NETWORK, startDualGuest } from "../support/dual-network.ts";
 import type { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
@@ -80,13 +81,7 @@ Deno.test("docs/security.md: ufw keeps guests from the host's services", async (
 Deno.test("docs/security.md: firewalld keeps guests from the host's services", async () => {
   const { host, peer } = await hostWithNetwork();
   await using _ = host;
-  await host.sh("mkdir -p /run/dbus; dbus-uuidgen --ensure");
-  await using _bus = host.spawn("dbus-daemon", ["--system", "--nofork", "--nopidfile"]);
-  await host.sh(
-    "for i in $(seq 50); do [ -S /run/dbus/system_bus_socket ] && break; sleep 0.1; done",
-  );
-  await using _firewalld = host.spawn("firewalld", ["--nofork", "--nopid"]);
-  await host.sh("for i in $(seq 150); do firewall-cmd --state && break; sleep 0.2; done");
+  await startFirewalld(host);
   const guest = await attachGuest(host);
   assert((await reached(host, peer, guest)).length > 0, "without");
   await host.sh(await recipe("firewalld"));

@@ -27,6 +27,23 @@ export const SHARED: readonly RegExp[] = [
   /serve-dhcp/,
 ];
 
+/** A test's bridge, whose guests' router is the host. */
+export const REFERENCE_BRIDGE = {
+  type: "bridge",
+  bridge: "cnibr0",
+  isGateway: true,
+  ipMasq: true,
+  ipam: { type: "host-local", subnet: "10.20.0.0/24", routes: [{ dst: "0.0.0.0/0" }] },
+} as const;
+
+/** What publishes ports behind it. */
+export const REFERENCE_PORTMAP = { type: "portmap", capabilities: { portMappings: true } } as const;
+
+/** The configuration of the network "net" of some plugins. */
+export function referenceNetwork(plugins: readonly unknown[], cniVersion = "1.0.0"): string {
+  return JSON.stringify({ cniVersion, name: "net", plugins });
+}
+
 /** Throws unless the reference plugins are installed: a comparison with nothing proves nothing. */
 export function requireReference(): void {
   try {

@@ -4,7 +4,7 @@ import { assertEquals, assertMatch } from "@std/assert";
 import { NetnsGuest } from "./guest-netns.ts";
 import type { Host } from "./host.ts";
 import { fetchName, serveName } from "./http.ts";
-import type { Machine } from "./machine.ts";
+import { eventually, type Machine } from "./machine.ts";
 
 /** A firewall that is there already. */
 export interface OtherFirewall {
@@ -26,6 +26,19 @@ export interface OtherFirewall {
 export const LIST_IPTABLES = `for save in {iptables,ip6tables}-{nft,legacy}-save; do
   $save 2>/dev/null | sed -E '/^#/d; s/ \\[[0-9]+:[0-9]+\\]//; s/^\\[[0-9]+:[0-9]+\\] //'
 done`;
+
+/** Starts firewalld, on a message bus of its own. */
+export async function startFirewalld(host: Host): Promise<void> {
+  await host.sh("mkdir -p /run/dbus; dbus-uuidgen --ensure");
+  host.spawn("dbus-daemon", ["--system", "--nofork", "--nopidfile"]);
+  const answers = async (command: string, ...args: string[]) =>
+    (await host.run(command, args)).code === 0;
+  await eventually(10_000, "the message bus listens", () => {
+    return answers("test", "-S", "/run/dbus/system_bus_socket");
+  });
+  host.spawn("firewalld", ["--nofork", "--nopid"]);
+  await eventually(60_000, "firewalld runs", () => answers("firewall-cmd", "--state"));
+}
 
 const HOST_ADDRESS = "192.0.2.1";
 const PEER_ADDRESS = "192.0.2.2";

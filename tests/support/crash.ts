@@ -7,10 +7,10 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { scriptWords } from "./bundle.ts";
-import { SHARED } from "./cni-reference.ts";
+import { REFERENCE_BRIDGE, REFERENCE_PORTMAP, referenceNetwork, SHARED } from "./cni-reference.ts";
 import { type Effect, type Fault, runWithFault, traceEffects } from "./effects.ts";
 import { Host } from "./host.ts";
-import { eventually, ROOT } from "./machine.ts";
+import { ROOT } from "./machine.ts";
 import { reboot } from "./reboot.ts";
 
 /** Whether every effect is taken, not a sample of them: `TAPKIT_CRASH=all`. */
@@ -246,19 +246,9 @@ export class CrashBench implements AsyncDisposable {
         const { json: [record] } = await this.#run(command);
         if (command[0] !== "attach-vm") continue;
         this.#prepared = record;
-        await this.#served();
+        await this.#host.awaitDhcp();
       }
     }
-  }
-
-  /** Waits for the DHCP server: whether it is there decides whether a command starts one. */
-  async #served(): Promise<void> {
-    const [lock, locks] = ["/var/lib/tapkit/serve-dhcp.lock", "/proc/locks"]
-      .map((path) => this.#host.path(path));
-    await eventually(10_000, "DHCP is served", async () => {
-      const inode = await Deno.stat(lock!).then(({ ino }) => ino, () => undefined);
-      return (await Deno.readTextFile(locks!)).includes(`:${inode} `);
-    });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -339,24 +329,7 @@ export function signals(effect: Effect): readonly Round[] {
 /** Rules of iptables beside tapkit's: empty tables and chains of the kernel stay. */
 const IPTABLES_KEPT = [/^ip6?tables-\S+ (\*|:|COMMIT)/, /^nft table ip6? (raw|nat|filter|mangle)/];
 
-const REFERENCE_NETWORK = JSON.stringify({
-  cniVersion: "1.0.0",
-  name: "net",
-  plugins: [
-    {
-      type: "bridge",
-      bridge: "cnibr0",
-      isGateway: true,
-      ipMasq: true,
-      ipam: {
-        type: "host-local",
-        subnet: "10.20.0.0/24",
-        routes: [{ dst: "0.0.0.0/0" }],
-      },
-    },
-    { type: "portmap", capabilities: { portMappings: true } },
-  ],
-});
+const REFERENCE_NETWORK = referenceNetwork([REFERENCE_BRIDGE, REFERENCE_PORTMAP]);
 
 const SECOND_NETWORK = JSON.stringify({
   cniVersion: "1.0.0",

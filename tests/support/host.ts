@@ -92,6 +92,15 @@ export class Host extends Machine {
     return await takeSnapshot(this);
   }
 
+  /** Waits for the DHCP server: whether it is there decides whether a command starts one. */
+  async awaitDhcp(): Promise<void> {
+    const [lock, locks] = [this.path("/var/lib/tapkit/serve-dhcp.lock"), this.path("/proc/locks")];
+    await eventually(10_000, "a DHCP server runs", async () => {
+      const inode = await Deno.stat(lock).then(({ ino }) => ino, () => undefined);
+      return (await Deno.readTextFile(locks)).includes(`:${inode} `);
+    });
+  }
+
   /** Waits until a file is gone: the DHCP server's lock and directory go when it has seen that nobody is left. */
   async awaitGone(path: string, timeoutMs = 10_000): Promise<void> {
     await eventually(
