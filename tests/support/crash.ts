@@ -89,11 +89,9 @@ export class CrashBench implements AsyncDisposable {
   static async open(scenario: Scenario, backend: Backend): Promise<CrashBench> {
     const bench = new CrashBench(scenario, backend);
     await bench.renew();
-    // Once before, so that the runtime's caches are as they will be.
-    await bench.#goesOn();
-    await bench.#restored();
     bench.effects = await traceEffects(bench.#host, Deno.execPath(), bench.#argv());
     assert(bench.effects.length > 0, "the command has no effects");
+    await bench.#goesOn();
     await bench.#restored();
     return bench;
   }
