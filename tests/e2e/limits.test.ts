@@ -93,9 +93,10 @@ Deno.test("attach-vm: a web server of 10,000 connections is not hurt by the limi
     const told = await clients.line((line) => line.startsWith("opened"), { timeoutMs: 60_000 });
     assertMatch(told, /^opened 10000 in /, limits);
     assert(await tracked(host) >= 10_000);
-    // A limit drops what opens a connection, which then waits until it is sent again.
+    // A limit drops what opens a connection, which is sent again after a second: each of the hundred
+    // that are opened at once may have to wait for that a time or two.
     const again = await sentAgain(peer) - before;
-    assert(again < 100, `${again} of 10,000 opened at the second attempt, limits ${limits}`);
+    assert(again <= 300, `${again} of 10,000 were sent again, limits ${limits}`);
   }
 });
 
