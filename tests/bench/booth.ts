@@ -5,7 +5,8 @@
  */
 
 import { Host } from "../support/host.ts";
-import { type Machine, ROOT, type Running } from "../support/machine.ts";
+import { type Machine, ROOT } from "../support/machine.ts";
+import type { Running } from "../support/running.ts";
 import type { Answer, Contestant, Job } from "./contestant.ts";
 
 /** A contestant's search path: a directory with the iptables of one kind comes first. */

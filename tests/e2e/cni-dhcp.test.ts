@@ -15,7 +15,8 @@ import { REFERENCE_DIR, requireReference } from "../support/cni-reference.ts";
 import { bytes, ethernet, ipv4, udp } from "../support/frames.ts";
 import { type CarriedFrame, NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
-import { eventually, type Machine, type Running } from "../support/machine.ts";
+import { eventually, type Machine } from "../support/machine.ts";
+import type { Running } from "../support/running.ts";
 
 requireReference();
 

@@ -16,7 +16,8 @@ import {
 import { type Effect, runWithFault, traceEffects } from "../support/effects.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
-import { type Machine, ROOT, type Running } from "../support/machine.ts";
+import { type Machine, ROOT } from "../support/machine.ts";
+import type { Running } from "../support/running.ts";
 
 requireReference();
 

@@ -10,7 +10,8 @@ import {
 } from "../support/dual-network.ts";
 import type { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
-import { type Machine, ROOT, type Running } from "../support/machine.ts";
+import { type Machine, ROOT } from "../support/machine.ts";
+import type { Running } from "../support/running.ts";
 import { processorTime } from "../support/processor-time.ts";
 
 /** Whatever other plugins the machine has. */

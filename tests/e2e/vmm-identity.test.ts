@@ -7,7 +7,8 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
-import { ROOT, type Running } from "../support/machine.ts";
+import { ROOT } from "../support/machine.ts";
+import type { Running } from "../support/running.ts";
 import { reboot } from "../support/reboot.ts";
 
 const SCRIPT = ["run", "-A", `${ROOT}/scripts/attach-vm.ts`];

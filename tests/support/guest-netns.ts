@@ -12,7 +12,8 @@
  */
 
 import { type Lease, parseLease, UDHCPC_OPTIONS, UDHCPC_SCRIPT } from "./lease.ts";
-import { eventually, Machine, ROOT, Running } from "./machine.ts";
+import { eventually, Machine, ROOT } from "./machine.ts";
+import { Running } from "./running.ts";
 
 /** What a guest needs to know of its VM: the part of `attach-vm`'s record. */
 export interface GuestRecord {

@@ -11,7 +11,8 @@
 import { type GuestImage, guestImage } from "./guest-image.ts";
 import type { GuestRecord } from "./guest-netns.ts";
 import { type Lease, parseLease } from "./lease.ts";
-import { type HttpReply, type Machine, type Outcome, ROOT, type Running } from "./machine.ts";
+import { type HttpReply, type Machine, type Outcome, ROOT } from "./machine.ts";
+import type { Running } from "./running.ts";
 
 /** The program that boots a guest. */
 export const QEMU = "qemu-system-x86_64";
