@@ -13,7 +13,13 @@ import {
   requireReference,
   SHARED,
 } from "../support/cni-reference.ts";
-import { type Effect, runWithFault, traceEffects } from "../support/effects.ts";
+import {
+  type Effect,
+  mayBeMissed,
+  MEETING_RUNS,
+  runWithFault,
+  traceEffects,
+} from "../support/effects.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { type Machine, ROOT } from "../support/machine.ts";
@@ -384,12 +390,15 @@ Deno.test("attach-vm --ports: killed while a plugin publishes others, the same c
   assert(effects.length >= 6, JSON.stringify(effects));
   for (const [number, effect] of effects.entries()) {
     for (const round of ALL ? rounds : [rounds[number % rounds.length]!]) {
-      await host.mustTapkit("attach-vm", "web", "--remove");
-      await prepare();
-      const { code, stderr } = await runWithFault(
-        ...[host, effect, "SIGKILL", Deno.execPath(), command] as const,
-      );
-      assertEquals(code, 137, stderr);
+      for (let run = 1;; run++) {
+        await host.mustTapkit("attach-vm", "web", "--remove");
+        await prepare();
+        const { code, stderr } = await runWithFault(
+          ...[host, effect, "SIGKILL", Deno.execPath(), command] as const,
+        );
+        if (code === 137) break;
+        assert(mayBeMissed(effect) && run < MEETING_RUNS, `${effect.what}: ${stderr}`);
+      }
       // A plugin that was running goes on to its end.
       await host.sh("while pgrep -f ^/usr/lib/cni/; do sleep 0.05; done");
       await round(effect);

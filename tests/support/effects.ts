@@ -99,6 +99,17 @@ function pathOf(syscall: string, args: string): string | undefined {
   return path === undefined || /\.\d+$/.test(path) ? undefined : path;
 }
 
+/**
+ * Whether a run may pass without meeting an effect: the runtime starts threads by the same call, now
+ * more of them and now fewer. Another run meets it.
+ */
+export function mayBeMissed({ syscall }: Effect): boolean {
+  return syscall.startsWith("clone");
+}
+
+/** How many runs are enough to meet what {@linkcode mayBeMissed}. */
+export const MEETING_RUNS = 5;
+
 /** Runs a command in which a fault takes the place of an effect. */
 export async function runWithFault(
   machine: Machine,
