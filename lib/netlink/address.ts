@@ -13,17 +13,13 @@ import { AF, NLM_F, RTM } from "./message.ts";
 import { Decoder, Encoder } from "./wire.ts";
 
 /** Address attributes (linux/if_addr.h). */
-const IFA = { ADDRESS: 1, LOCAL: 2, LABEL: 3, BROADCAST: 4, FLAGS: 8 } as const;
+const IFA = { ADDRESS: 1, LOCAL: 2, BROADCAST: 4, FLAGS: 8 } as const;
 
 /** Address flags (linux/if_addr.h). */
 export const IFA_F = {
-  SECONDARY: 0x01,
   NODAD: 0x02,
-  DADFAILED: 0x08,
-  DEPRECATED: 0x20,
   TENTATIVE: 0x40,
   PERMANENT: 0x80,
-  NOPREFIXROUTE: 0x200,
 } as const;
 
 /** `enum rt_scope_t` (linux/rtnetlink.h), by its names in `ip`. */
@@ -70,10 +66,6 @@ export interface Address {
   readonly scope: Scope;
   /** Bits of {@linkcode IFA_F}. */
   readonly flags: number;
-  /** The other end's address on a point-to-point link. */
-  readonly peer?: string;
-  readonly broadcast?: string;
-  readonly label?: string;
 }
 
 /** An address to add to a link. */
@@ -84,27 +76,19 @@ export interface AddressRequest {
   readonly broadcast?: string;
   /** Skips IPv6's duplicate address detection. */
   readonly noDad?: boolean;
-  /** Adds no route to the prefix. */
-  readonly noPrefixRoute?: boolean;
-  /** Global unless given; host for loopback addresses of IPv4. */
-  readonly scope?: Scope;
 }
 
 /** The payload of RTM_NEWADDR and RTM_DELADDR. */
 function encodeAddress(request: AddressRequest): Uint8Array<ArrayBuffer> {
   const cidr = parseCidr(request.address);
   const bytes = ipToBytes(cidr.address);
-  const flags = (request.noDad ? IFA_F.NODAD : 0) |
-    (request.noPrefixRoute ? IFA_F.NOPREFIXROUTE : 0);
   // struct ifaddrmsg: family, prefix length, flags, scope, index.
   const encoder = new Encoder(64).u8(addressFamily(cidr.family)).u8(cidr.prefixLength)
-    .u8(flags <= 0xff ? flags : 0).u8(RT_SCOPE[request.scope ?? addressScope(cidr)])
-    .u32(request.index);
+    .u8(request.noDad ? IFA_F.NODAD : 0).u8(RT_SCOPE[addressScope(cidr)]).u32(request.index);
   encoder.attrBytes(IFA.LOCAL, bytes);
   if (request.broadcast !== undefined) {
     encoder.attrBytes(IFA.BROADCAST, ipToBytes(request.broadcast));
   }
-  if (flags > 0xff) encoder.attrU32(IFA.FLAGS, flags);
   return encoder.attrBytes(IFA.ADDRESS, bytes).finish();
 }
 
@@ -128,19 +112,15 @@ export function decodeAddress(payload: Uint8Array): Address | undefined {
   if (family === undefined) return undefined;
   let local: string | undefined;
   let address: string | undefined;
-  const more: { broadcast?: string; label?: string; peer?: string } = {};
   for (const { type, value } of decoder.attributes()) {
     if (type === IFA.LOCAL) local = decodeIp(value, family);
     else if (type === IFA.ADDRESS) address = decodeIp(value, family);
-    else if (type === IFA.BROADCAST) more.broadcast = decodeIp(value, family);
-    else if (type === IFA.LABEL) more.label = value.asString();
     else if (type === IFA.FLAGS) flags = value.asU32();
   }
+  // On a point-to-point link IFA_ADDRESS is the other end's.
   const own = local ?? address;
   if (own === undefined) throw new DecodeError("an address message without address", 0);
-  // On a point-to-point link, IFA_ADDRESS is the address of the other end.
-  if (address !== undefined && address !== own) more.peer = address;
-  return { index, address: `${own}/${prefixLength}`, family, scope, flags, ...more };
+  return { index, address: `${own}/${prefixLength}`, family, scope, flags };
 }
 
 /**
@@ -172,7 +152,7 @@ export function listAddresses(
 /**
  * Adds an address to a link.
  *
- * Equivalent to: `ip address add ADDRESS/LENGTH [broadcast ADDRESS] [scope SCOPE] dev NAME [nodad]`
+ * Equivalent to: `ip address add ADDRESS/LENGTH [broadcast ADDRESS] dev NAME [nodad]`
  *
  * @returns false if the link has it already
  * @throws {InputError} when the address is malformed

@@ -16,14 +16,11 @@ export const IFLA = {
   LINK: 5,
   MASTER: 10,
   PROTINFO: 12,
-  OPERSTATE: 16,
   LINKINFO: 18,
   IFALIAS: 20,
-  AF_SPEC: 26,
   GROUP: 27,
   NET_NS_FD: 28,
   EXT_MASK: 29,
-  LINK_NETNSID: 37,
 } as const;
 
 /** Attributes nested in IFLA_LINKINFO (linux/if_link.h). */
@@ -32,31 +29,11 @@ const IFLA_INFO = { KIND: 1, DATA: 2, SLAVE_KIND: 4, SLAVE_DATA: 5 } as const;
 /** The one attribute of a veth's IFLA_INFO_DATA (linux/veth.h). */
 const VETH_INFO = { PEER: 1 } as const;
 
-/** The IPv6 attribute of IFLA_AF_SPEC (linux/if_link.h). */
-const IFLA_INET6 = { ADDR_GEN_MODE: 8 } as const;
-
 /** Attributes of a bridge (linux/if_link.h). */
-const IFLA_BR = {
-  FORWARD_DELAY: 1,
-  AGEING_TIME: 4,
-  STP_STATE: 5,
-  VLAN_FILTERING: 7,
-  GROUP_FWD_MASK: 9,
-  MCAST_SNOOPING: 23,
-} as const;
+const IFLA_BR = { MCAST_SNOOPING: 23 } as const;
 
 /** Attributes of a bridge port (linux/if_link.h). */
-const IFLA_BRPORT = {
-  MODE: 4,
-  GUARD: 5,
-  LEARNING: 8,
-  UNICAST_FLOOD: 9,
-  PROXYARP: 10,
-  MCAST_FLOOD: 27,
-  BCAST_FLOOD: 30,
-  NEIGH_SUPPRESS: 32,
-  ISOLATED: 33,
-} as const;
+const IFLA_BRPORT = { MODE: 4, LEARNING: 8, ISOLATED: 33 } as const;
 
 /** Device flags (linux/if.h). */
 export const IFF = { UP: 0x1, RUNNING: 0x40, PROMISC: 0x100 } as const;
@@ -64,37 +41,9 @@ export const IFF = { UP: 0x1, RUNNING: 0x40, PROMISC: 0x100 } as const;
 /** Leaves the counters out of a link's description (linux/rtnetlink.h). */
 const RTEXT_FILTER_SKIP_STATS = 1 << 3;
 
-/** `enum in6_addr_gen_mode` (linux/if_link.h), as `ip link` names it. */
-const ADDR_GEN_MODES = ["eui64", "none", "stable_secret", "random"] as const;
-
-/** How IPv6 makes a link's own addresses. */
-export type AddrGenMode = typeof ADDR_GEN_MODES[number];
-
-/** RFC 2863 states (linux/if.h), as `ip link` names them. */
-const OPER_STATES = [
-  "unknown",
-  "notpresent",
-  "down",
-  "lowerlayerdown",
-  "testing",
-  "dormant",
-  "up",
-] as const;
-
-/** The operational state of a link. */
-export type OperState = typeof OPER_STATES[number];
-
 /** A bridge's options. */
 export interface BridgeOptions {
-  /** Hundredths of a second, as for `ip link`; with 0, a port forwards immediately. */
-  readonly forwardDelay?: number;
-  /** Hundredths of a second until a learned address expires. */
-  readonly ageingTime?: number;
-  readonly stp?: boolean;
-  readonly vlanFiltering?: boolean;
   readonly mcastSnooping?: boolean;
-  /** Bit n forwards frames to 01:80:c2:00:00:0n. */
-  readonly groupFwdMask?: number;
 }
 
 /** A bridge port's options. */
@@ -105,14 +54,6 @@ export interface BridgePortOptions {
   readonly isolated?: boolean;
   /** Source addresses are learned. */
   readonly learning?: boolean;
-  /** Frames to unknown unicast addresses leave by this port. */
-  readonly flood?: boolean;
-  readonly mcastFlood?: boolean;
-  readonly bcastFlood?: boolean;
-  readonly proxyArp?: boolean;
-  readonly neighSuppress?: boolean;
-  /** An incoming BPDU disables the port. */
-  readonly bpduGuard?: boolean;
 }
 
 /** A network interface. */
@@ -133,16 +74,11 @@ export interface Link {
   readonly running: boolean;
   /** Set promiscuous by the administrator. */
   readonly promiscuous: boolean;
-  readonly operState: OperState;
   /** Index of the bridge that the link is a port of. */
   readonly master?: number;
   readonly alias?: string;
-  /** Index of the lower link, or of a veth's peer (IFLA_LINK), in the namespace `peerNetnsId`. */
+  /** Index of the lower link, or of a veth's peer (IFLA_LINK), maybe of another namespace. */
   readonly peerIndex?: number;
-  /** The ID of the peer's namespace in this one; absent if it is the same namespace. */
-  readonly peerNetnsId?: number;
-  /** Present if the link has IPv6. */
-  readonly inet6AddrGenMode?: AddrGenMode;
   /** Present if `kind` is `"bridge"`. */
   readonly bridge?: BridgeOptions;
   /** Present if the link is a port of a bridge. */
@@ -175,7 +111,6 @@ export interface LinkRequest {
   /** Descriptor of the namespace to move the link to. */
   readonly netnsFd?: number;
   readonly group?: number;
-  readonly inet6AddrGenMode?: AddrGenMode;
   readonly kind?: string;
   readonly bridge?: BridgeOptions;
   readonly peer?: VethPeer;
@@ -203,14 +138,6 @@ export function encodeLink(link: LinkRequest): Uint8Array<ArrayBuffer> {
   if (link.netnsFd !== undefined) encoder.attrU32(IFLA.NET_NS_FD, link.netnsFd);
   if (link.group !== undefined) encoder.attrU32(IFLA.GROUP, link.group);
   if (link.name !== undefined) encoder.attrString(IFLA.IFNAME, link.name);
-  const { inet6AddrGenMode: mode } = link;
-  if (mode !== undefined) {
-    encoder.attrNested(IFLA.AF_SPEC, (spec) => {
-      spec.attrNested(AF.INET6, (inet6) => {
-        inet6.attrU8(IFLA_INET6.ADDR_GEN_MODE, ADDR_GEN_MODES.indexOf(mode));
-      });
-    });
-  }
   const { kind } = link;
   if (kind !== undefined) {
     encoder.attrNested(IFLA.LINKINFO, (info) => {
@@ -238,25 +165,13 @@ function encodePeer(encoder: Encoder, peer: VethPeer): void {
   encoder.attrString(IFLA.IFNAME, peer.name);
 }
 
-function encodeBridge(encoder: Encoder, bridge: BridgeOptions): void {
-  const { forwardDelay, ageingTime, stp, vlanFiltering, mcastSnooping, groupFwdMask } = bridge;
-  if (forwardDelay !== undefined) encoder.attrU32(IFLA_BR.FORWARD_DELAY, forwardDelay);
-  if (ageingTime !== undefined) encoder.attrU32(IFLA_BR.AGEING_TIME, ageingTime);
-  if (stp !== undefined) encoder.attrU32(IFLA_BR.STP_STATE, Number(stp));
-  if (vlanFiltering !== undefined) encoder.attrU8(IFLA_BR.VLAN_FILTERING, Number(vlanFiltering));
-  if (groupFwdMask !== undefined) encoder.attrU16(IFLA_BR.GROUP_FWD_MASK, groupFwdMask);
+function encodeBridge(encoder: Encoder, { mcastSnooping }: BridgeOptions): void {
   if (mcastSnooping !== undefined) encoder.attrU8(IFLA_BR.MCAST_SNOOPING, Number(mcastSnooping));
 }
 
 const BRIDGE_PORT_FLAGS: readonly (readonly [keyof BridgePortOptions, number])[] = [
-  ["bpduGuard", IFLA_BRPORT.GUARD],
   ["hairpin", IFLA_BRPORT.MODE],
-  ["flood", IFLA_BRPORT.UNICAST_FLOOD],
-  ["mcastFlood", IFLA_BRPORT.MCAST_FLOOD],
-  ["bcastFlood", IFLA_BRPORT.BCAST_FLOOD],
   ["learning", IFLA_BRPORT.LEARNING],
-  ["proxyArp", IFLA_BRPORT.PROXYARP],
-  ["neighSuppress", IFLA_BRPORT.NEIGH_SUPPRESS],
   ["isolated", IFLA_BRPORT.ISOLATED],
 ];
 
@@ -305,7 +220,6 @@ export function decodeLink(payload: Uint8Array): Link {
     up: (flags & IFF.UP) !== 0,
     running: (flags & IFF.RUNNING) !== 0,
     promiscuous: (flags & IFF.PROMISC) !== 0,
-    operState: "unknown",
   };
   for (const { type, value } of decoder.attributes()) {
     switch (type) {
@@ -321,20 +235,11 @@ export function decodeLink(payload: Uint8Array): Link {
       case IFLA.LINK:
         link.peerIndex = value.asU32();
         break;
-      case IFLA.LINK_NETNSID:
-        link.peerNetnsId = value.asI32();
-        break;
       case IFLA.MASTER:
         link.master = value.asU32();
         break;
       case IFLA.IFALIAS:
         link.alias = value.asString();
-        break;
-      case IFLA.OPERSTATE:
-        link.operState = OPER_STATES[value.asU8()] ?? "unknown";
-        break;
-      case IFLA.AF_SPEC:
-        decodeAfSpec(link, value);
         break;
       case IFLA.LINKINFO:
         decodeLinkInfo(link, value);
@@ -342,17 +247,6 @@ export function decodeLink(payload: Uint8Array): Link {
     }
   }
   return link;
-}
-
-function decodeAfSpec(link: Mutable<Link>, spec: Decoder): void {
-  for (const family of spec.attributes()) {
-    if (family.type !== AF.INET6) continue;
-    for (const { type, value } of family.value.attributes()) {
-      if (type !== IFLA_INET6.ADDR_GEN_MODE) continue;
-      const mode = ADDR_GEN_MODES[value.asU8()];
-      if (mode !== undefined) link.inet6AddrGenMode = mode;
-    }
-  }
 }
 
 function decodeLinkInfo(link: Mutable<Link>, info: Decoder): void {
@@ -371,12 +265,7 @@ function decodeLinkInfo(link: Mutable<Link>, info: Decoder): void {
 function decodeBridge(data: Decoder): BridgeOptions {
   const bridge: Mutable<BridgeOptions> = {};
   for (const { type, value } of data.attributes()) {
-    if (type === IFLA_BR.FORWARD_DELAY) bridge.forwardDelay = value.asU32();
-    else if (type === IFLA_BR.AGEING_TIME) bridge.ageingTime = value.asU32();
-    else if (type === IFLA_BR.STP_STATE) bridge.stp = value.asU32() !== 0;
-    else if (type === IFLA_BR.VLAN_FILTERING) bridge.vlanFiltering = value.asU8() !== 0;
-    else if (type === IFLA_BR.GROUP_FWD_MASK) bridge.groupFwdMask = value.asU16();
-    else if (type === IFLA_BR.MCAST_SNOOPING) bridge.mcastSnooping = value.asU8() !== 0;
+    if (type === IFLA_BR.MCAST_SNOOPING) bridge.mcastSnooping = value.asU8() !== 0;
   }
   return bridge;
 }

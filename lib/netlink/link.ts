@@ -8,7 +8,6 @@ import { Errno, failedWith } from "../sys/libc.ts";
 import type { NetlinkConnection } from "./connection.ts";
 import { NetlinkError, type Subject } from "./errors.ts";
 import {
-  type AddrGenMode,
   type BridgeOptions,
   type BridgePortOptions,
   decodeLink,
@@ -21,14 +20,7 @@ import {
 } from "./link-message.ts";
 import { NLM_F, RTM } from "./message.ts";
 
-export type {
-  AddrGenMode,
-  BridgeOptions,
-  BridgePortOptions,
-  Link,
-  OperState,
-  VethPeer,
-} from "./link-message.ts";
+export type { BridgeOptions, BridgePortOptions, Link, VethPeer } from "./link-message.ts";
 
 /** `IFNAMSIZ`, including the final NUL (linux/if.h). */
 const IFNAMSIZ = 16;
@@ -119,10 +111,7 @@ export interface VethRequest {
   readonly mtu?: number;
   /** Index of the bridge that the near end becomes a port of. */
   readonly master?: number;
-  readonly alias?: string;
   readonly up?: boolean;
-  /** With `"none"`, the near end gets no link-local IPv6 address. */
-  readonly inet6AddrGenMode?: AddrGenMode;
   /** The other end, created directly in the namespace `netnsFd`. It stays down. */
   readonly peer: VethPeer;
 }
@@ -131,23 +120,13 @@ export interface VethRequest {
  * Creates a veth pair.
  *
  * Equivalent to: `ip link add NAME mtu N address MAC master BRIDGE type veth peer name PEER
- * netns NS …`, and `ip link set NAME alias TEXT` if there is an alias
+ * netns NS …`
  *
  * @returns the near end's index
  * @throws {NetlinkError} EEXIST when either name is taken
  */
 export function createVeth(nl: NetlinkConnection, request: VethRequest): number {
-  const { alias, inet6AddrGenMode, ...rest } = request;
-  // The kernel ignores both when it creates a link. They need another message.
-  const later = alias !== undefined || inet6AddrGenMode !== undefined;
-  const { up, ...down } = rest;
-  const index = createLink(nl, { ...(later ? down : rest), kind: "veth" }, "CONFIG_VETH");
-  if (!later) return index;
-  return finishLink(nl, index, {
-    ...(alias === undefined ? {} : { alias }),
-    ...(inet6AddrGenMode === undefined ? {} : { inet6AddrGenMode }),
-    ...(up === undefined ? {} : { up }),
-  });
+  return createLink(nl, { ...request, kind: "veth" }, "CONFIG_VETH");
 }
 
 /** A bridge to create. */
@@ -156,33 +135,21 @@ export interface BridgeRequest extends BridgeOptions {
   /** If given, it does not change as ports are added and removed. */
   readonly mac?: string;
   readonly mtu?: number;
-  readonly alias?: string;
   readonly up?: boolean;
 }
 
 /**
  * Creates a bridge.
  *
- * Equivalent to: `ip link add NAME address MAC mtu N type bridge forward_delay N stp_state 0|1
- * vlan_filtering 0|1 mcast_snooping 0|1`
+ * Equivalent to: `ip link add NAME address MAC mtu N type bridge mcast_snooping 0|1`
  *
  * @returns its index
  * @throws {NetlinkError} EEXIST when the name is taken
  */
 export function createBridge(nl: NetlinkConnection, request: BridgeRequest): number {
-  const { name, mac, mtu, alias, up, vlanFiltering, ...bridge } = request;
-  const now = {
-    name,
-    ...(mac === undefined ? {} : { mac }),
-    ...(mtu === undefined ? {} : { mtu }),
-    kind: "bridge",
-    // A kernel without VLAN filtering refuses even to turn it off. It is off on a new bridge.
-    bridge: vlanFiltering ? { ...bridge, vlanFiltering } : bridge,
-  };
-  const state = up === undefined ? {} : { up };
-  const feature = vlanFiltering ? "CONFIG_BRIDGE_VLAN_FILTERING" : "CONFIG_BRIDGE";
-  if (alias === undefined) return createLink(nl, { ...now, ...state }, feature);
-  return finishLink(nl, createLink(nl, now, feature), { alias, ...state });
+  const { mcastSnooping, ...link } = request;
+  const bridge = mcastSnooping === undefined ? {} : { mcastSnooping };
+  return createLink(nl, { ...link, kind: "bridge", bridge }, "CONFIG_BRIDGE");
 }
 
 function createLink(
@@ -203,17 +170,6 @@ function createLink(
   return requireLink(nl, link.name).index;
 }
 
-/** Completes a new link, or deletes it if that fails. */
-function finishLink(nl: NetlinkConnection, index: number, changes: LinkRequest): number {
-  try {
-    changeLink(nl, index, changes);
-    return index;
-  } catch (error) {
-    deleteLink(nl, index);
-    throw error;
-  }
-}
-
 /** What {@linkcode setLink} can change. */
 export interface LinkChanges {
   readonly up?: boolean;
@@ -229,24 +185,15 @@ export interface LinkChanges {
   readonly netnsFd?: number;
   /** The link's group. */
   readonly group?: number;
-  readonly inet6AddrGenMode?: AddrGenMode;
 }
 
 /**
  * Changes a link with one message. The kernel applies address, name, bridge and state in this
- * order, and the IPv6 address mode after the state: a link that is set up with a mode needs a
- * second message.
+ * order.
  *
  * Equivalent to: `ip link set NAME …`
  */
 export function setLink(nl: NetlinkConnection, index: number, changes: LinkChanges): void {
-  const { inet6AddrGenMode, ...rest } = changes;
-  if (inet6AddrGenMode === undefined || changes.up !== true) return changeLink(nl, index, changes);
-  changeLink(nl, index, { inet6AddrGenMode });
-  changeLink(nl, index, rest);
-}
-
-function changeLink(nl: NetlinkConnection, index: number, changes: LinkRequest): void {
   const subject: Subject = { action: "change", object: () => linkLabel(nl, index) };
   nl.request(RTM.NEWLINK, 0, encodeLink({ ...changes, index }), subject);
 }

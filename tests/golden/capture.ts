@@ -34,7 +34,7 @@ const CASES: readonly Case[] = [
   {
     name: "link-add-bridge",
     command: "ip link add name br0 address 02:00:00:00:00:01 mtu 1400 up " +
-      "type bridge forward_delay 0 ageing_time 30000 stp_state 0 group_fwd_mask 8 mcast_snooping 0",
+      "type bridge mcast_snooping 0",
   },
   {
     name: "link-add-veth",
@@ -49,12 +49,10 @@ const CASES: readonly Case[] = [
       "alias web up promisc on",
   },
   { name: "link-set-nomaster", setup: PORT, command: "ip link set dev v0 nomaster down" },
-  { name: "link-set-addrgenmode", setup: PAIR, command: "ip link set dev v0 addrgenmode none" },
   {
     name: "link-set-bridge-port",
     setup: PORT,
-    command: "bridge link set dev v0 guard on hairpin on learning off flood off mcast_flood off " +
-      "bcast_flood off neigh_suppress on isolated on",
+    command: "bridge link set dev v0 hairpin on learning off isolated on",
   },
   { name: "link-delete", setup: PAIR, command: "ip link delete dev v0" },
   {
@@ -71,11 +69,6 @@ const CASES: readonly Case[] = [
     command: "ip address add 10.0.0.1/24 broadcast 10.0.0.255 dev br0",
   },
   { name: "address-add-ipv6", setup: BRIDGE, command: "ip address add fd00::1/64 dev br0 nodad" },
-  {
-    name: "address-add-noprefixroute",
-    setup: BRIDGE,
-    command: "ip address add fd00::1/64 dev br0 nodad noprefixroute",
-  },
   { name: "address-delete", setup: ROUTED, command: "ip address delete 10.0.0.1/24 dev br0" },
   { name: "address-show", setup: ROUTED, command: "ip address show", answers: RTM.NEWADDR },
   {
@@ -143,6 +136,9 @@ const CASES: readonly Case[] = [
   },
 ];
 
+/** A request about no link: with it, ip asks whether the kernel knows RTM_NEWLINK. */
+const PROBE = /^.{32}0*$/;
+
 /** Types of the requests that only look something up (linux/rtnetlink.h: GET is 2 modulo 4). */
 function isLookup(type: number): boolean {
   return type % 4 === 2;
@@ -153,7 +149,9 @@ function capture(test: Case): string {
   const all = trace(`ip link set lo up; ${test.setup ?? ":"}`, test.command);
   const wanted = test.answers !== undefined
     ? all.filter(({ sent, hex }) => !sent && type(hex) === test.answers)
-    : all.filter(({ sent, hex }) => sent && !isLookup(type(hex)));
+    : all.filter(({ sent, hex }) => {
+      return sent && !isLookup(type(hex)) && !PROBE.test(hex);
+    });
   if (wanted.length === 0) throw new Error(`${test.name}: nothing was captured`);
   return wanted.map(({ hex }) => hex.replaceAll(/.{64}(?=.)/g, "$&\n")).join("\n\n");
 }

@@ -89,10 +89,6 @@ const REQUESTS: readonly RequestCase[] = [
         mac: "02:00:00:00:00:01",
         mtu: 1400,
         up: true,
-        forwardDelay: 0,
-        ageingTime: 30000,
-        stp: false,
-        groupFwdMask: 8,
         mcastSnooping: false,
       }),
   },
@@ -123,22 +119,8 @@ const REQUESTS: readonly RequestCase[] = [
   },
   { golden: "link-set-nomaster", verb: (nl) => setLink(nl, 4, { master: 0, up: false }) },
   {
-    golden: "link-set-addrgenmode",
-    verb: (nl) => setLink(nl, v0, { inet6AddrGenMode: "none", up: true }),
-  },
-  {
     golden: "link-set-bridge-port",
-    verb: (nl) =>
-      setBridgePort(nl, 4, {
-        bpduGuard: true,
-        hairpin: true,
-        learning: false,
-        flood: false,
-        mcastFlood: false,
-        bcastFlood: false,
-        neighSuppress: true,
-        isolated: true,
-      }),
+    verb: (nl) => setBridgePort(nl, 4, { hairpin: true, learning: false, isolated: true }),
   },
   { golden: "link-delete", verb: (nl) => deleteLink(nl, v0) },
   {
@@ -150,13 +132,6 @@ const REQUESTS: readonly RequestCase[] = [
   {
     golden: "address-add-ipv6",
     verb: (nl) => addAddress(nl, { index: br0, address: "fd00::1/64", noDad: true }),
-  },
-  {
-    golden: "address-add-noprefixroute",
-    verb: (nl) => {
-      const address = "fd00::1/64";
-      return addAddress(nl, { index: br0, address, noDad: true, noPrefixRoute: true });
-    },
   },
   {
     golden: "address-delete",
@@ -241,7 +216,7 @@ function answers(name: string, type: number): Uint8Array[] {
 Deno.test("decodeLink: reads what the kernel tells ip -d link show", () => {
   const [lo, bridge, port, ...rest] = answers("link-show", RTM.NEWLINK).map(decodeLink);
   assertEquals(rest, []);
-  const state = { promiscuous: false, operState: "unknown", inet6AddrGenMode: "eui64" } as const;
+  const state = { promiscuous: false };
   assertEquals(lo, {
     ...state,
     index: 1,
@@ -264,15 +239,7 @@ Deno.test("decodeLink: reads what the kernel tells ip -d link show", () => {
     flags: 0x1002, // MULTICAST, BROADCAST
     up: false,
     running: false,
-    operState: "down",
-    bridge: {
-      forwardDelay: 1500,
-      ageingTime: 30000,
-      stp: false,
-      vlanFiltering: false,
-      groupFwdMask: 0,
-      mcastSnooping: true,
-    },
+    bridge: { mcastSnooping: true },
   });
   const wanted: Link = {
     ...state,
@@ -286,22 +253,10 @@ Deno.test("decodeLink: reads what the kernel tells ip -d link show", () => {
     up: true,
     running: false,
     promiscuous: true,
-    operState: "lowerlayerdown",
     master: br0,
     alias: "web",
     peerIndex: 3,
-    peerNetnsId: 0,
-    bridgePort: {
-      bpduGuard: false,
-      hairpin: true,
-      learning: false,
-      flood: true,
-      mcastFlood: true,
-      bcastFlood: true,
-      proxyArp: false,
-      neighSuppress: false,
-      isolated: true,
-    },
+    bridgePort: { hairpin: true, learning: false, isolated: true },
   };
   assertEquals(port, wanted);
 });
@@ -314,8 +269,8 @@ Deno.test("decodeAddress: reads what the kernel tells ip address show", () => {
   const addresses = answers("address-show", RTM.NEWADDR).map(decodeAddress)
     .filter((address) => address?.scope !== "link");
   assertEquals(addresses, [
-    { ...loopback, address: "127.0.0.1/8", family: 4, label: "lo" },
-    { ...link, address: "10.0.0.1/24", family: 4, label: "br0" },
+    { ...loopback, address: "127.0.0.1/8", family: 4 },
+    { ...link, address: "10.0.0.1/24", family: 4 },
     { ...loopback, address: "::1/128", family: 6 },
     { ...link, address: "fd00::1/64", family: 6, flags: permanent | IFA_F.NODAD },
   ]);

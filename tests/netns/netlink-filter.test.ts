@@ -35,7 +35,10 @@ function pairs(sandbox: Sandbox): Record<"a0" | "a1" | "b0" | "b1", number> {
   const index = (name: string) => requireLink(nl, name).index;
   for (const pair of ["a", "b"]) createVeth(nl, { name: `${pair}0`, peer: { name: `${pair}1` } });
   const ends = { a0: index("a0"), a1: index("a1"), b0: index("b0"), b1: index("b1") };
-  for (const end of Object.values(ends)) setLink(nl, end, { up: true, inet6AddrGenMode: "none" });
+  for (const [name, end] of Object.entries(ends)) {
+    sandbox.run("ip", "link", "set", name, "addrgenmode", "none");
+    setLink(nl, end, { up: true });
+  }
   return ends;
 }
 

@@ -63,30 +63,18 @@ Deno.test("createBridge: makes what ip shows; twice is refused; deleteLink takes
     name: "ignite0",
     mac: "02:00:00:00:00:01",
     mtu: 1400,
-    alias: "tapkit",
     up: true,
-    forwardDelay: 0,
-    ageingTime: 20000,
-    stp: false,
-    vlanFiltering: false,
     mcastSnooping: false,
-    groupFwdMask: 8,
   });
   const [shown] = sandbox.json("ip -d -j link show ignite0");
   assertEquals(shown!.ifindex, index);
   assertEquals(shown!.address, "02:00:00:00:00:01");
   assertEquals(shown!.mtu, 1400);
-  assertEquals(shown!.ifalias, "tapkit");
   assert(shown!.flags.includes("UP"));
-  const data = shown!.linkinfo.info_data;
   assertEquals(shown!.linkinfo.info_kind, "bridge");
-  assertEquals(
-    [data.forward_delay, data.ageing_time, data.stp_state, data.mcast_snooping],
-    [0, 20000, 0, 0],
-  );
-  assertEquals([data.vlan_filtering, data.group_fwd_mask], [0, "0x8"]);
+  assertEquals(shown!.linkinfo.info_data.mcast_snooping, 0);
   assertEquals(getLink(nl, "ignite0"), getLink(nl, index));
-  assertEquals(requireLink(nl, "ignite0").bridge?.forwardDelay, 0);
+  assertEquals(requireLink(nl, "ignite0").bridge?.mcastSnooping, false);
   assertRefused("EEXIST", () => createBridge(nl, { name: "ignite0" }));
   assertEquals(deleteLink(nl, "ignite0"), true);
   assertEquals(sandbox.json("ip -j link show type bridge"), []);
@@ -103,22 +91,14 @@ Deno.test("createVeth: makes the peer straight in the other namespace", () => {
     mac: "02:00:00:00:00:02",
     mtu: 1300,
     master: bridge,
-    alias: "tapkit:web/eth0",
     up: true,
-    inet6AddrGenMode: "none",
     peer: { name: "eth0", mac: "02:00:00:00:00:03", mtu: 1300, netnsFd: vm.netns.fd },
   } as const;
   const index = createVeth(host.nl, request);
   const [near] = host.json("ip -d -j link show veth0");
   const [far] = vm.json("ip -d -j link show eth0");
   assertEquals(near!.ifindex, index);
-  assertEquals([near!.address, near!.mtu, near!.master, near!.ifalias, near!.inet6_addr_gen_mode], [
-    "02:00:00:00:00:02",
-    1300,
-    "br0",
-    "tapkit:web/eth0",
-    "none",
-  ]);
+  assertEquals([near!.address, near!.mtu, near!.master], ["02:00:00:00:00:02", 1300, "br0"]);
   assert(near!.flags.includes("UP"));
   assertEquals([far!.address, far!.mtu, far!.link_index], ["02:00:00:00:00:03", 1300, index]);
   assert(!far!.flags.includes("UP"));
@@ -135,13 +115,6 @@ Deno.test("createVeth: makes the peer straight in the other namespace", () => {
   assertEquals(deleteLink(host.nl, "veth0"), true);
   assertEquals(getLink(vm.nl, "eth0"), undefined);
   assertEquals(deleteLink(host.nl, "veth0"), false);
-});
-
-Deno.test("createVeth: leaves nothing behind when a later step fails", () => {
-  using sandbox = new Sandbox();
-  const request = { name: "veth0", alias: "x".repeat(300), peer: { name: "veth1" } };
-  assertThrows(() => createVeth(sandbox.nl, request), NetlinkError);
-  assertEquals(sandbox.json("ip -j link show type veth"), []);
 });
 
 Deno.test("createVeth: in one namespace, without anything optional", () => {
@@ -171,7 +144,6 @@ Deno.test("setLink: changes everything at once, and back", () => {
     master: bridge,
     promiscuous: true,
     up: true,
-    inet6AddrGenMode: "none",
   });
   const [shown] = sandbox.json("ip -d -j link show eth7");
   assertEquals([shown!.address, shown!.mtu, shown!.ifalias, shown!.master], [
@@ -180,7 +152,6 @@ Deno.test("setLink: changes everything at once, and back", () => {
     "seven",
     "br0",
   ]);
-  assertEquals(shown!.inet6_addr_gen_mode, "none");
   assert(shown!.flags.includes("UP") && shown!.flags.includes("PROMISC"));
   setLink(nl, index, { master: 0, alias: "", promiscuous: false, up: false, name: "v0" });
   const [after] = sandbox.json("ip -d -j link show v0");
@@ -208,12 +179,6 @@ Deno.test("setBridgePort: sets what ip -d link show says of the port", () => {
     ["hairpin", "hairpin"],
     ["isolated", "isolated"],
     ["learning", "learning"],
-    ["flood", "flood"],
-    ["mcastFlood", "mcast_flood"],
-    ["bcastFlood", "bcast_flood"],
-    ["proxyArp", "proxy_arp"],
-    ["neighSuppress", "neigh_suppress"],
-    ["bpduGuard", "guard"],
   ];
   for (const on of [true, false]) {
     const wanted: BridgePortOptions = Object.fromEntries(options.map(([name]) => [name, on]));
