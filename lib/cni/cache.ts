@@ -1,10 +1,10 @@
 /**
- * What executed networks gave, in files of libcni's format, so that people and tools that know it
- * can read it: `STATE/cni/results/NETWORK-CONTAINER-INTERFACE`.
+ * The results of executed networks in libcni's format, for people and tools that know it:
+ * `STATE/cni/results/NETWORK-CONTAINER-INTERFACE`.
  *
- * The directory is tapkit's own: another runtime's garbage collection removes what it finds in the
- * cache it uses. The truth is the VM's record, which has the result too; this is read only where
- * the record is lost, and one that is broken or missing does no harm.
+ * The directory is tapkit's own, since the garbage collection of another runtime removes what it
+ * finds in its cache. The VM's record has the result too: a file here is read only if the record is
+ * lost, and a broken or missing one does no harm.
  *
  * @module
  */
@@ -35,7 +35,7 @@ function cachePath(stateDir: string, { network, containerId, ifName }: NetworkAt
   return `${resultsDir(stateDir)}/${network}-${containerId}-${ifName}`;
 }
 
-/** Writes what an attachment came to. */
+/** Writes the result of an attachment. */
 export function writeCache(
   stateDir: string,
   attachment: NetworkAttachment & { readonly result: Result },
@@ -70,14 +70,14 @@ export function writeCache(
   replaceFile(path, JSON.stringify(entry));
 }
 
-/** Forgets an attachment; the directory goes with the last one. */
+/** Removes the result of an attachment, and the directory with the last one. */
 export function removeCache(stateDir: string, attachment: NetworkAttachment): void {
   discardFile(cachePath(stateDir, attachment));
   removeIfEmpty(resultsDir(stateDir));
   removeIfEmpty(`${stateDir}/cni`);
 }
 
-/** What the cache has of a container; files that make no sense are passed over. */
+/** What the cache has of a container; broken files are ignored. */
 export function readCache(stateDir: string, containerId: string): CachedAttachment[] {
   return namesIn(resultsDir(stateDir)).sort()
     .filter((name) => name.includes(`-${containerId}-`))

@@ -34,7 +34,7 @@ import { CNI_VERSIONS, type NetworkConfigList, type PluginConfig } from "./types
 const EXTENSIONS = [".conf", ".conflist", ".json"];
 /** `IFNAMSIZ` of linux/if.h without the terminating zero. */
 const IFNAME_MAX = 15;
-/** Of a configuration that says none. */
+/** The version of a configuration that names none. */
 const OLDEST_VERSION = "0.1.0";
 const IDENTIFIER = /^[a-zA-Z0-9][a-zA-Z0-9_.-]*$/;
 const IDENTIFIER_MEND = "start with a letter or digit, then use letters, digits, '_', '.' and '-'";
@@ -63,7 +63,7 @@ export function validateInterfaceName(name: string): void {
   });
 }
 
-/** What the kernel's rules (`dev_valid_name`) and the specification's have against a link's name. */
+/** Why the kernel (`dev_valid_name`) or the specification refuses a link's name, if they do. */
 export function malformedLinkName(name: string): string | undefined {
   return name === ""
     ? "is empty"
@@ -86,7 +86,7 @@ export function linkNameProblem(name: string): string | undefined {
     return "stands for several links in firewalls' rules";
   }
   if (name.includes("%")) return "is a pattern to the kernel";
-  // deno-lint-ignore no-control-regex -- nor is one any use in a name.
+  // deno-lint-ignore no-control-regex -- control characters are refused too.
   if (/[\x00-\x1f\x7f"'\\*]/.test(name)) return "holds a character that rules cannot quote";
   return /^[-!]/.test(name) ? "begins as a flag" : undefined;
 }
@@ -167,7 +167,7 @@ export function findNetwork(directory: string, name?: string): NetworkConfigList
   });
 }
 
-/** Loopback, which container runtimes configure for themselves, is no network to be on. */
+/** Networks of loopback alone, which container runtimes configure, are skipped. */
 function firstNetwork(files: readonly string[]): NetworkConfigList | undefined {
   if (files.length === 0) return undefined;
   for (const path of files) {
@@ -227,7 +227,7 @@ function parseJson(text: string, path: string): unknown {
 /** The plugins that are configured beside the file of a list, in the directory of its name. */
 function readPlugins(path: string, name: string): PluginConfig[] {
   const parent = path.slice(0, path.lastIndexOf("/") + 1);
-  // Few networks have one. Deno throws for what is absent, so the listing is asked.
+  // Few networks have one, and Deno throws for a directory that is absent.
   if (!namesIn(parent === "" ? "." : parent).includes(name)) return [];
   return listFiles(`${parent}${name}`, [".conf"])
     .map((file) => requirePlugin(parseJson(readText(file), file), failing(file)));
@@ -282,7 +282,7 @@ function failing(path: string): Fail {
   };
 }
 
-/** What of a plugin's configuration libcni itself reads. */
+/** Checks the keys of a plugin's configuration that libcni itself reads. */
 function requirePlugin(plugin: unknown, fail: Fail): PluginConfig {
   if (!isObject(plugin)) return fail("is no JSON object", "correct it");
   const { type } = plugin;
@@ -303,7 +303,7 @@ function requirePlugin(plugin: unknown, fail: Fail): PluginConfig {
   return plugin as PluginConfig;
 }
 
-/** libcni takes these as booleans and as the words. */
+/** Reads a flag, which libcni takes as a boolean or as the word. */
 function readFlag(raw: Record<string, unknown>, key: string, fail: Fail): boolean {
   const value = raw[key];
   if (value === undefined) return false;
@@ -312,7 +312,7 @@ function readFlag(raw: Record<string, unknown>, key: string, fail: Fail): boolea
   return fail(`has "${key}" ${JSON.stringify(value)}`, "write true or false");
 }
 
-/** The newest version both sides know: of `cniVersions` (spec 1.1) or `cniVersion`. */
+/** The newest version that both sides know, of `cniVersions` (spec 1.1) and `cniVersion`. */
 function chooseVersion(raw: Record<string, unknown>, fail: Fail): string {
   const { cniVersion = "", cniVersions = [] } = raw;
   if (!Array.isArray(cniVersions)) {

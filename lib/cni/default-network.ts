@@ -45,7 +45,7 @@ export interface DefaultNetwork {
   readonly allowOverlap?: boolean;
 }
 
-/** How to install the default network, or what else to do with it. */
+/** How to install, print, check or remove the default network. */
 export interface DefaultCniOptions {
   /** `"/etc/cni/net.d"`. */
   readonly confDir: string;
@@ -65,9 +65,9 @@ export interface DefaultCniOptions {
   readonly check?: boolean;
   /** Remove the file, if tapkit wrote it and nobody edited it. */
   readonly remove?: boolean;
-  /** Names of the VMs that are attached to the network: with any, it is not removed. */
+  /** Names of the VMs on the network; it is not removed while there are any. */
   readonly inUse?: readonly string[];
-  /** A connection of the host's namespace; one is opened unless given. */
+  /** A connection of the host's namespace; one is opened if none is given. */
   readonly nl?: NetlinkConnection;
 }
 
@@ -117,7 +117,7 @@ export function installDefaultCni(options: DefaultCniOptions): DefaultCniReport 
   return { path, installed: true, ...describeNetwork(network) };
 }
 
-/** Removes what a process that was killed while it installed the network left behind. */
+/** Removes temporary files of a process that was killed while it installed the network. */
 export function tidyDefaultCni(confDir: string): void {
   sweepTemporaries(confDir, FILE);
 }
@@ -148,7 +148,7 @@ export function renderDefaultNetwork(network: DefaultNetwork): string {
   return `${JSON.stringify(list, undefined, 2)}\n`;
 }
 
-/** What a text was rendered from; undefined unless tapkit wrote it and nobody edited it. */
+/** The network that a text was rendered from; undefined if the text is not exactly tapkit's. */
 export function recognizeDefaultNetwork(text: string): DefaultNetwork | undefined {
   let list: NetworkConfigList;
   try {

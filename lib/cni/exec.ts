@@ -35,7 +35,7 @@ const DEL_GRACE_MS = 10_000;
 const MAX_STDOUT = 4 * 1024 * 1024;
 /** Characters of a plugin's error that are printed; TAPKIT_DEBUG shows the whole. */
 const MAX_MESSAGE = 300;
-/** After how long it is said which plugin is waited for. */
+/** After how long a note says which plugin is waited for. */
 const PATIENCE_MS = 1000;
 
 /**
@@ -73,7 +73,7 @@ export async function callPlugin(call: PluginCall): Promise<string> {
       timeoutMs,
       maxStdout: MAX_STDOUT,
       signal: host.signal,
-      // What undoes and removes is not cut short, but not waited for without end.
+      // DEL is given time to finish, though not without end.
       graceMs: verb === "DEL" ? DEL_GRACE_MS : 0,
     });
   } catch (cause) {
@@ -152,7 +152,7 @@ function refusal(call: PluginCall, outcome: PipedOutcome): CniError {
   try {
     error = JSON.parse(outcome.stdout);
   } catch {
-    // Told apart below.
+    // Handled below.
   }
   if (typeof error?.msg !== "string") {
     const printed = outcome.stdout.trim().slice(0, 200);
@@ -178,7 +178,7 @@ function refusal(call: PluginCall, outcome: PipedOutcome): CniError {
 /** The specification has no code for it. host-local, ipvlan, Weave Net and the kernel say it so. */
 const TAKEN = /\b(?:already|duplicate|(?<!not |n't |no longer )exists?)\b/i;
 
-/** What is said where a plugin asks a daemon that is not there. */
+/** What plugins say when their daemon does not answer. */
 const UNHEARD = /connection refused|dial (?:tcp|unix)|no such host/i;
 const DAEMON_MEND = "see that what the network runs on this host is up";
 

@@ -1,8 +1,8 @@
 /**
  * The verbs of plugins that are executed, on an attachment's recorded configuration.
  *
- * What they observe is what libcni shows them: the configuration with name, version, capability
- * arguments and the previous result in the version of the list.
+ * They are given what libcni gives: the configuration with name, version, capability arguments and
+ * the previous result, in the version of the list.
  *
  * @module
  */
@@ -24,7 +24,7 @@ import {
   type Result,
 } from "./types.ts";
 
-/** One plugin of an attachment, and where it is executed. */
+/** A plugin of an attachment, and where it is executed. */
 export interface ExecutedPlugin {
   readonly attachment: NetworkAttachment;
   readonly plugin: RecordedPlugin;
@@ -57,14 +57,14 @@ export async function addExecuted(executed: ExecutedPlugin, prevResult?: Result)
 }
 
 /**
- * Runs DEL; spec versions before 0.4.0 give no previous result to it.
+ * Runs DEL, without the previous result in spec versions before 0.4.0.
  */
 export async function delExecuted(executed: ExecutedPlugin, prevResult?: Result): Promise<void> {
   const isKnown = isAtLeast(versionOf(executed.plugin.config), "0.4.0");
   await call(executed, "DEL", isKnown ? prevResult : undefined);
 }
 
-/** A result as an interface in the namespace shows it; undefined where there is none. */
+/** A result made from the interface in the namespace; undefined if there is none. */
 export function seenResult(
   ifName: string,
   { vmNl, netnsPath }: { readonly vmNl: NetlinkConnection; readonly netnsPath: string },
@@ -82,7 +82,7 @@ export function seenResult(
   };
 }
 
-/** Whether a plugin is asked by CHECK, which spec versions before 0.4.0 have not. */
+/** Whether a plugin has CHECK, which came with spec version 0.4.0. */
 export function hasCheck(
   { disableCheck = false }: { readonly disableCheck?: boolean },
   { config }: Pick<RecordedPlugin, "config">,
@@ -90,7 +90,7 @@ export function hasCheck(
   return !disableCheck && isAtLeast(versionOf(config), "0.4.0");
 }
 
-/** Runs CHECK, which spec versions before 0.4.0 do not have; returns what it finds. */
+/** Runs CHECK, if the plugin has it; returns what it finds. */
 export async function checkExecuted(
   executed: ExecutedPlugin,
   result: Result,
@@ -112,7 +112,7 @@ export interface ValidAttachment {
   readonly ifname: string;
 }
 
-/** Runs GC of a network's plugins (spec 1.1): all they have but these attachments goes. */
+/** Runs GC of a network's plugins (spec 1.1), which removes all but these attachments. */
 export async function gcNetwork(
   list: NetworkConfigList,
   host: PluginHost,
@@ -122,7 +122,7 @@ export async function gcNetwork(
   const failures: Error[] = [];
   for (const conf of list.plugins) {
     const { name, cniVersion } = list;
-    // libcni gives both names: the specification's text had the second one once.
+    // libcni gives both names; an older text of the specification had the second.
     const attachments = { "cni.dev/valid-attachments": valid, "cni.dev/attachments": valid };
     const config = { ...conf, name, cniVersion, ...attachments };
     try {
@@ -135,7 +135,7 @@ export async function gcNetwork(
 }
 
 /**
- * Asks the plugins of a network whether it can be attached to (STATUS of spec 1.1).
+ * Asks a network's plugins whether they can add an attachment (STATUS of spec 1.1).
  *
  * @throws {TapkitError} when one says that it cannot
  */
@@ -188,7 +188,7 @@ function versionOf({ cniVersion }: PluginConfig): string {
   return cniVersion ?? "0.1.0";
 }
 
-/** Says of a plugin that refuses the configuration's version which ones it knows. */
+/** Adds to the refusal of a configuration's version which versions the plugin knows. */
 async function withKnownVersions({ plugin, host }: ExecutedPlugin, error: unknown) {
   if (!(error instanceof CniError) || error.code !== CniCode.INCOMPATIBLE_CNI_VERSION) return error;
   const { type, config } = plugin;

@@ -1,5 +1,5 @@
 /**
- * A configuration file that comes into being complete, and never in another's place.
+ * A configuration file that appears complete and never replaces another.
  *
  * @module
  */
@@ -42,7 +42,7 @@ export function writeFileOnce(path: string, text: string): boolean {
   }
 }
 
-/** What a directory holds; nothing where it cannot be read, which whoever needs it says. */
+/** The names in a directory; none if it cannot be read. */
 function readableNames(directory: string): string[] {
   try {
     return [...Deno.readDirSync(directory)].map(({ name }) => name);
@@ -51,7 +51,7 @@ function readableNames(directory: string): string[] {
   }
 }
 
-/** Removes what this process, or one that was killed, could not remove beside a file it wrote. */
+/** Removes temporary files of a name that this process, or one that was killed, left. */
 export function sweepTemporaries(directory: string, name: string): void {
   for (const found of readableNames(directory)) {
     if (!found.startsWith(`.${name}.`)) continue;

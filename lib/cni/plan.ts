@@ -1,6 +1,6 @@
 /**
- * What attaching to a network comes to: each plugin's complete configuration, and whether it runs
- * built in or is executed. Nothing is touched.
+ * Planning an attachment: each plugin's complete configuration, and whether it runs built in or is
+ * executed. Nothing is touched.
  *
  * @module
  */
@@ -30,11 +30,11 @@ export interface RecordedPlugin {
   readonly implementation: "builtin" | "exec";
   /** Its configuration, with what the runtime injected. */
   readonly config: PluginConfig;
-  /** What its ADD got from the plugin before it, where that is not what the whole chain gave. */
+  /** What ADD got from the plugin before, if it differs from the result of the chain. */
   readonly prevResult?: Result;
-  /** While it is run again: the configuration it gets. What is there may be of either, or of none. */
+  /** Its new configuration while it is run again: it may have either, or be gone. */
   readonly inDoubt?: PluginConfig;
-  /** What its CHECK said right after its ADD: that it says so tells nothing. */
+  /** What CHECK said right after ADD. The same words later are no difference. */
   readonly checkFailure?: string;
 }
 
@@ -45,17 +45,17 @@ export interface NetworkAttachment {
   readonly ifName: string;
   readonly cniArgs: Readonly<Record<string, string>>;
   readonly plugins: readonly RecordedPlugin[];
-  /** The configuration says that CHECK is not to be called. */
+  /** The configuration forbids CHECK. */
   readonly disableCheck?: true;
-  /** Where plugins that were executed masquerade: see reference-faults.ts. */
+  /** In which families executed plugins masquerade: see reference-faults.ts. */
   readonly masquerade?: readonly string[];
-  /** What was seen of the interface that plugins made which were executed. */
+  /** What was seen of the interface that executed plugins made. */
   readonly seen?: SeenLink;
-  /** What ADD gave; absent until it succeeded. */
+  /** What ADD returned; absent until it succeeded. */
   readonly result?: Result;
 }
 
-/** What can be looked at of an interface without the plugins that made it. Plain data. */
+/** What can be seen of an interface without its plugins. Plain data. */
 export interface SeenLink {
   /** The host's end of its veth pair. */
   readonly hostEnd?: {
@@ -67,11 +67,11 @@ export interface SeenLink {
     readonly master?: string;
     readonly hairpin?: true;
   };
-  /** Its routes beside those to its own prefixes. */
+  /** Its routes, except those to its own prefixes. */
   readonly routes: readonly { readonly dst: string; readonly gw?: string }[];
 }
 
-/** One that has been made. */
+/** An attachment that has been made. */
 export type MadeAttachment = NetworkAttachment & { readonly result: Result };
 
 /** What is wanted of a network. */
@@ -81,21 +81,21 @@ export interface NetworkRequest {
   /** `"eth0"`. */
   readonly ifName: string;
   /**
-   * By capability. Wanted `ips` and a `mac` reach networks that declare no such capability too, by
-   * the `args` convention; port mappings need a plugin that declares them.
+   * By capability. Networks that do not declare `ips` or `mac` get them by the `args` convention;
+   * port mappings need a plugin that declares them.
    */
   readonly runtimeConfig?: RuntimeConfig;
   /** CNI_ARGS that are wanted. */
   readonly cniArgs?: Readonly<Record<string, string>>;
-  /** Which plugins are executed; none unless it is said. */
+  /** Which plugins are executed; by default none. */
   readonly choice?: PluginChoice;
 }
 
 /** Which plugins are executed, and which run built in. */
 export interface PluginChoice {
   /**
-   * `builtin` executes none, `exec` all. `auto` takes built-in ones for tapkit's own default network,
-   * and where a program is missing; else it executes what was configured.
+   * `builtin` executes none, `exec` all. `auto` takes built-in ones for tapkit's default network and
+   * where a program is missing; otherwise it executes them.
    */
   readonly mode: "auto" | "builtin" | "exec";
   /** Whether the network is tapkit's default one. */
@@ -105,28 +105,28 @@ export interface PluginChoice {
 
 /** What executing plugins needs of the host. */
 export interface PluginHost {
-  /** Where their programs are looked for, in this order. */
+  /** The directories that are searched for programs, in this order. */
   readonly binDirs: readonly string[];
-  /** Where tapkit keeps what it knows of results: see cache.ts. */
+  /** The state directory; results are kept there: see cache.ts. */
   readonly stateDir: string;
   /** How long one may take, in milliseconds. */
   readonly timeoutMs?: number;
-  /** Ends a plugin when it is raised; DEL has a while yet. */
+  /** Ends a plugin when it is raised; DEL gets some seconds more. */
   readonly signal?: AbortSignal;
-  /** Is told which plugin is waited for. */
+  /** Gets a line when a plugin is slow. */
   note?(text: string): void;
-  /** Is told the whole of what was shortened. */
+  /** Gets the full text of a message that was shortened. */
   detail?(text: string): void;
 }
 
 /** The path of a plugin's program in the first directory that has it. */
 export function findPlugin(type: string, binDirs: readonly string[]): string | undefined {
-  // A type is no path: it must not lead out of the directories.
+  // A type must not lead out of the directories.
   if (type === "" || type.includes("/") || type === "..") return undefined;
   return binDirs.map((directory) => `${directory}/${type}`).find(isFile);
 }
 
-/** Which plugin of a network, and which key of it, has no built-in implementation; else undefined. */
+/** The first plugin that is not built in, or the key that its built-in version lacks. */
 export function findUnsupported(
   list: NetworkConfigList,
 ): { readonly type: string; readonly key?: string } | undefined {
@@ -216,7 +216,7 @@ export function chooseExecuted(list: NetworkConfigList, choice?: PluginChoice): 
   });
 }
 
-/** Whether a plugin of the network takes what is asked for under this name. */
+/** Whether a plugin of the network declares a capability. */
 export function declares({ plugins }: NetworkConfigList, capability: string): boolean {
   return plugins.some(({ capabilities }) => capabilities?.[capability] === true);
 }
@@ -263,7 +263,7 @@ export function portMappings(ports: readonly PortMapping[]): CapabilityPortMappi
   }));
 }
 
-/** What plugins that know neither capability nor `args` are asked by, and what else is wanted. */
+/** CNI_ARGS: what is wanted, and the address and MAC for plugins that know no other way. */
 function argsOf(
   { ips, mac }: Readonly<Record<string, unknown>>,
   wanted: Readonly<Record<string, string>> = {},
@@ -281,7 +281,7 @@ export function builtinPlugin(type: string): BuiltinPlugin | undefined {
   return Object.hasOwn(BUILTIN, type) ? BUILTIN[type] : undefined;
 }
 
-/** What libcni injects: the list's name and version, and what the plugin declares capable of. */
+/** Injects what libcni does: the list's name and version, and the declared capabilities. */
 function inject(
   list: NetworkConfigList,
   conf: PluginConfig,

@@ -1,5 +1,5 @@
 /**
- * What a built-in plugin is given and gives.
+ * The interface of a built-in plugin.
  *
  * Built-in plugins are synchronous, push the undo of every step before they take it, and make no
  * firewall call: they contribute to the {@linkcode GuestRules} that the runtime hands to its caller.
@@ -30,7 +30,7 @@ export interface Attachment extends Holder {
   readonly cniArgs: Readonly<Record<string, string>>;
   /** A connection of the host's namespace, which is also the calling thread's. */
   readonly hostNl: NetlinkConnection;
-  /** Tells the person about a change that outlives the attachment. */
+  /** Gets a line for the user about a change that outlives the attachment. */
   note(text: string): void;
 }
 
@@ -41,16 +41,16 @@ export interface AddContext extends Attachment {
   readonly prevResult?: Result;
   readonly netns: Netns;
   readonly vmNl: NetlinkConnection;
-  /** Whether the namespace is tapkit's own: only then are its own settings changed. */
+  /** Whether the namespace is tapkit's own, so that its settings may be changed. */
   readonly ownNetns: boolean;
   /** The MTU asked for, in bytes; it wins over the configuration. */
   readonly mtu?: number;
-  /** Whether the caller knows that nothing of this attachment exists, so that no one looks for it. */
+  /** Whether nothing of this attachment is known to exist, so that nothing is searched for. */
   readonly fresh: boolean;
   readonly undo: UndoStack;
 }
 
-/** What DEL works with: everything but the host may be gone. */
+/** What DEL works with. The namespace may be gone. */
 export interface DelContext extends Attachment {
   readonly conf: PluginConfig;
   readonly prevResult?: Result;
@@ -60,14 +60,14 @@ export interface DelContext extends Attachment {
 /** What CHECK works with. */
 export interface CheckContext extends DelContext {
   readonly prevResult: Result;
-  /** Whether address, MAC and routes of the interface are the guest's alone by now. */
+  /** Whether address, MAC and routes of the interface were moved to the guest. */
   readonly identityMoved?: boolean;
 }
 
-/** What a chain's plugin wants of the firewall, the owner apart. */
+/** What a plugin wants of the firewall; the owner is added by the runtime. */
 export type GuestContribution = Partial<Omit<GuestRules, "owner">>;
 
-/** What ADD of one plugin gives. */
+/** What ADD of one plugin returns. */
 export interface AddOutcome {
   readonly result: Result;
   readonly guest?: GuestContribution;
@@ -77,7 +77,7 @@ export interface AddOutcome {
 export interface BuiltinPlugin {
   /** True, or which key of the configuration it cannot honour. */
   supports(conf: PluginConfig): true | string;
-  /** Throws what is wrong with the configuration or the request, before the first effect. */
+  /** Throws if the configuration or the request is wrong, before the first effect. */
   validate(conf: PluginConfig, cniArgs: Readonly<Record<string, string>>): void;
   add(context: AddContext): AddOutcome;
   /** Removes what ADD made, or a part of it; nothing being there is no error. */
@@ -86,14 +86,14 @@ export interface BuiltinPlugin {
   check(context: CheckContext): Finding[];
 }
 
-/** What IPAM gives: a result without interfaces. */
+/** What IPAM returns: a result without interfaces. */
 export interface IpamResult {
   readonly ips: readonly IpConfig[];
   readonly routes: readonly RouteConfig[];
   readonly dns: Dns;
 }
 
-/** The first key that is neither one every plugin may carry nor in `known`. */
+/** The first key that is neither common to all plugins nor in `known`. */
 export function unknownKey(
   conf: Readonly<Record<string, unknown>>,
   known: readonly string[],
@@ -112,7 +112,7 @@ const COMMON_KEYS: readonly string[] = [
   "prevResult",
 ];
 
-/** The result of the plugin before, without which a chained plugin cannot work. */
+/** The result of the plugin before. A chained plugin cannot work without it. */
 export function requirePrevResult(plugin: string, context: AddContext): Result {
   if (context.prevResult !== undefined) return context.prevResult;
   const message = `has no plugin before it in network "${context.conf.name}"`;

@@ -1,9 +1,8 @@
 /**
  * Attaching to a network: its chain of plugins, run forward for ADD and backward for DEL.
  *
- * Planning is separate from doing: a plan is validated and complete before the first effect, so that
- * the caller can record what is about to be made. What the record keeps is all that DEL and CHECK
- * need: they go by the configuration that ran, not by what the file says by then.
+ * A plan is complete before the first effect, so that the caller can record it. DEL and CHECK need
+ * only what is recorded: they use the configuration that ran, not what the file says later.
  *
  * @module
  */
@@ -54,24 +53,24 @@ export interface AddEnvironment extends AttachmentEnvironment {
   readonly owner: string;
   /** In bytes; wins over the configuration. */
   readonly mtu?: number;
-  /** Nothing of this attachment exists: its address is not looked for in the pool first. */
+  /** Nothing of this attachment exists, so the pool is not searched for its address. */
   readonly fresh?: boolean;
 }
 
-/** What ADD gives. */
+/** What ADD returns. */
 export interface Added {
   /** To be recorded. */
   readonly attachment: MadeAttachment;
   readonly result: Result;
-  /** What the firewall has to do for the guest; absent where the chain asks nothing of it. */
+  /** What the chain wants of the firewall for the guest, if anything. */
   readonly guest?: GuestRules;
 }
 
 /**
  * Attaches: runs the chain's ADD. On a failure the caller unwinds the undo stack.
  *
- * The caller holds the host's lock, and applies the firewall rules that are returned. A chain that
- * is built in altogether has run when this returns; so it is with DEL and CHECK.
+ * The caller holds the host's lock and applies the firewall rules that are returned. A chain of
+ * built-in plugins has run before the promise is returned; the same holds for DEL and CHECK.
  */
 export async function addNetwork(
   attachment: NetworkAttachment,
@@ -97,7 +96,7 @@ export async function addNetwork(
       const { addExecuted } = await import("./executed.ts");
       const netns = environment.netnsPath;
       const executed = { attachment, plugin, host, netns };
-      // With what is known then: some find what they made by the addresses of the result.
+      // With the result that is known then: some plugins find by its addresses what they made.
       const maker = got.length === 1;
       environment.undo.push(`plugin "${type}"`, async () => {
         if (maker && keepsLease) deleteLink(environment.vmNl, ifName);
@@ -180,7 +179,7 @@ export async function delNetwork(
   return failures;
 }
 
-/** What is known of an attachment that was cut off, or whose record is lost. */
+/** The result of an attachment that was cut off, or whose record is lost, as far as it is known. */
 async function knownResult(
   attachment: NetworkAttachment,
   { plugins: host, vmNl, netnsPath }: AttachmentEnvironment,
@@ -196,8 +195,8 @@ async function knownResult(
 /** What CHECK works with. */
 export interface CheckEnvironment extends AttachmentEnvironment {
   /**
-   * Whether address, MAC and routes of the interface were moved to the guest since: then they are
-   * not looked for there, and plugins that are executed, which would look, are not asked.
+   * Whether address, MAC and routes of the interface were moved to the guest. Then they are not
+   * expected on it, and executed plugins, which would expect them, are not asked.
    */
   readonly identityMoved?: boolean;
 }
@@ -208,13 +207,13 @@ export interface ChainFinding {
   readonly object?: string;
   /** The whole sentence, {@linkcode object} included. */
   readonly problem: string;
-  /** The place in the chain of the plugin that was executed and found it. */
+  /** The place in the chain of the executed plugin that found it. */
   readonly executed?: number;
-  /** It is about what masquerades, and no plugin says it: see reference-faults.ts. */
+  /** It is about masquerading, which no plugin checks: see reference-faults.ts. */
   readonly masquerade?: true;
-  /** The plugin said so right after its own ADD: it tells nothing. */
+  /** The plugin said so right after ADD: it is no difference. */
   readonly ignored?: true;
-  /** It was seen without asking a plugin, and may be mended without one. */
+  /** It was seen, and may be mended, without a plugin. */
   readonly seen?: true;
 }
 
@@ -261,7 +260,7 @@ export async function checkNetwork(
 }
 
 /**
- * Notes what each plugin of a chain got from the one before it, where it is not what all gave.
+ * Records what each plugin got from the one before it, if it differs from the result of the chain.
  *
  * @param got in the order of the chain
  */
@@ -292,12 +291,12 @@ export function versionsAt(
   return [...new Map(plugins.map((plugin) => [key(plugin), plugin])).values()];
 }
 
-/** The reference plugins' IPAM: host-local refuses, static has nothing to keep, dhcp leases anew. */
+/** IPAM plugins that give no address again: host-local refuses, static keeps none, dhcp leases anew. */
 const REFERENCE_IPAM: readonly unknown[] = ["dhcp", "host-local", "static"];
 
 /**
- * Whether ADD by itself may give the address that the plugin has for an attachment: Weave Net's does,
- * and others that key by the container id. Where it is wrong, that ADD is refused.
+ * Whether ADD without a DEL before it may give the same address again, as plugins do that keep
+ * addresses by container id: Weave Net's, for one. If it may not, that ADD is refused.
  */
 export function mayGiveAgain({ plugins: [first] }: NetworkAttachment): boolean {
   return first?.implementation === "exec" && !REFERENCE_IPAM.includes(first.config.ipam?.type);
@@ -334,7 +333,7 @@ function completeRules(
 ): GuestRules | undefined {
   const { masquerade = false, forward = false, ports = [] } = guest;
   if (!masquerade && !forward && ports.length === 0) return undefined;
-  // After a plugin that was executed, nobody has said where the guest is.
+  // An executed plugin does not say which link leads to the guest.
   const addresses = guest.addresses ?? result.ips.map(({ address }) => parseCidr(address).address);
   const [first] = addresses;
   const link = guest.link ?? (first && linkTowards(hostNl, first)) ?? "";

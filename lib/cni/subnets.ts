@@ -32,8 +32,8 @@ const DOCUMENTED_SUBNET = "172.18.0.0/16";
 const DOCKER_TRACES = ["/var/lib/docker", "/usr/bin/dockerd", "/usr/local/bin/dockerd"];
 
 /**
- * A wider route covers more than any block of private addresses: it is a default route in another
- * dress, as 0.0.0.0/1 with 128.0.0.0/1, or ::/1, or fc00::/7.
+ * The shortest prefix length of a route that counts as a use. A wider one stands for a default
+ * route, as 0.0.0.0/1 with 128.0.0.0/1, or ::/1, or fc00::/7.
  */
 const WIDEST_ROUTE_OF_USE = 8;
 
@@ -48,13 +48,12 @@ export interface UsedPrefix {
 }
 
 /**
- * What of the host overlaps each of some prefixes: an address or a route of any table.
+ * For each prefix, the first address or route of the host, in any table, that overlaps it.
  *
  * Default routes, the kernel's local table and routes that lead nowhere are left out: they cover
  * everything, repeat the addresses, or keep nobody from using what they cover.
  *
  * @param except the link whose own routes and addresses do not count
- * @returns the first of them for each prefix
  */
 export function usesOf(
   nl: NetlinkConnection,
@@ -97,7 +96,7 @@ function isOfUse({ table, type }: Route): boolean {
   return table !== RT_TABLE.LOCAL && ROUTES_OF_USE.includes(type);
 }
 
-/** The subnets named in network definitions of CNI and Podman; unreadable files are passed over. */
+/** The subnets named in network definitions of CNI and Podman; unreadable files are ignored. */
 export function usedByConfigurations(directory: string, except?: string): UsedPrefix[] {
   const used: UsedPrefix[] = [];
   for (const where of new Set([directory, ...NETWORK_DIRECTORIES])) {
@@ -114,7 +113,7 @@ export function usedByConfigurations(directory: string, except?: string): UsedPr
   return used;
 }
 
-/** What of `used` shares an address with the prefix. */
+/** The first of `used` that shares an address with the prefix. */
 export function findOverlap(prefix: Cidr, used: readonly UsedPrefix[]): UsedPrefix | undefined {
   return used.find((other) => cidrsOverlap(prefix, other.prefix));
 }
@@ -148,9 +147,8 @@ function subnetsOf(path: string): Cidr[] {
 }
 
 /**
- * Refuses a network whose subnets the host uses elsewhere by now. That is for its first attach: where
- * its bridge is there, nothing is looked at. A network whose overlap was accepted when it was
- * installed passes.
+ * Refuses a network whose subnets the host now uses elsewhere. Nothing is checked if its bridge is
+ * there, or if the overlap was accepted when it was installed.
  *
  * @throws {TapkitError} naming what overlaps
  */
@@ -168,7 +166,7 @@ export function assertNoOverlap(list: NetworkConfigList, nl: NetlinkConnection):
   );
 }
 
-/** What a network's subnets overlap, its own bridge apart. */
+/** What overlaps a network's subnets, except its own bridge. */
 export function networkOverlap(
   list: NetworkConfigList,
   nl: NetlinkConnection,
@@ -184,7 +182,7 @@ export function networkOverlap(
   return undefined;
 }
 
-/** What guests can have addresses of, but hardly anybody means. */
+/** Prefixes that guests could use, but that hardly anyone means. */
 const ODD = ["169.254.0.0/16", "240.0.0.0/4"];
 
 /**
@@ -223,11 +221,11 @@ export function parsePrefix(text: string, family: 4 | 6): Cidr {
 
 /** Where a network may be put. */
 export interface Place {
-  /** The bridge that it is on: what that one uses is no obstacle. */
+  /** The network's bridge; what it uses is free. */
   readonly bridge: string;
-  /** The bridge's prefixes, where it is there: its guests have addresses of them. */
+  /** The prefixes of a bridge that is there: its guests have addresses of them. */
   readonly present: readonly Cidr[];
-  /** What others have been promised. */
+  /** What other networks are configured with. */
   readonly promised: readonly UsedPrefix[];
 }
 
@@ -240,7 +238,7 @@ export function chooseSubnet(
     ...present.filter(({ prefixLength }) => prefixLength <= 30).map(formatPrefix),
     ...(isDockerInstalled(nl) ? [] : [DOCUMENTED_SUBNET]),
     ...range(61, 255).map((second) => `10.${second}.0.0/16`),
-    // Docker's next networks come from below.
+    // Docker takes the lowest for its next networks.
     ...range(16, 31).reverse().map((second) => `172.${second}.0.0/16`),
     ...range(1, 15).reverse().map((part) => `192.168.${16 * part}.0/20`),
     // Shared with carriers and with overlays of others (RFC 6598).

@@ -32,7 +32,7 @@ const KEYS = [
   "ipam",
 ];
 
-/** What the plugin works by. */
+/** The plugin's configuration, parsed. */
 export interface BridgeConfig {
   readonly bridge: string;
   /** The bridge carries the gateway's address. Implied by `isDefaultGateway`. */
@@ -40,7 +40,7 @@ export interface BridgeConfig {
   readonly isDefaultGateway: boolean;
   readonly forceAddress: boolean;
   readonly ipMasq: boolean;
-  /** In bytes; none leaves it to the device of the host's default route. */
+  /** In bytes; if absent, that of the host's default route. */
   readonly mtu?: number;
   readonly promiscMode: boolean;
   readonly enabledad: boolean;
@@ -48,7 +48,7 @@ export interface BridgeConfig {
   readonly portIsolation: boolean;
   /** The MAC asked for. */
   readonly mac?: string;
-  /** None for a network of layer 2 alone. */
+  /** Absent for a network of layer 2 only. */
   readonly ipam?: HostLocalConfig;
 }
 
@@ -120,8 +120,8 @@ export function parseBridge(
 }
 
 /**
- * Refuses what is read and cannot be made. What is attached already is not asked: it has to be taken
- * away all the same.
+ * Refuses a configuration that can be read but not used. It is not called for what is attached
+ * already, which has to be removed all the same.
  *
  * @throws {CniError} naming it
  */

@@ -89,9 +89,9 @@ function makeBridge(
   // Given explicitly, the MAC stays as ports come and go; the kernel would take the lowest port's.
   const mac = MAC_PREFIX + randomMac().slice(MAC_PREFIX.length);
   const index = createBridge(nl, { name, mac, mtu });
-  // A guest's router advertisements are no business of the host.
+  // The host must not follow router advertisements of guests.
   writeSysctl(`net/ipv6/conf/${name}/accept_ra`, "0");
-  // Whatever conf.default says.
+  // conf.default may say otherwise.
   writeSysctl(`net/ipv4/conf/${name}/route_localnet`, "0");
   setLink(nl, index, { alias: ALIAS, up: true, ...(promiscuous ? { promiscuous } : {}) });
   return index;

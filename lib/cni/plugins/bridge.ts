@@ -148,9 +148,9 @@ function chooseMtu({ hostNl, mtu: asked, fresh, note }: AddContext, config: Brid
   }
   if (wanted > carried) {
     const what = `bridge "${config.bridge}" carries ${carried} bytes, not ${wanted}`;
-    // What was attached already keeps what it has.
+    // An attachment that is made again keeps its MTU.
     if (asked === undefined || !fresh) note(`warning: ${what}: larger packets are lost there`);
-    // The kernel gives a bridge what its smallest port has, unless somebody set it.
+    // A bridge has the MTU of its smallest port, unless somebody set it.
     else refuseMtu(what, `choose at most ${carried}, as its other ports have`);
   } else if (asked !== undefined && fresh) {
     const narrow = linksOut(hostNl).find(({ mtu }) => mtu < asked);
@@ -169,7 +169,7 @@ function refuseMtu(message: string, mend: string): never {
   throw new CniError(message, where, { mend });
 }
 
-/** What IPAM gives, with the gateways' default routes. */
+/** The addresses and routes of IPAM, with default routes by the gateways. */
 function requestAddresses(context: AddContext, config: BridgeConfig): Addresses {
   if (config.ipam === undefined) return { ips: [], routes: [], dns: {} };
   const given = allocate(config.ipam, context, context.undo, context.fresh);
