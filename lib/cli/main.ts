@@ -142,7 +142,7 @@ const CONTROLS =
   /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
 
 /** Escapes control characters as JSON does, so that a line of JSON keeps its meaning. */
-export function visible(text: string): string {
+function visible(text: string): string {
   return text.replaceAll(
     CONTROLS,
     (control) => `\\u${control.charCodeAt(0).toString(16).padStart(4, "0")}`,

@@ -70,7 +70,7 @@ export interface DhcpLease {
  * address: renewals to it are lost, and the client broadcasts instead, as RFC 2131 says.
  */
 export const LINK_LOCAL_SERVER = "169.254.0.1";
-export const INFINITE_LEASE = 0xffffffff;
+const INFINITE_LEASE = 0xffffffff;
 
 /** The smallest MTU of IPv4 (RFC 791). */
 export const MINIMUM_MTU = 68;

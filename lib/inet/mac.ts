@@ -23,7 +23,7 @@ export function parseMac(text: string): Uint8Array<ArrayBuffer> {
       mend: "write six pairs of hexadecimal digits, as in 02:00:00:00:00:01",
     });
   }
-  const bytes = Uint8Array.from(text.split(":"), (pair) => parseInt(pair, 16));
+  const bytes = Uint8Array.fromHex(text.replaceAll(":", ""));
   if ((bytes[0]! & GROUP_BIT) !== 0) {
     throw new InputError(`MAC address "${text}" is a group address`, {
       mend: "use an address whose first byte is even",
@@ -37,9 +37,7 @@ export function parseMac(text: string): Uint8Array<ArrayBuffer> {
 
 /** Writes six bytes as `aa:bb:cc:dd:ee:ff`. */
 export function formatMac(bytes: Uint8Array): string {
-  let text = "";
-  for (const byte of bytes) text += (text === "" ? "" : ":") + byte.toString(16).padStart(2, "0");
-  return text;
+  return bytes.toHex().replaceAll(/..(?=.)/g, "$&:");
 }
 
 /** A random locally administered unicast Ethernet address. */

@@ -340,7 +340,7 @@ export class NetlinkConnection implements Disposable {
       : message.type === NLMSG.DONE
       ? "NLMSG_DONE"
       : this.#opName(message.type, {});
-    const hex = Array.from(message.payload, (byte) => byte.toString(16).padStart(2, "0")).join("");
+    const hex = message.payload.toHex();
     console.error(
       `netlink ${direction} ${name} flags=0x${
         message.flags.toString(16)

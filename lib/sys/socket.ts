@@ -16,7 +16,6 @@ export const SocketConst = {
   SOL_SOCKET: 1,
   SO_RCVBUF: 8,
   SO_ATTACH_FILTER: 26,
-  SO_RCVBUFFORCE: 33,
   MSG_TRUNC: 0x20,
 } as const;
 

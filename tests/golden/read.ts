@@ -9,7 +9,6 @@
 export function readGolden(name: string, folder = "netlink"): Uint8Array<ArrayBuffer>[] {
   const text = Deno.readTextFileSync(new URL(`./${folder}/${name}.hex`, import.meta.url));
   return text.replaceAll(/^#.*\n/gm, "").trim().split("\n\n").map((paragraph) => {
-    const hex = paragraph.replaceAll(/\s/g, "");
-    return Uint8Array.from(hex.match(/../g) ?? [], (pair) => parseInt(pair, 16));
+    return Uint8Array.fromHex(paragraph.replaceAll(/\s/g, ""));
   });
 }

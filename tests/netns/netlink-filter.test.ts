@@ -1,5 +1,4 @@
-import { assertEquals, assertThrows } from "@std/assert";
-import { NetlinkError } from "../../lib/netlink/errors.ts";
+import { assertEquals } from "@std/assert";
 import {
   addRedirectFilter,
   deleteFilter,
@@ -21,13 +20,7 @@ import { SyscallError } from "../../lib/errors.ts";
 import { withNetns } from "../../lib/sys/netns.ts";
 import { openPacketSocket } from "../../lib/sys/packet.ts";
 import type { Socket } from "../../lib/sys/socket.ts";
-import { Sandbox } from "../support/oracle.ts";
-
-function assertRefused(code: string, fn: () => unknown): NetlinkError {
-  const error = assertThrows(fn, NetlinkError);
-  assertEquals(error.code, code);
-  return error;
-}
+import { assertRefused, Sandbox } from "../support/oracle.ts";
 
 /** Two pairs, a0–a1 and b0–b1, all ends up, none with an IPv6 address of its own. */
 function pairs(sandbox: Sandbox): Record<"a0" | "a1" | "b0" | "b1", number> {

@@ -1,7 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { InputError } from "../../lib/errors.ts";
 import { NetlinkConnection } from "../../lib/netlink/connection.ts";
-import { NetlinkError } from "../../lib/netlink/errors.ts";
 import {
   type BridgePortOptions,
   createBridge,
@@ -17,13 +16,7 @@ import {
 import { RTM } from "../../lib/netlink/message.ts";
 import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
 import { createTap } from "../../lib/sys/tap.ts";
-import { Sandbox } from "../support/oracle.ts";
-
-function assertRefused(code: string, fn: () => unknown): NetlinkError {
-  const error = assertThrows(fn, NetlinkError);
-  assertEquals(error.code, code);
-  return error;
-}
+import { assertRefused, Sandbox } from "../support/oracle.ts";
 
 Deno.test("NetlinkConnection: stays in the namespace it was opened in", () => {
   using sandbox = new Sandbox();

@@ -1,7 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { InputError } from "../../lib/errors.ts";
 import { addAddress, deleteAddress, listAddresses } from "../../lib/netlink/address.ts";
-import { NetlinkError } from "../../lib/netlink/errors.ts";
 import { createBridge, setLink } from "../../lib/netlink/link.ts";
 import {
   addRoute,
@@ -10,13 +9,7 @@ import {
   type RouteRequest,
   RT_TABLE,
 } from "../../lib/netlink/route.ts";
-import { Sandbox } from "../support/oracle.ts";
-
-function assertRefused(code: string, fn: () => unknown): NetlinkError {
-  const error = assertThrows(fn, NetlinkError);
-  assertEquals(error.code, code);
-  return error;
-}
+import { assertRefused, Sandbox } from "../support/oracle.ts";
 
 /** A sandbox with a bridge that is up. */
 function bridged(): { sandbox: Sandbox; bridge: number } {

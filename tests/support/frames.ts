@@ -29,7 +29,7 @@ export function ethernet(type: number, macs: Macs = ANYBODY, tags: readonly numb
 
 function parseUnchecked(mac: string): Uint8Array {
   // Group addresses too.
-  return Uint8Array.from(mac.split(":"), (pair) => parseInt(pair, 16));
+  return Uint8Array.fromHex(mac.replaceAll(":", ""));
 }
 
 export function udp({ source, destination }: Ports, length = 8) {
@@ -109,7 +109,7 @@ export function arp(
     hardware?: number;
   },
 ) {
-  const target = Uint8Array.from(targetMac.split(":"), (byte) => parseInt(byte, 16));
+  const target = parseUnchecked(targetMac);
   return bytes(
     be16(hardware),
     [8, 0, 6, 4],

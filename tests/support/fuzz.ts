@@ -101,8 +101,7 @@ function target<T>(
 }
 
 function show(input: unknown): string {
-  if (!(input instanceof Uint8Array)) return JSON.stringify(input);
-  return Array.from(input, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return input instanceof Uint8Array ? input.toHex() : JSON.stringify(input);
 }
 
 function claim(condition: boolean, promise: string): void {

@@ -4,7 +4,9 @@
  * @module
  */
 
+import { assertEquals, assertThrows } from "@std/assert";
 import { NetlinkConnection } from "../../lib/netlink/connection.ts";
+import { NetlinkError } from "../../lib/netlink/errors.ts";
 import { libc } from "../../lib/sys/libc.ts";
 import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
 
@@ -41,4 +43,11 @@ export class Sandbox implements Disposable {
     this.nl[Symbol.dispose]();
     this.netns[Symbol.dispose]();
   }
+}
+
+/** That the kernel refuses what `fn` asks of it with this code; returns the error. */
+export function assertRefused(code: string, fn: () => unknown): NetlinkError {
+  const error = assertThrows(fn, NetlinkError);
+  assertEquals(error.code, code);
+  return error;
 }

@@ -13,6 +13,8 @@ const [SOCKADDR_LL_SIZE, PACKET_TYPE, PACKET_OUTGOING] = [20, 10, 4];
 /** Room for what comes while the test does other things. */
 const BUFFER = 4 << 20;
 const FRAME_SIZE = 65_600;
+/** asm-generic/socket.h. */
+const SO_RCVBUFFORCE = 33;
 
 /** Sends and hears what passes an interface. */
 export class Wiretap implements Disposable {
@@ -31,7 +33,7 @@ export class Wiretap implements Disposable {
       using nl = NetlinkConnection.open();
       return openPacketSocket({ ifindex: requireLink(nl, link).index });
     });
-    socket.setOption(SocketConst.SOL_SOCKET, SocketConst.SO_RCVBUFFORCE, BUFFER);
+    socket.setOption(SocketConst.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER);
     return new Wiretap(socket);
   }
 

@@ -7,17 +7,7 @@ import { decodeAcknowledgement, decodeMessages, NLMSG } from "../../lib/netlink/
 import { decodeQdisc } from "../../lib/netlink/qdisc.ts";
 import { decodeRoute } from "../../lib/netlink/route.ts";
 import { readGolden } from "../golden/read.ts";
-
-/** Numbers that are the same in every run (mulberry32). */
-function generator(seed: number): (below: number) => number {
-  let state = seed;
-  return (below) => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) % below;
-  };
-}
+import { Random } from "../support/random.ts";
 
 const DECODERS: readonly [string, (payload: Uint8Array) => unknown, string][] = [
   ["decodeLink", decodeLink, "link-show"],
@@ -43,19 +33,15 @@ function accepted(inputs: Iterable<Uint8Array>, decode: (bytes: Uint8Array) => u
 }
 
 function* noise(count: number, seed: number): Generator<Uint8Array> {
-  const random = generator(seed);
-  for (let index = 0; index < count; index++) {
-    yield Uint8Array.from({ length: random(200) }, () => random(256));
-  }
+  const random = new Random(seed);
+  for (let index = 0; index < count; index++) yield random.bytes(random.below(200));
 }
 
 /** Real payloads with a few bytes changed, or cut short. */
 function* mutants(payloads: Uint8Array[], count: number, seed: number): Generator<Uint8Array> {
-  const random = generator(seed);
+  const random = new Random(seed);
   for (let index = 0; index < count; index++) {
-    const bytes = payloads[random(payloads.length)]!.slice();
-    for (let change = random(4); change >= 0; change--) bytes[random(bytes.length)] = random(256);
-    yield random(4) === 0 ? bytes.subarray(0, random(bytes.length)) : bytes;
+    yield random.damage(payloads[random.below(payloads.length)]!);
   }
 }
 

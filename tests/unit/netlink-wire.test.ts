@@ -4,12 +4,8 @@ import { align, Decoder, Encoder, htons, LITTLE_ENDIAN, NLA } from "../../lib/ne
 
 const little = { ignore: !LITTLE_ENDIAN };
 
-function hex(bytes: Uint8Array): string {
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
 function decoder(text: string): Decoder {
-  return new Decoder(Uint8Array.from(text.match(/../g) ?? [], (pair) => parseInt(pair, 16)));
+  return new Decoder(Uint8Array.fromHex(text));
 }
 
 function assertMalformed(fn: () => unknown, offset: number): void {
@@ -51,7 +47,7 @@ for (
   ] as [string, (encoder: Encoder) => Encoder, string][]
 ) {
   Deno.test(`Encoder: ${what}`, little, () => {
-    assertEquals(hex(write(new Encoder()).finish()), expected);
+    assertEquals(write(new Encoder()).finish().toHex(), expected);
   });
 }
 
