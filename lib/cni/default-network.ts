@@ -5,13 +5,12 @@
  */
 
 import { describe, InputError, TapkitError } from "../errors.ts";
-import { readIfThere, removeIfThere } from "../files.ts";
+import { readIfThere, removeIfThere, sweepTemporaries, writeFileOnce } from "../files.ts";
 import { parseCidr } from "../inet/ip.ts";
 import { listAddresses } from "../netlink/address.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink } from "../netlink/link.ts";
 import { listConfigFiles, parseConfig, validateInterfaceName } from "./conflist.ts";
-import { sweepTemporaries, writeFileOnce } from "./file.ts";
 import {
   chooseIpv6,
   chooseSubnet,
