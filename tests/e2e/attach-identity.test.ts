@@ -13,7 +13,7 @@ requireReference();
 /** What comes after the first VM by itself. */
 const BY_ITSELF = [/fe80:/, /ff00::/, /serve-dhcp/];
 
-Deno.test("attach-vm --mac, --ip: what others have or the network has not is refused, nothing is touched", async () => {
+Deno.test("attach-vm --mac, --ip: what others have or the network has not is refused, nothing is touched", async (t) => {
   await using host = await Host.create();
   await host.addLan();
   const network = (name: string, bridge: string, ipam: unknown) =>
@@ -61,10 +61,12 @@ Deno.test("attach-vm --mac, --ip: what others have or the network has not is ref
     for (const [args, message] of cases) {
       // tapkit has no static IPAM of its own.
       if (plugins === "builtin" && args.includes("40-static")) continue;
-      const words = ["late", "--plugins", plugins, "--cni-bin-dir", REFERENCE_DIR, ...args];
-      const { code, stderr } = await host.tapkit("attach-vm", ...words);
-      assertEquals(code, 2, `${args.join(" ")}: ${stderr}`);
-      assertMatch(stderr, message);
+      await t.step(`${args.join(" ")} by ${plugins}`, async () => {
+        const words = ["late", "--plugins", plugins, "--cni-bin-dir", REFERENCE_DIR, ...args];
+        const { code, stderr } = await host.tapkit("attach-vm", ...words);
+        assertEquals(code, 2, `${args.join(" ")}: ${stderr}`);
+        assertMatch(stderr, message);
+      });
     }
   }
   await host.assertRestored(before, { except: BY_ITSELF });

@@ -4,7 +4,7 @@ import { Host } from "../support/host.ts";
 const LIST = (plugins: unknown[], rest = {}) =>
   JSON.stringify({ cniVersion: "0.4.0", name: "net", plugins, ...rest });
 
-Deno.test("attach-vm: bad input is refused before anything is touched", async () => {
+Deno.test("attach-vm: bad input is refused before anything is touched", async (t) => {
   await using host = await Host.create();
   await host.addLan();
   const before = await host.snapshot();
@@ -56,11 +56,13 @@ Deno.test("attach-vm: bad input is refused before anything is touched", async ()
     [[], /no VM is named/],
   ];
   for (const [args, message] of cases) {
-    const { code, stdout, stderr } = await host.tapkit("attach-vm", ...args);
     const call = `attach-vm ${args.join(" ")}`;
-    assertEquals([code, stdout], [2, ""], `${call}: ${stderr}`);
-    assertMatch(stderr, /^attach-vm: [^\n]+\n$/, call);
-    assertMatch(stderr, message, call);
+    await t.step(call, async () => {
+      const { code, stdout, stderr } = await host.tapkit("attach-vm", ...args);
+      assertEquals([code, stdout], [2, ""], `${call}: ${stderr}`);
+      assertMatch(stderr, /^attach-vm: [^\n]+\n$/, call);
+      assertMatch(stderr, message, call);
+    });
   }
   await host.assertRestored(before, { strict: true });
 });

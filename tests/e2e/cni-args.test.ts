@@ -8,7 +8,7 @@ import { assertEquals, assertMatch } from "@std/assert";
 import { Host } from "../support/host.ts";
 import { RecordingPlugins } from "../support/recording-plugin.ts";
 
-Deno.test("attach-vm --capability, --cni-arg: reach the plugins, are kept, and cannot change", async () => {
+Deno.test("attach-vm --capability, --cni-arg: reach the plugins, are kept, and cannot change", async (t) => {
   using plugins = new RecordingPlugins("maker", "namer");
   plugins.behave(
     "maker",
@@ -36,9 +36,11 @@ Deno.test("attach-vm --capability, --cni-arg: reach the plugins, are kept, and c
     host.tapkit("attach-vm", "web", "--cni-bin-dir", plugins.binDir, ...args);
 
   const dns = { servers: ["192.0.2.53"], searches: ["a.test"], options: ["ndots:2"] };
-  const refused = await attach("--capability", "color=1");
-  assertEquals(refused.code, 2);
-  assertMatch(refused.stderr, /no plugin of network "net" declares the capability "color": add/);
+  await t.step("what no plugin declares is refused", async () => {
+    const refused = await attach("--capability", "color=1");
+    assertEquals(refused.code, 2);
+    assertMatch(refused.stderr, /no plugin of network "net" declares the capability "color": add/);
+  });
   const wanted = [
     ...["--capability", 'aliases=["web","www"]', "--capability", `dns=${JSON.stringify(dns)}`],
     ...["--capability", 'infinibandGUID="c2:11:22:33:44:55:66:77"'],
@@ -60,13 +62,14 @@ Deno.test("attach-vm --capability, --cni-arg: reach the plugins, are kept, and c
     ["namer", "CHECK", `IgnoreUnknown=1;${args}`, runtimeConfig],
   ]);
 
-  // Said again or not, they are what they were; others would need another ADD.
-  assertEquals((await attach(...wanted)).code, 0);
-  assertEquals((await attach()).code, 0);
-  const changed = await attach("--cni-arg", "K8S_POD_NAME=api");
-  assertEquals(changed.code, 1);
-  assertMatch(changed.stderr, /its CNI argument cannot be changed while it is attached/);
-  calls();
+  await t.step("said again or not they are kept, others are refused", async () => {
+    assertEquals((await attach(...wanted)).code, 0);
+    assertEquals((await attach()).code, 0);
+    const changed = await attach("--cni-arg", "K8S_POD_NAME=api");
+    assertEquals(changed.code, 1);
+    assertMatch(changed.stderr, /its CNI argument cannot be changed while it is attached/);
+    calls();
+  });
 
   // DEL gets the same.
   assertEquals((await attach("--remove")).code, 0);

@@ -206,7 +206,7 @@ Deno.test("attach-vm: three networks of different plugins, each with its TAP", a
   await host.assertRestored(before, { except: [...SHARED, /\/etc\/cni\/net\.d\//] });
 });
 
-Deno.test("attach-vm: restored, removed and collected beside others' attachments, which stay", async () => {
+Deno.test("attach-vm: restored, removed and collected beside others' attachments, which stay", async (t) => {
   const { host: one } = await hostOnLan();
   await using host = one;
   const plugin = bridge(POOL);
@@ -252,18 +252,22 @@ Deno.test("attach-vm: restored, removed and collected beside others' attachments
     const vmAddress = web.interfaces[0].addresses[0].address.split("/")[0];
     assertEquals((await host.fetch(`http://${vmAddress}/`, { netns: "pod" })).body, "vm");
   }
-  // As after a reboot: the namespace's name is gone, the pool's file is not.
-  await host.sh("ip netns delete tapkit-web");
-  const { json: [restored] } = await host.mustTapkit("attach-vm", "--restore");
-  assertEquals(restored, web);
-  await podIsThere();
+  await t.step("restored as after a reboot, where the pool has its file", async () => {
+    // As after a reboot: the namespace's name is gone, the pool's file is not.
+    await host.sh("ip netns delete tapkit-web");
+    const { json: [restored] } = await host.mustTapkit("attach-vm", "--restore");
+    assertEquals(restored, web);
+    await podIsThere();
+  });
 
-  // A living one is not collected, a dead one is, also when its record is the only sign of it.
-  assertEquals((await host.mustTapkit("attach-vm", "--gc")).json, []);
-  await host.sh("ip netns delete tapkit-web");
-  assertEquals((await host.mustTapkit("attach-vm", "--gc")).json, [{ vm: "web", removed: true }]);
-  await host.awaitGone("/var/lib/tapkit");
-  await podIsThere();
+  await t.step("a living one is not collected, a dead one is", async () => {
+    // A living one is not collected, a dead one is, also when its record is the only sign of it.
+    assertEquals((await host.mustTapkit("attach-vm", "--gc")).json, []);
+    await host.sh("ip netns delete tapkit-web");
+    assertEquals((await host.mustTapkit("attach-vm", "--gc")).json, [{ vm: "web", removed: true }]);
+    await host.awaitGone("/var/lib/tapkit");
+    await podIsThere();
+  });
 
   // A lost record: the cache tells which network it was on.
   await host.mustTapkit("attach-vm", "web");

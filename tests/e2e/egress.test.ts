@@ -172,7 +172,7 @@ Deno.test("attach-vm --deny-egress, --allow-egress: drop new connections, and no
   await host.assertRestored(before);
 });
 
-Deno.test("attach-vm --deny-egress: what comes by a published port is answered, whenever it was mapped", async () => {
+Deno.test("attach-vm --deny-egress: what comes by a published port is answered, whenever it was mapped", async (t) => {
   await using host = await hostWithNetwork();
   const peer = await host.addLan();
   const deny = ["--deny-egress", "0.0.0.0/0", "--deny-egress", "::/0"] as const;
@@ -184,7 +184,8 @@ Deno.test("attach-vm --deny-egress: what comes by a published port is answered, 
   await guest.serveUdp(54, "other");
   await peer.serveUdp(9, "peer");
   const ask = async (machine: Machine, address: string, port: number) => {
-    return (await (await machine.udpClient(address, port)).ask("hello", 500))?.split(" ")[0];
+    await using client = await machine.udpClient(address, port);
+    return (await client.ask("hello", 500))?.split(" ")[0];
   };
   // New links' IPv6 addresses take a moment.
   const answered = async (machine: Machine, address: string, port: number, text: string) =>
@@ -197,41 +198,49 @@ Deno.test("attach-vm --deny-egress: what comes by a published port is answered, 
     const { json: [{ problems }] } = await host.tapkit("attach-vm", "a", "--check");
     assertEquals(problems, []);
   };
-  for (const address of ["192.0.2.1", "2001:db8::1"]) await answered(peer, address, 5300, "dns");
-  // The host asks without a published port.
-  for (const address of [ip, ip6]) await answered(host, address, 54, "other");
-  assertEquals(await ask(guest, LAN, 9), undefined);
-  await check();
-
-  await host.mustTapkit("map-port", "a", "5400:54/udp");
-  await answered(peer, "192.0.2.1", 5400, "other");
-  await answered(peer, "2001:db8::1", 5400, "other");
-  await check();
-  await host.mustTapkit("map-port", "a", "5300:53/udp", "--remove");
-  await answered(peer, "192.0.2.1", 5400, "other");
-  await check();
-  await host.mustTapkit("attach-vm", "a", "--ports", "5301-5309:50-58/udp");
-  await answered(peer, "192.0.2.1", 5304, "dns");
-  await check();
-  await host.must("tc", ["filter", "del", "dev", "vm_eth0", "ingress", "pref", "1"], {
-    netns: "tapkit-a",
+  await t.step("mapped beforehand, or asked by the host", async () => {
+    for (const address of ["192.0.2.1", "2001:db8::1"]) await answered(peer, address, 5300, "dns");
+    // The host asks without a published port.
+    for (const address of [ip, ip6]) await answered(host, address, 54, "other");
+    assertEquals(await ask(guest, LAN, 9), undefined);
+    await check();
   });
-  await host.mustTapkit("attach-vm", "a");
-  await answered(peer, "192.0.2.1", 5304, "dns");
-  assertEquals(await ask(guest, LAN, 9), undefined);
-  await check();
-  await host.mustTapkit("map-port", "a", "5400:54/udp", "--remove");
-  // Whom the guest is to be reachable from may ask it anything.
-  const from = ["--reachable-from", "192.0.2.0/24", "--reachable-from", "2001:db8::/64"] as const;
-  await host.mustTapkit("attach-vm", "a", ...from);
-  for (const address of [ip, ip6]) await answered(peer, address, 54, "other");
-  await check();
-  await host.mustTapkit("attach-vm", "a", "--reachable-from", "none");
-  assertEquals(await ask(peer, ip, 54), undefined);
-  // One that is made anew keeps what it kept.
-  await host.must("ip", ["netns", "exec", "tapkit-a", "ip", "link", "del", "vm_eth0"]);
-  await host.mustTapkit("attach-vm", "a");
-  await check();
+
+  await t.step("mapped by map-port while it runs", async () => {
+    await host.mustTapkit("map-port", "a", "5400:54/udp");
+    await answered(peer, "192.0.2.1", 5400, "other");
+    await answered(peer, "2001:db8::1", 5400, "other");
+    await check();
+    await host.mustTapkit("map-port", "a", "5300:53/udp", "--remove");
+    await answered(peer, "192.0.2.1", 5400, "other");
+    await check();
+  });
+  await t.step("mapped by attach-vm while it runs, and where the guard was put back", async () => {
+    await host.mustTapkit("attach-vm", "a", "--ports", "5301-5309:50-58/udp");
+    await answered(peer, "192.0.2.1", 5304, "dns");
+    await check();
+    await host.must("tc", ["filter", "del", "dev", "vm_eth0", "ingress", "pref", "1"], {
+      netns: "tapkit-a",
+    });
+    await host.mustTapkit("attach-vm", "a");
+    await answered(peer, "192.0.2.1", 5304, "dns");
+    assertEquals(await ask(guest, LAN, 9), undefined);
+    await check();
+    await host.mustTapkit("map-port", "a", "5400:54/udp", "--remove");
+  });
+  await t.step("whom the guest is to be reachable from may ask it anything", async () => {
+    const from = ["--reachable-from", "192.0.2.0/24", "--reachable-from", "2001:db8::/64"] as const;
+    await host.mustTapkit("attach-vm", "a", ...from);
+    for (const address of [ip, ip6]) await answered(peer, address, 54, "other");
+    await check();
+    await host.mustTapkit("attach-vm", "a", "--reachable-from", "none");
+    assertEquals(await ask(peer, ip, 54), undefined);
+  });
+  await t.step("what is made anew keeps what it kept", async () => {
+    await host.must("ip", ["netns", "exec", "tapkit-a", "ip", "link", "del", "vm_eth0"]);
+    await host.mustTapkit("attach-vm", "a");
+    await check();
+  });
   await host.mustTapkit("attach-vm", "a", "--deny-egress", "none", "--allow-egress", "none");
   await check();
 });

@@ -282,7 +282,7 @@ Deno.test("attach-vm: what links inherit from conf.default does not matter", asy
   await host.assertRestored(before);
 });
 
-Deno.test("attach-vm: what executed plugins open is closed, and goes back with the last VM", async () => {
+Deno.test("attach-vm: what executed plugins open is closed, and goes back with the last VM", async (t) => {
   requireReference();
   await using host = await Host.create();
   const peer = await host.addLan();
@@ -338,9 +338,11 @@ Deno.test("attach-vm: what executed plugins open is closed, and goes back with t
       [["attach-vm", "api", "--remove"], []],
     ] as const
   ) {
-    const [script, ...rest] = args;
-    await host.mustTapkit(script, ...rest);
-    assertEquals(await opened(host), [...links], args.join(" "));
+    await t.step(args.join(" "), async () => {
+      const [script, ...rest] = args;
+      await host.mustTapkit(script, ...rest);
+      assertEquals(await opened(host), [...links], args.join(" "));
+    });
   }
   assertEquals(await drop(host, "cnibr0"), "");
 });

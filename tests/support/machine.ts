@@ -325,7 +325,7 @@ export class Machine implements AsyncDisposable {
 }
 
 /** The other end of a conversation by datagrams. */
-export class UdpClient {
+export class UdpClient implements AsyncDisposable {
   readonly #process: Running;
 
   constructor(process: Running) {
@@ -346,6 +346,10 @@ export class UdpClient {
     const from = this.#process.lines.length;
     await this.#process.write(`${text}\n`);
     return await this.#process.line(() => true, { from, timeoutMs }).catch(() => undefined);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#process[Symbol.asyncDispose]();
   }
 }
 
