@@ -33,9 +33,11 @@ export async function bundleScripts(): Promise<string | undefined> {
   const { success, stderr } = await new Deno.Command(Deno.execPath(), {
     args: ["bundle", "--quiet", "--output", made, "scripts/tapkit.ts"],
     cwd: ROOT,
+    env: { NO_COLOR: "1" },
   }).output();
   if (!success) {
-    console.error(`the scripts run from their sources: ${new TextDecoder().decode(stderr).trim()}`);
+    const [why] = new TextDecoder().decode(stderr).split("\n");
+    console.error(`the scripts run from their sources: ${why}`);
     await Deno.remove(directory, { recursive: true });
     return undefined;
   }
