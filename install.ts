@@ -164,14 +164,14 @@ async function install(wanted: readonly InstalledFile[], manifestPath: string): 
   const files = { ...before.files };
   const keep = async () => {
     const text = JSON.stringify({ files, directories } satisfies Manifest, null, 2);
-    await replace(manifestPath, 0o644, (path) => Deno.writeTextFile(path, `${text}\n`));
+    await putInPlace(manifestPath, 0o644, (path) => Deno.writeTextFile(path, `${text}\n`));
   };
-  directories.push(...await makeDirectory(dirname(manifestPath)));
+  directories.push(...await makeDirectories(dirname(manifestPath)));
   const written: string[] = [];
   for (const file of wanted) {
-    directories.push(...await makeDirectory(dirname(file.path)));
+    directories.push(...await makeDirectories(dirname(file.path)));
     const old = await kindOf(file.path) === undefined ? undefined : await sha256(file.path);
-    files[file.path] = await replace(
+    files[file.path] = await putInPlace(
       file.path,
       file.mode,
       (path) =>
@@ -217,7 +217,7 @@ async function readManifest(path: string): Promise<Manifest> {
 }
 
 /** Makes a file beside `path` and renames it, because `path` may be running. Returns its SHA-256. */
-async function replace(
+async function putInPlace(
   path: string,
   mode: number,
   make: (path: string) => Promise<void>,
@@ -251,9 +251,9 @@ async function makeFrom(script: string, make: "bundle" | "compile", path: string
   }
 }
 
-async function makeDirectory(path: string): Promise<string[]> {
+async function makeDirectories(path: string): Promise<string[]> {
   if (await kindOf(path) !== undefined) return [];
-  const above = await makeDirectory(dirname(path));
+  const above = await makeDirectories(dirname(path));
   await Deno.mkdir(path);
   return [...above, path];
 }

@@ -28,7 +28,7 @@ export async function readVmLines<const O extends readonly Option[]>(
   options: O,
 ): Promise<VmLine<O>[]> {
   const file = path === "-" ? "standard input" : path;
-  const lines = (await readText(path, file)).split("\n").flatMap((line, i) =>
+  const lines = (await readInput(path, file)).split("\n").flatMap((line, i) =>
     line.trim() === "" ? [] : [readLine(line, `${file} line ${i + 1}`, options)]
   );
   if (lines.length === 0) {
@@ -37,7 +37,7 @@ export async function readVmLines<const O extends readonly Option[]>(
   return lines;
 }
 
-async function readText(path: string, file: string): Promise<string> {
+async function readInput(path: string, file: string): Promise<string> {
   try {
     return path === "-"
       ? await new Response(Deno.stdin.readable).text()

@@ -71,7 +71,7 @@ function libnftables(): Symbols<typeof SYMBOLS> {
 
 export { NftablesError };
 
-function refusal(action: string, report: string): NftablesError {
+function refusedBy(action: string, report: string): NftablesError {
   const first = report.split("\n", 1)[0]!.replace(/^.*?Error: /, "");
   const code = CODES.find(([text]) => first.includes(text))?.[1];
   const message = `nftables: cannot ${action}: ${first || "no reason given"}`;
@@ -131,7 +131,7 @@ export class Nftables implements Disposable {
     // Reading a buffer empties it.
     const report = text(library.nft_ctx_get_error_buffer(this.#context));
     const printed = text(library.nft_ctx_get_output_buffer(this.#context));
-    if (failed) throw refusal(action, report);
+    if (failed) throw refusedBy(action, report);
     return printed;
   }
 

@@ -7,7 +7,7 @@
 import { InputError } from "../errors.ts";
 import { canonicalIp, cidrsOverlap, type Family, isIp, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
-import { findOverlap, formatPort, portFamilies, type PortMapping } from "../inet/ports.ts";
+import { findPortOverlap, formatPort, portFamilies, type PortMapping } from "../inet/ports.ts";
 
 /** The largest limit: the kernel takes a burst of 32 bits. */
 export const MOST = 100_000_000;
@@ -104,7 +104,7 @@ export function validateRules(rules: GuestRules): GuestRules {
   const canonical = addresses.map(canonicalIp);
   const families = canonical.map((address): Family => isIp(address) === 6 ? 6 : 4);
   for (const port of ports) validatePort(owner, port, families);
-  const pair = findOverlap(ports);
+  const pair = findPortOverlap(ports);
   if (pair !== undefined) {
     const [first, second] = pair.map(formatPort);
     throw new InputError(`the rules of ${owner}: ports "${first}" and "${second}" overlap`);

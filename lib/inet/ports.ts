@@ -39,7 +39,7 @@ const MEND = "write it as [HOST_ADDRESS:]HOST_PORT:VM_PORT[/tcp|udp|sctp], as in
  */
 export function parsePorts(texts: readonly string[]): PortMapping[] {
   const mappings = texts.map(parsePort);
-  const pair = findOverlap(mappings);
+  const pair = findPortOverlap(mappings);
   if (pair === undefined) return mappings;
   const [first, second] = pair.map(formatPort);
   throw new InputError(`the ports "${first}" and "${second}" overlap on the host`, {
@@ -262,7 +262,7 @@ export interface TakenPorts {
 }
 
 /** Two mappings of a list that conflict, the earlier one first. */
-export function findOverlap(
+export function findPortOverlap(
   mappings: readonly PortMapping[],
 ): [PortMapping, PortMapping] | undefined {
   const byPort = new Map<number, PortMapping[]>();
