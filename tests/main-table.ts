@@ -3,13 +3,13 @@
  * `deno task table`, as root.
  */
 
-import { LIMITS_TABLE, limitsLayoutText } from "../lib/firewall/limits-table.ts";
-import { layoutText, MAIN_TABLE } from "../lib/firewall/ruleset.ts";
+import { LIMITS_TABLE } from "../lib/firewall/limits-table.ts";
+import { MAIN_TABLE } from "../lib/firewall/ruleset.ts";
 import type { Table } from "../lib/firewall/table.ts";
 import { compileTable, fingerprint } from "./support/main-table.ts";
 
-function constants(prefix: string, what: string, table: Table, text: string): string {
-  const layout = fingerprint(text);
+function constants(prefix: string, what: string, table: Table): string {
+  const layout = fingerprint(table);
   const lines = compileTable(table, layout).toBase64().match(/.{1,98}/g) ?? [];
   return `
 /** The fingerprint of the layout of ${what}, which those of another version of tapkit do not have. */
@@ -30,7 +30,7 @@ Deno.writeTextFileSync(
  *
  * @module
  */
-${constants("", "the table", MAIN_TABLE, layoutText())}${
-    constants("LIMITS_", "the table of limits", LIMITS_TABLE, limitsLayoutText())
+${constants("", "the table", MAIN_TABLE)}${
+    constants("LIMITS_", "the table of limits", LIMITS_TABLE)
   }`,
 );

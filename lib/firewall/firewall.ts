@@ -293,18 +293,25 @@ export class Firewall implements Disposable {
   #apply(wish: Wish<Entry>, leaving: readonly string[] = []): boolean {
     const { have, want } = wish;
     if (have !== "any" && have.length + want.length + leaving.length === 0) return false;
-    const { changed, mended, touched, stale, foreign } = bring(this.#store, wish, refuseConflict);
+    const { changed, mended, added, replaced, stale, foreign, gone } = bring(
+      this.#store,
+      wish,
+      refuseConflict,
+    );
     if (mended) this.#remade = true;
     const kept = new Set(addressesOf(want));
-    const gone = have === "any"
+    const left = have === "any"
       ? addressesOf(stale).filter((address) => !kept.has(address))
       : leaving;
     // Of an address that has become another owner's since, the flows are theirs.
     const taken = new Set(foreign.map(({ key }) => key[0]!));
+    // A TCP port that was free has no connections: whoever had it before ended them.
+    const flowing = added.filter((element) => hostPortOf(element).protocol !== "tcp");
     this.#forgetFlows({
-      changed: touched,
+      // Who was killed before may have removed elements, and not ended their connections.
+      changed: [...stale, ...gone, ...replaced, ...flowing],
       wanted: byId(want),
-      leaving: gone.filter((address) => !taken.has(address)),
+      leaving: left.filter((address) => !taken.has(address)),
     });
     return changed;
   }

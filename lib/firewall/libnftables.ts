@@ -32,7 +32,6 @@ const Nft = {
   NFT_CTX_DEFAULT: 0,
   NFT_CTX_OUTPUT_JSON: 1 << 4,
   NFT_CTX_OUTPUT_NUMERIC_PROTO: 1 << 7,
-  NFT_CTX_OUTPUT_TERSE: 1 << 11,
 } as const;
 
 /** fcntl.h. */
@@ -79,12 +78,11 @@ function refusedBy(action: string, report: string): NftablesError {
 }
 
 /** How `run` prints. */
-export type NftOutput = "text" | "json" | "terse";
+export type NftOutput = "text" | "json";
 
 const OUTPUT_FLAGS: Readonly<Record<NftOutput, number>> = {
   text: Nft.NFT_CTX_OUTPUT_NUMERIC_PROTO,
   json: Nft.NFT_CTX_OUTPUT_NUMERIC_PROTO | Nft.NFT_CTX_OUTPUT_JSON,
-  terse: Nft.NFT_CTX_OUTPUT_NUMERIC_PROTO | Nft.NFT_CTX_OUTPUT_TERSE,
 };
 
 /**
@@ -117,7 +115,7 @@ export class Nftables implements Disposable {
   /**
    * Runs commands as one transaction: all of them take effect, or none.
    *
-   * Equivalent to: `nft -f -`, with `-j` for `json` and `-t` for `terse` output
+   * Equivalent to: `nft -f -`, with `-j` for `json`
    *
    * @param commands in nft's language, built from validated values only
    * @param action what errors say was attempted: `"add the rules of web/eth0"`

@@ -20,7 +20,7 @@
 import { isIp } from "../inet/ip.ts";
 import { LIMITS_LAYOUT, LIMITS_MESSAGES } from "./main-table.ts";
 import type { GuestRules } from "./model.ts";
-import type { SetDefinition } from "../netlink/nftables/elements.ts";
+import type { SetDefinition } from "../netlink/nftables/fields.ts";
 import type { Entry } from "./place.ts";
 import type { Chain, Table } from "./table.ts";
 
@@ -151,11 +151,6 @@ const CHAINS: readonly Chain[] = [
     rules: [["new connections", FIRST_PACKETS]],
   },
 ];
-
-/** What the layout of the table is made of. */
-export function limitsLayoutText(): string {
-  return JSON.stringify([SETS, LEARNT, CHAINS]);
-}
 
 /** The table of limits. */
 export const LIMITS_TABLE: Table = {

@@ -6,6 +6,7 @@
 
 import { TapkitError, XtablesError } from "../errors.ts";
 import type { Finding } from "../finding.ts";
+import type { Element } from "../netlink/nftables/elements.ts";
 import type { GuestRules } from "./model.ts";
 
 /**
@@ -14,16 +15,8 @@ import type { GuestRules } from "./model.ts";
  */
 export type FirewallLayer = "rules" | "policy" | "passes";
 
-/** One thing of an owner's: an element of a set, or a rule. Its set and key identify it. */
-export interface Entry {
-  readonly set: string;
-  readonly key: readonly string[];
-  /** What the key leads to. */
-  readonly value?: readonly string[];
-  /** Of a set with limits: how many, or how many a second. */
-  readonly limit?: number;
-  readonly owner: string;
-}
+/** One thing of an owner's: an element of a set, or a rule in the shape of one. */
+export type Entry = Element;
 
 /** What identifies an entry within its place. */
 export function entryId({ set, key }: Pick<Entry, "set" | "key">): string {
@@ -98,6 +91,8 @@ interface Difference<T> {
   readonly stale: readonly T[];
   /** Those that the owner had, and another has now. */
   readonly foreign: readonly T[];
+  /** Those that the owner had and does not want, and nobody has. */
+  readonly gone: readonly T[];
 }
 
 function differ<T extends Entry>(
@@ -105,10 +100,11 @@ function differ<T extends Entry>(
   { owner, have, want }: Wish<T>,
 ): Difference<T> {
   const wanted = new Set(want.map(entryId));
-  const known = have === "any" ? [...entries.values()] : have.flatMap((entry) => {
-    return entries.get(entryId(entry)) ?? [];
-  });
-  const unwanted = known.filter((entry) => !wanted.has(entryId(entry)));
+  const isUnwanted = (entry: T) => !wanted.has(entryId(entry));
+  const had = have === "any" ? [] : have.filter(isUnwanted);
+  const unwanted = have === "any"
+    ? [...entries.values()].filter(isUnwanted)
+    : had.flatMap((entry) => entries.get(entryId(entry)) ?? []);
   const missing = want.flatMap((entry) => {
     const other = entries.get(entryId(entry));
     if (other === undefined) return [{ entry }];
@@ -118,6 +114,7 @@ function differ<T extends Entry>(
     missing,
     stale: unwanted.filter((entry) => entry.owner === owner),
     foreign: have === "any" ? [] : unwanted.filter((entry) => entry.owner !== owner),
+    gone: had.filter((entry) => !entries.has(entryId(entry))),
   };
 }
 
@@ -144,16 +141,14 @@ export function compare<T extends Entry>(
 }
 
 /** What was done. */
-export interface Brought<T> {
+export interface Brought<T> extends Omit<Difference<T>, "missing"> {
   readonly changed: boolean;
   /** Whether what all share was missing, and is made anew. */
   readonly mended: boolean;
-  /** The entries that went or came. */
-  readonly touched: readonly T[];
-  /** Those among them that the owner had and does not want. */
-  readonly stale: readonly T[];
-  /** Those that the owner had and another has now, which stay. */
-  readonly foreign: readonly T[];
+  /** What came where nothing was. */
+  readonly added: readonly T[];
+  /** What came in the place of something else. */
+  readonly replaced: readonly T[];
 }
 
 /** How a transaction fails when the rules changed after they were looked at. */
@@ -191,19 +186,21 @@ function tryToBring<T extends Entry>(
 ): Brought<T> {
   const { owner, have, want } = wish;
   const found = place.read(have, want);
-  const { missing, stale, foreign } = differ(found, wish);
-  const replaced = missing.flatMap(({ entry, other }) => {
+  const difference = differ(found, wish);
+  const { missing, stale } = difference;
+  const others = missing.flatMap(({ entry, other }) => {
     if (other === undefined) return [];
     refuse(other, entry);
     return [other];
   });
-  const remove = [...stale, ...replaced];
+  const remove = [...stale, ...others];
   const add = missing.map(({ entry }) => entry);
   // What is only removed needs nothing that all share.
   const mended = want.length > 0 && found.lacking.length > 0;
-  const touched = [...remove, ...add];
-  const changed = mended || touched.length > 0;
+  const changed = mended || remove.length + add.length > 0;
   if (changed) place.change({ owner, remove, add, mend: mended }, found);
   if (want.length === 0 && found.exists && (changed || have === "any")) place.tidy?.();
-  return { changed, mended, touched, stale, foreign };
+  const came = (replaced: boolean) =>
+    missing.filter(({ other }) => (other !== undefined) === replaced).map(({ entry }) => entry);
+  return { ...difference, changed, mended, added: came(false), replaced: came(true) };
 }

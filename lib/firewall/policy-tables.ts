@@ -11,20 +11,15 @@
 
 import { bigIntToIp, type Family, ipToBigInt, isIp, parseCidr } from "../inet/ip.ts";
 import type { EgressRule, GuestRules } from "./model.ts";
-import type { SetDefinition } from "../netlink/nftables/elements.ts";
+import type { SetDefinition } from "../netlink/nftables/fields.ts";
 import type { Entry } from "./place.ts";
 import type { Chain, Table } from "./table.ts";
 
 const NAME = "tapkit_policy";
 const BITS: Readonly<Record<Family, number>> = { 4: 32, 6: 128 };
 
-/** The fingerprints of what {@linkcode policyLayoutText} gives; a test compares them. */
+/** The fingerprints of the tables; a test compares them. */
 export const POLICY_LAYOUTS = { bridge: "c7720d48", inet: "5056cf67" } as const;
-
-/** What the layout of one of the tables is made of. */
-export function policyLayoutText({ sets, chains }: Pick<Table, "sets" | "chains">): string {
-  return JSON.stringify([sets, chains]);
-}
 
 type Sets = Readonly<Record<string, SetDefinition>>;
 

@@ -7,7 +7,7 @@
  * @module
  */
 
-import type { SetDefinition } from "../netlink/nftables/elements.ts";
+import type { SetDefinition } from "../netlink/nftables/fields.ts";
 import { LAYOUT, MESSAGES } from "./main-table.ts";
 import type { Chain, Table } from "./table.ts";
 
@@ -148,11 +148,6 @@ const CHAINS: readonly Chain[] = [
     ],
   },
 ];
-
-/** What a table's layout is made of. */
-export function layoutText(): string {
-  return JSON.stringify([SETS, CHAINS]);
-}
 
 /** The table that every guest has elements in. */
 export const MAIN_TABLE: Table = {

@@ -92,7 +92,7 @@ function listensOnLoopback({ hostIP }: PortMapping): boolean {
 }
 
 /**
- * Sets what the rules need and the kernel has not. With IPv6 forwarding, interfaces that took
+ * Sets those that are not set, one after the other. With IPv6 forwarding, interfaces that took
  * router advertisements go on taking them, the guests' own link excepted. A link is opened to
  * 127.0.0.0/8 only behind a filter that keeps the host's loopback servers closed.
  *
@@ -101,15 +101,6 @@ function listensOnLoopback({ hostIP }: PortMapping): boolean {
  * @returns the settings changed: `"net.ipv4.ip_forward=1"`
  * @throws {TapkitError} when one cannot be written
  */
-export function ensureSysctls(
-  nl: NetlinkConnection,
-  rules: GuestRules,
-  options: ChangeOptions = {},
-): string[] {
-  return setSysctls(nl, neededSysctls(rules, options), options);
-}
-
-/** Sets those that are not set, one after the other. */
 export function setSysctls(
   nl: NetlinkConnection,
   needed: readonly Sysctl[],
@@ -121,15 +112,6 @@ export function setSysctls(
     if (isLocalnet(sysctl.path)) return openLoopback(nl, sysctl, set, { journal, wasOpened });
     return set ? [] : change(nl, sysctl, { guestLinks, journal, apart });
   });
-}
-
-/** A sentence for each setting that the rules need and the kernel has not. */
-export function checkSysctls(
-  nl: NetlinkConnection,
-  rules: GuestRules,
-  options?: SysctlOptions,
-): string[] {
-  return checkNeeded(nl, neededSysctls(rules, options));
 }
 
 /** A sentence for each of these settings that the kernel has not. */

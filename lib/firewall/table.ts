@@ -4,12 +4,8 @@
  * @module
  */
 
-import {
-  BURST_SECONDS,
-  isPrefix,
-  type NftSet,
-  type SetDefinition,
-} from "../netlink/nftables/elements.ts";
+import { BURST_SECONDS, type NftSet } from "../netlink/nftables/elements.ts";
+import { isPrefix, type SetDefinition } from "../netlink/nftables/fields.ts";
 import type { Entry } from "./place.ts";
 
 /**

@@ -11,11 +11,10 @@ import { decodeFlow, encodeFilter } from "../../lib/netlink/conntrack.ts";
 import { AF, decodeMessages } from "../../lib/netlink/message.ts";
 import {
   decodeElements,
-  decodeFields,
   type Element,
   encodeElements,
-  encodeFields,
 } from "../../lib/netlink/nftables/elements.ts";
+import { decodeFields, encodeFields } from "../../lib/netlink/nftables/fields.ts";
 import { decodeRule } from "../../lib/netlink/nftables/objects.ts";
 import { readGolden } from "./read.ts";
 

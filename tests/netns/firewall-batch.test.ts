@@ -6,6 +6,7 @@ import { assertEquals } from "@std/assert";
 import { openFirewall } from "../../lib/firewall/open.ts";
 import type { GuestRules } from "../../lib/firewall/model.ts";
 import { parsePorts } from "../../lib/inet/ports.ts";
+import { add, remove } from "../support/firewall-suite.ts";
 import { ensureInside } from "../support/settings.ts";
 import { Topology } from "../support/topology.ts";
 
@@ -29,45 +30,45 @@ Deno.test("putOffFlows: an old client reaches the new guest after so many, at th
   const one = guest(1, ["5300:53/udp"]);
   // The kernel tracks nothing before there are rules.
   using first = await open();
-  first.add(guest(3, []));
+  add(first, guest(3, []));
 
   await t.step("at the end", async () => {
     {
       using firewall = await open();
       firewall.putOffFlows(8);
       assertEquals(await fail("a"), "timeout");
-      firewall.add(one);
+      add(firewall, one);
       assertEquals(await fail("a"), "timeout");
     }
     assertEquals((await ask("a")).server, "guest1");
     using firewall = await open();
-    firewall.remove(one);
+    remove(firewall, one);
   });
 
   await t.step("after so many, and before anything is removed", async () => {
     using firewall = await open();
     firewall.putOffFlows(2);
     assertEquals(await fail("b"), "timeout");
-    firewall.add(one);
-    firewall.add(guest(2, ["9000:90"]));
+    add(firewall, one);
+    add(firewall, guest(2, ["9000:90"]));
     assertEquals((await ask("b")).server, "guest1");
-    firewall.remove(one);
+    remove(firewall, one);
     assertEquals(await fail("b"), "timeout");
-    firewall.add(one);
-    firewall.remove(guest(2, ["9000:90"]));
+    add(firewall, one);
+    remove(firewall, guest(2, ["9000:90"]));
     assertEquals((await ask("b")).server, "guest1");
-    firewall.remove(one);
+    remove(firewall, one);
   });
 
   await t.step("after a crash, by attaching again", async () => {
     const killed = await open();
     killed.putOffFlows(8);
     assertEquals(await fail("c"), "timeout");
-    killed.add(one);
+    add(killed, one);
     using firewall = await open();
     firewall.endStaleFlows(one);
     assertEquals((await ask("c")).server, "guest1");
-    firewall.remove(one);
+    remove(firewall, one);
     killed[Symbol.dispose]();
   });
 });

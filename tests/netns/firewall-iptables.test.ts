@@ -27,6 +27,9 @@ for (const variant of ["nft", "legacy"] as const) {
     },
     list,
     dropGuard: `iptables-${variant} -t raw -F TAPKIT-LOOPBACK`,
+    dropPort: (port) =>
+      `iptables-${variant} -t nat -D TAPKIT-PORTS -p tcp --dport ${port} ` +
+      "-m comment --comment guest1/eth0 -j DNAT --to-destination 172.18.0.2:80",
     flush,
     damages: [
       `iptables-${variant} -t nat -F TAPKIT-PORTS`,

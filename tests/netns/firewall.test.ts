@@ -11,13 +11,13 @@ import { openFirewall } from "../../lib/firewall/open.ts";
 import { MAIN_TABLE } from "../../lib/firewall/ruleset.ts";
 import { removeRemains } from "../../lib/firewall/remains.ts";
 import { Journal } from "../../lib/firewall/journal.ts";
-import { checkSysctls, ensureSysctls, returnSysctls } from "../../lib/firewall/sysctls.ts";
+import { checkNeeded, neededSysctls, returnSysctls } from "../../lib/firewall/sysctls.ts";
 import { parsePorts, PortConflictError, type PortMapping } from "../../lib/inet/ports.ts";
 import { NetlinkConnection } from "../../lib/netlink/connection.ts";
 import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
 import { readSysctl } from "../../lib/sys/sysctl.ts";
-import { checkInside, ensureInside } from "../support/settings.ts";
-import { guest, testBackend } from "../support/firewall-suite.ts";
+import { checkInside, ensureInside, ensureSysctls } from "../support/settings.ts";
+import { add, check, guest, remove, testBackend } from "../support/firewall-suite.ts";
 import { compileTable } from "../support/main-table.ts";
 import { runInside, Topology } from "../support/topology.ts";
 
@@ -36,16 +36,16 @@ const nftElements = (netns: Netns, set: string): string =>
   runInside(netns, `nft list set inet tapkit ${set} 2>&1 || nft list map inet tapkit ${set}`)
     .match(/elements = \{([^}]*)\}/)?.[1]?.replaceAll(/\s+/g, " ").trim() ?? "";
 
-Deno.test("Firewall: add, check, remove, remove again, and nothing is left", async () => {
+Deno.test("Firewall.change: add, compare, remove, remove again, and nothing is left", async () => {
   using netns = newNetns();
   const before = listRuleset(netns);
   using firewall = await openFirewall({ netns });
   const rules = guest(1, ["8080:80", "127.0.0.1:53:53/udp", "[2001:db8::1]:9000-9001:90-91/sctp"]);
-  assertEquals(firewall.check(rules)[0], 'the nftables table "inet tapkit" is missing');
+  assertEquals(check(firewall, rules)[0], 'the nftables table "inet tapkit" is missing');
 
-  assertEquals(firewall.add(rules), true);
-  assertEquals(firewall.check(rules), []);
-  assertEquals(firewall.add(rules), false, "a second add changes nothing");
+  assertEquals(add(firewall, rules), true);
+  assertEquals(check(firewall, rules), []);
+  assertEquals(add(firewall, rules), false, "a second add changes nothing");
   assertEquals(
     nftElements(netns, "ports4"),
     'tcp . 8080 comment "guest1/eth0" : 172.18.0.2 . 80',
@@ -60,60 +60,60 @@ Deno.test("Firewall: add, check, remove, remove again, and nothing is left", asy
   assertEquals(nftElements(netns, "private6"), 'fd00:18::2 comment "guest1/eth0"');
 
   assertEquals(firewall.removeIfUnused(), false);
-  assertEquals(firewall.remove(rules), true);
-  assertEquals(firewall.remove(rules), false, "a second remove finds nothing");
+  assertEquals(remove(firewall, rules), true);
+  assertEquals(remove(firewall, rules), false, "a second remove finds nothing");
   assertEquals(firewall.removeIfUnused(), true);
   assertEquals(firewall.removeIfUnused(), false);
-  assertEquals(firewall.remove(rules), false);
+  assertEquals(remove(firewall, rules), false);
   assertEquals(listRuleset(netns), before);
 });
 
-Deno.test("Firewall.check: names what was taken away, add brings it back", async () => {
+Deno.test("Firewall.differences: name what was taken away, add brings it back", async () => {
   using netns = newNetns();
   using firewall = await openFirewall({ netns });
   const [one, two] = [guest(1, ["8080:80"]), guest(2, ["8081:80", "53:53/udp"])];
-  firewall.add(one);
-  firewall.add(two);
+  add(firewall, one);
+  add(firewall, two);
   const whole = listRuleset(netns);
   const withoutHandles = (ruleset: unknown[]) =>
     JSON.parse(JSON.stringify(ruleset, (key, value) => key === "handle" ? undefined : value));
 
   runInside(netns, "nft delete element inet tapkit ports4 '{ tcp . 8080 }'");
-  assertEquals(firewall.check(one), [
+  assertEquals(check(firewall, one), [
     "the mapping of 0.0.0.0:8080/tcp is missing from nftables",
   ]);
-  assertEquals(firewall.check(two), []);
-  firewall.add(one);
-  assertEquals(firewall.check(one), []);
+  assertEquals(check(firewall, two), []);
+  add(firewall, one);
+  assertEquals(check(firewall, one), []);
 
   for (const damage of ["flush chain inet tapkit forward", "flush table inet tapkit"]) {
     runInside(netns, `nft ${damage}`);
-    assertMatch(firewall.check(two)[0]!, /table "inet tapkit" lacks the rule "/);
-    assertEquals(firewall.add(one), true, damage);
-    assertEquals(firewall.check(two), [], "the other guest's elements were kept");
+    assertMatch(check(firewall, two)[0]!, /table "inet tapkit" lacks the rule "/);
+    assertEquals(add(firewall, one), true, damage);
+    assertEquals(check(firewall, two), [], "the other guest's elements were kept");
     assertEquals(withoutHandles(listRuleset(netns)), withoutHandles(whole), damage);
   }
 
   runInside(netns, "nft flush ruleset");
-  assertEquals(firewall.check(one)[0], 'the nftables table "inet tapkit" is missing');
-  firewall.add(one);
-  firewall.add(two);
+  assertEquals(check(firewall, one)[0], 'the nftables table "inet tapkit" is missing');
+  add(firewall, one);
+  add(firewall, two);
   assertEquals(withoutHandles(listRuleset(netns)), withoutHandles(whole));
 });
 
 Deno.test("Firewall: a table of another layout is rebuilt, its guests kept", async () => {
   using netns = newNetns();
   using firewall = await openFirewall({ netns });
-  firewall.add(guest(1, ["8080:80"]));
+  add(firewall, guest(1, ["8080:80"]));
   const old = runInside(netns, "nft list ruleset").replace(/layout [0-9a-f]{8}/, "layout 00000000");
   runInside(netns, `nft flush ruleset; nft -f - <<'END'\n${old}\nEND`);
-  assertMatch(firewall.check(guest(1, ["8080:80"]))[0]!, /lacks the rule "published: .*layout/);
-  firewall.add(guest(2, ["8081:80"]));
-  assertEquals(firewall.check(guest(1, ["8080:80"])), []);
-  assertEquals(firewall.check(guest(2, ["8081:80"])), []);
+  assertMatch(check(firewall, guest(1, ["8080:80"]))[0]!, /lacks the rule "published: .*layout/);
+  add(firewall, guest(2, ["8081:80"]));
+  assertEquals(check(firewall, guest(1, ["8080:80"])), []);
+  assertEquals(check(firewall, guest(2, ["8081:80"])), []);
 });
 
-Deno.test("Firewall.add: many at once make one table, and a port has one winner", async () => {
+Deno.test("Firewall.change: many at once make one table, and a port has one winner", async () => {
   using netns = newNetns();
   const processes = Array.from({ length: 8 }, (_, index) => {
     const changes = { owner: `vm${index}/eth0`, addresses: [`172.18.1.${index}`] };
@@ -122,9 +122,9 @@ Deno.test("Firewall.add: many at once make one table, and a port has one winner"
     const script = `
       import { openFirewall } from "${new URL("../../lib/firewall/open.ts", import.meta.url)}";
       using firewall = await openFirewall({ kind: "nftables" });
-      firewall.add(${JSON.stringify(own)});
+      firewall.change("${own.owner}", undefined, ${JSON.stringify(own)});
       try {
-        firewall.add(${JSON.stringify(contested)});
+        firewall.change("${own.owner}", undefined, ${JSON.stringify(contested)});
         console.log("won");
       } catch (error) {
         console.log(error.name);
@@ -152,8 +152,8 @@ Deno.test("Firewall: goes on beside somebody who flushes the ruleset all the tim
     }).spawn());
   try {
     for (let round = 0; round < 200; round++) {
-      firewall.add(rules);
-      firewall.remove(rules);
+      add(firewall, rules);
+      remove(firewall, rules);
       firewall.removeIfUnused();
       // Lets the other one have a turn on a busy machine.
       if (round % 10 === 0) await new Promise((resolve) => setTimeout(resolve, 5));
@@ -168,10 +168,10 @@ Deno.test("Firewall: ten thousand ports in one call are all there, and go again"
   using netns = newNetns();
   using firewall = await openFirewall({ netns });
   const rules = guest(1, ["20000-29999:20000-29999"], { addresses: ["172.18.0.2"] });
-  firewall.add(rules);
-  assertEquals(firewall.check(rules), []);
+  add(firewall, rules);
+  assertEquals(check(firewall, rules), []);
   assertEquals(nftElements(netns, "ports4").split(",").length, 10_000);
-  firewall.remove(rules);
+  remove(firewall, rules);
   assertEquals(firewall.removeIfUnused(), true);
 });
 
@@ -220,10 +220,14 @@ Deno.test("Firewall: libnftables is needed for policies, and for nothing else", 
     import { openFirewall } from "${module}";
     using firewall = await openFirewall({ kind: "nftables" });
     const plain = ${JSON.stringify(plain)};
-    console.log(firewall.add(plain), firewall.check(plain).length, firewall.remove(plain));
+    console.log(
+      firewall.change(plain.owner, undefined, plain),
+      firewall.differences(plain).length,
+      firewall.change(plain.owner, plain, undefined),
+    );
     console.log(firewall.removeIfUnused());
     try {
-      firewall.add(${JSON.stringify(isolated)});
+      firewall.change("${isolated.owner}", undefined, ${JSON.stringify(isolated)});
     } catch (error) {
       console.log(error.message, "/", error.mend);
     }`;
@@ -241,18 +245,18 @@ Deno.test("Firewall: libnftables is needed for policies, and for nothing else", 
   assertEquals(listRuleset(netns), []);
 });
 
-Deno.test("Firewall.removeOwner: takes policies' tables that a killed process left empty", async () => {
+Deno.test("Firewall.change: takes policies' tables that a killed process left empty", async () => {
   using netns = newNetns();
   using firewall = await openFirewall({ netns });
   const isolated = { ...guest(1, []), mac: "02:00:00:00:00:01", isolatedPort: "veth1" };
-  firewall.add(isolated);
+  add(firewall, isolated);
   const sets = ["ports", "pairs", "macs", "senders", "names", "holders"];
   runInside(
     netns,
     sets.map((set) => `nft flush set bridge tapkit_policy isolated_${set}`).join("; "),
   );
   assertMatch(runInside(netns, "nft list tables"), /bridge tapkit_policy/);
-  firewall.removeOwner(isolated.owner);
+  firewall.change(isolated.owner, "any", undefined);
   assertEquals(runInside(netns, "nft list tables").includes("tapkit_policy"), false);
 });
 
@@ -292,7 +296,7 @@ Deno.test("ensureSysctls: sets what the rules need, once, and returnSysctls puts
   try {
     withNetns(netns, () => {
       const before = settings();
-      assertEquals(checkSysctls(nl, rules), [
+      assertEquals(checkNeeded(nl, neededSysctls(rules)), [
         ...needed.slice(0, 4).map((setting) => `the sysctl ${setting} is not set`),
         'the filter of "ignite0" that keeps 127.0.0.0/8 closed is missing',
         ...needed.slice(4).map((setting) => `the sysctl ${setting} is not set`),
@@ -306,7 +310,7 @@ Deno.test("ensureSysctls: sets what the rules need, once, and returnSysctls puts
       );
       assertEquals(readSysctl("net/ipv6/conf/uplink/accept_ra"), "2");
       assertEquals(ensureSysctls(nl, rules, { journal }), []);
-      assertEquals(checkSysctls(nl, rules), []);
+      assertEquals(checkNeeded(nl, neededSysctls(rules)), []);
       const paths = new Set(Object.keys(journal.read()));
       returnSysctls(nl, paths, { journal });
       assertEquals(settings(), before);
@@ -342,7 +346,7 @@ Deno.test("ensureSysctls: a guest that answers by its other link is no spoofer",
   withNetns(lan.host, () => {
     for (const rules of [first, second]) {
       ensureInside(lan.host, rules);
-      firewall.add(rules);
+      add(firewall, rules);
     }
   });
   assertEquals(await machine.failToAsk("tcp", "192.0.2.1", 8080), "timeout");
@@ -414,6 +418,7 @@ testBackend({
   open: (netns) => openFirewall({ netns }),
   list: listRuleset,
   dropGuard: "nft flush chain inet tapkit loopback",
+  dropPort: (port) => `nft delete element inet tapkit ports4 '{ tcp . ${port} }'`,
   flush: "nft flush ruleset",
   damages: [
     "nft delete element inet tapkit ports4 '{ tcp . 8080 }'",

@@ -4,6 +4,7 @@
  */
 
 import { assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { sentence } from "../../lib/finding.ts";
 import type { Firewall } from "../../lib/firewall/firewall.ts";
 import type { GuestRules } from "../../lib/firewall/model.ts";
 import {
@@ -25,6 +26,8 @@ export interface Backend {
   readonly list: (netns: Netns) => unknown;
   /** Takes the loopback guard away. */
   readonly dropGuard: string;
+  /** Takes the mapping of a TCP port of guest 1 away. */
+  readonly dropPort: (port: number) => string;
   /** Takes all rules away, as a person would. */
   readonly flush: string;
   /** Commands that damage what all guests share, or the rules of guest 1. */
@@ -48,17 +51,37 @@ export function guest(
   };
 }
 
+/** Adds a guest's rules. */
+export function add(firewall: Firewall, rules: GuestRules): boolean {
+  return firewall.change(rules.owner, undefined, rules);
+}
+
+/** Replaces a guest's rules. */
+export function replace(firewall: Firewall, old: GuestRules, wanted: GuestRules): boolean {
+  return firewall.change(wanted.owner, old, wanted);
+}
+
+/** Removes a guest's rules. */
+export function remove(firewall: Firewall, rules: GuestRules): boolean {
+  return firewall.change(rules.owner, rules, undefined);
+}
+
+/** What of a guest's rules is not as it should be, in sentences. */
+export function check(firewall: Firewall, rules: GuestRules): string[] {
+  return firewall.differences(rules).map(sentence);
+}
+
 function addAll(host: Netns, firewall: Firewall, ...guests: GuestRules[]): void {
   for (const rules of guests) {
     ensureInside(host, rules);
-    firewall.add(rules);
-    assertEquals(firewall.check(rules), []);
+    add(firewall, rules);
+    assertEquals(check(firewall, rules), []);
   }
 }
 
 /** Registers the tests of one backend. */
 export function testBackend(backend: Backend): void {
-  Deno.test(`Firewall: add, check, remove, remove again, and nothing is left (${backend.name})`, async () => {
+  Deno.test(`Firewall.change: add, compare, remove, remove again, and nothing is left (${backend.name})`, async () => {
     using netns = newNetns();
     using firewall = await backend.open(netns);
     const before = backend.list(netns);
@@ -67,81 +90,81 @@ export function testBackend(backend: Backend): void {
       "127.0.0.1:53:53/udp",
       "[2001:db8::1]:9000-9001:90-91/sctp",
     ]);
-    assertMatch(firewall.check(rules)[0]!, / missing/);
+    assertMatch(check(firewall, rules)[0]!, / missing/);
     assertEquals((await firewall.mappedPorts()).of(rules.ports), []);
-    assertEquals(firewall.add(rules), true);
-    assertEquals(firewall.check(rules), []);
-    assertEquals(firewall.add(rules), false, "a second add changes nothing");
+    assertEquals(add(firewall, rules), true);
+    assertEquals(check(firewall, rules), []);
+    assertEquals(add(firewall, rules), false, "a second add changes nothing");
     const wanted = parsePorts(["0.0.0.0:53:1/udp"]);
     assertEquals(
       findPortConflict(wanted, (await firewall.mappedPorts()).of(wanted))?.owner,
       "guest1/eth0",
     );
     assertEquals(firewall.removeIfUnused(), false);
-    assertEquals(firewall.remove(rules), true);
-    assertEquals(firewall.remove(rules), false, "a second remove finds nothing");
+    assertEquals(remove(firewall, rules), true);
+    assertEquals(remove(firewall, rules), false, "a second remove finds nothing");
     assertEquals(firewall.removeIfUnused(), true);
     assertEquals(firewall.removeIfUnused(), false);
-    assertEquals(firewall.remove(rules), false);
+    assertEquals(remove(firewall, rules), false);
     assertEquals(backend.list(netns), before);
   });
 
-  Deno.test(`Firewall.check: names what was taken away, add brings it back (${backend.name})`, async () => {
+  Deno.test(`Firewall.differences: name what was taken away, add brings it back (${backend.name})`, async () => {
     using netns = newNetns();
     using firewall = await backend.open(netns);
     const [one, two] = [guest(1, ["8080:80"]), guest(2, ["8081:80", "53:53/udp"])];
-    firewall.add(one);
-    firewall.add(two);
+    add(firewall, one);
+    add(firewall, two);
     for (const damage of backend.damages) {
       runInside(netns, damage);
-      assertEquals(firewall.check(one).length > 0, true, damage);
-      assertEquals(firewall.add(one), true, damage);
-      assertEquals(firewall.check(one), [], damage);
-      firewall.add(two);
-      assertEquals(firewall.check(two), [], damage);
+      assertEquals(check(firewall, one).length > 0, true, damage);
+      assertEquals(add(firewall, one), true, damage);
+      assertEquals(check(firewall, one), [], damage);
+      add(firewall, two);
+      assertEquals(check(firewall, two), [], damage);
     }
   });
 
-  Deno.test(`Firewall.add: a port of another owner is refused by name, and nothing is added (${backend.name})`, async () => {
+  Deno.test(`Firewall.change: a port of another owner is refused by name, and nothing is added (${backend.name})`, async () => {
     using netns = newNetns();
     using firewall = await backend.open(netns);
-    firewall.add(guest(1, ["8085:80"]));
+    add(firewall, guest(1, ["8085:80"]));
     const before = backend.list(netns);
     const error = assertThrows(
-      () => firewall.add(guest(2, ["8080-8089:8080-8089"])),
+      () => add(firewall, guest(2, ["8080-8089:8080-8089"])),
       PortConflictError,
     );
     assertEquals([error.owner, error.hostPort, error.protocol], ["guest1/eth0", 8085, "tcp"]);
     assertEquals(backend.list(netns), before);
   });
 
-  Deno.test(`Firewall.remove: passes over what has become another's (${backend.name})`, async () => {
+  Deno.test(`Firewall.change: passes over what has become another's (${backend.name})`, async () => {
     using netns = newNetns();
     using firewall = await backend.open(netns);
     const gone = guest(1, ["8080:80"]);
     const heir = guest(1, ["8080:8000"], { owner: "heir/eth0" });
-    firewall.add(heir);
-    assertEquals(firewall.remove(gone), false);
-    assertEquals(firewall.check(heir), []);
+    add(firewall, heir);
+    assertEquals(remove(firewall, gone), false);
+    assertEquals(check(firewall, heir), []);
   });
 
-  Deno.test(`Firewall.replace: touches what differs and nothing else (${backend.name})`, async () => {
+  Deno.test(`Firewall.change: touches what differs and nothing else (${backend.name})`, async () => {
     using netns = newNetns();
     using firewall = await backend.open(netns);
     const [old, wanted] = [
       guest(1, ["8080:80", "81:81"]),
       guest(1, ["8080:8000", "82:82", "81:81"]),
     ];
-    firewall.add(old);
-    assertEquals(firewall.replace(old, wanted), true);
-    assertEquals(firewall.check(wanted), []);
-    assertEquals(firewall.replace(old, wanted), false);
-    firewall.replace(wanted, guest(1, []));
+    add(firewall, old);
+    assertEquals(replace(firewall, old, wanted), true);
+    assertEquals(check(firewall, wanted), []);
+    assertEquals(replace(firewall, old, wanted), false);
+    replace(firewall, wanted, guest(1, []));
     assertEquals(firewall.listGuests().flatMap(({ ports }) => ports), []);
-    assertEquals(firewall.check(guest(1, [])), []);
+    assertEquals(check(firewall, guest(1, [])), []);
   });
 
-  Deno.test(`Firewall.listGuests: reads the rules back; removeOwner needs no more (${backend.name})`, async () => {
+  Deno.test(`Firewall.listGuests: reads the rules back; change needs no more than an owner (${backend.name})`, async () => {
     using netns = newNetns();
     using firewall = await backend.open(netns);
     const one = guest(1, ["0.0.0.0:8080:80", "192.0.2.1:53:53/udp", "[::]:81:81/sctp"]);
@@ -151,24 +174,44 @@ export function testBackend(backend: Backend): void {
       owner: "to@192.0.2.7",
       relayed: true,
     };
-    firewall.add(one);
-    firewall.add(two);
-    firewall.add(relayed);
-    assertEquals(firewall.check(relayed), []);
+    add(firewall, one);
+    add(firewall, two);
+    add(firewall, relayed);
+    assertEquals(check(firewall, relayed), []);
     const found = firewall.listGuests().sort((a, b) => a.owner < b.owner ? -1 : 1);
     assertEquals(
       found.map(({ ports: _, ...rest }) => rest),
       [one, two, relayed].map(({ ports: _, ...rest }) => rest),
     );
-    assertEquals(firewall.removePorts(relayed), true);
-    assertEquals(firewall.removePorts(relayed), false);
-    assertEquals(firewall.removeOwner(relayed.owner), true, "what is left without ports");
-    assertEquals(firewall.remove(relayed), false);
+    assertEquals(firewall.change(relayed.owner, relayed, { ...relayed, ports: [] }), true);
+    assertEquals(firewall.change(relayed.owner, relayed, { ...relayed, ports: [] }), false);
+    assertEquals(
+      firewall.change(relayed.owner, "any", undefined),
+      true,
+      "what is left without ports",
+    );
+    assertEquals(remove(firewall, relayed), false);
     const sorted = (rules: GuestRules) => rules.ports.map(formatPort).sort();
     assertEquals(sorted(found[0]!), sorted(one));
-    assertEquals(firewall.removeOwner("guest1/eth0"), true);
-    assertEquals(firewall.removeOwner("guest1/eth0"), false);
+    assertEquals(firewall.change("guest1/eth0", "any", undefined), true);
+    assertEquals(firewall.change("guest1/eth0", "any", undefined), false);
     assertEquals(firewall.listGuests().map(({ owner }) => owner), ["guest2/eth0"]);
+  });
+
+  Deno.test(`Firewall.change: from what is not known to what is wanted (${backend.name})`, async () => {
+    using netns = newNetns();
+    using firewall = await backend.open(netns);
+    const [old, wanted] = [guest(1, ["8080:80", "81:81"]), guest(1, ["81:81", "82:82"])];
+    add(firewall, old);
+    add(firewall, guest(2, ["90:90"]));
+    const changed = { ...wanted, addresses: ["172.18.0.9"] };
+    assertEquals(firewall.change(old.owner, "any", changed), true);
+    assertEquals(check(firewall, changed), []);
+    assertEquals(firewall.change(old.owner, "any", changed), false);
+    const found = firewall.listGuests().find(({ owner }) => owner === old.owner);
+    assertEquals(found?.addresses, ["172.18.0.9"]);
+    assertEquals(found?.ports.map(({ hostPort }) => hostPort).sort(), [81, 82]);
+    assertEquals(check(firewall, guest(2, ["90:90"])), [], "another's rules are as they were");
   });
 
   for (const bridgeNetfilter of [false, true]) {
@@ -244,10 +287,10 @@ export function testBackend(backend: Backend): void {
       });
 
       await t.step("one of two on a port goes, the other stays; then nothing is left", async () => {
-        firewall.replace(guest(1, ["8080:80", "192.0.2.9:90:80"]), guest(1, ["8080:80"]));
+        replace(firewall, guest(1, ["8080:80", "192.0.2.9:90:80"]), guest(1, ["8080:80"]));
         assertEquals(await machine.failToAsk("tcp", "192.0.2.9", 90), "ECONNREFUSED");
         assertEquals((await machine.ask("tcp", "192.0.2.1", 90)).server, "guest2");
-        for (const rules of firewall.listGuests()) firewall.remove(rules);
+        for (const rules of firewall.listGuests()) remove(firewall, rules);
         assertEquals(await machine.failToAsk("tcp", "192.0.2.1", 8080), "ECONNREFUSED");
         assertEquals(await host.failToAsk("tcp", "127.0.0.1", 8080), "ECONNREFUSED");
         assertEquals(firewall.removeIfUnused(), true);
@@ -307,7 +350,7 @@ export function testBackend(backend: Backend): void {
       await t.step(
         "a network that is not masqueraded is reached by whoever routes it",
         async () => {
-          firewall.replace(guest(1, []), guest(1, [], { masquerade: false }));
+          replace(firewall, guest(1, []), guest(1, [], { masquerade: false }));
           assertEquals((await machine.ask("tcp", "172.18.0.2", 80)).client, "192.0.2.50");
         },
       );
@@ -335,7 +378,7 @@ export function testBackend(backend: Backend): void {
         assertEquals((await machine.ask("udp", "192.0.2.1", 5300, "old")).server, "guest1");
         assertEquals((await host.ask("udp", "127.0.0.1", 5300, "old")).server, "guest1");
         assertEquals((await guest2.ask("udp", "192.0.2.50", 5300, "out")).server, "machine");
-        firewall.replace(one, guest(1, ["8080:80", "8888:80"]));
+        replace(firewall, one, guest(1, ["8080:80", "8888:80"]));
         addAll(lan.host, firewall, two);
         assertEquals((await machine.ask("udp", "192.0.2.1", 5300, "old")).server, "guest2");
         assertEquals((await host.ask("udp", "127.0.0.1", 5300, "old")).server, "guest2");
@@ -346,11 +389,21 @@ export function testBackend(backend: Backend): void {
         await machine.ask("tcp", "192.0.2.1", 8888, "ends");
         // To a port of the same number, but elsewhere.
         assertEquals((await guest1.ask("tcp", "192.0.2.50", 5300, "out")).server, "machine");
-        firewall.replace(guest(1, ["8080:80", "8888:80"]), guest(1, ["8080:80"]));
-        firewall.replace(two, guest(2, []));
+        replace(firewall, guest(1, ["8080:80", "8888:80"]), guest(1, ["8080:80"]));
+        replace(firewall, two, guest(2, []));
         assertEquals((await machine.say("stays")).server, "guest1");
         assertEquals((await guest1.say("out")).server, "machine");
         assertMatch(await machine.failToSay("ends"), /timeout|ECONNRESET/);
+      });
+
+      await t.step("a removal that was cut off ends them when it is made again", async () => {
+        replace(firewall, guest(1, ["8080:80"]), guest(1, ["8080:80", "8888:80"]));
+        await machine.ask("tcp", "192.0.2.1", 8888, "cut off");
+        runInside(lan.host, backend.dropPort(8888));
+        assertEquals((await machine.say("cut off")).server, "guest1");
+        replace(firewall, guest(1, ["8080:80", "8888:80"]), guest(1, ["8080:80"]));
+        assertMatch(await machine.failToSay("cut off"), /timeout|ECONNRESET|EPIPE/);
+        assertEquals((await machine.say("stays")).server, "guest1");
       });
 
       await t.step("a repair ends no connection", async () => {
@@ -360,13 +413,13 @@ export function testBackend(backend: Backend): void {
           return !ends.join("").includes("unacked:");
         });
         runInside(lan.host, backend.flush);
-        assertEquals(firewall.add(guest(1, ["8080:80"])), true);
+        assertEquals(add(firewall, guest(1, ["8080:80"])), true);
         assertEquals((await machine.say("stays")).server, "guest1");
         assertEquals((await guest1.say("out")).server, "machine");
       });
 
       await t.step("a removed guest's connections end, in and out", async () => {
-        firewall.remove(guest(1, ["8080:80"]));
+        remove(firewall, guest(1, ["8080:80"]));
         assertEquals(
           runInside(lan.host, "conntrack -L 2>/dev/null | grep -c 172.18.0.2 || true"),
           "0\n",

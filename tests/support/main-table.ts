@@ -9,10 +9,25 @@ import { Nftables } from "../../lib/firewall/libnftables.ts";
 import { planTable, type Table } from "../../lib/firewall/table.ts";
 import { encodeMessage, NLM_F } from "../../lib/netlink/message.ts";
 import { NFGENMSG_LEN, NFNL_SUBSYS, nfnlType, openNetfilter } from "../../lib/netlink/nfnetlink.ts";
-import { NFT_MSG, NFTA_CHAIN, NFTA_RULE, NFTA_SET } from "../../lib/netlink/nftables/constants.ts";
+import { NFT_MSG, NFTA_CHAIN, NFTA_RULE } from "../../lib/netlink/nftables/constants.ts";
 import { beginPayload } from "../../lib/netlink/nftables/objects.ts";
 import { Decoder } from "../../lib/netlink/wire.ts";
 import { newNetns, withNetns } from "../../lib/sys/netns.ts";
+
+/** linux/netfilter/nf_tables.h. */
+const NFTA_SET = {
+  TABLE: 1,
+  NAME: 2,
+  FLAGS: 3,
+  KEY_TYPE: 4,
+  KEY_LEN: 5,
+  DATA_TYPE: 6,
+  DATA_LEN: 7,
+  DESC: 9,
+  ID: 10,
+  TIMEOUT: 11,
+  EXPR: 17,
+} as const;
 
 /** Which attributes make an object; the rest of what is listed is handles and counters. */
 const OBJECTS = [
@@ -69,7 +84,8 @@ export function compileTable(table: Table, layout: string): Uint8Array<ArrayBuff
 }
 
 /** The fingerprint of a table's layout: FNV-1a over UTF-16 units. */
-export function fingerprint(text: string): string {
+export function fingerprint({ sets, learnt, chains }: Table): string {
+  const text = JSON.stringify(learnt === undefined ? [sets, chains] : [sets, learnt, chains]);
   let hash = 0x811c9dc5;
   for (const character of text) {
     hash = Math.imul(hash ^ character.charCodeAt(0), 0x01000193) >>> 0;

@@ -2,9 +2,20 @@
 
 import { Journal } from "../../lib/firewall/journal.ts";
 import type { GuestRules } from "../../lib/firewall/model.ts";
-import { checkSysctls, ensureSysctls, type SysctlOptions } from "../../lib/firewall/sysctls.ts";
+import {
+  type ChangeOptions,
+  checkNeeded,
+  neededSysctls,
+  setSysctls,
+  type SysctlOptions,
+} from "../../lib/firewall/sysctls.ts";
 import { NetlinkConnection } from "../../lib/netlink/connection.ts";
 import { type Netns, withNetns } from "../../lib/sys/netns.ts";
+
+/** Sets what rules need, in the current namespace; returns what was set. */
+export function ensureSysctls(nl: NetlinkConnection, rules: GuestRules, options: ChangeOptions) {
+  return setSysctls(nl, neededSysctls(rules, options), options);
+}
 
 /** Sets what rules need; returns what was set. */
 export function ensureInside(
@@ -31,6 +42,6 @@ export function checkInside(
 ): string[] {
   return withNetns(netns, () => {
     using nl = NetlinkConnection.open();
-    return checkSysctls(nl, rules, options);
+    return checkNeeded(nl, neededSysctls(rules, options));
   });
 }

@@ -31,19 +31,6 @@ export const NFTA_TABLE = { NAME: 1 } as const;
 export const NFTA_CHAIN = { TABLE: 1, NAME: 3, HOOK: 4, POLICY: 5, TYPE: 7 } as const;
 export const NFTA_HOOK = { HOOKNUM: 1, PRIORITY: 2 } as const;
 export const NFTA_RULE = { TABLE: 1, CHAIN: 2, HANDLE: 3, EXPRESSIONS: 4, USERDATA: 7 } as const;
-export const NFTA_SET = {
-  TABLE: 1,
-  NAME: 2,
-  FLAGS: 3,
-  KEY_TYPE: 4,
-  KEY_LEN: 5,
-  DATA_TYPE: 6,
-  DATA_LEN: 7,
-  DESC: 9,
-  ID: 10,
-  TIMEOUT: 11,
-  EXPR: 17,
-} as const;
 export const NFTA_SET_ELEM_LIST = { TABLE: 1, SET: 2, ELEMENTS: 3 } as const;
 export const NFTA_SET_ELEM = {
   KEY: 1,

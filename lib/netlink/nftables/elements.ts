@@ -4,12 +4,11 @@
  * @module
  */
 
-import { bytesToIp, ipToBytes, parseCidr, prefixOf } from "../../inet/ip.ts";
-import { formatMac, parseMac } from "../../inet/mac.ts";
+import { parseCidr, prefixOf } from "../../inet/ip.ts";
 import type { BatchedRequest, NetlinkConnection } from "../connection.ts";
 import { type Message, NLM_F } from "../message.ts";
 import { NFGENMSG_LEN } from "../nfnetlink.ts";
-import { align, Decoder, Encoder, NLA } from "../wire.ts";
+import { Decoder, type Encoder, NLA } from "../wire.ts";
 import {
   INTERVAL_END,
   NFTA_CONNLIMIT,
@@ -24,40 +23,17 @@ import {
   OVER,
   VERDICTS,
 } from "./constants.ts";
-import { beginPayload, decodeComment, nftType, tolerateAbsence } from "./objects.ts";
-
-/** How a field of a key or value is stored: padded to four bytes, numbers in network order. */
-export type Field =
-  | "ipv4_addr"
-  | "ipv6_addr"
-  /** A range of addresses that is a prefix: `"10.0.0.0/8"`. */
-  | "ipv4_prefix"
-  | "ipv6_prefix"
-  | "inet_proto"
-  | "inet_service"
-  | "ifname"
-  | "ether_addr"
-  /** Stands alone: `"drop"` or `"return"`. */
-  | "verdict";
-
-/** A set, or a map where it has values. */
-export interface SetDefinition {
-  readonly key: readonly Field[];
-  readonly value?: readonly Field[];
-  /**
-   * What each element counts, by itself: tracked connections, or packets a second. A lookup finds
-   * the element only once it has more than its limit.
-   */
-  readonly limit?: "connections" | "rate";
-}
+import { decodeFields, encodeFields, type Field, isPrefix, type SetDefinition } from "./fields.ts";
+import {
+  beginPayload,
+  decodeComment,
+  nftType,
+  readAttributes,
+  tolerateAbsence,
+} from "./objects.ts";
 
 /** How many seconds' worth of its rate an element lets pass at once. */
 export const BURST_SECONDS = 16;
-
-/** Whether a field of a key is a range. */
-export function isPrefix(field: Field): boolean {
-  return field === "ipv4_prefix" || field === "ipv6_prefix";
-}
 
 /** A set or map of a table. */
 export interface NftSet {
@@ -86,23 +62,6 @@ const SINGLE_READS = 32;
 /** Elements to a message, whose list takes 64 KiB at most. */
 const ELEMENTS_PER_MESSAGE = 256;
 
-const textEncoder = new TextEncoder();
-
-/** Bytes of a field, without padding. */
-const FIELD_SIZES: Readonly<Record<Field, number>> = {
-  ipv4_addr: 4,
-  ipv6_addr: 16,
-  ipv4_prefix: 4,
-  ipv6_prefix: 16,
-  inet_proto: 1,
-  inet_service: 2,
-  ifname: 16,
-  ether_addr: 6,
-  verdict: 0,
-};
-
-const PROTOCOLS: readonly (readonly [number, string])[] = [[6, "tcp"], [17, "udp"], [132, "sctp"]];
-
 /**
  * A message's payload of whole elements, or of their keys. In a set of intervals each is followed by
  * where it ends, but where a single one is asked for.
@@ -113,47 +72,30 @@ export function encodeElements(
   content: "elements" | "keys" | "key",
 ): Uint8Array<ArrayBuffer> {
   const { key: keyFields, value: valueFields, limit: kind } = set.definition;
-  const nested = (type: number) => type | NLA.F_NESTED;
-  const single = content === "key";
   const payload = encodeSet(set);
-  payload.attrNested(nested(NFTA_SET_ELEM_LIST.ELEMENTS), (list) => {
+  nest(payload, NFTA_SET_ELEM_LIST.ELEMENTS, (list) => {
     for (const { key, value, limit, owner } of elements) {
-      list.attrNested(nested(NFTA_LIST_ELEM), (entry) => {
-        entry.attrNested(
-          nested(NFTA_SET_ELEM.KEY),
-          (data) =>
-            data.attrNested(NFTA_DATA.VALUE, (fields) => writeFields(fields, keyFields, key)),
-        );
+      nest(list, NFTA_LIST_ELEM, (entry) => {
+        nest(entry, NFTA_SET_ELEM.KEY, (data) => writeData(data, keyFields, key));
         if (keyFields.some(isPrefix)) {
           const ends = key.map((text, index) =>
             isPrefix(keyFields[index]!) ? parseCidr(text).broadcast : text
           );
-          entry.attrNested(
-            nested(NFTA_SET_ELEM.KEY_END),
-            (data) =>
-              data.attrNested(NFTA_DATA.VALUE, (fields) => writeFields(fields, keyFields, ends)),
-          );
+          nest(entry, NFTA_SET_ELEM.KEY_END, (data) => writeData(data, keyFields, ends));
         }
         if (content !== "elements") return;
         if (value !== undefined && valueFields !== undefined) {
-          entry.attrNested(
-            nested(NFTA_SET_ELEM.DATA),
-            (data) => writeData(data, valueFields, value),
-          );
+          nest(entry, NFTA_SET_ELEM.DATA, (data) => writeData(data, valueFields, value));
         }
         entry.attrNested(NFTA_SET_ELEM.USERDATA, (userdata) => writeComment(userdata, owner));
         if (kind !== undefined && limit !== undefined) {
-          entry.attrNested(nested(NFTA_SET_ELEM.EXPR), (expr) => writeLimit(expr, kind, limit));
+          nest(entry, NFTA_SET_ELEM.EXPR, (expr) => writeLimit(expr, kind, limit));
         }
       });
-      if (kind === "connections" && !single) {
-        list.attrNested(nested(NFTA_LIST_ELEM), (entry) => {
-          const end = encodeFields(keyFields, key);
-          increment(end);
-          entry.attrNested(
-            nested(NFTA_SET_ELEM.KEY),
-            (data) => data.attrBytes(NFTA_DATA.VALUE, end),
-          );
+      if (kind === "connections" && content !== "key") {
+        nest(list, NFTA_LIST_ELEM, (entry) => {
+          const end = increment(encodeFields(keyFields, key));
+          nest(entry, NFTA_SET_ELEM.KEY, (data) => data.attrBytes(NFTA_DATA.VALUE, end));
           entry.attrU32be(NFTA_SET_ELEM.FLAGS, INTERVAL_END);
         });
       }
@@ -162,20 +104,24 @@ export function encodeElements(
   return payload.finish();
 }
 
-function writeData(data: Encoder, fields: readonly Field[], value: readonly string[]): void {
+function nest(encoder: Encoder, type: number, write: (encoder: Encoder) => void): void {
+  encoder.attrNested(type | NLA.F_NESTED, write);
+}
+
+function writeData(data: Encoder, fields: readonly Field[], texts: readonly string[]): void {
   if (fields[0] === "verdict") {
-    data.attrNested(NFTA_DATA.VERDICT | NLA.F_NESTED, (verdict) => {
-      verdict.attrU32be(NFTA_VERDICT.CODE, VERDICTS[value[0]!]!);
-    });
-  } else data.attrNested(NFTA_DATA.VALUE, (written) => writeFields(written, fields, value));
+    const code = VERDICTS[texts[0]!]!;
+    nest(data, NFTA_DATA.VERDICT, (verdict) => verdict.attrU32be(NFTA_VERDICT.CODE, code));
+  } else data.attrBytes(NFTA_DATA.VALUE, encodeFields(fields, texts));
 }
 
 /** The next number, of bytes in network order. */
-function increment(bytes: Uint8Array): void {
+function increment(bytes: Uint8Array): Uint8Array {
   for (let index = bytes.length - 1; index >= 0; index--) {
     bytes[index] = bytes[index]! + 1;
-    if (bytes[index] !== 0) return;
+    if (bytes[index] !== 0) break;
   }
+  return bytes;
 }
 
 type LimitKind = NonNullable<SetDefinition["limit"]>;
@@ -185,7 +131,7 @@ const LIMITS: Readonly<Record<LimitKind, string>> = { connections: "connlimit", 
 
 function writeLimit(expr: Encoder, kind: LimitKind, limit: number): void {
   expr.attrString(NFTA_EXPR.NAME, LIMITS[kind]);
-  expr.attrNested(NFTA_EXPR.DATA | NLA.F_NESTED, (data) => {
+  nest(expr, NFTA_EXPR.DATA, (data) => {
     if (kind === "connections") {
       data.attrU32be(NFTA_CONNLIMIT.COUNT, limit).attrU32be(NFTA_CONNLIMIT.FLAGS, OVER);
     } else {
@@ -197,14 +143,10 @@ function writeLimit(expr: Encoder, kind: LimitKind, limit: number): void {
 
 /** A limit's number; undefined where it is another kind of limit than tapkit's. */
 function decodeLimit(kind: LimitKind, expr: Decoder): number | undefined {
-  let name = "";
-  let data: ReturnType<Decoder["attributes"]> = [];
-  for (const { type, value } of expr.attributes()) {
-    if (type === NFTA_EXPR.NAME) name = value.asString();
-    else if (type === NFTA_EXPR.DATA) data = value.attributes();
-  }
-  const field = (wanted: number) => data.find(({ type }) => type === wanted)?.value;
-  if (name !== LIMITS[kind]) return undefined;
+  const attributes = readAttributes(expr);
+  if (attributes(NFTA_EXPR.NAME)?.asString() !== LIMITS[kind]) return undefined;
+  const data = attributes(NFTA_EXPR.DATA);
+  const field = data === undefined ? () => undefined : readAttributes(data);
   if (kind === "connections") {
     return field(NFTA_CONNLIMIT.FLAGS)?.asU32be() === OVER
       ? field(NFTA_CONNLIMIT.COUNT)?.asU32be()
@@ -269,92 +211,20 @@ function decodeElement({ name, definition }: NftSet, entry: Decoder): Element | 
 }
 
 function decodeData(fields: readonly Field[], data: Decoder): string[] | undefined {
-  const attributes = data.attributes();
-  if (fields[0] === "verdict") {
-    const verdict = attributes.find(({ type }) => type === NFTA_DATA.VERDICT)?.value.attributes();
-    const code = verdict?.find(({ type }) => type === NFTA_VERDICT.CODE)?.value.asU32be();
-    const name = Object.keys(VERDICTS).find((name) => VERDICTS[name] === code);
-    return name === undefined ? undefined : [name];
+  const attribute = readAttributes(data);
+  if (fields[0] !== "verdict") {
+    const value = attribute(NFTA_DATA.VALUE);
+    return value && decodeFields(fields, value.asBytes());
   }
-  const value = attributes.find(({ type }) => type === NFTA_DATA.VALUE)?.value;
-  return value === undefined ? undefined : decodeFields(fields, value.asBytes());
-}
-
-/** Fields one after another, each padded to four bytes. */
-export function encodeFields(fields: readonly Field[], texts: readonly string[]): Uint8Array {
-  const encoder = new Encoder(64);
-  writeFields(encoder, fields, texts);
-  return encoder.finish();
-}
-
-function writeFields(encoder: Encoder, fields: readonly Field[], texts: readonly string[]): void {
-  fields.forEach((field, index) => {
-    const text = texts[index]!;
-    switch (field) {
-      case "ipv4_addr":
-      case "ipv6_addr":
-      case "ipv4_prefix":
-      case "ipv6_prefix":
-        encoder.bytes(ipToBytes(text.split("/")[0]!));
-        break;
-      case "ether_addr":
-        // A key that is no concatenation is not padded.
-        encoder.bytes(parseMac(text)).zero(fields.length > 1 ? 2 : 0);
-        break;
-      case "verdict":
-        break;
-      case "inet_proto":
-        encoder.u8(PROTOCOLS.find(([, name]) => name === text)?.[0] ?? 0).zero(3);
-        break;
-      case "inet_service":
-        encoder.u16be(Number(text)).zero(2);
-        break;
-      case "ifname": {
-        const name = textEncoder.encode(text);
-        encoder.bytes(name).zero(FIELD_SIZES.ifname - name.length);
-        break;
-      }
-    }
-  });
-}
-
-/** Reads fields; undefined when the bytes are not of their sizes. */
-export function decodeFields(fields: readonly Field[], bytes: Uint8Array): string[] | undefined {
-  const sizes = fields.map((field) => FIELD_SIZES[field]);
-  // Alone or last, a number may come without its padding.
-  const unpadded = sizes.reduce(
-    (sum, size, index) => sum + (index === sizes.length - 1 ? size : align(size)),
-    0,
-  );
-  if (bytes.length !== unpadded && bytes.length !== align(unpadded)) return undefined;
-  const decoder = new Decoder(bytes);
-  return fields.map((field) => {
-    const size = FIELD_SIZES[field];
-    const content = decoder.bytes(size);
-    decoder.skip(Math.min(align(size) - size, decoder.remaining));
-    switch (field) {
-      case "ipv4_addr":
-      case "ipv6_addr":
-      case "ipv4_prefix":
-      case "ipv6_prefix":
-        return bytesToIp(content);
-      case "ether_addr":
-        return formatMac(content);
-      case "verdict":
-        return "";
-      case "inet_proto":
-        return PROTOCOLS.find(([number]) => number === content[0])?.[1] ?? `${content[0]}`;
-      case "inet_service":
-        return `${new Decoder(content).u16be()}`;
-      case "ifname":
-        return new Decoder(content).asString();
-    }
-  });
+  const verdict = attribute(NFTA_DATA.VERDICT);
+  const code = verdict && readAttributes(verdict)(NFTA_VERDICT.CODE)?.asU32be();
+  const name = Object.keys(VERDICTS).find((name) => VERDICTS[name] === code);
+  return name === undefined ? undefined : [name];
 }
 
 /** Writes a comment as user data. */
 function writeComment(encoder: Encoder, comment: string): void {
-  const text = textEncoder.encode(comment);
+  const text = new TextEncoder().encode(comment);
   encoder.u8(NFTNL_UDATA_COMMENT).u8(text.length + 1).bytes(text).zero(1);
 }
 

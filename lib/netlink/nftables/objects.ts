@@ -96,7 +96,7 @@ export function listTables(nl: NetlinkConnection): NftTable[] | undefined {
       object: "nftables tables",
     })
   )?.map(({ payload }) => {
-    const attribute = readAttributes(payload);
+    const attribute = readAttributes(new Decoder(payload).skip(NFGENMSG_LEN));
     return {
       family: familyName(payload[0]!),
       name: attribute(NFTA_TABLE.NAME)?.asString() ?? "",
@@ -140,7 +140,7 @@ export function getChain(nl: NetlinkConnection, chain: NftChain): BaseChain | un
 }
 
 function decodeChain(payload: Uint8Array): BaseChain {
-  const attribute = readAttributes(payload);
+  const attribute = readAttributes(new Decoder(payload).skip(NFGENMSG_LEN));
   return {
     family: familyName(payload[0]!),
     table: attribute(NFTA_CHAIN.TABLE)?.asString() ?? "",
@@ -243,8 +243,9 @@ function chainPayload({ family, table, chain }: NftChain): Uint8Array<ArrayBuffe
     .attrString(NFTA_CHAIN.NAME, chain).finish();
 }
 
-function readAttributes(payload: Uint8Array): (wanted: number) => Decoder | undefined {
-  const attributes = new Decoder(payload).skip(NFGENMSG_LEN).attributes();
+/** A way to the attributes of a type: the first one of it. */
+export function readAttributes(decoder: Decoder): (wanted: number) => Decoder | undefined {
+  const attributes = decoder.attributes();
   return (wanted) => attributes.find(({ type }) => type === wanted)?.value;
 }
 
