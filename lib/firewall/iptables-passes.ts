@@ -7,8 +7,7 @@
 
 import type { Finding } from "../finding.ts";
 import { type Family, isIp } from "../inet/ip.ts";
-import { source } from "./iptables-rules.ts";
-import { optionOf, parseSaved, readOptions, unquoted } from "./iptables-save.ts";
+import { optionOf, parseSaved, prefixOption, readOptions, unquoted } from "./iptables-save.ts";
 import type { GuestRules } from "./model.ts";
 import { byId, type Change, type Entry, type Found, type Place } from "./place.ts";
 import type { Xtables } from "./xtables.ts";
@@ -141,7 +140,7 @@ function passes(rules: GuestRules, areOpen: boolean, family: Family): string[] {
       ...link === "" || relayed ? [] : [`-d ${host}${from}${to} ${whose} -j ACCEPT`],
       ...areOpen ? [state("DNAT")] : [],
       ...reachableFrom.filter((prefix) => isIp(prefix.split("/")[0]!) === family)
-        .map((prefix) => `${source("-s", prefix)}-d ${host}${to} ${whose} -j ACCEPT`),
+        .map((prefix) => `${prefixOption("-s", prefix)}-d ${host}${to} ${whose} -j ACCEPT`),
     ];
   });
 }

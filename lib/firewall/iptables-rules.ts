@@ -14,6 +14,7 @@ import type { Family } from "../inet/ip.ts";
 import { hostPortOf } from "./guest-elements.ts";
 import {
   optionOf,
+  prefixOption,
   readOptions,
   type SavedChain,
   type SavedOption,
@@ -124,7 +125,7 @@ function jumps(family: Family) {
 /** The rules that an element is, in the order in which they are added. */
 export function rulesOfElement(element: Entry): Rule[] {
   const { set, key, value, owner } = element;
-  const family = familyOfSet(element);
+  const family = set.endsWith("6") ? 6 : 4;
   const whose = `-m comment --comment ${owner}`;
   const host = (address: string) => `${address}/${family === 4 ? 32 : 128}`;
   if (value !== undefined) {
@@ -140,62 +141,45 @@ export function rulesOfElement(element: Entry): Rule[] {
       at: "tail",
     }];
   }
-  const [address, link] = key;
-  const [from, to] = [`-s ${host(address!)}`, `-d ${host(address!)}`];
-  const [nat, filter] = [
-    { table: "nat", chain: "TAPKIT-MASQUERADE" },
-    { table: "filter", chain: "TAPKIT-FORWARD" },
-  ] as const;
-  if (set === "guests4" || set === "guests6") {
-    return [
-      { ...nat, spec: `${from} -o ${link} ${whose} -j RETURN`, at: "head" },
-      // A neighbour would answer past the host, and the answer would not be translated back.
-      {
-        ...nat,
-        spec: `${from} -o ${link} -m conntrack --ctstate DNAT ${whose} -j MASQUERADE`,
-        at: "head",
-      },
-      { ...filter, spec: `${to} -i ${link} ${whose} -j RETURN`, at: "head" },
-      // What says that it is the guest, and comes by another link.
-      {
-        ...filter,
-        spec: `${from} ! -i ${link} -m conntrack --ctstate DNAT ${whose} -j DROP`,
-        at: "head",
-      },
-    ];
-  }
-  if (set === "relayed4" || set === "relayed6") {
-    const spec = `${to} -m conntrack --ctstate DNAT ${whose} -j MASQUERADE`;
-    return [{ ...nat, spec, at: "head" }];
-  }
-  if (set === "apart4" || set === "apart6") {
-    return [{ ...filter, spec: `-i ${address} -o ${link} ${whose} -j DROP`, at: "tail" }];
-  }
-  if (set === "reachable4" || set === "reachable6") {
-    const [as, by] = [source("-s", link!), source("-d", link!)];
-    return [
-      { ...nat, spec: `${from} ${by}-m conntrack ! --ctstate DNAT ${whose} -j RETURN`, at: "head" },
-      { ...filter, spec: `${as}${to} ${whose} -j RETURN`, at: "head" },
-    ];
-  }
-  if (set !== "private4" && set !== "private6") {
-    throw new TapkitError(`iptables has no rules for "${set}" of ${owner}`, {
-      mend: "use nftables, or leave isolation and egress rules out",
-    });
-  }
-  return [
-    { ...nat, spec: `${from} ${whose} -j MASQUERADE`, at: "tail" },
-    { ...filter, spec: `${to} ${whose} -j DROP`, at: "tail" },
+  const [address = "", link = ""] = key;
+  const [from, to, dnat] = [
+    `-s ${host(address)}`,
+    `-d ${host(address)}`,
+    "-m conntrack --ctstate DNAT",
   ];
-}
-
-/** A prefix as `iptables-save` prints it: that of all addresses not at all. */
-export function source(option: "-s" | "-d", prefix: string): string {
-  return prefix.endsWith("/0") ? "" : `${option} ${prefix} `;
-}
-
-function familyOfSet({ set }: Entry): Family {
-  return set.endsWith("6") ? 6 : 4;
+  const rule =
+    (table: Table, chain: string) => (at: Rule["at"], match: string, target: string) => ({
+      table,
+      chain,
+      spec: `${match} ${whose} -j ${target}`,
+      at,
+    });
+  const [nat, filter] = [rule("nat", "TAPKIT-MASQUERADE"), rule("filter", "TAPKIT-FORWARD")];
+  switch (set.slice(0, -1)) {
+    case "guests":
+      return [
+        nat("head", `${from} -o ${link}`, "RETURN"),
+        // A neighbour would answer past the host, and the answer would not be translated back.
+        nat("head", `${from} -o ${link} ${dnat}`, "MASQUERADE"),
+        filter("head", `${to} -i ${link}`, "RETURN"),
+        // What says that it is the guest, and comes by another link.
+        filter("head", `${from} ! -i ${link} ${dnat}`, "DROP"),
+      ];
+    case "relayed":
+      return [nat("head", `${to} ${dnat}`, "MASQUERADE")];
+    case "apart":
+      return [filter("tail", `-i ${address} -o ${link}`, "DROP")];
+    case "reachable":
+      return [
+        nat("head", `${from} ${prefixOption("-d", link)}-m conntrack ! --ctstate DNAT`, "RETURN"),
+        filter("head", `${prefixOption("-s", link)}${to}`, "RETURN"),
+      ];
+    case "private":
+      return [nat("tail", from, "MASQUERADE"), filter("tail", to, "DROP")];
+  }
+  throw new TapkitError(`iptables has no rules for "${set}" of ${owner}`, {
+    mend: "use nftables, or leave isolation and egress rules out",
+  });
 }
 
 /** Of the chains that `iptables-save` prints tapkit's, and the jumps to them. */

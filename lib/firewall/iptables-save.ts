@@ -1,5 +1,5 @@
 /**
- * What `iptables-save` writes, read (pure).
+ * What `iptables-save` writes (pure).
  *
  * @module
  */
@@ -36,6 +36,11 @@ export function parseSaved(text: string): SavedChain[] {
 /** A rule with its comment as tapkit writes it, without quotes. */
 export function unquoted(spec: string): string {
   return spec.replace(/--comment "([^"]*)"/, "--comment $1");
+}
+
+/** A prefix as `iptables-save` prints it: that of all addresses not at all. */
+export function prefixOption(option: "-s" | "-d", prefix: string): string {
+  return prefix.endsWith("/0") ? "" : `${option} ${prefix} `;
 }
 
 /** An option of a rule, with the word behind it. */

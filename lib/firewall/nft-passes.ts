@@ -20,6 +20,7 @@ import {
   tableDeletion,
   tolerateAbsence,
 } from "../netlink/nftables/objects.ts";
+import { Decoder } from "../netlink/wire.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
 import { Nftables } from "./libnftables.ts";
 import type { GuestRules } from "./model.ts";
@@ -85,7 +86,9 @@ export class NftPasses implements Place<Pass> {
 
   read(): Found<Pass> {
     const rules = listRules(this.#nl, this.#chain).filter(({ comment }) => comment !== "");
-    const own = rules.map(({ comment, handle }) => this.#pass(comment, { handle }));
+    const own = rules.map(({ comment, handle }) =>
+      this.#pass(comment, { handle: new Decoder(handle).asU64be() })
+    );
     return {
       exists: rules.length > 0 || getChain(this.#nl, this.#chain) !== undefined,
       lacking: [],

@@ -47,7 +47,8 @@ export interface BaseChain extends NftChain {
 
 /** A rule. */
 export interface NftRule extends NftChain {
-  readonly handle: bigint;
+  /** Its number, in network order. */
+  readonly handle: Uint8Array;
   /** nft's; iptables has a comment in a match, among the expressions. */
   readonly comment: string;
   readonly expressions: Uint8Array;
@@ -66,8 +67,12 @@ export function nftType(message: keyof typeof NFT_MSG): number {
   return nfnlType(NFNL_SUBSYS.NFTABLES, NFT_MSG[message]);
 }
 
+const FAMILIES = new Map<number, string>(
+  Object.entries(NFPROTO).map(([name, number]) => [number, name]),
+);
+
 function familyName(number: number): string {
-  return Object.entries(NFPROTO).find(([, value]) => value === number)?.[0] ?? `${number}`;
+  return FAMILIES.get(number) ?? `${number}`;
 }
 
 /** What a look-up gives; undefined where what it asks for, or nf_tables at all, is not there. */
@@ -175,14 +180,14 @@ export function decodeRule(payload: Uint8Array): NftRule {
     family: familyName(payload[0]!),
     table: "",
     chain: "",
-    handle: 0n,
+    handle: new Uint8Array(8),
     comment: "",
     expressions: new Uint8Array(),
   };
   for (const { type, value } of new Decoder(payload).skip(NFGENMSG_LEN).attributes()) {
     if (type === NFTA_RULE.TABLE) rule.table = value.asString();
     else if (type === NFTA_RULE.CHAIN) rule.chain = value.asString();
-    else if (type === NFTA_RULE.HANDLE) rule.handle = value.asU64be();
+    else if (type === NFTA_RULE.HANDLE) rule.handle = value.asBytes();
     else if (type === NFTA_RULE.EXPRESSIONS) rule.expressions = value.asBytes();
     else if (type === NFTA_RULE.USERDATA) rule.comment = decodeComment(value.asBytes());
   }
@@ -230,7 +235,7 @@ export function chainDeletion(chain: NftChain): BatchedRequest {
 /** Deletes a rule. */
 export function ruleDeletion({ family, table, chain, handle }: NftRule): BatchedRequest {
   const payload = beginPayload(family).attrString(NFTA_RULE.TABLE, table)
-    .attrString(NFTA_RULE.CHAIN, chain).attrU64be(NFTA_RULE.HANDLE, handle).finish();
+    .attrString(NFTA_RULE.CHAIN, chain).attrBytes(NFTA_RULE.HANDLE, handle).finish();
   return { type: nftType("DELRULE"), flags: 0, payload };
 }
 
