@@ -243,7 +243,10 @@ const SPECIAL: readonly (readonly [prefix: string, purpose: string])[] = [
 
 /** The part of a prefix that no host on a network can have, as text; undefined if there is none. */
 export function specialUse(prefix: Cidr): string | undefined {
-  const found = SPECIAL.find(([text]) => cidrsOverlap(prefix, parseCidr(text)));
+  const isSix = prefix.family === 6;
+  const found = SPECIAL.find(([text]) =>
+    text.includes(":") === isSix && cidrsOverlap(prefix, parseCidr(text))
+  );
   return found && `${found[0]} (${found[1]})`;
 }
 
