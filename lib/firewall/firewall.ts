@@ -1,5 +1,5 @@
 /**
- * The host's firewall: guests' rules changed and compared, wherever they are kept.
+ * The host's firewall: changes guests' rules, and compares them with the kernel.
  *
  * @module
  */
@@ -42,40 +42,39 @@ export interface FirewallDifference extends Finding {
 }
 
 /**
- * tapkit's rules in the network namespace this was opened in, wherever the thread goes later.
+ * tapkit's rules in the network namespace where this was opened. The thread may enter others later.
  *
- * Every change is one transaction, which makes the rules that all guests share where they are
- * missing and mends them where somebody took some away; then the tracked connections that the
- * change concerns are forgotten. Two processes that change ports at the same time need a lock of
- * their caller's.
+ * A change is one transaction in each place. It also creates the rules that all guests share if some
+ * are missing. Then it ends the tracked connections that the change concerns. The caller holds a lock
+ * if several processes may change ports at the same time.
  *
- * Dispose it late: closing the socket after elements were deleted waits some 15 ms for the
- * kernel to have freed them.
+ * Dispose it late: after elements were deleted, closing the socket waits some 15 ms until the kernel
+ * has freed them.
  */
 export class Firewall implements Disposable {
   readonly #store: ElementStore;
   readonly #policies: readonly Place[];
   readonly #netfilter: NetlinkConnection;
   readonly #ownAddresses: () => ReadonlySet<string>;
-  /** Changes whose tracked connections have not been looked for yet. */
+  /** Changes whose connections have not been ended yet. */
   readonly #putOff: FlowChange[] = [];
   #putOffLimit = 0;
-  /** Whether another backend may hold rules of tapkit's too, by now. */
+  /** Whether the other backend may have rules of tapkit's too. */
   readonly isMixed: () => boolean;
   readonly #others: () => OtherFirewalls;
   #remade = false;
   readonly #lookAtPorts: () => Promise<MappedPorts>;
 
-  /** @param store closed with this, as the connection is; all of one namespace */
+  /** @param store closed with this, like the connection; all belong to one namespace */
   constructor(
     store: ElementStore,
     { policies, netfilter, ownAddresses, isMixed, others, lookAtPorts }: {
       readonly policies: readonly Place[];
       readonly netfilter: NetlinkConnection;
-      /** The namespace's, without prefix lengths. */
+      /** The addresses of the namespace, without prefix lengths. */
       readonly ownAddresses: () => ReadonlySet<string>;
       readonly isMixed: () => boolean;
-      /** Looks for the firewalls of others. */
+      /** Finds other firewalls. */
       readonly others: () => OtherFirewalls;
       readonly lookAtPorts: () => Promise<MappedPorts>;
     },
@@ -89,28 +88,28 @@ export class Firewall implements Disposable {
     this.#lookAtPorts = lookAtPorts;
   }
 
-  /** Whether the rules that all guests share were missing, and were made anew since this was opened. */
+  /** Whether a change has recreated the rules that all guests share. */
   get remade(): boolean {
     return this.#remade;
   }
 
-  /** Which backend it is. */
+  /** The backend. */
   get kind(): FirewallKind {
     return this.#store.kind;
   }
 
   /**
-   * Brings an owner's rules from what they were to what is wanted: what is in both is not touched,
-   * nor are its connections; those of what goes end. What is not there, or has become another
-   * owner's meanwhile, is passed over.
+   * Brings an owner's rules to the wanted state. What is in both states is not touched, nor are its
+   * connections. The connections of removed rules end. A rule to remove that does not exist, or has
+   * another owner now, is skipped.
    *
-   * @param have `"any"` where it is not known: whatever is tagged with the owner. Absent, it had none
-   * @param want absent where it is to have none
+   * @param have the previous rules, if any; `"any"` if unknown: all rules with the owner's tag
+   * @param want the wanted rules; undefined removes all
    * @returns whether anything was changed
    * @throws {InputError} when the rules are malformed
    * @throws {PortConflictError} when another owner has one of the host ports
-   * @throws {LimitsError} where the kernel lacks what limits are made of
-   * @throws {TapkitError} when libnftables is needed, for a policy or a chain of others, and missing
+   * @throws {LimitsError} when the kernel does not support limits
+   * @throws {TapkitError} when a policy or another firewall needs libnftables, and it is missing
    */
   change(
     owner: string,
@@ -120,7 +119,7 @@ export class Firewall implements Disposable {
     const before = typeof have === "object" ? validateRules(have) : have;
     const after = want && validateRules(want);
     const { closing, passes } = this.#others();
-    // What drops is there before anything is let in, and goes after it.
+    // Rules that drop are added before those that accept, and removed after them.
     const places = [...this.#policies, ...closing, this.#store, ...passes];
     if (after === undefined) places.reverse();
     return places.map((place) => this.#bring(place, owner, before, after)).includes(true);
@@ -143,7 +142,8 @@ export class Firewall implements Disposable {
       const leaving = old.filter((address) => !after?.addresses.includes(address));
       return this.#apply({ owner, have, want }, leaving);
     }
-    return have.length + want.length > 0 && bring(place, { owner, have, want }).changed;
+    const idle = have !== "any" && have.length + want.length === 0;
+    return !idle && bring(place, { owner, have, want }).changed;
   }
 
   /** Compares a guest's rules with the kernel's. */
@@ -157,7 +157,7 @@ export class Firewall implements Disposable {
       );
   }
 
-  /** {@linkcode change} of a guest that had no rules. */
+  /** Adds a guest's rules. */
   add(rules: GuestRules): boolean {
     return this.change(rules.owner, undefined, rules);
   }
@@ -188,14 +188,14 @@ export class Firewall implements Disposable {
     return this.differences(rules).map(sentence);
   }
 
-  /** Whether another firewall drops what is forwarded unless it is let pass. */
+  /** Whether another firewall drops forwarded packets by default. */
   dropsForwarded(): boolean {
     return this.#others().drops();
   }
 
   /**
-   * What keeps a guest's published ports closed to other machines: `"ufw"`, `"firewalld"`.
-   * Undefined where nothing does, or they are open.
+   * The firewall that keeps a guest's published ports closed to other machines: `"ufw"`,
+   * `"firewalld"`; undefined if there is none, or the ports are open.
    */
   closedBy({ forward, openPorts, ports }: GuestRules): string | undefined {
     if (!forward || openPorts || ports.length === 0) return undefined;
@@ -203,26 +203,26 @@ export class Firewall implements Disposable {
   }
 
   /**
-   * The guests whose rules the kernel has. Ranges come as single ports, `forward` as true, and
-   * policies not at all.
+   * Lists the guests that have rules in the kernel. Port ranges come as single ports. `forward` is
+   * always true. Policies are not included.
    */
   listGuests(): GuestRules[] {
     return rulesOf(this.#store.readSets(GUEST_SET_NAMES).filter(({ owner }) => owner !== ""));
   }
 
-  /** Whether there are rules of tapkit's at all, of this backend. */
+  /** Whether this backend has any rules of tapkit's. */
   exists(): boolean {
     return this.#store.exists();
   }
 
-  /** Looks at all that maps host ports in this namespace, whoever and whatever made it. */
+  /** Reads which host ports are mapped in this namespace, by tapkit and by others. */
   async mappedPorts(): Promise<MappedPorts> {
     return await this.#lookAtPorts();
   }
 
   /**
-   * Has what comes from one link dropped where it would be forwarded to another, for these pairs and
-   * no others; what comes from a guest, or goes to it by a port, is no matter of this.
+   * Drops packets that would be forwarded from one link to another, for these pairs and no others.
+   * Packets from guests, and to guests through ports, are not affected.
    *
    * @returns whether anything was changed
    */
@@ -232,7 +232,7 @@ export class Firewall implements Disposable {
     return this.#apply({ owner: HOST_OWNER, have, want: apartElements(family, pairs) });
   }
 
-  /** The pairs of links that {@linkcode keepApart} is to keep so, and are not. */
+  /** Finds the pairs of links that {@linkcode keepApart} should have set, but are missing. */
   differencesApart(family: Family, pairs: readonly LinkPair[]): FirewallDifference[] {
     const want = apartElements(family, pairs);
     const { entries } = this.#store.read([], want);
@@ -245,10 +245,10 @@ export class Firewall implements Disposable {
   }
 
   /**
-   * Takes away what guests share when there are no more of them. The caller holds the lock under
-   * which rules are added.
+   * Removes the rules that all guests share if no guest is left. The caller holds the lock that
+   * guards adding rules.
    *
-   * @returns whether there was anything to take away
+   * @returns whether anything was removed
    */
   removeIfUnused(): boolean {
     if (!this.#store.exists()) return false;
@@ -258,10 +258,9 @@ export class Firewall implements Disposable {
   }
 
   /**
-   * Ends connections to a guest's ports that lead elsewhere, as {@linkcode add} does for ports
-   * that are new.
+   * Ends connections to a guest's ports that lead elsewhere.
    *
-   * @param gone ports of its that somebody else mapped, and does not any more
+   * @param gone ports of the guest that somebody else mapped before
    */
   endStaleFlows(rules: GuestRules, gone: readonly PortMapping[] = []): void {
     const wanted = elementsOf(validateRules(rules));
@@ -273,11 +272,11 @@ export class Firewall implements Disposable {
   }
 
   /**
-   * From now on connections that added ports make stale are looked for once for several guests:
-   * the kernel goes through all it tracks each time. It is done before any rule is removed, and
-   * when this is disposed; who is killed before attaches again.
+   * From now on, stale connections are searched once for several added guests, because each search
+   * makes the kernel walk its whole table. The search happens at the latest before a rule is removed
+   * and when this is disposed. After a kill, attaching again does it.
    *
-   * @param limit after how many guests at the latest
+   * @param limit the number of guests after which the search happens
    */
   putOffFlows(limit: number): void {
     this.#putOffLimit = limit;
@@ -289,7 +288,7 @@ export class Firewall implements Disposable {
     this.#endPutOffFlows();
   }
 
-  /** @param leaving addresses that were the owner's, and all flows of which end */
+  /** @param leaving former addresses of the owner; all their flows end */
   #apply(wish: Wish<Entry>, leaving: readonly string[] = []): boolean {
     const { have, want } = wish;
     if (have !== "any" && have.length + want.length + leaving.length === 0) return false;
@@ -303,12 +302,12 @@ export class Firewall implements Disposable {
     const left = have === "any"
       ? addressesOf(stale).filter((address) => !kept.has(address))
       : leaving;
-    // Of an address that has become another owner's since, the flows are theirs.
+    // If an address has another owner now, its flows belong to that owner.
     const taken = new Set(foreign.map(({ key }) => key[0]!));
-    // A TCP port that was free has no connections: whoever had it before ended them.
+    // A TCP port that was free has no connections: its last owner's removal ended them.
     const flowing = added.filter((element) => hostPortOf(element).protocol !== "tcp");
     this.#forgetFlows({
-      // Who was killed before may have removed elements, and not ended their connections.
+      // A process may have been killed after it removed elements, before it ended connections.
       changed: [...stale, ...gone, ...replaced, ...flowing],
       wanted: byId(want),
       leaving: left.filter((address) => !taken.has(address)),
@@ -343,7 +342,7 @@ export class Firewall implements Disposable {
   }
 }
 
-/** A port that leads elsewhere for somebody else is theirs; anything else was left behind. */
+/** Refuses a port that another owner has, and that leads elsewhere. */
 function refuseConflict(found: Entry, wanted: Entry): void {
   if (found.owner === wanted.owner || sameValue(found, wanted)) return;
   const { protocol, hostIP, hostPort } = hostPortOf(wanted);

@@ -1,6 +1,5 @@
 /**
- * The elements that guests have in the table of all guests, and the rules that elements were made of
- * (pure).
+ * Guests' elements in the main table, from rules to elements and back (pure).
  *
  * @module
  */
@@ -29,10 +28,10 @@ export function hostPortOf({ set, key }: Pick<Entry, "set" | "key">): {
   };
 }
 
-/** A link, and another, which what comes from the first is not forwarded to. */
+/** Two links: packets from the first are not forwarded to the second. */
 export type LinkPair = readonly [from: string, to: string];
 
-/** The owner of elements that are of no guest. */
+/** The owner of elements that belong to no guest. */
 export const HOST_OWNER = "host";
 
 /** The elements that keep links apart. */
@@ -40,7 +39,7 @@ export function apartElements(family: Family, pairs: readonly LinkPair[]): Entry
   return pairs.map((key) => ({ set: `apart${family}`, key, owner: HOST_OWNER }));
 }
 
-/** The elements that checked rules consist of. */
+/** The elements for valid rules. */
 export function elementsOf(rules: GuestRules): Entry[] {
   const { owner, link, addresses, masquerade, ports, relayed = false, reachableFrom = [] } = rules;
   const elements: Entry[] = [];
@@ -72,7 +71,7 @@ export function elementsOf(rules: GuestRules): Entry[] {
   return elements;
 }
 
-/** What has to be read to know whether host ports are mapped. */
+/** What to read to know whether host ports are mapped. */
 export interface PortQuery {
   /** Elements by their keys. */
   readonly keys: readonly Entry[];
@@ -80,8 +79,8 @@ export interface PortQuery {
 }
 
 /**
- * Where mappings that `wanted` could meet stand: under its own keys, and, as a wildcard meets
- * every address's mapping, of which there are few, among all of those.
+ * Where to look for mappings that could conflict with `wanted`: at its own keys and, because a
+ * wildcard conflicts with every address, in the whole sets of single addresses, which are small.
  */
 export function portQuery(wanted: readonly PortMapping[]): PortQuery {
   const keys: Entry[] = [];
@@ -99,7 +98,7 @@ export function portQuery(wanted: readonly PortMapping[]): PortQuery {
   return { keys: keys.filter(({ set }) => !whole.has(set)), whole: [...whole] };
 }
 
-/** The rules that elements were made of, by owner. `forward` is not kept in the kernel: true. */
+/** The rules for elements, by owner. The kernel does not keep `forward`: it is always true. */
 export function rulesOf(elements: readonly Entry[]): GuestRules[] {
   const byOwner = new Map<string, Entry[]>();
   for (const element of elements) {
@@ -122,13 +121,13 @@ export function rulesOf(elements: readonly Entry[]): GuestRules[] {
   });
 }
 
-/** The guests' addresses that elements are about. */
+/** The guests' addresses in elements. */
 export function addressesOf(elements: readonly Entry[]): string[] {
   const texts = elements.flatMap(({ key, value }) => value ?? key);
   return [...new Set(texts.filter((text) => isIp(text) !== 0))];
 }
 
-/** The families that elements are of. */
+/** The address families of elements. */
 export function familiesOf(elements: readonly Entry[]): Set<Family> {
   return new Set(elements.map(({ set }): Family => set.endsWith("6") ? 6 : 4));
 }
@@ -137,7 +136,7 @@ function familyOf(address: string): Family {
   return isIp(address) === 6 ? 6 : 4;
 }
 
-/** What a sentence calls an element. */
+/** The name of an element in a finding. */
 export function describeElement(element: Entry): string {
   const { set, key, value } = element;
   if (value === undefined) {

@@ -1,6 +1,6 @@
 /**
- * Letting guests pass where iptables drops what is forwarded: Docker's policy, ufw's, or one that
- * was set by hand, in either variant.
+ * Lets guests pass where iptables drops forwarded packets: by Docker's policy, by ufw's, or by one
+ * that was set by hand, in either variant.
  *
  * @module
  */
@@ -14,15 +14,15 @@ import type { Xtables } from "./xtables.ts";
 
 /** The chain of the rules that let guests pass. */
 const ACCEPT = "TAPKIT-ACCEPT";
-/** Where the jump to it stands: Docker leaves the first to others, and puts it before its own. */
+/** Where the jump to it is: Docker calls DOCKER-USER before its own rules, and leaves it to others. */
 const PLACES = ["DOCKER-USER", "FORWARD"] as const;
 const JUMP = `-m comment --comment tapkit -j ${ACCEPT}`;
-/** tapkit's own drops come before what is let pass. */
+/** tapkit's own drops come before its accepts. */
 const OWN_JUMP = "-j TAPKIT-FORWARD";
 
-/** What a family's filter table has, of what matters here. */
+/** The relevant content of a filter table. */
 interface Filter {
-  /** Whether what is forwarded is dropped unless a rule accepts it. */
+  /** Whether it drops forwarded packets by default. */
   readonly drops: boolean;
   readonly denies?: string;
   readonly chains: ReadonlyMap<string, readonly string[]>;
@@ -35,7 +35,7 @@ export class IptablesPasses implements Place {
   readonly #xtables: Xtables;
   readonly #family: Family;
   readonly #areOpen: (rules: GuestRules) => boolean;
-  /** As of the last look, until something is changed. */
+  /** As last read, until something is changed. */
   #seen: Filter | undefined;
 
   constructor(xtables: Xtables, family: Family, areOpen: (rules: GuestRules) => boolean) {
@@ -48,12 +48,12 @@ export class IptablesPasses implements Place {
     return this.#seen ??= readFilter(this.#xtables.save(this.#family, "filter"));
   }
 
-  /** Whether what is forwarded is dropped unless a rule accepts it. */
+  /** Whether it drops forwarded packets by default. */
   get drops(): boolean {
     return this.#filter.drops;
   }
 
-  /** What keeps published ports closed to other machines unless they are opened: `"ufw"`. */
+  /** The firewall that keeps published ports closed unless they are opened: `"ufw"`. */
   get denies(): string | undefined {
     return this.#filter.denies;
   }
@@ -121,7 +121,7 @@ function asEntry(spec: string): Entry {
   return { set: ACCEPT, key: [spec], owner: optionOf(readOptions(spec), "--comment") ?? "" };
 }
 
-/** The rules that let a guest pass, as `iptables-save` prints them but for quotes. */
+/** The rules that let a guest pass, as `iptables-save` prints them, without quotes. */
 function passes(rules: GuestRules, areOpen: boolean, family: Family): string[] {
   const { owner, link, addresses, relayed, reachableFrom = [] } = rules;
   const whose = `-m comment --comment ${owner}`;
@@ -131,12 +131,12 @@ function passes(rules: GuestRules, areOpen: boolean, family: Family): string[] {
     const state = (name: string) =>
       `-d ${host}${to} -m conntrack --ctstate ${name} ${whose} -j ACCEPT`;
     return [
-      // What is no guest of tapkit's answers, and no more.
+      // A relayed address is no guest of tapkit's: it may answer, but not connect.
       relayed
         ? `-s ${host}${from} -m conntrack --ctstate RELATED,ESTABLISHED ${whose} -j ACCEPT`
         : `-s ${host}${from} ${whose} -j ACCEPT`,
       state("RELATED,ESTABLISHED"),
-      // Where what a bridge passes is filtered too: from elsewhere on its network.
+      // From its own network, for hosts that also filter bridged packets.
       ...link === "" || relayed ? [] : [`-d ${host}${from}${to} ${whose} -j ACCEPT`],
       ...areOpen ? [state("DNAT")] : [],
       ...reachableFrom.filter((prefix) => isIp(prefix.split("/")[0]!) === family)

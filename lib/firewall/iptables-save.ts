@@ -1,5 +1,5 @@
 /**
- * What `iptables-save` writes (pure).
+ * Reads the output of `iptables-save` (pure).
  *
  * @module
  */
@@ -10,11 +10,11 @@ export interface SavedChain {
   readonly chain: string;
   /** `"ACCEPT"`, `"DROP"`; only the kernel's own chains have one. */
   readonly policy?: string;
-  /** Each as it stands behind the chain's name: `-p tcp -j ACCEPT`. */
+  /** Without the chain's name: `-p tcp -j ACCEPT`. */
   readonly rules: readonly string[];
 }
 
-/** All chains, in their order. */
+/** All chains, in order. */
 export function parseSaved(text: string): SavedChain[] {
   const chains = new Map<string, SavedChain & { readonly rules: string[] }>();
   let table = "";
@@ -33,24 +33,24 @@ export function parseSaved(text: string): SavedChain[] {
   return [...chains.values()];
 }
 
-/** A rule with its comment as tapkit writes it, without quotes. */
+/** A rule without the quotes around its comment. */
 export function unquoted(spec: string): string {
   return spec.replace(/--comment "([^"]*)"/, "--comment $1");
 }
 
-/** A prefix as `iptables-save` prints it: that of all addresses not at all. */
+/** A prefix as `iptables-save` prints it: it omits the prefix of all addresses. */
 export function prefixOption(option: "-s" | "-d", prefix: string): string {
   return prefix.endsWith("/0") ? "" : `${option} ${prefix} `;
 }
 
-/** An option of a rule, with the word behind it. */
+/** An option of a rule, with the word after it. */
 export interface SavedOption {
   readonly name: string;
   readonly negated: boolean;
   readonly value: string;
 }
 
-/** `! -d 10.0.0.0/8 -m comment --comment "two words"`, one by one. */
+/** The options of a rule: `! -d 10.0.0.0/8 -m comment --comment "two words"`. */
 export function readOptions(spec: string): SavedOption[] {
   const words = [...spec.matchAll(/"((?:[^"\\]|\\.)*)"|(\S+)/g)].map(([, quoted, plain]) =>
     quoted === undefined
@@ -64,7 +64,7 @@ export function readOptions(spec: string): SavedOption[] {
   });
 }
 
-/** The value of the first option of these names that is not negated. */
+/** The value of the first option with one of these names that is not negated. */
 export function optionOf(options: readonly SavedOption[], ...names: string[]): string | undefined {
   return options.find(({ name, negated }) => names.includes(name) && !negated)?.value;
 }

@@ -1,9 +1,9 @@
 /**
- * Letting guests pass where an nftables chain of others drops what is forwarded: firewalld's, or
- * one whose policy was set by hand.
+ * Lets guests pass an nftables chain that drops forwarded packets: firewalld's, or one whose policy
+ * was set by hand.
  *
- * firewalld lets pass whatever a port leads anywhere, so that ports that are to stay closed are
- * closed in a table of tapkit's own, which firewalld's reload leaves alone.
+ * firewalld accepts every packet whose destination was translated. So a table of tapkit's own closes
+ * the ports that should stay closed. A reload of firewalld does not touch that table.
  *
  * @module
  */
@@ -27,18 +27,18 @@ import type { GuestRules } from "./model.ts";
 import { byId, type Change, type Entry, type Found, type Place } from "./place.ts";
 import { CLOSED_TABLE } from "./ruleset.ts";
 
-/** A rule in a chain, identified by its comment: the owner's tag, and what it is for. */
+/** A rule in a chain. Its comment identifies it: the owner's tag and the purpose. */
 interface Pass extends Entry {
-  /** Of one that is wanted. */
+  /** The rule's text, if it is wanted. */
   readonly rule?: string;
-  /** Of one that is there. */
+  /** The rule's handle, if it exists. */
   readonly handle?: bigint;
 }
 
 /** The rules that guests need in a chain. */
 type Wanted = (rules: GuestRules) => readonly { readonly what: string; readonly rule: string }[];
 
-/** One chain. */
+/** Guests' rules in one chain. */
 export class NftPasses implements Place<Pass> {
   readonly layer = "passes";
   readonly whole = true;
@@ -46,7 +46,7 @@ export class NftPasses implements Place<Pass> {
   readonly #nl: NetlinkConnection;
   readonly #chain: NftChain;
   readonly #wanted: Wanted;
-  /** The commands that make the chain, where it is tapkit's. */
+  /** The commands that create the chain, if it is tapkit's. */
   readonly #making: string;
 
   private constructor(
@@ -62,12 +62,12 @@ export class NftPasses implements Place<Pass> {
     this.#making = making;
   }
 
-  /** A chain of others that drops. */
+  /** For a chain of another firewall that drops. */
   static through(host: Host, chain: NftChain, areOpen: (rules: GuestRules) => boolean): NftPasses {
     return new NftPasses(host, chain, (rules) => passes(rules, areOpen(rules), chain.family));
   }
 
-  /** The chain of ports that are closed although firewalld would let them pass. */
+  /** For the chain that closes ports that firewalld would let pass. */
   static closing(host: Host, areOpen: (rules: GuestRules) => boolean): NftPasses {
     const hook = "type filter hook forward priority -1; policy accept;";
     return new NftPasses(
@@ -96,14 +96,14 @@ export class NftPasses implements Place<Pass> {
     };
   }
 
-  /** A chain of others that went drops nothing any more. */
+  /** A foreign chain that was deleted drops nothing any more, so there is nothing to do. */
   change({ owner, remove, add }: Change<Pass>, { exists }: Found<Pass>): void {
     if (!exists && this.#making === "") return;
     const { family, table, chain } = this.#chain;
     const at = `rule ${family} ${table} ${chain}`;
     const commands = [
       ...remove.map(({ handle }) => `delete ${at} handle ${handle}\n`),
-      // The last one is to come first.
+      // Each is inserted before the others, so the last one comes first.
       ...add.map(({ key, rule }) => `insert ${at} ${rule} comment "${key[0]}"\n`),
     ];
     using nft = withNetns(this.#netns, () => Nftables.open());
@@ -142,13 +142,13 @@ export class NftPasses implements Place<Pass> {
   }
 }
 
-/** The network namespace that chains are in, and a connection of its. */
+/** The network namespace of a chain, and a connection in it. */
 export interface Host {
   readonly netns: Netns;
   readonly nl: NetlinkConnection;
 }
 
-/** The rules that let a guest pass, the last of which is to come first. */
+/** The rules that let a guest pass, in reverse order. */
 function passes(rules: GuestRules, areOpen: boolean, family: string): ReturnType<Wanted> {
   const { link, addresses, relayed, reachableFrom = [] } = rules;
   const known = "ct state established,related";
@@ -158,10 +158,10 @@ function passes(rules: GuestRules, areOpen: boolean, family: string): ReturnType
       const ip = nameOf(address);
       const wanted = (what: string, rule: string) => ({ what: `${what} ${address}`, rule });
       return [
-        // What is no guest of tapkit's answers, and no more.
+        // A relayed address is no guest of tapkit's: it may answer, but not connect.
         wanted("out", `${from}${ip} saddr ${address} ${relayed ? known : ""} accept`),
         wanted("in", `${to}${ip} daddr ${address} ${known} accept`),
-        // Where what a bridge passes is filtered too: from elsewhere on its network.
+        // From its own network, for hosts that also filter bridged packets.
         ...link === "" || relayed
           ? []
           : [wanted("near", `${from}${to}${ip} daddr ${address} accept`)],

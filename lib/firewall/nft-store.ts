@@ -1,8 +1,8 @@
 /**
- * A table of tapkit's in the kernel, over netlink: what it has is read, and elements are changed.
+ * A table of tapkit's in the kernel: reads its rules, and reads and changes its elements over netlink.
  *
- * nft's listings grow with every element and differ between its versions, and opening its library
- * takes longer than attaching a VM; it is left the making of tables that are not compiled.
+ * nft's listings grow with every element and differ between versions, and opening its library takes
+ * longer than attaching a VM. So libnftables only creates tables that are not compiled.
  *
  * @module
  */
@@ -32,7 +32,7 @@ import { byId, type Change, type Entry, entryId, type FirewallLayer, type Found 
 import { type ElementStore, type Kept, missingElement } from "./store.ts";
 import { marksOf, planAdd, planDropTable, planTable, setOf, type Table } from "./table.ts";
 
-/** What stands in a table, and which errors of its making mean something else than they say. */
+/** The content of a table. */
 export interface Contents extends Kept {
   readonly table: () => Table;
   readonly explain?: (error: unknown) => unknown;
@@ -78,7 +78,7 @@ export class NftStore implements ElementStore {
     let exists = true;
     if (lacking.length > 0) {
       exists = this.exists();
-      // Another process may have made it, rules and all, since they were looked for.
+      // Another process may have created the table since its rules were read.
       if (exists) lacking = this.#lackingRules();
       else lacking = [{ object: this.#label, problem: "is missing" }];
     }
@@ -111,7 +111,7 @@ export class NftStore implements ElementStore {
     this.#make([...kept, ...add], exists);
   }
 
-  /** Makes the table anew, with these elements and no others. */
+  /** Recreates the table with these elements only. */
   #make(elements: readonly Entry[], exists: boolean): void {
     const table = this.#table;
     if (table.messages !== undefined) {
@@ -128,7 +128,7 @@ export class NftStore implements ElementStore {
     nft.run(drop + planTable(table) + planAdd(elements, table), `make ${this.#label}`);
   }
 
-  /** A table of policies is there only while somebody has elements in it. */
+  /** A table of policies exists only while it has elements. */
   tidy(): void {
     if (this.layer !== "policy") return;
     const { sets } = this.#table;
@@ -137,7 +137,7 @@ export class NftStore implements ElementStore {
 
   delete(): void {
     const subject = { op: "NFT_MSG_DELTABLE", action: "delete", object: this.#label };
-    // Somebody may have flushed the ruleset just now.
+    // Somebody else may have deleted it just now.
     tolerateAbsence(() => commit(this.#nl, [tableDeletion(this.#table)], subject));
   }
 

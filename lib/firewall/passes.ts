@@ -1,8 +1,8 @@
 /**
- * Which firewalls of others guests' packets have to pass here.
+ * Finds the other firewalls that guests' packets have to pass on this host.
  *
- * An accept in a table of tapkit's own does not overrule another table's drop, so the rules that
- * let guests pass stand in the other firewall, each with its owner's tag.
+ * An accept in tapkit's own table does not overrule a drop in another table. So the rules that let
+ * guests pass are added to the other firewall, each with its owner's tag.
  *
  * @module
  */
@@ -18,19 +18,19 @@ import type { Place } from "./place.ts";
 import { CLOSED_TABLE, TABLE } from "./ruleset.ts";
 import { installedVariants, legacyTables, Xtables } from "./xtables.ts";
 
-/** The firewalls of others, as of one look. */
+/** Other firewalls, as found at one moment. */
 export interface OtherFirewalls {
-  /** Where ports are closed that others would let pass. */
+  /** Places that close ports that another firewall would let pass. */
   readonly closing: readonly Place[];
-  /** Where others may drop what is forwarded. */
+  /** Places where forwarded packets may be dropped. */
   readonly passes: readonly Place[];
-  /** Whether one drops what is forwarded unless it is let pass. */
+  /** Whether one of them drops forwarded packets by default. */
   drops(): boolean;
-  /** What keeps published ports closed to other machines unless they are opened: `"ufw"`. */
+  /** The firewall that keeps published ports closed unless they are opened: `"ufw"`. */
   denies(): string | undefined;
 }
 
-/** Finds the firewalls of others. They come and go: nobody remembers them for long. */
+/** Finds other firewalls. They come and go, so look again for each change. */
 export function otherFirewalls(netns: Netns, nl: NetlinkConnection): OtherFirewalls {
   const tables = (listTables(nl) ?? []).filter(({ name }) => !isOwn(name));
   const legacy = withNetns(netns, legacyTables);
@@ -40,7 +40,7 @@ export function otherFirewalls(netns: Netns, nl: NetlinkConnection): OtherFirewa
   const chains = tables.some((table) => !isFilter(table))
     ? listChains(nl).filter(({ family, table, chain, type, hook, policy }) =>
       type === "filter" && hook === NF.INET_FORWARD && ["inet", "ip", "ip6"].includes(family) &&
-      // firewalld's drops with its last rule.
+      // firewalld's chain drops with its last rule.
       (table === "firewalld" ? chain === "filter_FORWARD" : policy === NF.DROP &&
         !(variants.includes("nft") && isFilter({ family, name: table })))
     )
@@ -54,7 +54,7 @@ export function otherFirewalls(netns: Netns, nl: NetlinkConnection): OtherFirewa
   const host = { netns, nl };
   const others: OtherFirewalls = {
     closing: firewalld || tables.some(({ name }) => name === CLOSED_TABLE)
-      // Without firewalld nothing is closed.
+      // Without firewalld, no port is closed.
       ? [NftPasses.closing(host, (rules) => !firewalld || rules.openPorts === true)]
       : [],
     passes: [...iptables, ...chains.map((chain) => NftPasses.through(host, chain, areOpen))],
@@ -65,7 +65,7 @@ export function otherFirewalls(netns: Netns, nl: NetlinkConnection): OtherFirewa
   return others;
 }
 
-/** Of a table that is no other firewall. */
+/** Whether a table is tapkit's, and no place that {@linkcode otherFirewalls} returns. */
 function isOwn(name: string): boolean {
   return name.startsWith(TABLE) && name !== CLOSED_TABLE;
 }

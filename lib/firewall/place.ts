@@ -1,5 +1,6 @@
 /**
- * Places where guests' rules stand, and the one way to compare and to change what is there.
+ * Places that hold guests' rules, and the one function that compares them and the one that changes
+ * them.
  *
  * @module
  */
@@ -10,12 +11,12 @@ import type { Element } from "../netlink/nftables/elements.ts";
 import type { GuestRules } from "./model.ts";
 
 /**
- * What a place is for: the rules that every guest has, its policy and limits, or letting it pass
+ * The purpose of a place: the rules that every guest has, its policy and limits, or passes through
  * other firewalls.
  */
 export type FirewallLayer = "rules" | "policy" | "passes";
 
-/** One thing of an owner's: an element of a set, or a rule in the shape of one. */
+/** An element of a set, or a rule in the same shape. It has one owner. */
 export type Entry = Element;
 
 /** What identifies an entry within its place. */
@@ -23,7 +24,7 @@ export function entryId({ set, key }: Pick<Entry, "set" | "key">): string {
   return `${set} ${key.join(" . ")}`;
 }
 
-/** Entries by their ids. A second one of the same id, which nobody asks for, has a key of its own. */
+/** Entries by id. A duplicate gets another key, so that it is removed with its owner. */
 export function byId<T extends Entry>(entries: readonly T[]): Map<string, T> {
   const map = new Map<string, T>();
   for (const entry of entries) {
@@ -33,65 +34,65 @@ export function byId<T extends Entry>(entries: readonly T[]): Map<string, T> {
   return map;
 }
 
-/** What a place has. */
+/** The content of a place. */
 export interface Found<T> {
-  /** Whether there is anything of tapkit's at all. */
+  /** Whether the place has anything of tapkit's. */
   readonly exists: boolean;
-  /** What wanted entries share with all others, and is missing. */
+  /** Missing parts that all entries need: rules that look elements up, a jump. */
   readonly lacking: readonly Finding[];
-  /** By {@linkcode entryId}: those asked for; all, where something is lacking. */
+  /** By {@linkcode entryId}: the entries asked for, or all if something is lacking. */
   readonly entries: ReadonlyMap<string, T>;
 }
 
 /** A change of a place. */
 export interface Change<T> {
-  /** Whose entries change, for the error. */
+  /** The owner of the entries, for the error. */
   readonly owner: string;
-  /** They are there. */
+  /** Entries that exist. */
   readonly remove: readonly T[];
   readonly add: readonly T[];
-  /** Whether what all share is made anew. */
+  /** Whether to recreate the parts that all entries need. */
   readonly mend: boolean;
 }
 
 /** A table of tapkit's, its chains in iptables, or a chain of another firewall. */
 export interface Place<T extends Entry = Entry> {
   readonly layer: FirewallLayer;
-  /** Whether a read gives all of an owner's entries, so that nobody needs to know what it had. */
+  /** Whether a read returns all entries, so that it is not necessary to know what an owner had. */
   readonly whole: boolean;
-  /** The entries that checked rules come to. */
+  /** The entries for valid rules. */
   want(rules: GuestRules): readonly T[];
-  /** Reads entries by their keys; with `"any"` all of the owner's as well. */
+  /** Reads the entries with these keys; with `"any"`, all entries. */
   read(have: readonly T[] | "any", want: readonly T[]): Found<T>;
-  /** One transaction, which fails when the place is not as it was found. */
+  /** Changes the place in one transaction. Fails if the place has changed since it was read. */
   change(change: Change<T>, found: Found<T>): void;
-  /** Takes away what all share where nobody has entries; absent, that is another's decision. */
+  /** Removes the parts that all entries need, if there are no entries. */
   tidy?(): void;
-  /** A wanted entry is not there, or another one is in its place. */
+  /** The finding for a wanted entry that is missing, or differs from `other`. */
   missing(entry: T, other?: T): Finding;
-  /** An entry that is not wanted; undefined where it does no harm. */
+  /** The finding for an unwanted entry; undefined if it does no harm. */
   extra?(entry: T): Finding | undefined;
-  /** What an error of adding entries means, where that is not what it says. */
+  /** Returns a clearer error for a failure to add entries, or the same error. */
   explain?(error: unknown): unknown;
 }
 
-/** What an owner's entries at a place come to. */
+/** The state an owner's entries should reach. */
 export interface Wish<T> {
   readonly owner: string;
-  /** What it had; `"any"`: whatever is tagged with it. */
+  /** The previous entries; `"any"`: all that have the owner's tag. */
   readonly have: readonly T[] | "any";
   readonly want: readonly T[];
 }
 
-/** How a place differs from what is wanted. */
+/** The difference between a place and the wanted state. */
 interface Difference<T> {
-  /** Wanted entries, each with the one in its place. */
+  /** Wanted entries, each with the entry that has its key now. */
   readonly missing: readonly { readonly entry: T; readonly other?: T }[];
-  /** The owner's that are not wanted, as they are there. */
+  /** The owner's unwanted entries, as they are now. */
   readonly stale: readonly T[];
-  /** Those that the owner had, and another has now. */
+  /** Previous entries that have another owner now. */
   readonly foreign: readonly T[];
-  /** Those that the owner had and does not want, and nobody has. */
+  /** Unwanted previous entries that do not exist any more. */
   readonly gone: readonly T[];
 }
 
@@ -118,12 +119,12 @@ function differ<T extends Entry>(
   };
 }
 
-/** Whether two entries lead to the same and have the same limit. */
+/** Whether two entries have the same value and limit. */
 export function sameValue(a: Entry, b: Entry): boolean {
   return (a.value ?? []).join() === (b.value ?? []).join() && a.limit === b.limit;
 }
 
-/** Compares a place with what an owner wants there. */
+/** Compares a place with the entries that an owner wants. */
 export function compare<T extends Entry>(
   place: Place<T>,
   owner: string,
@@ -140,26 +141,26 @@ export function compare<T extends Entry>(
   ];
 }
 
-/** What was done. */
+/** The result of {@linkcode bring}. */
 export interface Brought<T> extends Omit<Difference<T>, "missing"> {
   readonly changed: boolean;
-  /** Whether what all share was missing, and is made anew. */
+  /** Whether the parts that all entries need were missing, and were recreated. */
   readonly mended: boolean;
-  /** What came where nothing was. */
+  /** New entries with new keys. */
   readonly added: readonly T[];
-  /** What came in the place of something else. */
+  /** New entries in place of others. */
   readonly replaced: readonly T[];
 }
 
-/** How a transaction fails when the rules changed after they were looked at. */
+/** Errors of a transaction if the rules have changed since they were read. */
 const RACE_CODES: readonly unknown[] = ["EEXIST", "ENOENT"];
 const ATTEMPTS = 10;
 
 /**
- * Brings an owner's entries to what is wanted. A process that changes the place at the same time
- * makes the transaction fail as a whole: then all is done again.
+ * Brings an owner's entries to the wanted state. If another process changes the place at the same
+ * time, the whole transaction fails, and is tried again.
  *
- * @param refuse throws where an entry must not be replaced by the wanted one
+ * @param refuse throws if the wanted entry must not replace the other one
  */
 export function bring<T extends Entry>(
   place: Place<T>,
@@ -195,7 +196,7 @@ function tryToBring<T extends Entry>(
   });
   const remove = [...stale, ...others];
   const add = missing.map(({ entry }) => entry);
-  // What is only removed needs nothing that all share.
+  // A removal does not need the shared parts.
   const mended = want.length > 0 && found.lacking.length > 0;
   const changed = mended || remove.length + add.length > 0;
   if (changed) place.change({ owner, remove, add, mend: mended }, found);

@@ -1,7 +1,7 @@
 /**
- * Where guests' policies are kept: isolation, egress and limits. nftables keeps them, whatever keeps
- * the rest of the firewall: iptables has no word for a bridge's ports without
- * bridge-nf-call-iptables, and none for limits whose cost does not grow with the number of guests.
+ * The tables of guests' policies: isolation, egress and limits. They are in nftables, whatever backend
+ * keeps the other rules: iptables cannot match a bridge's ports without bridge-nf-call-iptables, and
+ * has no limits whose cost does not grow with the number of guests.
  *
  * @module
  */
@@ -53,7 +53,7 @@ export function policyStores(netns: Netns, nl: NetlinkConnection): NftStore[] {
   return POLICIES.map((contents) => new NftStore(netns, nl, contents));
 }
 
-/** What a kernel says that lacks nf_tables, or one of its expressions. */
+/** Names the reason if the kernel lacks nf_tables or one of its expressions. */
 function explainLimits(cause: unknown): unknown {
   if (!failedWith(cause, "EOPNOTSUPP", "EINVAL", "ENOENT", "EPROTONOSUPPORT")) return cause;
   return new LimitsError(`this kernel cannot limit a guest's connections: ${cause.message}`, {

@@ -1,5 +1,5 @@
 /**
- * Where the elements that guests consist of are kept: what nftables and iptables have in common.
+ * What the stores of elements in nftables and in iptables have in common.
  *
  * @module
  */
@@ -9,10 +9,10 @@ import type { NftTable } from "../netlink/nftables/objects.ts";
 import type { GuestRules } from "./model.ts";
 import { type Entry, type FirewallLayer, type Place, sameValue } from "./place.ts";
 
-/** The means that rules are made by. */
+/** The backend that keeps the rules. */
 export type FirewallKind = "nftables" | "iptables";
 
-/** What a look at a host tells of its firewalls. */
+/** The tables of a host's firewalls. */
 export interface Survey {
   /** Absent where the kernel has no nf_tables. */
   readonly tables: readonly NftTable[] | undefined;
@@ -20,25 +20,25 @@ export interface Survey {
   readonly legacy: readonly NftTable[];
 }
 
-/** Which of a guest's elements a store keeps. */
+/** The elements of a guest that a store keeps. */
 export interface Kept {
   readonly layer: FirewallLayer;
   readonly want: (rules: GuestRules) => readonly Entry[];
-  /** What a sentence calls one. */
+  /** The name of an element in a finding. */
   readonly describe: (element: Entry) => string;
 }
 
 /** Elements in the kernel, and the rules that look them up. */
 export interface ElementStore extends Place, Disposable {
   readonly kind: FirewallKind;
-  /** Whether there is anything of tapkit's at all. */
+  /** Whether the store has anything of tapkit's. */
   exists(): boolean;
   readSets(sets: readonly string[]): Entry[];
-  /** Takes everything of tapkit's away. */
+  /** Removes everything of tapkit's. */
   delete(): void;
 }
 
-/** How a store lacks an element. */
+/** The finding for an element that is missing, or differs. */
 export function missingElement(
   { kind, layer }: ElementStore,
   object: string,

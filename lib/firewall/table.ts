@@ -1,5 +1,5 @@
 /**
- * Tables of nftables, pure: what one consists of, and the commands that make it.
+ * Tables of nftables: their definition, and the commands that create them (pure).
  *
  * @module
  */
@@ -9,8 +9,8 @@ import { isPrefix, type SetDefinition } from "../netlink/nftables/fields.ts";
 import type { Entry } from "./place.ts";
 
 /**
- * What nft needs for reading its own listing. The kernel takes an element that counts no connection
- * out of a hash table, but not out of a set of intervals.
+ * Flags that nft needs to read its own listing. The kernel removes an element that counts no
+ * connections from a hash table, but not from an interval set.
  */
 const LIMIT_FLAGS = {
   rate: "flags dynamic;",
@@ -20,7 +20,7 @@ const LIMIT_FLAGS = {
 /** A chain of a table, and its rules. */
 export interface Chain {
   readonly name: string;
-  /** Where it is hooked; a chain without is jumped to. */
+  /** Its hook; a chain without a hook is a jump target. */
   readonly hook?: string;
   /** Each with the comment it is recognised by. */
   readonly rules: readonly (readonly [comment: string, rule: string])[];
@@ -31,12 +31,12 @@ export interface Table {
   readonly family: "inet" | "bridge";
   readonly name: string;
   readonly sets: Readonly<Record<string, SetDefinition>>;
-  /** Sets that rules fill as packets pass, as nft writes what they are: no owner has them. */
+  /** Sets that rules fill while packets pass, in nft's language. They have no owners. */
   readonly learnt?: Readonly<Record<string, string>>;
   readonly chains: readonly Chain[];
-  /** What tells it from the same table of another version of tapkit. */
+  /** Differs from the layout of the same table in another version of tapkit. */
   readonly layout: string;
-  /** The netlink messages that make its chains, sets and rules, in base64; absent, libnftables does. */
+  /** The netlink messages that create its content, in base64; without them, libnftables creates it. */
   readonly messages?: string;
 }
 
@@ -61,7 +61,7 @@ export function marksOf({ chains, layout }: Table): RuleMark[] {
   );
 }
 
-/** The commands that make a table, without elements. They fail when it is there already. */
+/** The commands that create a table without elements. They fail if the table exists. */
 export function planTable(table: Table): string {
   const { family, name } = table;
   // `table … {` alone would add the rules once more.
@@ -94,7 +94,7 @@ export function planTable(table: Table): string {
   return `${lines.join("\n")}\n`;
 }
 
-/** The commands that take a table away, whether it is there or not. */
+/** The commands that delete a table, whether it exists or not. */
 export function planDropTable({ family, name }: Table): string {
   return `add table ${family} ${name}\ndelete table ${family} ${name}\n`;
 }
