@@ -17,7 +17,7 @@ import { NetlinkConnection } from "../../lib/netlink/connection.ts";
 import { type Netns, newNetns, withNetns } from "../../lib/sys/netns.ts";
 import { readSysctl } from "../../lib/sys/sysctl.ts";
 import { checkInside, ensureInside, ensureSysctls } from "../support/settings.ts";
-import { add, check, guest, remove, testBackend } from "../support/firewall-suite.ts";
+import { add, check, guest, remove, replace, testBackend } from "../support/firewall-suite.ts";
 import { compileTable } from "../support/main-table.ts";
 import { runInside, Topology } from "../support/topology.ts";
 
@@ -173,6 +173,26 @@ Deno.test("Firewall: ten thousand ports in one call are all there, and go again"
   assertEquals(nftElements(netns, "ports4").split(",").length, 10_000);
   remove(firewall, rules);
   assertEquals(firewall.removeIfUnused(), true);
+});
+
+Deno.test("Firewall.change: a new TCP port leaves connections alone, a new UDP port ends stale flows", async () => {
+  using netns = newNetns();
+  using firewall = await openFirewall({ netns });
+  const flows = () => runInside(netns, "conntrack -L 2>/dev/null").match(/^(tcp|udp)/gm) ?? [];
+  for (const [protocol, state] of [["tcp", "--state ESTABLISHED"], ["udp", ""]]) {
+    runInside(
+      netns,
+      `conntrack -I -p ${protocol} -s 127.0.0.9 -d 127.0.0.1 --sport 4000 --dport 8080 -t 60 \
+         -u SEEN_REPLY ${state}`,
+    );
+  }
+  assertEquals(flows().sort(), ["tcp", "udp"]);
+  add(firewall, guest(1, ["8080:80"]));
+  assertEquals(flows().sort(), ["tcp", "udp"]);
+  replace(firewall, guest(1, ["8080:80"]), guest(1, ["8080:80", "8080:80/udp"]));
+  assertEquals(flows(), ["tcp"]);
+  replace(firewall, guest(1, ["8080:80"]), guest(1, []));
+  assertEquals(flows(), []);
 });
 
 Deno.test("Nftables: its socket is closed on exec", () => {
