@@ -28,7 +28,7 @@ const TRANSLATING = /nat\0|redir\0|tproxy\0|DNAT|REDIRECT|TPROXY/;
 const OWN_CHAINS = "TAPKIT-";
 
 /** The network namespace that is looked at. */
-export interface Place {
+export interface NetnsView {
   readonly netns: Netns;
   /** Of that namespace. */
   readonly netfilter: NetlinkConnection;
@@ -56,7 +56,7 @@ interface Rules {
  * @param legacy the old `nat` tables of iptables that were ever used
  */
 export function foreignPorts(
-  at: Place,
+  at: NetnsView,
   tables: readonly NftTable[],
   legacy: readonly NftTable[],
 ): ForeignPorts {
@@ -98,7 +98,11 @@ function translates(nl: NetlinkConnection, { family, name }: NftTable): boolean 
 }
 
 /** Undefined where the table is not one of iptables', or nf_tables' and its programs are missing. */
-function savedRules({ netns }: Place, variant: Variant, { family }: NftTable): Rules | undefined {
+function savedRules(
+  { netns }: NetnsView,
+  variant: Variant,
+  { family }: NftTable,
+): Rules | undefined {
   const program = `iptables-${variant}`;
   if (!installedVariants().includes(variant)) {
     throw new TapkitError(`${program}-save is not installed`, {
@@ -110,7 +114,7 @@ function savedRules({ netns }: Place, variant: Variant, { family }: NftTable): R
   return { families: FAMILIES[family]!, place: program, rules: parseSavedRules(saved) };
 }
 
-function listedRules({ netns }: Place, { family, name }: NftTable, place: string): Rules {
+function listedRules({ netns }: NetnsView, { family, name }: NftTable, place: string): Rules {
   if (!/^[\w./-]+$/.test(name)) throw new TapkitError("its name is none that nft takes");
   using nft = withNetns(netns, () => Nftables.open());
   const text = nft.run(`list table ${family} ${name}`, `list ${place}`, "json");

@@ -9,13 +9,13 @@ import type { Finding } from "../finding.ts";
 import { type Family, isIp } from "../inet/ip.ts";
 import { optionOf, parseSaved, prefixOption, readOptions, unquoted } from "./iptables-save.ts";
 import type { GuestRules } from "./model.ts";
-import { byId, type Change, type Entry, type Found, type Place } from "./place.ts";
+import { byId, type Entry, type Found, type Place, type PlaceChange } from "./place.ts";
 import type { Xtables } from "./xtables.ts";
 
 /** The chain of the rules that let guests pass. */
 const ACCEPT = "TAPKIT-ACCEPT";
 /** Where the jump to it is: Docker calls DOCKER-USER before its own rules, and leaves it to others. */
-const PLACES = ["DOCKER-USER", "FORWARD"] as const;
+const JUMP_CHAINS = ["DOCKER-USER", "FORWARD"] as const;
 const JUMP = `-m comment --comment tapkit -j ${ACCEPT}`;
 /** tapkit's own drops come before its accepts. */
 const OWN_JUMP = "-j TAPKIT-FORWARD";
@@ -66,7 +66,7 @@ export class IptablesPasses implements Place {
   read(_: unknown, want: readonly Entry[]): Found<Entry> {
     const { chains } = this.#filter;
     const present = chains.get(ACCEPT);
-    const jumps = PLACES.some((place) => chains.get(place)?.includes(JUMP));
+    const jumps = JUMP_CHAINS.some((place) => chains.get(place)?.includes(JUMP));
     return {
       exists: present !== undefined,
       lacking: jumps || want.length === 0 ? [] : [
@@ -76,20 +76,20 @@ export class IptablesPasses implements Place {
     };
   }
 
-  change({ owner, remove, add, mend }: Change<Entry>, found: Found<Entry>): void {
+  change({ owner, remove, add, mend }: PlaceChange<Entry>, found: Found<Entry>): void {
     const { chains } = this.#filter;
     this.#seen = undefined;
     const lines: string[] = [];
     if (add.length > 0 && !found.exists) lines.push(`:${ACCEPT} - [0:0]`);
     if (mend) {
-      const place = PLACES.find((name) => chains.has(name))!;
+      const place = JUMP_CHAINS.find((name) => chains.has(name))!;
       const first = chains.get(place)?.[0]?.endsWith(OWN_JUMP) ? " 2" : "";
       lines.push(`-I ${place}${first} ${JUMP}`);
     }
     lines.push(...remove.map(({ key }) => `-D ${ACCEPT} ${key[0]}`));
     lines.push(...add.map(({ key }) => `-A ${ACCEPT} ${key[0]}`));
     if (found.exists && found.entries.size + add.length === remove.length) {
-      const jumps = PLACES.filter((place) => chains.get(place)?.includes(JUMP));
+      const jumps = JUMP_CHAINS.filter((place) => chains.get(place)?.includes(JUMP));
       lines.push(...jumps.map((place) => `-D ${place} ${JUMP}`), `-X ${ACCEPT}`);
     }
     const text = ["*filter", ...lines, "COMMIT", ""].join("\n");

@@ -24,11 +24,11 @@ import type { Entry } from "./place.ts";
 import { ANSWER_MARK } from "./ruleset.ts";
 
 /** The tables of iptables that tapkit has rules in. */
-export type Table = "raw" | "mangle" | "nat" | "filter";
+export type IptablesTable = "raw" | "mangle" | "nat" | "filter";
 
-const TABLES: readonly Table[] = ["raw", "mangle", "nat", "filter"];
+const TABLES: readonly IptablesTable[] = ["raw", "mangle", "nat", "filter"];
 /** Those that guard 127.0.0.0/8. */
-const IPV4_ALONE: readonly Table[] = ["raw", "mangle"];
+const IPV4_ALONE: readonly IptablesTable[] = ["raw", "mangle"];
 
 /** What tapkit's chains and the rules that no owner has are recognised by. */
 const PREFIX = "TAPKIT-";
@@ -36,7 +36,7 @@ const SHARED = "-m comment --comment tapkit";
 
 /** A rule, and at which end of its chain it is added. */
 interface Rule {
-  readonly table: Table;
+  readonly table: IptablesTable;
   readonly chain: string;
   /** As `iptables-save` prints it after the chain's name. */
   readonly spec: string;
@@ -46,11 +46,11 @@ interface Rule {
 /** The rules that iptables has, of those that matter: by table and chain. */
 export type SavedRules = ReadonlyMap<string, ReadonlySet<string>>;
 
-const place = ({ table, chain }: { readonly table: string; readonly chain: string }) =>
+const chainKey = ({ table, chain }: { readonly table: string; readonly chain: string }) =>
   `${table} ${chain}`;
 
 /** tapkit's chains; a guest's rules come before those at the head, or after those at the tail. */
-const CHAINS: readonly { readonly table: Table; readonly chain: string }[] = [
+const CHAINS: readonly { readonly table: IptablesTable; readonly chain: string }[] = [
   { table: "raw", chain: "TAPKIT-LOOPBACK" },
   { table: "mangle", chain: "TAPKIT-ANSWERS" },
   { table: "nat", chain: "TAPKIT-PUBLISHED" },
@@ -77,7 +77,7 @@ const JUMPS: readonly Rule[] = ([
 
 /** The rules that are the same on every host. */
 function sharedRules(family: Family): Rule[] {
-  const of = (table: Table, chain: string, ...specs: string[]) =>
+  const of = (table: IptablesTable, chain: string, ...specs: string[]) =>
     specs.map((spec): Rule => ({ table, chain, spec, at: "tail" }));
   const published = ["-j TAPKIT-AT", "-j TAPKIT-PORTS"];
   // The kernel does not translate what comes from ::1: refused is better than lost.
@@ -148,7 +148,7 @@ export function rulesOfElement(element: Entry): Rule[] {
     "-m conntrack --ctstate DNAT",
   ];
   const rule =
-    (table: Table, chain: string) => (at: Rule["at"], match: string, target: string) => ({
+    (table: IptablesTable, chain: string) => (at: Rule["at"], match: string, target: string) => ({
       table,
       chain,
       spec: `${match} ${whose} -j ${target}`,
@@ -187,14 +187,14 @@ export function ownRules(chains: readonly SavedChain[]): SavedRules {
   const entries = chains.map((chain): [string, Set<string>] => {
     const own = chain.chain.startsWith(PREFIX);
     const specs = own ? chain.rules : chain.rules.filter((spec) => spec.includes(PREFIX));
-    return [place(chain), new Set(specs.map(unquoted))];
+    return [chainKey(chain), new Set(specs.map(unquoted))];
   });
   return new Map(entries.filter(([name, specs]) => specs.size > 0 || name.includes(` ${PREFIX}`)));
 }
 
 /** Whether there is any of tapkit's chains. */
 export function hasChains(saved: SavedRules): boolean {
-  return CHAINS.some((chain) => saved.has(place(chain)));
+  return CHAINS.some((chain) => saved.has(chainKey(chain)));
 }
 
 /** The rules of {@linkcode sharedRules} that are missing. */
@@ -211,12 +211,12 @@ export function lackingShared(saved: SavedRules, family: Family): Finding[] {
 }
 
 function isSaved(saved: SavedRules, rule: Rule): boolean {
-  return saved.get(place(rule))?.has(rule.spec) ?? false;
+  return saved.get(chainKey(rule))?.has(rule.spec) ?? false;
 }
 
 /** The elements all rules of which are there. */
 export function savedElements(saved: SavedRules, family: Family): Entry[] {
-  const specs = (table: Table, chain: string) => [...saved.get(`${table} ${chain}`) ?? []];
+  const specs = (table: IptablesTable, chain: string) => [...saved.get(`${table} ${chain}`) ?? []];
   const elements = [
     ...specs("nat", "TAPKIT-AT"),
     ...specs("nat", "TAPKIT-PORTS"),
@@ -271,7 +271,7 @@ export function planElements(
   const old = new Map(
     [...remove, ...add].flatMap(rulesOfElement)
       .filter((rule) => isSaved(saved, rule))
-      .map((rule) => [`${place(rule)} ${rule.spec}`, rule]),
+      .map((rule) => [`${chainKey(rule)} ${rule.spec}`, rule]),
   );
   return planText([...old.values()], add.flatMap(rulesOfElement));
 }
@@ -291,7 +291,7 @@ export function planShared(
 
 /** The text that takes everything away; empty where nothing is there. */
 export function planDelete(saved: SavedRules): string {
-  const chains = CHAINS.filter((chain) => saved.has(place(chain)));
+  const chains = CHAINS.filter((chain) => saved.has(chainKey(chain)));
   return chains.length === 0 ? "" : planText(savedJumps(saved), [], chains, true);
 }
 
@@ -313,7 +313,7 @@ function planText(
 ): string {
   let text = "";
   for (const table of TABLES) {
-    const of = <T extends { readonly table: Table }>(all: readonly T[]) =>
+    const of = <T extends { readonly table: IptablesTable }>(all: readonly T[]) =>
       all.filter((one) => one.table === table);
     const own = of(chains);
     const lines = [

@@ -24,7 +24,7 @@ import {
 } from "./iptables-rules.ts";
 import { parseSaved } from "./iptables-save.ts";
 import type { GuestRules } from "./model.ts";
-import { byId, type Change, type Entry, entryId, type Found } from "./place.ts";
+import { byId, type Entry, entryId, type Found, type PlaceChange } from "./place.ts";
 import { type ElementStore, missingElement, type Survey } from "./store.ts";
 import { installedVariants, type Variant, Xtables } from "./xtables.ts";
 
@@ -91,7 +91,7 @@ export class IptablesStore implements ElementStore {
     return this.#elements().filter(({ set }) => sets.includes(set));
   }
 
-  change({ owner, remove, add, mend }: Change<Entry>, { entries }: Found<Entry>): void {
+  change({ owner, remove, add, mend }: PlaceChange<Entry>, { entries }: Found<Entry>): void {
     const saved = this.#current();
     const gone = new Set(remove.map(entryId));
     const kept = [...entries.values()].filter((element) => !gone.has(entryId(element)));

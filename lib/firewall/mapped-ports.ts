@@ -8,7 +8,7 @@ import { isLoopback } from "../inet/ip.ts";
 import { isWildcard, type PortMapping, type TakenPorts } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { withNetns } from "../sys/netns.ts";
-import type { Place } from "./foreign-ports.ts";
+import type { NetnsView } from "./foreign-ports.ts";
 import { readElements, readSet } from "../netlink/nftables/elements.ts";
 import { listTables } from "../netlink/nftables/objects.ts";
 import { hostPortOf, portQuery } from "./guest-elements.ts";
@@ -28,18 +28,18 @@ export interface MappedPorts {
 }
 
 /** Looks at all that maps ports in a namespace: nothing of it is remembered from an earlier time. */
-export async function lookAtPorts(place: Place): Promise<MappedPorts> {
-  const { netns, netfilter } = place;
+export async function lookAtPorts(view: NetnsView): Promise<MappedPorts> {
+  const { netns, netfilter } = view;
   const tables = listTables(netfilter) ?? [];
   const foreign = tables.filter((table) => !isOwnTable(table));
   const legacy = withNetns(netns, legacyTables).filter(({ name }) => name === "nat");
   const { taken, unread } = foreign.length + legacy.length === 0
     ? { taken: [], unread: [] }
-    : (await import("./foreign-ports.ts")).foreignPorts(place, foreign, legacy);
+    : (await import("./foreign-ports.ts")).foreignPorts(view, foreign, legacy);
   const isOwn = tables.length > foreign.length;
   let local: ReadonlySet<string> | undefined;
   const isLocal = (address: string) =>
-    isWildcard(address) || isLoopback(address) || (local ??= place.ownAddresses()).has(address);
+    isWildcard(address) || isLoopback(address) || (local ??= view.ownAddresses()).has(address);
   return {
     // What is mapped of an address that is not the host's is in nobody's way but that address's.
     of: (wanted) => [

@@ -24,7 +24,7 @@ import { Decoder } from "../netlink/wire.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
 import { Nftables } from "./libnftables.ts";
 import type { GuestRules } from "./model.ts";
-import { byId, type Change, type Entry, type Found, type Place } from "./place.ts";
+import { byId, type Entry, type Found, type Place, type PlaceChange } from "./place.ts";
 import { CLOSED_TABLE } from "./ruleset.ts";
 
 /** A rule in a chain. Its comment identifies it: the owner's tag and the purpose. */
@@ -50,7 +50,7 @@ export class NftPasses implements Place<Pass> {
   readonly #making: string;
 
   private constructor(
-    { netns, nl }: Host,
+    { netns, nl }: NetnsHandles,
     chain: NftChain,
     wanted: Wanted,
     making = "",
@@ -63,12 +63,16 @@ export class NftPasses implements Place<Pass> {
   }
 
   /** For a chain of another firewall that drops. */
-  static through(host: Host, chain: NftChain, areOpen: (rules: GuestRules) => boolean): NftPasses {
+  static through(
+    host: NetnsHandles,
+    chain: NftChain,
+    areOpen: (rules: GuestRules) => boolean,
+  ): NftPasses {
     return new NftPasses(host, chain, (rules) => passes(rules, areOpen(rules), chain.family));
   }
 
   /** For the chain that closes ports that firewalld would let pass. */
-  static closing(host: Host, areOpen: (rules: GuestRules) => boolean): NftPasses {
+  static closing(host: NetnsHandles, areOpen: (rules: GuestRules) => boolean): NftPasses {
     const hook = "type filter hook forward priority -1; policy accept;";
     return new NftPasses(
       host,
@@ -97,7 +101,7 @@ export class NftPasses implements Place<Pass> {
   }
 
   /** A foreign chain that was deleted drops nothing any more, so there is nothing to do. */
-  change({ owner, remove, add }: Change<Pass>, { exists }: Found<Pass>): void {
+  change({ owner, remove, add }: PlaceChange<Pass>, { exists }: Found<Pass>): void {
     if (!exists && this.#making === "") return;
     const { family, table, chain } = this.#chain;
     const at = `rule ${family} ${table} ${chain}`;
@@ -143,7 +147,7 @@ export class NftPasses implements Place<Pass> {
 }
 
 /** The network namespace of a chain, and a connection in it. */
-export interface Host {
+export interface NetnsHandles {
   readonly netns: Netns;
   readonly nl: NetlinkConnection;
 }

@@ -28,7 +28,14 @@ import {
 import { type Netns, withNetns } from "../sys/netns.ts";
 import { Nftables } from "./libnftables.ts";
 import type { GuestRules } from "./model.ts";
-import { byId, type Change, type Entry, entryId, type FirewallLayer, type Found } from "./place.ts";
+import {
+  byId,
+  type Entry,
+  entryId,
+  type FirewallLayer,
+  type Found,
+  type PlaceChange,
+} from "./place.ts";
 import { type ElementStore, type Kept, missingElement } from "./store.ts";
 import { marksOf, planAdd, planDropTable, planTable, setOf, type Table } from "./table.ts";
 
@@ -98,7 +105,10 @@ export class NftStore implements ElementStore {
     return sets.flatMap((set) => readSet(this.#nl, this.#setOf(set)));
   }
 
-  change({ owner, remove, add, mend }: Change<Entry>, { exists, entries }: Found<Entry>): void {
+  change(
+    { owner, remove, add, mend }: PlaceChange<Entry>,
+    { exists, entries }: Found<Entry>,
+  ): void {
     if (!mend) {
       commit(this.#nl, [
         ...elementRequests("DEL", remove, this.#setOf),

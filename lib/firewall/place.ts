@@ -45,7 +45,7 @@ export interface Found<T> {
 }
 
 /** A change of a place. */
-export interface Change<T> {
+export interface PlaceChange<T> {
   /** The owner of the entries, for the error. */
   readonly owner: string;
   /** Entries that exist. */
@@ -65,7 +65,7 @@ export interface Place<T extends Entry = Entry> {
   /** Reads the entries with these keys; with `"any"`, all entries. */
   read(have: readonly T[] | "any", want: readonly T[]): Found<T>;
   /** Changes the place in one transaction. Fails if the place has changed since it was read. */
-  change(change: Change<T>, found: Found<T>): void;
+  change(change: PlaceChange<T>, found: Found<T>): void;
   /** Removes the parts that all entries need, if there are no entries. */
   tidy?(): void;
   /** The finding for a wanted entry that is missing, or differs from `other`. */
