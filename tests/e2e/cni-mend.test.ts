@@ -334,7 +334,7 @@ Deno.test("attach-vm --ports: a plugin that refuses them has the old ones publis
   assertEquals([again.json, again.stderr], [[record], ""]);
 });
 
-Deno.test("attach-vm --ports: killed while a plugin publishes others, the same command goes on", async () => {
+Deno.test("attach-vm --ports: killed while a plugin publishes others, the same command goes on", async (t) => {
   const { host: one } = await hostWith(BRIDGE, PORTMAP);
   await using host = one;
   const before = await host.snapshot();
@@ -389,24 +389,26 @@ Deno.test("attach-vm --ports: killed while a plugin publishes others, the same c
   ];
   assert(effects.length >= 6, JSON.stringify(effects));
   for (const [number, effect] of effects.entries()) {
-    for (const round of ALL ? rounds : [rounds[number % rounds.length]!]) {
-      for (let run = 1;; run++) {
-        await host.mustTapkit("attach-vm", "web", "--remove");
-        await prepare();
-        const { code, stderr } = await runWithFault(
-          ...[host, effect, "SIGKILL", Deno.execPath(), command] as const,
-        );
-        if (code === 137) break;
-        assert(mayBeMissed(effect) && run < MEETING_RUNS, `${effect.what}: ${stderr}`);
+    await t.step(`${effect.syscall} ${effect.nth}`, async () => {
+      for (const round of ALL ? rounds : [rounds[number % rounds.length]!]) {
+        for (let run = 1;; run++) {
+          await host.mustTapkit("attach-vm", "web", "--remove");
+          await prepare();
+          const { code, stderr } = await runWithFault(
+            ...[host, effect, "SIGKILL", Deno.execPath(), command] as const,
+          );
+          if (code === 137) break;
+          assert(mayBeMissed(effect) && run < MEETING_RUNS, `${effect.what}: ${stderr}`);
+        }
+        // A plugin that was running goes on to its end.
+        await host.sh("while pgrep -f ^/usr/lib/cni/; do sleep 0.05; done");
+        await round(effect);
       }
-      // A plugin that was running goes on to its end.
-      await host.sh("while pgrep -f ^/usr/lib/cni/; do sleep 0.05; done");
-      await round(effect);
-    }
-    await host.mustTapkit("attach-vm", "web", "--remove");
-    await host.assertRestored(before, { except: SHARED });
-    const rules = await host.sh("iptables-save -t nat");
-    assert(!rules.includes("CNI-DN-"), rules);
+      await host.mustTapkit("attach-vm", "web", "--remove");
+      await host.assertRestored(before, { except: SHARED });
+      const rules = await host.sh("iptables-save -t nat");
+      assert(!rules.includes("CNI-DN-"), rules);
+    });
   }
   assert(doubts > 0, "the plugin was never in doubt");
 });

@@ -9,12 +9,14 @@ import { Host } from "../support/host.ts";
 type Case = readonly [typed: string, code: number, said: string];
 
 /** Runs each command line; arguments are parted by spaces. */
-async function says(host: Host, cases: readonly Case[]): Promise<void> {
+async function says(t: Deno.TestContext, host: Host, cases: readonly Case[]): Promise<void> {
   for (const [typed, code, said] of cases) {
-    const [script = "", ...args] = typed.split(" ");
-    const outcome = await host.tapkit(script, ...args);
-    const line = outcome.stderr.trimEnd().split("\n").at(-1);
-    assertEquals([outcome.code, line, outcome.stdout], [code, `${script}: ${said}`, ""], typed);
+    await t.step(typed, async () => {
+      const [script = "", ...args] = typed.split(" ");
+      const outcome = await host.tapkit(script, ...args);
+      const line = outcome.stderr.trimEnd().split("\n").at(-1);
+      assertEquals([outcome.code, line, outcome.stdout], [code, `${script}: ${said}`, ""], typed);
+    });
   }
 }
 
@@ -28,12 +30,12 @@ const network = (conf: object) =>
     ...conf,
   });
 
-Deno.test("attach-vm, map-port: what is typed wrong, and what was meant", async () => {
+Deno.test("attach-vm, map-port: what is typed wrong, and what was meant", async (t) => {
   await using host = await Host.create();
   await host.addLan();
   const before = await host.snapshot();
   const cannot = 'cannot attach "web": ';
-  await says(host, [
+  await says(t, host, [
     ["attach-vm -p 8080:80", 2, "unknown flag -p: did you mean --ports?"],
     [
       "attach-vm web --ports -1:80",
@@ -107,7 +109,7 @@ Deno.test("attach-vm, map-port: what is typed wrong, and what was meant", async 
   await host.assertRestored(before, { strict: true });
 
   await host.mustTapkit("attach-vm", "ma", "--ip", "172.18.0.7");
-  await says(host, [
+  await says(t, host, [
     [
       "attach-vm web --ip 172.18.0.7",
       1,
@@ -174,10 +176,10 @@ Deno.test("attach-vm: a CNI directory that has no network for it", async (t) => 
     ),
   ];
   for (const [made, said] of cases) {
-    await t.step(made, async () => {
+    await t.step(made, async (t) => {
       await host.sh(`mkdir -p /etc/cni; rm -rf ${place}; ${made}`);
       const before = await host.snapshot();
-      await says(host, [["attach-vm web --plugins builtin", 1, `cannot attach "web": ${said}`]]);
+      await says(t, host, [["attach-vm web --plugins builtin", 1, `cannot attach "web": ${said}`]]);
       await host.assertRestored(before, { strict: true });
     });
   }
@@ -190,14 +192,14 @@ Deno.test("attach-vm: a CNI directory that has no network for it", async (t) => 
   assertEquals(eth0.network, "x");
 });
 
-Deno.test("attach-vm: directories and devices that are something else", async () => {
+Deno.test("attach-vm: directories and devices that are something else", async (t) => {
   await using host = await Host.create();
   await host.addLan();
   await host.sh("mkdir -p /run/full; touch /run/file; busybox mount -t tmpfs -o ro t /run/full");
   const before = await host.snapshot();
   const unusable = "the state directory cannot be used: ";
   const mend = "name another one with --state-dir or TAPKIT_STATE_DIR";
-  await says(host, [
+  await says(t, host, [
     [
       "attach-vm web --state-dir /run/file",
       1,
@@ -239,7 +241,7 @@ Deno.test("attach-vm: directories and devices that are something else", async ()
     ]]
   ) {
     await host.sh(`busybox mount ${made}`);
-    await says(host, [[
+    await says(t, host, [[
       "attach-vm web",
       1,
       `cannot attach "web": /dev/net/tun is not the kernel's TUN/TAP device: ${code}: delete ` +
@@ -249,7 +251,7 @@ Deno.test("attach-vm: directories and devices that are something else", async ()
   }
 });
 
-Deno.test("attach-vm: a bridge that is full says how many it holds", async () => {
+Deno.test("attach-vm: a bridge that is full says how many it holds", async (t) => {
   await using host = await Host.create();
   await host.addLan();
   await host.writeFile("/etc/cni/net.d/10-x.conf", network({}));
@@ -261,7 +263,7 @@ Deno.test("attach-vm: a bridge that is full says how many it holds", async () =>
   ]);
   await host.must("ip", ["-batch", "-"], { stdin: pairs.flat().join("\n") });
   const before = await host.snapshot();
-  await says(host, [[
+  await says(t, host, [[
     "attach-vm web --plugins builtin",
     1,
     'cannot attach "web": bridge: bridge "br-x" is full: it has 1023 ports, the kernel\'s limit: ' +

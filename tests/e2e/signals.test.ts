@@ -22,41 +22,43 @@ sweepAll(SIGNALLED, signals, {
   stride: (stride) => 2 * stride - 1,
 });
 
-Deno.test("signals: a batch: each VM is whole or not there, and who was not begun is named", async () => {
+Deno.test("signals: a batch: each VM is whole or not there, and who was not begun is named", async (t) => {
   await using host = await Host.create();
   await host.addLan();
   const bare = await host.snapshot();
   const names = ["a", "b", "c"];
   const argv = (...words: string[]) => [...scriptWords("attach-vm"), ...words];
   for (const words of [names, [...names, "--remove"]]) {
-    const removing = words.includes("--remove");
-    const prepare = async () => {
-      if (removing) await host.mustTapkit("attach-vm", ...names);
-    };
-    await prepare();
-    const effects = await traceEffects(host, Deno.execPath(), argv(...words));
-    await host.mustTapkit("attach-vm", "--all", "--remove");
-    for (const [number, effect] of effects.entries()) {
-      if (!ALL && number % 37 !== 0) continue;
+    await t.step(words.join(" "), async () => {
+      const removing = words.includes("--remove");
+      const prepare = async () => {
+        if (removing) await host.mustTapkit("attach-vm", ...names);
+      };
       await prepare();
-      const { code, stderr } = await runWithFault(
-        ...[host, effect, "SIGTERM", Deno.execPath(), argv(...words)] as const,
-      );
-      const { json } = await host.mustTapkit("attach-vm", "--list");
-      const there = json.map(({ vm }) => vm);
-      const done = names.filter((name) => there.includes(name) !== removing);
-      // In their order, and none of them half.
-      assertEquals(done, names.slice(0, done.length), stderr);
-      if (there.length > 0) await host.mustTapkit("attach-vm", ...there, "--check");
-      if (done.length < names.length || code !== 0) {
-        assertEquals(code, SIGNALS.SIGTERM, `${effect.what}: ${stderr}`);
+      const effects = await traceEffects(host, Deno.execPath(), argv(...words));
+      await host.mustTapkit("attach-vm", "--all", "--remove");
+      for (const [number, effect] of effects.entries()) {
+        if (!ALL && number % 37 !== 0) continue;
+        await prepare();
+        const { code, stderr } = await runWithFault(
+          ...[host, effect, "SIGTERM", Deno.execPath(), argv(...words)] as const,
+        );
+        const { json } = await host.mustTapkit("attach-vm", "--list");
+        const there = json.map(({ vm }) => vm);
+        const done = names.filter((name) => there.includes(name) !== removing);
+        // In their order, and none of them half.
+        assertEquals(done, names.slice(0, done.length), stderr);
+        if (there.length > 0) await host.mustTapkit("attach-vm", ...there, "--check");
+        if (done.length < names.length || code !== 0) {
+          assertEquals(code, SIGNALS.SIGTERM, `${effect.what}: ${stderr}`);
+        }
+        const rest = names.slice(done.length + Number(!stderr.includes("was done before")));
+        const said = rest.map((name) => JSON.stringify(name)).join(", ");
+        if (rest.length > 0) assert(stderr.includes(`not begun: ${said}`), stderr);
+        await host.mustTapkit("attach-vm", ...names, "--remove");
+        await host.assertRestored(bare);
       }
-      const rest = names.slice(done.length + Number(!stderr.includes("was done before")));
-      const said = rest.map((name) => JSON.stringify(name)).join(", ");
-      if (rest.length > 0) assert(stderr.includes(`not begun: ${said}`), stderr);
-      await host.mustTapkit("attach-vm", ...names, "--remove");
-      await host.assertRestored(bare);
-    }
+    });
   }
 });
 

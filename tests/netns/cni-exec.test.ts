@@ -25,89 +25,91 @@ function resultOf(cniVersion: string): Conf {
   return { cniVersion, ips: [{ ...family, address: "10.1.0.2/24" }], dns: {} };
 }
 
-Deno.test("executed plugins: are given what the specification prescribes, at every verb and version", async () => {
+Deno.test("executed plugins: are given what the specification prescribes, at every verb and version", async (t) => {
   for (const cniVersion of CNI_VERSIONS) {
-    using fixture = new Fixture("one", "two");
-    const { plugins, environment } = fixture;
-    const result = resultOf(cniVersion);
-    plugins.behave("one", "ADD", `echo '${JSON.stringify(result)}'`);
-    plugins.behave("two", "ADD", `echo '${JSON.stringify(result)}'`);
-    const portMappings = [{ hostPort: 80, containerPort: 8080, protocol: "tcp" }];
-    const attachment = fixture.plan({
-      cniVersion,
-      plugins: [
-        { type: "one", key: [1, { a: null }] },
-        { type: "two", capabilities: { portMappings: true, aliases: false } },
-      ],
-    }, { portMappings, aliases: ["x"] });
-    const one = { type: "one", key: [1, { a: null }], name: "net", cniVersion };
-    const two = {
-      type: "two",
-      capabilities: { portMappings: true, aliases: false },
-      name: "net",
-      cniVersion,
-      runtimeConfig: { portMappings },
-    };
+    await t.step(cniVersion, async () => {
+      using fixture = new Fixture("one", "two");
+      const { plugins, environment } = fixture;
+      const result = resultOf(cniVersion);
+      plugins.behave("one", "ADD", `echo '${JSON.stringify(result)}'`);
+      plugins.behave("two", "ADD", `echo '${JSON.stringify(result)}'`);
+      const portMappings = [{ hostPort: 80, containerPort: 8080, protocol: "tcp" }];
+      const attachment = fixture.plan({
+        cniVersion,
+        plugins: [
+          { type: "one", key: [1, { a: null }] },
+          { type: "two", capabilities: { portMappings: true, aliases: false } },
+        ],
+      }, { portMappings, aliases: ["x"] });
+      const one = { type: "one", key: [1, { a: null }], name: "net", cniVersion };
+      const two = {
+        type: "two",
+        capabilities: { portMappings: true, aliases: false },
+        name: "net",
+        cniVersion,
+        runtimeConfig: { portMappings },
+      };
 
-    const { attachment: added, result: given } = await addNetwork(attachment, environment);
-    assertEquals(given.ips, [{ address: "10.1.0.2/24" }], cniVersion);
-    const status = cniVersion === "1.1.0";
-    const { runtimeConfig: _, ...twoWithout } = two;
-    const none = { CNI_CONTAINERID: "", CNI_NETNS: "", CNI_IFNAME: "" };
-    assertEquals(plugins.calls(), [
-      ...status
-        ? [
-          { plugin: "one", verb: "STATUS", env: fixture.env("STATUS", none), stdin: one },
-          { plugin: "two", verb: "STATUS", env: fixture.env("STATUS", none), stdin: twoWithout },
-        ]
-        : [],
-      { plugin: "one", verb: "ADD", env: fixture.env("ADD"), stdin: one },
-      {
-        plugin: "two",
-        verb: "ADD",
-        env: fixture.env("ADD"),
-        stdin: { ...two, prevResult: result },
-      },
-    ], cniVersion);
-    assertEquals(plugins.cached(), ["net-c1-eth0"]);
+      const { attachment: added, result: given } = await addNetwork(attachment, environment);
+      assertEquals(given.ips, [{ address: "10.1.0.2/24" }], cniVersion);
+      const status = cniVersion === "1.1.0";
+      const { runtimeConfig: _, ...twoWithout } = two;
+      const none = { CNI_CONTAINERID: "", CNI_NETNS: "", CNI_IFNAME: "" };
+      assertEquals(plugins.calls(), [
+        ...status
+          ? [
+            { plugin: "one", verb: "STATUS", env: fixture.env("STATUS", none), stdin: one },
+            { plugin: "two", verb: "STATUS", env: fixture.env("STATUS", none), stdin: twoWithout },
+          ]
+          : [],
+        { plugin: "one", verb: "ADD", env: fixture.env("ADD"), stdin: one },
+        {
+          plugin: "two",
+          verb: "ADD",
+          env: fixture.env("ADD"),
+          stdin: { ...two, prevResult: result },
+        },
+      ], cniVersion);
+      assertEquals(plugins.cached(), ["net-c1-eth0"]);
 
-    // CHECK and the previous result of DEL came with 0.4.0.
-    const recorded: typeof added = JSON.parse(JSON.stringify(added));
-    const modern = !["0.1.0", "0.2.0", "0.3.0", "0.3.1"].includes(cniVersion);
-    assertEquals(await checkNetwork(recorded, environment), []);
-    const prevResult = modern ? { prevResult: result } : {};
-    assertEquals(
-      plugins.calls(),
-      modern
-        ? [
-          {
-            plugin: "one",
-            verb: "CHECK",
-            env: fixture.env("CHECK"),
-            stdin: { ...one, prevResult: result },
-          },
-          {
-            plugin: "two",
-            verb: "CHECK",
-            env: fixture.env("CHECK"),
-            stdin: { ...two, prevResult: result },
-          },
-        ]
-        : [],
-      cniVersion,
-    );
+      // CHECK and the previous result of DEL came with 0.4.0.
+      const recorded: typeof added = JSON.parse(JSON.stringify(added));
+      const modern = !["0.1.0", "0.2.0", "0.3.0", "0.3.1"].includes(cniVersion);
+      assertEquals(await checkNetwork(recorded, environment), []);
+      const prevResult = modern ? { prevResult: result } : {};
+      assertEquals(
+        plugins.calls(),
+        modern
+          ? [
+            {
+              plugin: "one",
+              verb: "CHECK",
+              env: fixture.env("CHECK"),
+              stdin: { ...one, prevResult: result },
+            },
+            {
+              plugin: "two",
+              verb: "CHECK",
+              env: fixture.env("CHECK"),
+              stdin: { ...two, prevResult: result },
+            },
+          ]
+          : [],
+        cniVersion,
+      );
 
-    assertEquals(await delNetwork(recorded, environment), []);
-    assertEquals(plugins.calls(), [
-      { plugin: "two", verb: "DEL", env: fixture.env("DEL"), stdin: { ...two, ...prevResult } },
-      { plugin: "one", verb: "DEL", env: fixture.env("DEL"), stdin: { ...one, ...prevResult } },
-    ], cniVersion);
-    assertEquals(plugins.cached(), []);
+      assertEquals(await delNetwork(recorded, environment), []);
+      assertEquals(plugins.calls(), [
+        { plugin: "two", verb: "DEL", env: fixture.env("DEL"), stdin: { ...two, ...prevResult } },
+        { plugin: "one", verb: "DEL", env: fixture.env("DEL"), stdin: { ...one, ...prevResult } },
+      ], cniVersion);
+      assertEquals(plugins.cached(), []);
 
-    // With the namespace gone there is no path to name.
-    const { vmNl: __, ...gone } = environment;
-    assertEquals(await delNetwork(recorded, gone), []);
-    assertEquals(plugins.calls().map(({ env }) => env.CNI_NETNS), ["", ""]);
+      // With the namespace gone there is no path to name.
+      const { vmNl: __, ...gone } = environment;
+      assertEquals(await delNetwork(recorded, gone), []);
+      assertEquals(plugins.calls().map(({ env }) => env.CNI_NETNS), ["", ""]);
+    });
   }
 });
 
