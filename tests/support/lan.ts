@@ -27,11 +27,10 @@ export class Lan implements AsyncDisposable {
 
   /** Starts an empty LAN. */
   static async create({ mtu = 1500 }: { mtu?: number } = {}): Promise<Lan> {
-    const machine = await Machine.create({ name: "lan" });
+    const machine = await Machine.createBare({ name: "lan" });
     await machine.sh(
       `echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6
-       ip link add lan0 type bridge mcast_snooping 0
-       ip link set lan0 mtu ${mtu} up`,
+       ip link add lan0 mtu ${mtu} up type bridge mcast_snooping 0`,
     );
     return new Lan(machine, mtu);
   }
@@ -42,16 +41,18 @@ export class Lan implements AsyncDisposable {
     const name = `port${++this.#ports}`;
     // The process id counts for the real machine's process namespace, so only --net is entered.
     await enter(this.#switch, [
-      ...["ip", "link", "add", name, "mtu", String(this.mtu), "type", "veth"],
+      ...["ip", "link", "add", name, "mtu", String(this.mtu)],
+      ...["master", "lan0", "up", "type", "veth"],
       ...["peer", "name", link, "mtu", String(this.mtu), "netns", String(machine.pid)],
     ]);
-    await this.#switch.must("ip", ["link", "set", name, "master", "lan0", "up"]);
     await machine.sh([
       `echo 0 >/proc/sys/net/ipv6/conf/${link}/accept_dad`,
       `echo 0 >/proc/sys/net/ipv6/conf/${link}/accept_ra`,
-      `ip link set ${link} up`,
-      ...addresses.map((address) => `ip address add ${address} dev ${link}`),
-      ...gateways.map((gateway) => `ip route add default via ${gateway} dev ${link}`),
+      "ip -batch - <<END",
+      `link set ${link} up`,
+      ...addresses.map((address) => `address add ${address} dev ${link}`),
+      ...gateways.map((gateway) => `route add default via ${gateway} dev ${link}`),
+      "END",
     ].join("\n"));
   }
 
