@@ -23,7 +23,7 @@ const JOBS = Math.max(3, Math.min(6, 2 * navigator.hardwareConcurrency));
 /** How long files took once, in seconds: those that take longest begin first. Others are short. */
 const SECONDS: Readonly<Record<string, number>> = seconds;
 /** `--times` lists files from this on. */
-const LISTED_SECONDS = 5;
+const LISTED_SECONDS = 10;
 const SLOWEST = 5;
 /** A file that takes longer hangs, on a busy machine too; a sweep of all effects takes an hour. */
 const FILE_TIMEOUT_MS = Deno.env.get("TAPKIT_CRASH") === "all" ? 7_200_000 : 900_000;
