@@ -28,6 +28,8 @@ const HOLDER = `
 set -e
 machine=$1
 shift
+# Static, it starts in a third of the time of the others.
+for name in mount umount mkdir chmod rm ip; do eval "$name() { busybox $name \\"\\$@\\"; }"; done
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir /run/{upper,work,cgroup} "\${@/#//run/upper/}" "\${@/#//run/work/}"
 [ ! -d /run/upper/tmp ] || chmod 1777 /run/upper/tmp
@@ -36,10 +38,10 @@ for name; do
     -o lowerdir=/$name,upperdir=/run/upper/$name,workdir=/run/work/$name
 done
 exec ${UPPER_FD}</run/upper
-mount --rbind /sys/fs/cgroup /run/cgroup
+mount -o rbind /sys/fs/cgroup /run/cgroup
 mount -t sysfs sysfs /sys
-mount --rbind /run/cgroup /sys/fs/cgroup
-umount --lazy /run/cgroup
+mount -o rbind /run/cgroup /sys/fs/cgroup
+umount -l /run/cgroup
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -m 755 /run/netns
 mkdir -m 1777 /run/lock
