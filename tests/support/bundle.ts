@@ -11,6 +11,8 @@ import { ROOT } from "./machine.ts";
 export const BUNDLE_VARIABLE = "TAPKIT_TEST_BUNDLE";
 
 const SOURCES = ["lib", "scripts"];
+/** They say which versions of other packages go into it. */
+const VERSIONS = ["deno.json", "deno.lock"];
 /** What no run has used for so long is of sources that have changed since. */
 const STALE_MS = 24 * 3600 * 1000;
 
@@ -38,7 +40,7 @@ export async function bundleScripts(): Promise<string | undefined> {
   if (!success) {
     const [why] = new TextDecoder().decode(stderr).split("\n");
     console.error(`the scripts run from their sources: ${why}`);
-    await Deno.remove(directory, { recursive: true });
+    await Deno.remove(directory, { recursive: true }).catch(() => {});
     return undefined;
   }
   await Deno.rename(made, path);
@@ -64,9 +66,10 @@ async function removeStale(cache: string): Promise<void> {
 
 /** The sources, and what makes one file of them. */
 async function keyOf(directories: readonly string[]): Promise<string> {
+  const paths = directories.flatMap((name) => filesBelow(`${ROOT}/${name}`)).sort()
+    .concat(VERSIONS.map((name) => `${ROOT}/${name}`));
   const texts = await Promise.all(
-    directories.flatMap((name) => filesBelow(`${ROOT}/${name}`)).sort()
-      .map(async (path) => `${path.slice(ROOT.length)}\n${await Deno.readTextFile(path)}`),
+    paths.map(async (path) => `${path.slice(ROOT.length)}\n${await Deno.readTextFile(path)}`),
   );
   const bytes = new TextEncoder().encode([Deno.version.deno, ...texts].join("\n"));
   return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).slice(0, 8).toHex();
