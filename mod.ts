@@ -5,7 +5,7 @@
  * ```ts
  * import { attachVm, removeVm } from "./mod.ts";
  *
- * const record = await attachVm({ name: "web", ports: ["8080:80"] });
+ * const { record } = await attachVm({ name: "web", ports: ["8080:80"] });
  * console.log(record.netns, record.interfaces[0]?.tap, record.interfaces[0]?.mac);
  * await removeVm("web");
  * ```
@@ -17,31 +17,38 @@
  */
 
 import type { DefaultCniReport } from "./lib/cni/default-network.ts";
+import type { PortMapping } from "./lib/inet/ports.ts";
 import type { InstallOptions } from "./lib/vm/default-network.ts";
 import type { ServeOptions } from "./lib/vm/dhcp.ts";
 import type {
+  Attached,
   AttachRequest,
   Collected,
+  Difference,
   HostOptions,
   HostSession,
   MapOptions,
   MappedPorts,
   PortTarget,
   Restored,
-  VmRecord,
 } from "./lib/vm/types.ts";
-import type { GcOptions } from "./lib/vm/gc.ts";
-import type { RemoveOptions } from "./lib/vm/remove.ts";
+import type { GcOptions } from "./lib/vm/verbs/gc.ts";
+import type { RemoveOptions } from "./lib/vm/verbs/remove.ts";
 import type { VmmOptions } from "./lib/vm/vmm.ts";
 
 export { InputError, InterruptedError, SyscallError, TapkitError, VmmError } from "./lib/errors.ts";
+export { sentence } from "./lib/finding.ts";
 export type { PortMapping, Protocol } from "./lib/inet/ports.ts";
 export type {
+  Attached,
   AttachMode,
   AttachRequest,
+  Change,
   Collected,
+  Difference,
   HostOptions,
   HostSession,
+  LayerName,
   MapOptions,
   MappedPorts,
   OutputFormat,
@@ -57,8 +64,8 @@ export type { DefaultCniOptions, DefaultCniReport } from "./lib/cni/default-netw
 export type { GcOptions, InstallOptions, RemoveOptions, ServeOptions, VmmOptions };
 export { ensureDhcpServer } from "./lib/vm/dhcp-start.ts";
 export { type GuestLease, listLeases } from "./lib/vm/leases.ts";
-export { getVm, listVms, vmNames } from "./lib/vm/list.ts";
-export { formatRecord } from "./lib/vm/output.ts";
+export { getVm, listVms, vmNames } from "./lib/vm/verbs/list.ts";
+export { formatAttached, formatRecord } from "./lib/vm/output.ts";
 export { validateAttach } from "./lib/vm/request.ts";
 
 // A module costs start-up time whether it is used or not, so each verb loads its own.
@@ -68,15 +75,15 @@ export { validateAttach } from "./lib/vm/request.ts";
  *
  * The end is the same however often it is called, and after a crash at any point.
  *
- * @returns the record
+ * @returns the record, what was changed, and whether the VMM has to open its TAP again
  * @throws {InputError} when the request is malformed; nothing was touched
  * @throws {TapkitError} when a step failed; everything before it is undone
  */
 export async function attachVm(
   request: AttachRequest,
   options: HostOptions = {},
-): Promise<VmRecord> {
-  return await (await import("./lib/vm/attach.ts")).attachVm(request, options);
+): Promise<Attached> {
+  return await (await import("./lib/vm/verbs/attach.ts")).attachVm(request, options);
 }
 
 /**
@@ -89,17 +96,17 @@ export async function attachVm(
  * naming everything that could not be taken away: the rest is gone
  */
 export async function removeVm(name: string, options: RemoveOptions = {}): Promise<boolean> {
-  return await (await import("./lib/vm/remove.ts")).removeVm(name, options);
+  return await (await import("./lib/vm/verbs/remove.ts")).removeVm(name, options);
 }
 
 /**
  * Compares a VM's record with the kernel and the address pool. Changes nothing.
  *
- * @returns a sentence for each difference; one for a VM that is not attached
+ * @returns what differs; one difference for a VM that is not attached
  * @throws {InputError} when the name is malformed
  */
-export async function checkVm(name: string, options: HostOptions = {}): Promise<string[]> {
-  return await (await import("./lib/vm/check.ts")).checkVm(name, options);
+export async function checkVm(name: string, options: HostOptions = {}): Promise<Difference[]> {
+  return await (await import("./lib/vm/verbs/check.ts")).checkVm(name, options);
 }
 
 /**
@@ -113,10 +120,10 @@ export async function checkVm(name: string, options: HostOptions = {}): Promise<
  */
 export async function mapPorts(
   target: PortTarget,
-  ports: readonly string[],
+  ports: readonly (string | PortMapping)[],
   options: MapOptions = {},
 ): Promise<MappedPorts> {
-  return await (await import("./lib/vm/map-ports.ts")).mapPorts(target, ports, options);
+  return await (await import("./lib/vm/verbs/map-ports.ts")).mapPorts(target, ports, options);
 }
 
 /**
@@ -127,10 +134,10 @@ export async function mapPorts(
  */
 export async function unmapPorts(
   target: PortTarget,
-  ports: readonly string[],
+  ports: readonly (string | PortMapping)[],
   options: HostOptions = {},
 ): Promise<MappedPorts> {
-  return await (await import("./lib/vm/map-ports.ts")).unmapPorts(target, ports, options);
+  return await (await import("./lib/vm/verbs/map-ports.ts")).unmapPorts(target, ports, options);
 }
 
 /**
@@ -142,17 +149,20 @@ export async function listPorts(
   target: PortTarget | undefined,
   options: HostOptions = {},
 ): Promise<MappedPorts[]> {
-  return (await import("./lib/vm/map-ports.ts")).listPorts(target, options);
+  return (await import("./lib/vm/verbs/map-ports.ts")).listPorts(target, options);
 }
 
 /**
  * Compares the mappings of a VM or an address with the kernel. Changes nothing.
  *
- * @returns a sentence for each difference
+ * @returns what differs
  * @throws {InputError} when there is no such VM
  */
-export async function checkPorts(target: PortTarget, options: HostOptions = {}): Promise<string[]> {
-  return (await import("./lib/vm/map-ports.ts")).checkPorts(target, options);
+export async function checkPorts(
+  target: PortTarget,
+  options: HostOptions = {},
+): Promise<Difference[]> {
+  return (await import("./lib/vm/verbs/map-ports.ts")).checkPorts(target, options);
 }
 
 /**
@@ -164,7 +174,7 @@ export async function checkPorts(target: PortTarget, options: HostOptions = {}):
  * ```
  */
 export async function* restoreVms(options: HostOptions = {}): AsyncGenerator<Restored> {
-  yield* (await import("./lib/vm/restore.ts")).restoreVms(options);
+  yield* (await import("./lib/vm/verbs/restore.ts")).restoreVms(options);
 }
 
 /**
@@ -187,7 +197,7 @@ export async function openSession(vms: number): Promise<HostSession> {
  * own; nobody else's. With `exclusive` the plugins' own GC is called too.
  */
 export async function* collectVms(options: GcOptions = {}): AsyncGenerator<Collected> {
-  yield* (await import("./lib/vm/gc.ts")).collectVms(options);
+  yield* (await import("./lib/vm/verbs/gc.ts")).collectVms(options);
 }
 
 /**

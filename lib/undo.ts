@@ -24,10 +24,14 @@ import { asError, InterruptedError, UndoError } from "./errors.ts";
  * ```
  */
 export class UndoStack {
-  #steps: { what: string; undo: () => unknown }[] = [];
+  #steps: { what: string; undo: (failures: readonly Error[]) => unknown }[] = [];
 
-  /** Adds the undo of the next step. It may be asynchronous. */
-  push(what: string, undo: () => unknown): void {
+  /**
+   * Adds the undo of the next step. It may be asynchronous.
+   *
+   * @param undo is given the failures of the undo actions that ran before it
+   */
+  push(what: string, undo: (failures: readonly Error[]) => unknown): void {
     this.#steps.push({ what, undo });
   }
 
@@ -46,7 +50,7 @@ export class UndoStack {
     const failures: Error[] = [];
     for (let step = this.#steps.pop(); step !== undefined; step = this.#steps.pop()) {
       try {
-        const pending = step.undo();
+        const pending = step.undo(failures);
         if (pending instanceof Promise) await pending;
       } catch (error) {
         const message = `undoing ${step.what}: ${asError(error).message}`;

@@ -19,7 +19,7 @@ import {
   serveDhcpCommand,
   validateEach,
 } from "../lib/cli/main.ts";
-import type { AttachRequest, Collected, Restored, VmRecord } from "../mod.ts";
+import type { Attached, AttachRequest, Collected, Restored, VmRecord } from "../mod.ts";
 
 /** Runs attach-vm with `args`; returns its exit code. */
 export async function main(args: readonly string[]): Promise<number> {
@@ -38,35 +38,35 @@ export async function main(args: readonly string[]): Promise<number> {
     const options = { ...host, ...flagOptions(parsed.flags), ...session && { session } };
     const ensureDhcp = once(() => tapkit.ensureDhcpServer(options, serveDhcpCommand(parsed.flags)));
     const print = (record: VmRecord) => printText(tapkit.formatRecord(record, output));
-    const report = (record: VmRecord) => (print(record), ensureDhcp());
+    const report = (vm: Attached) => (printText(tapkit.formatAttached(vm, output)), ensureDhcp());
     const failed = verb === "run" ? EXIT.notStarted : EXIT.failed;
     const doing = { script: ATTACH_VM.name, verb, failed, signal };
-    const forEach = (act: (request: AttachRequest) => Promise<number | void>) =>
-      forEachVm(doing, vms, (vm) => (requireRoot(), act(vm)));
+    const forEach = (act: (vm: AttachRequest, now: typeof options) => Promise<number | void>) =>
+      forEachVm(doing, vms, (vm, waits) => (requireRoot(), act(vm, { ...options, waits })));
     switch (verb) {
       case "list":
         if (all) return tapkit.listVms(options).forEach(print), EXIT.done;
         return await forEachVm(doing, requests, ({ name }) => print(tapkit.getVm(name, options)));
       case "attach":
-        return await forEach(async (request) => report(await tapkit.attachVm(request, options)));
+        return await forEach(async (vm, now) => report(await tapkit.attachVm(vm, now)));
       case "restore":
       case "gc": {
         requireRoot();
         const vms: AsyncIterable<Restored | Collected> = verb === "restore"
           ? tapkit.restoreVms(options)
           : tapkit.collectVms(options);
-        return await forEachVm(doing, vms, ({ name, record, error }) => {
-          if (error !== undefined) throw error;
-          return record === undefined ? printJson({ vm: name, removed: true }) : report(record);
+        return await forEachVm(doing, vms, (vm) => {
+          if (vm.error !== undefined) throw vm.error;
+          return vm.record === undefined ? printJson({ vm: vm.name, removed: true }) : report(vm);
         });
       }
       case "check":
-        return await forEach(async ({ name: vm }) =>
-          printProblems({ vm }, await tapkit.checkVm(vm, options))
+        return await forEach(async ({ name: vm }, now) =>
+          printProblems({ vm }, (await tapkit.checkVm(vm, now)).map(tapkit.sentence))
         );
       case "remove":
-        return await forEach(async ({ name: vm }) =>
-          printJson({ vm, removed: await tapkit.removeVm(vm, options) })
+        return await forEach(async ({ name: vm }, now) =>
+          printJson({ vm, removed: await tapkit.removeVm(vm, now) })
         );
       case "run": {
         const running = { ...options, onAttached: ensureDhcp };

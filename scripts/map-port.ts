@@ -30,7 +30,8 @@ export async function main(args: readonly string[]): Promise<number> {
       if (verb === "check") {
         requireRoot();
         const object = typeof target === "string" ? { vm: target } : target;
-        return printProblems(object, await tapkit.checkPorts(target, options));
+        const found = await tapkit.checkPorts(target, options);
+        return printProblems(object, found.map(tapkit.sentence));
       }
       const openFirewall = parsed.flags["open-firewall"];
       printJson(

@@ -1,5 +1,5 @@
 /**
- * attach-vm's command line: its table, which flags go together, and the requests it stands for.
+ * attach-vm's command line: its table, its rules, and the requests that it stands for.
  *
  * @module
  */
@@ -12,10 +12,10 @@ import { listOrNone, pairs } from "./flag-values.ts";
 import { HOST_OPTIONS, withoutUndefined } from "./main.ts";
 import { refuseVerbs } from "./verbs.ts";
 
-/** A command line of attach-vm that makes sense. */
+/** A valid command line of attach-vm. */
 export interface AttachCommand {
   readonly verb: AttachVerb;
-  /** One per VM; for `check`, `remove` and `list` they hold the name alone. */
+  /** One per VM; for `check`, `remove` and `list` only the name is set. */
   readonly requests: readonly AttachRequest[];
   /** Whether it is for every attached VM instead of those in `requests`. */
   readonly all: boolean;
@@ -29,7 +29,7 @@ const NETWORK_PLUGINS = ["cni", "docker-bridge"] as const;
 /** The command line of attach-vm. */
 export const ATTACH_VM = {
   name: "attach-vm",
-  summary: "put virtual machines on CNI networks, each behind a TAP device of its own",
+  summary: "attach virtual machines to CNI networks, each with a TAP device of its own",
   usage: [
     "NAME… [options] [-- VMM ARG…]",
     "--from FILE|-",
@@ -37,11 +37,15 @@ export const ATTACH_VM = {
     "--check | --remove --all | --list",
     "--restore | --gc [--exclusive]",
   ],
-  words: { metavar: "NAME", help: "1–63 of a-z A-Z 0-9 . _ -, beginning with a letter or digit" },
+  words: {
+    metavar: "NAME",
+    help: "1–63 characters of a-z A-Z 0-9 . _ -, beginning with a letter or digit",
+  },
   rest: {
     metavar: "VMM ARG…",
-    help: "run the VMM inside the VM's namespace and remove the attachment when it ends; {tap} " +
-      "{mac} {ip} {gateway} {netmask} {mtu} {netns} {name} {cmdline} in its arguments are replaced",
+    help:
+      "run the VMM in the VM's namespace, and remove the attachment when it ends; {tap} {mac} " +
+      "{ip} {gateway} {netmask} {mtu} {netns} {name} {cmdline} in its arguments are replaced",
   },
   options: [
     {
@@ -50,7 +54,7 @@ export const ATTACH_VM = {
       metavar: "HOST:VM[/PROTO]",
       repeat: true,
       help: "publish a port: 8080:80, 8080:80/udp, 127.0.0.1:8080:80, [2001:db8::1]:8080:80, " +
-        "9000-9009:9000-9009, or 0:80 for a host port chosen here; none clears them",
+        "9000-9009:9000-9009, or 0:80 for a free host port; none removes them",
     },
     { name: "ip", metavar: "ADDR[/LENGTH]", help: "ask the network for this address" },
     { name: "mac", metavar: "ADDR", help: "give the VM this MAC address" },
@@ -59,32 +63,32 @@ export const ATTACH_VM = {
       alias: ["--namespace"],
       metavar: "PATH",
       help: "use this network namespace, which is never deleted",
-      default: "/run/netns/tapkit-NAME, made here",
+      default: "/run/netns/tapkit-NAME, which is created",
     },
     {
       name: "bandwidth",
       metavar: "RATE",
-      help:
-        "limit each interface to 100mbit, say, either way; the network needs the bandwidth plugin",
+      help: "limit each interface in both directions, to 100mbit for example; needs the " +
+        "bandwidth plugin in the network",
     },
     {
       name: "capability",
       metavar: "NAME=JSON",
       repeat: true,
-      help: "give the CNI plugins that declare this capability its argument: " +
+      help: "pass the argument of a capability to the CNI plugins that declare it: " +
         `aliases='["web"]'`,
     },
     {
       name: "cni-arg",
       metavar: "KEY=VALUE",
       repeat: true,
-      help: "give the CNI plugins this in CNI_ARGS: K8S_POD_NAME=web",
+      help: "pass this to the CNI plugins in CNI_ARGS: K8S_POD_NAME=web",
     },
     { name: "mtu", metavar: "BYTES", help: "give the VM's interfaces this MTU" },
     {
       name: "tap-owner",
       metavar: "USER[:GROUP]",
-      help: "who may open the TAP device without being root",
+      help: "let this user open the TAP device without being root",
     },
     {
       name: "network",
@@ -92,13 +96,13 @@ export const ATTACH_VM = {
       metavar: "NET",
       repeat: true,
       help: "put eth0, eth1, … on these CNI networks",
-      default: "the first configuration of the CNI directory; the default network, if it is empty",
+      default: "the first one in the CNI directory; if there is none, the default network",
     },
     {
       name: "network-plugin",
       metavar: "PLUGIN",
       choices: NETWORK_PLUGINS,
-      help: "who makes the network: cni; docker-bridge is not there yet",
+      help: "what makes the network: cni; docker-bridge is not available yet",
       default: "$TAPKIT_NETWORK_PLUGIN, then cni",
     },
     {
@@ -106,91 +110,89 @@ export const ATTACH_VM = {
       metavar: "MODE",
       choices: ["auto", "tc-redirect", "dhcp-bridge"],
       help:
-        "how frames get between the TAP and eth0: tc-redirect, which leaves eth0 its address; " +
-        "dhcp-bridge, by a bridge; or auto, the first that the kernel has the means for",
+        "how frames pass between the TAP and eth0: tc-redirect, which leaves eth0 its address; " +
+        "dhcp-bridge, with a bridge; or auto, the first one that the kernel supports",
       default: "auto",
     },
     {
       name: "isolated",
-      help: "let nothing pass between the guest and the other VMs and containers of its network; " +
-        "the host, and what is routed, stay",
+      help:
+        "separate the guest from the other VMs and containers of its network; it still reaches " +
+        "the host and other networks",
     },
-    { name: "no-isolated", help: "let it pass again (default)" },
+    { name: "no-isolated", help: "end --isolated (default)" },
     {
       name: "deny-egress",
       metavar: "CIDR",
       repeat: true,
-      help: "drop the guest's new connections to there by way of the host, whose own addresses " +
-        "count: 169.254.169.254, where clouds keep secrets; none clears them and exceptions",
+      help: "drop the guest's new connections to this prefix, 169.254.169.254 for example; " +
+        "addresses of the host count; none removes all prefixes, and exceptions",
     },
     {
       name: "allow-egress",
       metavar: "CIDR",
       repeat: true,
-      help: "an exception of --deny-egress; the longest prefix decides; none clears them",
+      help: "an exception to --deny-egress; the longest prefix decides; none removes them",
     },
     {
       name: "reachable-from",
       metavar: "CIDR",
       repeat: true,
-      help: "let connections from there in to the guest's own address, and leave its own towards " +
-        "there unmasqueraded: a LAN that has a route to the guests; none clears them",
+      help: "for a LAN with a route to the guests: accept connections from this prefix to the " +
+        "guest's own address, and do not masquerade connections to it; none removes them",
     },
     {
       name: "max-connections",
       metavar: "N",
       help:
-        "how many connections of the guest's own the host tracks, and as many that others open " +
-        "to it; none for no limit, default for the default again",
+        "limit the tracked connections that the guest opened, and those that were opened to it; " +
+        "none for no limit, default for the default",
       default: "a quarter of nf_conntrack_max",
     },
     {
       name: "new-connections",
       metavar: "RATE",
-      help:
-        "how many connections the guest may open a second, 100/s say, 16 seconds' worth of them " +
-        "at once; none or default",
+      help: "limit the connections that the guest opens in a second, to 100/s for example, with " +
+        "bursts of 16 seconds' worth; none or default",
       default: "nf_conntrack_max / 512",
     },
     {
       name: "no-antispoof",
-      help: "let the guest send in the name of other MACs and addresses",
+      help: "let the guest send from other MACs and addresses",
     },
-    { name: "antispoof", help: "hold the guest to its own MAC and addresses (default)" },
+    { name: "antispoof", help: "let the guest send from its own MAC and addresses only (default)" },
     {
       name: "link-local",
       metavar: "ADDR",
-      help: "the link-local IPv6 address of a guest that does not make it of its MAC, as Windows " +
-        "and stable-privacy ones do; any where it is not known",
+      help: "the link-local IPv6 address of a guest that does not make it from its MAC, such as " +
+        "Windows; any if it is not known",
       default: "eui64",
     },
     {
       name: "plugins",
       metavar: "HOW",
       choices: ["auto", "builtin", "exec"],
-      help:
-        "exec runs every CNI plugin from disk, builtin none; auto runs those that are configured, " +
-        "but not for the default network, nor where one is missing that is built in",
+      help: "exec runs all CNI plugins from disk, builtin none; auto uses built-in ones for the " +
+        "default network, and for plugins that are missing on disk",
       default: "auto",
     },
     {
       name: "firewall",
       metavar: "BACKEND",
       choices: ["nftables", "iptables"],
-      help: "what rules are made by",
-      default: "nftables where the kernel has it, else iptables",
+      help: "what to make rules with",
+      default: "nftables if the kernel has it, otherwise iptables",
     },
     {
       name: "open-firewall",
-      help: "open published ports also where ufw or firewalld denies what is not allowed; " +
-        "no-open-firewall closes them again",
+      help: "open published ports to other machines under ufw and firewalld",
     },
-    { name: "no-open-firewall", help: "leave them to ufw and firewalld (default)" },
+    { name: "no-open-firewall", help: "leave published ports to ufw and firewalld (default)" },
     {
       name: "from",
       alias: ["-f", "--file"],
       metavar: "FILE|-",
-      help: "attach one VM per line of JSON, with these flags' names as keys: " +
+      help: "attach one VM per line of JSON, with the names of these flags as keys: " +
         '{"name":"web","ports":["8080:80"]}',
     },
     {
@@ -199,70 +201,68 @@ export const ATTACH_VM = {
       metavar: "FORMAT",
       choices: ["json", "env", "cmdline", "dracut", "qemu"],
       help: "print the record as json, env (shell assignments), cmdline (the kernel's ip=), " +
-        "dracut (its initramfs's arguments) or qemu (arguments)",
+        "dracut (arguments of its initramfs) or qemu (arguments)",
       default: "json",
     },
     {
       name: "user",
       metavar: "USER[:GROUP]",
-      help:
-        "with -- VMM, run it as that user, who may open the TAP device unless --tap-owner says " +
-        "otherwise",
+      help: "with -- VMM, run it as this user, who also owns the TAP device unless --tap-owner " +
+        "says otherwise",
     },
     { name: "keep", help: "with -- VMM, leave the VM attached when it ends" },
-    { name: "record-file", metavar: "FILE", help: "with -- VMM, write the record there" },
+    { name: "record-file", metavar: "FILE", help: "with -- VMM, write the record to this file" },
     {
       name: "list",
       alias: ["-l", "--ls", "--ps", "--show", "--inspect"],
-      help: "print the records of the VMs, of all where none is named",
+      help: "print the records of the VMs, or of all VMs",
     },
     {
       name: "restore",
-      help: "after a reboot: bring every recorded VM back with its addresses, MACs and ports",
+      help: "after a reboot, bring back every recorded VM with its addresses, MACs and ports",
     },
     {
       name: "gc",
-      help: "remove attachments whose namespace is gone or that were left half made; no one else's",
+      help: "remove attachments of tapkit whose namespace is gone, or that are incomplete",
     },
     {
       name: "exclusive",
-      help:
-        "with --gc, on a host where only tapkit attaches: the plugins collect what they have too",
+      help: "with --gc, call the plugins' GC too; only for hosts on which nothing else attaches",
     },
     {
       name: "check",
       alias: ["--status"],
-      help: "compare records and kernel, of all VMs where none is named; change nothing",
+      help: "compare the records of the VMs, or of all VMs, with the kernel; change nothing",
     },
     {
       name: "remove",
       alias: ["--rm", "--delete", "--del"],
-      help: "take the VMs off their networks",
+      help: "remove the VMs from their networks",
     },
-    { name: "all", alias: ["-a"], help: "with --remove: every attached VM" },
-    { name: "force", help: "with --remove, also from under a VMM that -- VMM runs" },
+    { name: "all", alias: ["-a"], help: "with --remove, every attached VM" },
+    { name: "force", help: "with --remove, remove VMs even if attach-vm runs their VMM" },
     ...HOST_OPTIONS,
   ],
   examples: [
     {
-      does: "a VM on the default network, its port 80 published as the host's 8080",
+      does: "attach a VM, and publish its port 80 as the host's port 8080",
       command: "attach-vm web --ports 8080:80",
     },
     {
-      does: "QEMU for it",
+      does: "run QEMU for it",
       command: "nsenter --net=/run/netns/tapkit-web qemu-system-x86_64 " +
         "$(attach-vm web --list --output qemu) …",
     },
     {
-      does: "attach, run, remove when the VMM ends",
+      does: "attach a VM, run its VMM, and remove the VM when the VMM ends",
       command: "attach-vm web --ports 8080:80 -- ./start-vm --tap {tap} --mac {mac}",
     },
     {
-      does: "no connections to the cloud's metadata, nor to other VMs",
+      does: "deny connections to cloud metadata and to other VMs",
       command: "attach-vm web --deny-egress 169.254.169.254 --isolated",
     },
-    { does: "many at once", command: "attach-vm --from vms.jsonl" },
-    { does: "take it away", command: "attach-vm web --remove" },
+    { does: "attach many VMs", command: "attach-vm --from vms.jsonl" },
+    { does: "remove a VM", command: "attach-vm web --remove" },
   ],
   exitCodes: [
     ["3", "--check found a difference"],
@@ -272,7 +272,7 @@ export const ATTACH_VM = {
 
 type AttachFlags = Parsed<typeof ATTACH_VM>["flags"];
 
-/** The flags that shape an attachment, and so go with no other verb, and are the keys of `--from`. */
+/** The flags about an attachment: only attaching accepts them, and they are the keys of `--from`. */
 const SHAPING = [
   "ports",
   "ip",
@@ -304,12 +304,12 @@ const SHAPING = [
 
 type ShapingFlags = Pick<AttachFlags, (typeof SHAPING)[number]>;
 
-/** The library's options that one verb or another takes. */
+/** The library's options that some verbs take. */
 export function flagOptions({ exclusive, force, keep, user, ...flags }: AttachFlags) {
   return { exclusive, force, keep, user, recordFile: flags["record-file"] };
 }
 
-/** Checks which flags go together and reads `--from`. Throws {@linkcode InputError}. */
+/** Checks the flags, and reads `--from`. Throws {@linkcode InputError}. */
 export async function readAttachCommand(parsed: Parsed<typeof ATTACH_VM>): Promise<AttachCommand> {
   const { flags, words, rest } = parsed;
   const verb = verbOf(flags, rest);
@@ -375,16 +375,16 @@ function pluginOfEnvironment(): string | undefined {
   const variable = "TAPKIT_NETWORK_PLUGIN";
   const plugin = Deno.env.get(variable) || undefined;
   if (plugin === undefined || NETWORK_PLUGINS.some((name) => name === plugin)) return plugin;
-  throw new InputError(`${variable} is ${JSON.stringify(plugin)}, which is no network plugin`, {
+  throw new InputError(`${variable} is ${JSON.stringify(plugin)}, which is not a network plugin`, {
     mend: `set it to ${NETWORK_PLUGINS[0]}, or unset it`,
   });
 }
 
-/** Refuses what this version cannot make networks by. */
+/** Refuses network plugins that this version does not have. */
 function refusePlugin(plugin: string | undefined): void {
   if (plugin === undefined || plugin === "cni") return;
-  throw new InputError(`the network plugin ${plugin} is not offered by this version`, {
-    mend: "use cni, beside which Docker goes on undisturbed",
+  throw new InputError(`this version does not have the network plugin ${plugin}`, {
+    mend: "use cni; it does not affect Docker",
   });
 }
 
@@ -393,7 +393,7 @@ function limit(flag: string, text: string | undefined): number | "none" | "defau
   return wholeNumber(flag, text);
 }
 
-/** True or false by two flags of opposite meaning; `undefined` without either. */
+/** The value of two opposite flags; `undefined` if neither is given. */
 function eitherOf<Yes extends keyof ShapingFlags, No extends keyof ShapingFlags>(
   flags: ShapingFlags,
   yes: Yes,

@@ -132,7 +132,7 @@ export async function refuseForSeveral(
     });
   }
   // In `--ports 80:80 81:81`, the second is read as a name. Report that before other errors.
-  const { validateName } = await import("../vm/host-paths.ts");
+  const { validateName } = await import("../vm/record/identity.ts");
   for (const { name } of requests) validateName(name);
   const { parsePorts } = await import("../inet/ports.ts");
   const ports = flags.ports.length === 1 && flags.ports[0] === "none" ? [] : [...flags.ports];

@@ -131,7 +131,7 @@ export function printJson(value: unknown): void {
 }
 
 /** Prints the problems that `--check` found. Returns the exit code for them. */
-export function printProblems(object: object, problems: readonly unknown[]): number {
+export function printProblems(object: object, problems: readonly string[]): number {
   printJson({ ...object, problems });
   return problems.length === 0 ? EXIT.done : EXIT.differs;
 }
@@ -174,39 +174,45 @@ export interface Doing {
 }
 
 /**
- * Calls `act` for each VM, one after the other, and goes on after a failure. Returns the exit code.
+ * Does `act` for each VM, past failures, and returns the exit code. The VMs of a list are done in turns:
+ * while one waits for a program of others, the next begins.
  */
 export async function forEachVm<T extends { readonly name: string }>(
   { script, verb, failed, signal }: Doing,
   vms: readonly T[] | AsyncIterable<T>,
-  act: (vm: T) => Promise<number | void> | number | void,
+  act: (vm: T, waits: () => void) => Promise<number | void> | number | void,
 ): Promise<number> {
   const codes: number[] = [];
+  const left = new Set(isList(vms) ? vms : []);
+  const done: string[] = [];
   const begun = performance.now();
-  const all = Array.isArray(vms) ? vms.length : undefined;
-  for await (const vm of vms) {
+  const actOn = async (vm: T, waits = () => {}) => {
+    left.delete(vm);
     if (codes.length > 0 && performance.now() - begun > PROGRESS_AFTER) {
-      showProgress(script, verb, codes.length, all);
+      showProgress(script, verb, codes.length, isList(vms) ? vms.length : undefined);
     }
-    const name = JSON.stringify(vm.name);
-    let whole = true;
     try {
-      codes.push(await act(vm) ?? EXIT.done);
+      const code = await act(vm, waits) ?? EXIT.done;
+      if (signal?.aborted) done.push(`${JSON.stringify(vm.name)} was done before`);
+      return code;
     } catch (error) {
       const code = printError(script, error, cannot(verb, vm.name));
-      codes.push(code === EXIT.failed && failed !== undefined ? failed : code);
-      whole = false;
+      return code === EXIT.failed && failed !== undefined ? failed : code;
     }
-    if (!signal?.aborted) continue;
-    const rest = Array.isArray(vms) ? vms.slice(codes.length) : [];
-    const parts = [
-      ...whole ? [`${name} was done before`] : [],
-      ...rest.length > 0
-        ? [`not begun: ${rest.map((one) => JSON.stringify(one.name)).join(", ")}`]
-        : [],
-    ];
-    if (parts.length > 0) printNote(script, `${describe(signal.reason)}: ${parts.join("; ")}`);
-    break;
+  };
+  if (isList(vms) && vms.length > 1) {
+    const { inTurns } = await import("../turns.ts");
+    for await (const { result } of inTurns(vms, actOn, signal)) codes.push(result);
+  } else {
+    for await (const vm of vms) {
+      codes.push(await actOn(vm));
+      if (signal?.aborted) break;
+    }
+  }
+  const names = [...left].map(({ name }) => JSON.stringify(name)).join(", ");
+  const parts = [...done, ...names === "" ? [] : [`not begun: ${names}`]];
+  if (signal?.aborted && parts.length > 0) {
+    printNote(script, `${describe(signal.reason)}: ${parts.join("; ")}`);
   }
   clearProgress();
   const [first = EXIT.done, ...others] = codes;
@@ -227,6 +233,10 @@ export function validateEach<T extends { readonly name: string }>(
 
 function cannot(verb: string, name: string): string {
   return `cannot ${verb} ${JSON.stringify(name)}`;
+}
+
+function isList<T>(vms: readonly T[] | AsyncIterable<T>): vms is readonly T[] {
+  return Array.isArray(vms);
 }
 
 /** A function that calls `act` the first time only. */

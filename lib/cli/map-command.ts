@@ -1,5 +1,5 @@
 /**
- * map-port's command line: its table, and what it asks for.
+ * map-port's command line: its table and its rules.
  *
  * @module
  */
@@ -13,7 +13,7 @@ import { refuseVerbs } from "./verbs.ts";
 /** What map-port does. */
 export type MapVerb = "map" | "remove" | "list" | "check";
 
-/** A command line of map-port that makes sense. */
+/** A valid command line of map-port. */
 export interface MapCommand {
   readonly verb: MapVerb;
   /** A VM or an address; absent for a list of all. */
@@ -24,7 +24,7 @@ export interface MapCommand {
 /** The command line of map-port. */
 export const MAP_PORT = {
   name: "map-port",
-  summary: "map ports of the host to a VM while it runs, without touching its others",
+  summary: "publish and withdraw ports of a VM while it runs",
   usage: [
     "VM HOST:VM[/PROTO]… [--remove]",
     "VM --list | --check",
@@ -34,43 +34,43 @@ export const MAP_PORT = {
   words: {
     metavar: "HOST:VM",
     help: "8080:80, 8080:80/udp, 127.0.0.1:8080:80, [2001:db8::1]:8080:80, 9000-9009:9000-9009, " +
-      "or 0:80 for a host port chosen here; tcp, udp and sctp",
+      "or 0:80 for a free host port; tcp, udp and sctp",
   },
   options: [
     {
       name: "to",
       metavar: "ADDR",
       help: "map to this address, which tapkit did not attach, instead of to a VM; it sees the " +
-        "host's address as the client's, so that it needs no route back through the host",
+        "host's address instead of the client's, and needs no route back",
     },
     {
       name: "open-firewall",
-      help: "open all of its ports also where ufw or firewalld denies what is not allowed",
+      help: "open all of its ports to other machines under ufw and firewalld",
     },
     {
       name: "remove",
       alias: ["--rm", "--delete", "--del"],
-      help: "take these mappings away, attach-vm's own too",
+      help: "remove these mappings, including those of attach-vm",
     },
     {
       name: "list",
       alias: ["-l", "--ls", "--show"],
       help: "print the mappings of one VM, or of all",
     },
-    { name: "check", help: "compare the VM's mappings with the kernel, change nothing" },
+    { name: "check", help: "compare the VM's mappings with the kernel; change nothing" },
     HOST_OPTIONS[0],
   ],
   examples: [
-    { does: "the VM's port 80 as the host's 8080", command: "map-port web 8080:80" },
+    { does: "publish the VM's port 80 as the host's port 8080", command: "map-port web 8080:80" },
     {
-      does: "a range, and DNS on one address",
+      does: "publish a range, and DNS on one address",
       command: "map-port web 9000-9009:1-10 192.0.2.1:53:53/udp",
     },
     {
-      does: "to a machine that tapkit knows nothing of",
+      does: "map to another machine",
       command: "map-port --to 192.0.2.7 8080:80",
     },
-    { does: "drop a mapping again", command: "map-port web 8080:80 --remove" },
+    { does: "remove a mapping", command: "map-port web 8080:80 --remove" },
   ],
   exitCodes: [["3", "--check found a difference"]],
 } as const satisfies Command;

@@ -7,6 +7,7 @@
 
 import { InputError, TapkitError } from "../errors.ts";
 import { isFile } from "../files.ts";
+import type { Finding } from "../finding.ts";
 import { expandPorts, type PortMapping } from "../inet/ports.ts";
 import { validateContainerId, validateInterfaceName, validateNetworkName } from "./conflist.ts";
 import type { BuiltinPlugin } from "./plugin.ts";
@@ -32,8 +33,6 @@ export interface RecordedPlugin {
   readonly config: PluginConfig;
   /** What ADD got from the plugin before, if it differs from the result of the chain. */
   readonly prevResult?: Result;
-  /** Its new configuration while it is run again: it may have either, or be gone. */
-  readonly inDoubt?: PluginConfig;
   /** What CHECK said right after ADD. The same words later are no difference. */
   readonly checkFailure?: string;
 }
@@ -118,6 +117,19 @@ export interface PluginHost {
   /** Gets the full text of a message that was shortened. */
   detail?(text: string): void;
 }
+
+/** What CHECK of a chain found. */
+export interface ChainFinding extends Finding {
+  /** The place in the chain of the executed plugin that found it. */
+  readonly executed?: number;
+  /** It is about masquerading, which no plugin checks: see reference-faults.ts. */
+  readonly masquerade?: true;
+  /** The plugin said so right after ADD: it is no difference. */
+  readonly ignored?: true;
+}
+
+/** Does what runs a program of others without the locks that are held. */
+export type Outside = <T>(act: () => Promise<T>) => Promise<T>;
 
 /** The path of a plugin's program in the first directory that has it. */
 export function findPlugin(type: string, binDirs: readonly string[]): string | undefined {
@@ -251,6 +263,11 @@ export function withPorts(
     return { ...plugin, config: { ...plugin.config, runtimeConfig } };
   });
   return { ...attachment, plugins };
+}
+
+/** Whether a plugin can be run again by itself: the first one makes the interface. */
+export function canRerun({ plugins }: Pick<NetworkAttachment, "plugins">, index: number): boolean {
+  return index > 0 && plugins[index]?.implementation === "exec";
 }
 
 /** Ports as the `portMappings` capability carries them: it has no ranges. */

@@ -36,9 +36,11 @@ import { deleteLink, getLink } from "../netlink/link.ts";
 import { currentNetns } from "../sys/netns.ts";
 import { checkExecuted, delExecuted, type ExecutedPlugin, hasCheck } from "./executed.ts";
 import {
+  type ChainFinding,
   findPlugin,
   type MadeAttachment,
   type NetworkAttachment,
+  type Outside,
   type PluginHost,
   type RecordedPlugin,
 } from "./plan.ts";
@@ -195,12 +197,6 @@ export async function delTwice(executed: ExecutedPlugin, prevResult?: Result): P
 /** What is known of plugins, by {@linkcode keyOf}. */
 type Verdicts = Readonly<Record<string, "passes" | "fails">>;
 
-/** A sentence, and the place in the chain of the plugin that says it. */
-interface PlaceFinding {
-  readonly problem: string;
-  readonly executed?: number;
-}
-
 /** How many are remembered. */
 const MAX_VERDICTS = 100;
 
@@ -216,8 +212,10 @@ const MAX_VERDICTS = 100;
  */
 export async function checkFirst(
   attachment: MadeAttachment,
-  { host, netns, note }: {
+  { host, netns, note, outside = (act) => act() }: {
     readonly host: PluginHost;
+    /** Executes each plugin without the caller's locks. */
+    readonly outside?: Outside | undefined;
     /** The namespace's path. */
     readonly netns: string;
     note(text: string): void;
@@ -226,15 +224,16 @@ export async function checkFirst(
   const known = readVerdicts(host);
   const news: Record<string, "passes" | "fails"> = {};
   const asked: number[] = [];
-  const findings: PlaceFinding[] = [];
+  const findings: ChainFinding[] = [];
   for (const [place, plugin] of attachment.plugins.entries()) {
     if (plugin.implementation !== "exec" || !hasCheck(attachment, plugin)) continue;
     if (plugin.config.ipam?.type === "dhcp") continue;
     const key = await keyOf(attachment, plugin, host);
     asked.push(place);
     if (known[key] === "passes") continue;
-    const found = await checkExecuted({ attachment, plugin, host, netns }, attachment.result);
-    if (found !== undefined) findings.push({ problem: sentence(found), executed: place });
+    const executed = { attachment, plugin, host, netns };
+    const found = await outside(() => checkExecuted(executed, attachment.result));
+    if (found !== undefined) findings.push({ ...found, executed: place });
     const verdict = found === undefined ? "passes" : "fails";
     if (known[key] !== verdict) news[key] = verdict;
   }
@@ -293,13 +292,14 @@ function writeVerdicts(host: PluginHost, verdicts: Verdicts): void {
 export function rememberFailures<Attachment extends Pick<MadeAttachment, "plugins" | "network">>(
   attachment: Attachment,
   places: Iterable<number>,
-  findings: readonly PlaceFinding[],
+  findings: readonly ChainFinding[],
   note: (text: string) => void,
 ): Attachment {
   const plugins = [...attachment.plugins];
   for (const place of places) {
     const { checkFailure: before, ...plugin } = plugins[place]!;
-    const found = findings.find(({ executed }) => executed === place)?.problem;
+    const finding = findings.find(({ executed }) => executed === place);
+    const found = finding && sentence(finding);
     plugins[place] = found === undefined ? plugin : { ...plugin, checkFailure: found };
     if (found === undefined || before !== undefined) continue;
     note(

@@ -8,7 +8,14 @@
 import { TapkitError } from "../errors.ts";
 import { writeCache } from "./cache.ts";
 import { addExecuted } from "./executed.ts";
-import type { MadeAttachment, NetworkAttachment, PluginHost, RecordedPlugin } from "./plan.ts";
+import { canRerun } from "./plan.ts";
+import type {
+  MadeAttachment,
+  NetworkAttachment,
+  Outside,
+  PluginHost,
+  RecordedPlugin,
+} from "./plan.ts";
 import { delTwice } from "./reference-faults.ts";
 import { versionsAt, withResults } from "./runtime.ts";
 import type { PluginConfig, Result } from "./types.ts";
@@ -25,11 +32,8 @@ export interface RerunEnvironment {
    * configurations of their plugins too.
    */
   readonly also?: readonly Pick<NetworkAttachment, "plugins">[];
-}
-
-/** Whether a plugin can be run again by itself: the first one makes the interface. */
-export function canRerun({ plugins }: Pick<MadeAttachment, "plugins">, index: number): boolean {
-  return index > 0 && plugins[index]?.implementation === "exec";
+  /** Executes each plugin without the caller's locks. */
+  readonly outside?: Outside;
 }
 
 /**
@@ -44,7 +48,7 @@ export function canRerun({ plugins }: Pick<MadeAttachment, "plugins">, index: nu
 export async function replace(
   attachment: MadeAttachment,
   configs: ReadonlyMap<number, PluginConfig>,
-  { host, netns, also = [] }: RerunEnvironment,
+  { host, netns, also = [], outside = (act) => act() }: RerunEnvironment,
 ): Promise<MadeAttachment> {
   const { plugins, result } = attachment;
   const recorded = (index: number) => plugins[index]?.prevResult ?? result;
@@ -64,12 +68,13 @@ export async function replace(
       throw new TapkitError(`plugin "${plugin.type}" cannot be run again by itself`);
     }
     for (const version of versionsAt(index, [...also, attachment])) {
-      await delTwice({ attachment, plugin: version, host, netns }, result);
+      const made = { attachment, plugin: version, host, netns };
+      await outside(() => delTwice(made, result));
     }
-    const { inDoubt: _, ...settled } = plugin;
-    const added = { ...settled, config };
+    const added = { ...plugin, config };
     now.push(added);
-    last = await addExecuted({ attachment, plugin: added, host, netns }, last);
+    const before = last;
+    last = await outside(() => addExecuted({ attachment, plugin: added, host, netns }, before));
   }
   if (last === undefined || !isSame(ofGuest(last), ofGuest(result))) {
     throw new TapkitError(
@@ -79,31 +84,6 @@ export async function replace(
   const made = withResults({ ...attachment, plugins: now, result: last }, got);
   writeCache(host.stateDir, made, netns);
   return made;
-}
-
-/** What one plugin's being run again is. */
-export interface Rerun {
-  /** The configurations that it may have run with, each for a DEL. */
-  readonly del: readonly PluginConfig[];
-  /** The one it is to have. */
-  readonly add: PluginConfig;
-}
-
-/** {@linkcode replace}, with the configurations for DEL given plugin by plugin. */
-export function rerunPlugins(
-  attachment: MadeAttachment,
-  reruns: ReadonlyMap<number, Rerun>,
-  environment: Omit<RerunEnvironment, "also">,
-): Promise<MadeAttachment> {
-  const also = [...reruns].flatMap(([place, { del }]) =>
-    del.map((config) => ({
-      plugins: attachment.plugins.map((plugin, at) =>
-        at === place ? { ...plugin, config } : plugin
-      ),
-    }))
-  );
-  const configs = new Map([...reruns].map(([place, { add }]) => [place, add]));
-  return replace(attachment, configs, { ...environment, also });
 }
 
 /** Of a result what the guest is told. */

@@ -8,7 +8,7 @@
  */
 
 import { asError, TapkitError } from "../errors.ts";
-import { type Finding, sentence } from "../finding.ts";
+import { sentence } from "../finding.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import { parseCidr } from "../inet/ip.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
@@ -18,8 +18,10 @@ import type { Netns } from "../sys/netns.ts";
 import type { UndoStack } from "../undo.ts";
 import {
   builtinPlugin,
+  type ChainFinding,
   type MadeAttachment,
   type NetworkAttachment,
+  type Outside,
   type PluginHost,
   type RecordedPlugin,
 } from "./plan.ts";
@@ -38,8 +40,12 @@ export interface AttachmentEnvironment {
   readonly keepsLease?: boolean;
   /** Where plugins are executed. */
   readonly plugins: PluginHost;
+  /** Executes each plugin without the caller's locks. */
+  readonly outside?: Outside;
   note(text: string): void;
 }
+
+const inside: Outside = (act) => act();
 
 /** What ADD works with. */
 export interface AddEnvironment extends AttachmentEnvironment {
@@ -77,6 +83,7 @@ export async function addNetwork(
   environment: AddEnvironment,
 ): Promise<Added> {
   const { owner, fresh = false, keepsLease = false, plugins: host } = environment;
+  const { outside = inside } = environment;
   const { ifName, network } = attachment;
   let result: Result | undefined;
   const got: (Result | undefined)[] = [];
@@ -100,9 +107,13 @@ export async function addNetwork(
       const maker = got.length === 1;
       environment.undo.push(`plugin "${type}"`, async () => {
         if (maker && keepsLease) deleteLink(environment.vmNl, ifName);
-        else await (await import("./reference-faults.ts")).delTwice(executed, result);
+        else {
+          const { delTwice } = await import("./reference-faults.ts");
+          await outside(() => delTwice(executed, result));
+        }
       });
-      result = await addExecuted(executed, result);
+      const before = result;
+      result = await outside(() => addExecuted(executed, before));
       continue;
     }
     const context = contextOf(attachment, environment, config, result);
@@ -147,7 +158,7 @@ export async function delNetwork(
 ): Promise<Error[]> {
   const failures: Error[] = [];
   const { plugins: host, vmNl, netnsPath } = environment;
-  const { keepsLease = false } = environment;
+  const { keepsLease = false, outside = inside } = environment;
   const versions = [...also, attachment];
   const faults = versions.some(hasExecuted) ? await import("./reference-faults.ts") : undefined;
   const result = attachment.result ?? (faults && await knownResult(attachment, environment));
@@ -159,7 +170,7 @@ export async function delNetwork(
       if (plugin.implementation === "exec") {
         const netns = vmNl === undefined ? "" : netnsPath;
         const executed = { attachment, plugin, host, netns };
-        if (await faults!.delTwice(executed, result)) remains = true;
+        if (await outside(() => faults!.delTwice(executed, result))) remains = true;
       } else {
         const { type, config } = plugin;
         requirePlugin(type).del(contextOf(attachment, environment, config, attachment.result));
@@ -201,59 +212,37 @@ export interface CheckEnvironment extends AttachmentEnvironment {
   readonly identityMoved?: boolean;
 }
 
-/** What CHECK of a chain found. */
-export interface ChainFinding {
-  /** What differs. */
-  readonly object?: string;
-  /** The whole sentence, {@linkcode object} included. */
-  readonly problem: string;
-  /** The place in the chain of the executed plugin that found it. */
-  readonly executed?: number;
-  /** It is about masquerading, which no plugin checks: see reference-faults.ts. */
-  readonly masquerade?: true;
-  /** The plugin said so right after ADD: it is no difference. */
-  readonly ignored?: true;
-  /** It was seen, and may be mended, without a plugin. */
-  readonly seen?: true;
-}
-
-function chainFinding(finding: Finding, more: Partial<ChainFinding> = {}): ChainFinding {
-  return { object: finding.object, problem: sentence(finding), ...more };
-}
-
 /** Compares what ADD made with what is there. */
 export async function checkNetwork(
   attachment: NetworkAttachment,
   environment: CheckEnvironment,
 ): Promise<ChainFinding[]> {
   const { result, network, ifName, plugins } = attachment;
+  const { outside = inside } = environment;
   if (result === undefined) {
     const problem = `was never completely attached to "${network}"`;
-    return [chainFinding({ object: `"${ifName}"`, problem })];
+    return [{ object: `"${ifName}"`, problem }];
   }
   const findings: ChainFinding[] = [];
   for (const [index, plugin] of plugins.entries()) {
     if (plugin.implementation === "builtin") {
       const context = contextOf(attachment, environment, plugin.config, result);
       const found = requirePlugin(plugin.type).check({ ...context, prevResult: result });
-      findings.push(...found.map((finding) => chainFinding(finding)));
-    } else if (plugin.inDoubt !== undefined) {
-      const finding = { object: `${plugin.type}:`, problem: "running it again was cut off" };
-      findings.push(chainFinding(finding, { executed: index }));
+      findings.push(...found);
     } else if (environment.identityMoved !== true) {
       const { checkExecuted } = await import("./executed.ts");
       const { plugins: host, netnsPath: netns } = environment;
       const executed = { attachment, plugin, host, netns };
-      const found = await checkExecuted(executed, result);
+      const found = await outside(() => checkExecuted(executed, result));
       if (found === undefined) continue;
       const ignored = sentence(found) === plugin.checkFailure ? { ignored: true as const } : {};
-      findings.push(chainFinding(found, { executed: index, ...ignored }));
+      findings.push({ ...found, executed: index, ...ignored });
     }
   }
   if (attachment.masquerade !== undefined) {
     const { checkMasquerade } = await import("./reference-faults.ts");
     for (const found of await checkMasquerade(attachment)) {
-      findings.push(chainFinding(found, { masquerade: true }));
+      findings.push({ ...found, masquerade: true });
     }
   }
   return findings;
@@ -283,9 +272,7 @@ export function versionsAt(
   place: number,
   versions: readonly Pick<NetworkAttachment, "plugins">[],
 ): RecordedPlugin[] {
-  const plugins = versions.flatMap(({ plugins }) => plugins[place] ?? []).flatMap((plugin) =>
-    plugin.inDoubt === undefined ? [plugin] : [{ ...plugin, config: plugin.inDoubt }, plugin]
-  );
+  const plugins = versions.flatMap(({ plugins }) => plugins[place] ?? []);
   const key = ({ implementation, config }: RecordedPlugin) =>
     JSON.stringify([implementation, config]);
   return [...new Map(plugins.map((plugin) => [key(plugin), plugin])).values()];

@@ -8,6 +8,7 @@
  */
 
 import { TapkitError } from "../errors.ts";
+import type { Finding } from "../finding.ts";
 import { isIp, isLoopback } from "../inet/ip.ts";
 import { isWildcard, type PortMapping } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
@@ -114,18 +115,21 @@ export function setSysctls(
   });
 }
 
-/** A sentence for each of these settings that the kernel has not. */
-export function checkNeeded(nl: NetlinkConnection, needed: readonly Sysctl[]): string[] {
+/** Those of these settings that the kernel has not. */
+export function checkNeeded(nl: NetlinkConnection, needed: readonly Sysctl[]): Finding[] {
   return needed.flatMap((sysctl) => [
-    ...isSet(sysctl) ? [] : [`the sysctl ${describeSysctl(sysctl)} is not set`],
+    ...isSet(sysctl)
+      ? []
+      : [{ object: `the sysctl ${describeSysctl(sysctl)}`, problem: "is not set" }],
     ...isLocalnet(sysctl.path) ? checkDrop(nl, sysctl.link!) : [],
   ]);
 }
 
-function checkDrop(nl: NetlinkConnection, link: string): string[] {
+function checkDrop(nl: NetlinkConnection, link: string): Finding[] {
   const index = getLink(nl, link)?.index;
   if (index === undefined || hasLoopbackDrop(nl, index)) return [];
-  return [`the filter of "${link}" that keeps 127.0.0.0/8 closed is missing`];
+  const object = `the filter of "${link}" that keeps 127.0.0.0/8 closed`;
+  return [{ object, problem: "is missing" }];
 }
 
 /**

@@ -69,6 +69,15 @@ export function withNetns<T>(netns: Netns, fn: () => Synchronous<T>): T {
   try {
     return refusePromise(fn());
   } finally {
+    returnTo(origin);
+  }
+}
+
+/** A thread that stayed in another namespace would do everything that follows there. */
+function returnTo(origin: Netns): void {
+  try {
+    setns(origin);
+  } catch {
     setns(origin);
   }
 }

@@ -10,8 +10,8 @@ import { cidrContains, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { getLink, listLinks } from "../netlink/link.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
-import type { HostPaths } from "./host-paths.ts";
-import { readRecords } from "./state.ts";
+import type { HostPaths } from "./record/paths.ts";
+import { readVms, sidesOf } from "./record/store.ts";
 
 /** What the bridge plugin takes where none is named. */
 const DEFAULT_BRIDGE = "cni0";
@@ -80,16 +80,15 @@ export function refuseTakenMac(
   );
 
   function takenByVm(): string | undefined {
-    const other = readRecords(host).find(({ vm, interfaces, made }) =>
-      vm !== name &&
-      interfaces.some((link) => {
-        const own = made.networks.find(({ ifName }) => ifName === link.name)?.plugins ?? [];
-        const shared = link.network === list.name ||
-          bridgesOf(own.map(({ config }) => config)).some((bridge) => bridges.includes(bridge));
-        return shared && link.mac === wanted;
+    const other = readVms(host).flatMap(sidesOf).find(({ spec: { id }, facts: { networks } }) =>
+      id.name !== name &&
+      networks.some(({ attachment: { network, plugins }, link }) => {
+        const own = bridgesOf(plugins.map(({ config }) => config));
+        const shared = network === list.name || own.some((bridge) => bridges.includes(bridge));
+        return shared && link?.mac === wanted;
       })
     );
-    return other && `VM "${other.vm}" has it`;
+    return other && `VM "${other.spec.id.name}" has it`;
   }
 
   function takenByHost(bridge: string): string | undefined {

@@ -9,10 +9,10 @@ import {
   type DefaultCniReport,
   installDefaultCni as installIn,
 } from "../cni/default-network.ts";
-import { elsewhere } from "./elsewhere.ts";
-import { hostPaths } from "./host-paths.ts";
-import { lockHost, tidyState } from "./locks.ts";
-import { readRecords } from "./state.ts";
+import { elsewhere } from "./record/elsewhere.ts";
+import { hostPaths } from "./record/paths.ts";
+import { lockHost, tidyState } from "./record/locks.ts";
+import { readVms, sidesOf } from "./record/store.ts";
 import type { HostOptions } from "./types.ts";
 
 /** How to install the default network, or what else to do with it. */
@@ -33,10 +33,12 @@ export async function installDefaultCni(options: InstallOptions = {}): Promise<D
   try {
     using _host = await lockHost(host);
     const { network } = installIn({ ...options, remove: false, check: true, confDir });
-    const inUse = [host, ...elsewhere(host)].flatMap((each) => readRecords(each))
-      .filter(({ interfaces }) => interfaces.some((link) => link.network === network))
-      .map(({ vm }) => vm);
-    return installIn({ ...options, confDir, inUse });
+    const inUse = [host, ...elsewhere(host)].flatMap((each) => readVms(each)).flatMap(sidesOf)
+      .filter(({ facts }) =>
+        facts.networks.some(({ attachment }) => attachment.network === network)
+      )
+      .map(({ spec }) => spec.id.name);
+    return installIn({ ...options, confDir, inUse: [...new Set(inUse)] });
   } finally {
     tidyState(host);
   }

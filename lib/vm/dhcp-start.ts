@@ -7,10 +7,10 @@
 import { describe } from "../errors.ts";
 import { spawnDetached } from "../exec.ts";
 import { isThere } from "../files.ts";
-import { type HostPaths, hostPaths, recordNames } from "./host-paths.ts";
-import { dhcpFile, isDhcpServed, lockDhcpServer } from "./locks.ts";
-import { recordTime } from "./state.ts";
-import type { HostOptions, VmRecord } from "./types.ts";
+import { type HostPaths, hostPaths, recordNames } from "./record/paths.ts";
+import { dhcpFile, isDhcpServed, lockDhcpServer } from "./record/locks.ts";
+import { recordTime } from "./record/store.ts";
+import type { Difference, HostOptions, VmRecord } from "./types.ts";
 
 const UNIT = "tapkit-dhcp.service";
 const UNIT_DIRS = ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system"];
@@ -60,7 +60,7 @@ const LOOK_EVERY_MS = 20;
  * What is wrong with the DHCP of a VM: nobody answers it. One that was attached just now is given
  * the time in which the server starts.
  */
-export async function checkDhcp(host: HostPaths, record: VmRecord): Promise<string[]> {
+export async function checkDhcp(host: HostPaths, record: VmRecord): Promise<Difference[]> {
   const asks = record.interfaces.some(({ addresses }) =>
     addresses.some(({ address }) => !address.includes(":"))
   );
@@ -73,7 +73,12 @@ export async function checkDhcp(host: HostPaths, record: VmRecord): Promise<stri
   return [];
 }
 
-const NOT_SERVED = "no DHCP server runs, so guests get no lease: attaching again starts one";
+const NOT_SERVED: Difference = {
+  layer: "dhcp",
+  object: "no DHCP server",
+  problem: "runs, so guests get no lease: attaching again starts one",
+  repair: "live",
+};
 
 /** Whether systemd runs here, and would start the server among the mounts this process sees. */
 function underSystemd(): boolean {

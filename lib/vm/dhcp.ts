@@ -9,10 +9,12 @@ import { DhcpServer } from "../dhcp/server.ts";
 import { TapkitError } from "../errors.ts";
 import type { Lock } from "../sys/flock.ts";
 import { Inotify, InotifyEvent } from "../sys/inotify.ts";
+import type { Attachment, Both } from "./record/attachment.ts";
+import { linkNames, ownerTag, vmOfTag } from "./record/identity.ts";
 import { LeaseBook } from "./leases.ts";
-import { type HostPaths, hostPaths, recordNames } from "./host-paths.ts";
-import { lockDhcpServer, tidyState } from "./locks.ts";
-import { inRecordsDir, readRecords, type StoredRecord } from "./state.ts";
+import { type HostPaths, hostPaths, recordNames } from "./record/paths.ts";
+import { lockDhcpServer, tidyState } from "./record/locks.ts";
+import { attachedSide, inRecordsDir, readVms } from "./record/store.ts";
 import { currentResolvers, HostResolvers } from "./resolvers.ts";
 import type { HostOptions, VmDns } from "./types.ts";
 
@@ -77,10 +79,10 @@ async function serveUntilDone(
   signal: AbortSignal | undefined,
 ): Promise<void> {
   const resolvers = new HostResolvers();
-  const taps = (records: readonly StoredRecord[]) =>
-    records.flatMap((record) => dhcpTaps(record, resolvers.current));
+  const taps = (attachments: readonly Attachment[]) =>
+    attachments.flatMap((one) => dhcpTaps(attachedSide(one), resolvers.current));
   const beforeAnswer = () => {
-    if (resolvers.refresh()) server.sync(taps(readRecords(host)));
+    if (resolvers.refresh()) server.sync(taps(readVms(host)));
   };
   using book = new LeaseBook(host);
   const onLease = (key: string) => book.enter(key);
@@ -97,12 +99,12 @@ async function serveUntilDone(
     if (watch !== watched) changed = undefined;
     watched = watch;
     const names = new Set(recordNames(host));
-    book.keep((key) => names.has(vmOf(key)));
-    if (changed === undefined) return server.sync(taps(readRecords(host)));
+    book.keep((key) => names.has(vmOfTag(key)));
+    if (changed === undefined) return server.sync(taps(readVms(host)));
     // Reading all of them at each change would take the longer the more there are.
-    for (const key of server.errors.keys()) changed.add(vmOf(key));
-    const records = readRecords(host, [...changed]);
-    server.sync(taps(records), (key) => changed.has(vmOf(key)));
+    for (const key of server.errors.keys()) changed.add(vmOfTag(key));
+    const records = readVms(host, [...changed]);
+    server.sync(taps(records), (key) => changed.has(vmOfTag(key)));
   };
   server.watch(inotify.fd, follow);
   follow();
@@ -120,28 +122,24 @@ function changedVms(files: ReadonlySet<string> | undefined): Set<string> | undef
   );
 }
 
-/** A VM's name holds no slash. */
-function vmOf(key: string): string {
-  return key.split("/", 1)[0]!;
-}
-
 /**
  * What the server needs to know of a VM: one entry for each interface with an IPv4 address.
  *
  * @param host the host's resolvers, for a VM whose networks name none
  */
-export function dhcpTaps(record: StoredRecord, host: VmDns): DhcpTap[] {
-  const { nameservers, search } = currentResolvers(record, host);
-  const { phase, netnsIs } = record.made;
-  if (phase !== "attached") return [];
-  return record.interfaces.flatMap((link) => {
-    const main = link.addresses.find(({ address }) => !address.includes(":"));
-    if (main === undefined) return [];
+export function dhcpTaps(at: Both | undefined, host: VmDns): DhcpTap[] {
+  if (at === undefined) return [];
+  const { spec: { id }, facts } = at;
+  const { nameservers, search } = currentResolvers(facts, host);
+  const { path, is } = facts.netns;
+  return facts.networks.flatMap(({ attachment: { ifName }, link }) => {
+    const main = link?.addresses.find(({ address }) => !address.includes(":"));
+    if (link === undefined || main === undefined) return [];
     return [{
-      key: `${record.vm}/${link.name}`,
-      netnsPath: record.netns,
-      ...netnsIs === undefined ? {} : { netnsIs },
-      tap: link.tap,
+      key: ownerTag(id, ifName),
+      netnsPath: path,
+      ...is === undefined ? {} : { netnsIs: is },
+      tap: linkNames(ifName).tap,
       guest: {
         mac: link.mac,
         address: main.address,
@@ -150,7 +148,7 @@ export function dhcpTaps(record: StoredRecord, host: VmDns): DhcpTap[] {
         nameservers,
         search,
         // RFC 1123 has no underscore.
-        hostname: record.vm.replaceAll("_", "-"),
+        hostname: id.name.replaceAll("_", "-"),
         mtu: link.mtu,
         leaseSeconds: LEASE_SECONDS,
         renewalSeconds: RENEWAL_SECONDS,

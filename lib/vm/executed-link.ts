@@ -12,6 +12,7 @@ import { type Added, type CheckEnvironment, checkNetwork } from "../cni/runtime.
 import { CniCode, CniError, type Result } from "../cni/types.ts";
 import { parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
+import type { Finding } from "../finding.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { NetlinkError } from "../netlink/errors.ts";
 import { addAddress, listAddresses } from "../netlink/address.ts";
@@ -20,7 +21,7 @@ import { addRoute, listRoutes, RT_TABLE } from "../netlink/route.ts";
 import { MAX_TAP_MTU } from "../sys/tap.ts";
 import { findHostEnd, type LinkEnds } from "./host-end.ts";
 import { isLeased } from "./networks.ts";
-import type { VmInterface } from "./types.ts";
+import type { GuestLink } from "./record/attachment.ts";
 
 /** What an interface is brought to. */
 export interface SettleOptions extends LinkEnds, CheckEnvironment {
@@ -32,7 +33,7 @@ export interface SettleOptions extends LinkEnds, CheckEnvironment {
   /** Whether the namespace is tapkit's own. */
   readonly ownNetns: boolean;
   /** The interface as it was before, where it is to be the same again. */
-  readonly had?: VmInterface;
+  readonly had?: GuestLink;
 }
 
 /**
@@ -46,14 +47,15 @@ export interface SettleOptions extends LinkEnds, CheckEnvironment {
 export async function settleLink(added: Added, options: SettleOptions): Promise<Added> {
   if (options.keepsLease) requireSame(added, options.had);
   const { plugins: host, netnsPath: netns } = options;
-  const attachment = await checkFirst(added.attachment, { host, netns, note: options.note });
+  const { note, outside } = options;
+  const attachment = await checkFirst(added.attachment, { host, netns, note, outside });
   setMtu(attachment, options);
   const settled = await giveMac({ ...added, attachment }, options);
   const seen = look(settled.attachment, options);
   return { ...settled, attachment: { ...settled.attachment, seen } };
 }
 
-function requireSame({ attachment, result }: Added, had: VmInterface | undefined): void {
+function requireSame({ attachment, result }: Added, had: GuestLink | undefined): void {
   const now = result.ips.map(({ address }) => address);
   const before = had?.addresses.map(({ address }) => address) ?? [];
   if (before.every((address) => now.includes(address))) return;
@@ -162,22 +164,21 @@ function madeRoutes({ index }: Link, { vmNl }: LinkEnds): SeenLink["routes"] {
 }
 
 /** A difference, and what mends it where that can be done without the plugin. */
-interface Difference {
-  readonly problem: string;
+interface Difference extends Finding {
   readonly mend?: () => void;
 }
 
 /**
- * Sentences on what differs of an interface from what was seen of it.
+ * What differs of an interface from what was seen of it.
  *
  * @param link as recorded
  */
 export function checkSeen(
   attachment: MadeAttachment,
-  link: VmInterface,
+  link: GuestLink,
   options: SeenOptions,
-): string[] {
-  return compare(attachment, link, options).map(({ problem }) => problem);
+): Finding[] {
+  return compare(attachment, link, options).map(({ object, problem }) => ({ object, problem }));
 }
 
 /** Where an interface is looked at. */
@@ -193,7 +194,7 @@ export interface SeenOptions extends LinkEnds {
  */
 export function mendSeen(
   attachment: MadeAttachment,
-  link: VmInterface,
+  link: GuestLink,
   options: SeenOptions,
 ): boolean {
   for (const { mend } of compare(attachment, link, options)) {
@@ -205,7 +206,7 @@ export function mendSeen(
 
 function compare(
   { ifName, seen }: MadeAttachment,
-  recorded: VmInterface,
+  recorded: GuestLink,
   options: SeenOptions,
 ): Difference[] {
   const { vmNl, identityMoved } = options;
@@ -225,17 +226,18 @@ function compareHostEnd(
 ): Difference[] {
   const { hostNl } = ends;
   const end = findHostEnd(ifName, ends);
-  if (end === undefined) return [{ problem: `the host's end of "${ifName}", "${name}", is gone` }];
+  if (end === undefined) {
+    return [{ object: `the host's end of "${ifName}", "${name}",`, problem: "is gone" }];
+  }
   const { link } = end;
   const differences = compareState(hostNl, link, mtu);
   const setHairpin = () => setBridgePort(hostNl, link.index, { hairpin: hairpin ?? false });
   if (master !== end.master?.name) {
     const wanted = master === undefined ? undefined : getLink(hostNl, master);
+    const object = `link "${link.name}"`;
     const problem = master === undefined
-      ? `link "${link.name}" has become a port of "${end.master!.name}"`
-      : `link "${link.name}" is no port of "${master}"${
-        wanted === undefined ? ", which is gone" : ""
-      }`;
+      ? `has become a port of "${end.master!.name}"`
+      : `is no port of "${master}"${wanted === undefined ? ", which is gone" : ""}`;
     // What is no bridge of the kernel's own is told of its ports by other means.
     const mend = wanted?.kind === "bridge"
       ? () => {
@@ -243,30 +245,31 @@ function compareHostEnd(
         setHairpin();
       }
       : undefined;
-    differences.push({ problem, ...mend === undefined ? {} : { mend } });
+    differences.push({ object, problem, ...mend === undefined ? {} : { mend } });
   } else if (hairpin && link.bridgePort?.hairpin !== true) {
-    const problem = `bridge port "${link.name}" has its hairpin flag off`;
-    differences.push({ problem, mend: setHairpin });
+    const object = `bridge port "${link.name}"`;
+    differences.push({ object, problem: "has its hairpin flag off", mend: setHairpin });
   }
   return differences;
 }
 
 function compareState(nl: LinkEnds["hostNl"], link: Link, mtu: number): Difference[] {
   const differences: Difference[] = [];
+  const object = `link "${link.name}"`;
   if (!link.up) {
-    const problem = `link "${link.name}" is down`;
-    differences.push({ problem, mend: () => setLink(nl, link.index, { up: true }) });
+    const mend = () => setLink(nl, link.index, { up: true });
+    differences.push({ object, problem: "is down", mend });
   }
   if (link.mtu !== mtu) {
-    const problem = `link "${link.name}" has MTU ${link.mtu}, not ${mtu}`;
-    differences.push({ problem, mend: () => setLink(nl, link.index, { mtu }) });
+    const problem = `has MTU ${link.mtu}, not ${mtu}`;
+    differences.push({ object, problem, mend: () => setLink(nl, link.index, { mtu }) });
   }
   return differences;
 }
 
 function compareAddresses(
   { index, name }: Link,
-  recorded: VmInterface,
+  recorded: GuestLink,
   seen: SeenLink,
   { vmNl }: LinkEnds,
 ): Difference[] {
@@ -280,10 +283,11 @@ function compareAddresses(
       if (present.includes(`${ip}/${prefixLength}`)) return [];
       const more = family === 4 && prefixLength < 31 ? { broadcast } : { noDad: true };
       const mend = () => void addAddress(vmNl, { index, address, ...more });
-      return [{ problem: `link "${name}" lacks the address ${address}`, mend }];
+      return [{ object: `link "${name}"`, problem: `lacks the address ${address}`, mend }];
     }),
     ...seen.routes.filter((route) => !isThere(route)).map(({ dst, gw }): Difference => ({
-      problem: `the route to ${dst}${gw === undefined ? "" : ` by ${gw}`} is gone from "${name}"`,
+      object: `the route to ${dst}${gw === undefined ? "" : ` by ${gw}`}`,
+      problem: `is gone from "${name}"`,
       mend: () =>
         void addRoute(vmNl, { dst, oif: index, ...gw === undefined ? {} : { gateway: gw } }),
     })),

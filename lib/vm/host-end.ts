@@ -6,12 +6,14 @@
 
 import type { Firewall } from "../firewall/firewall.ts";
 import type { GuestRules } from "../firewall/model.ts";
-import { parseCidr } from "../inet/ip.ts";
+import { addressOf } from "../inet/ip.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink, type Link } from "../netlink/link.ts";
 import { getRoute, linkTowards } from "../netlink/route.ts";
 import { readSysctl } from "../sys/sysctl.ts";
-import type { VmAddress, VmInterface } from "./types.ts";
+import type { Both, GuestLink, Reach } from "./record/attachment.ts";
+import { publishedPorts } from "./record/served.ts";
+import type { VmAddress } from "./types.ts";
 
 /** Connections of the namespaces that an interface's two ends are in. */
 export interface LinkEnds {
@@ -38,20 +40,60 @@ export function findHostEnd(ifName: string, { hostNl, vmNl }: LinkEnds): HostEnd
 }
 
 /**
- * The rules of a guest, with what lets it pass other firewalls and the kernel where this host
- * forwards for it: its gateway is an address of the host's, or the host routes straight to it.
+ * How the host reaches an interface, as its network and the kernel say. Where this host forwards for it,
+ * that lets it pass other firewalls: its gateway is an address of the host's, or the host routes straight
+ * to it.
+ *
+ * @param said what its plugins say of the firewall; absent where they ask nothing of it
  */
-export function asForwarded(rules: GuestRules, link: VmInterface, ends: LinkEnds): GuestRules {
-  const [first] = link.addresses;
-  if (rules.relayed || first === undefined || (rules.forward && rules.link !== "")) return rules;
+export function reachOf(
+  said: GuestRules | undefined,
+  ifName: string,
+  { addresses }: GuestLink,
+  ends: LinkEnds,
+): Reach {
+  const end = findHostEnd(ifName, ends);
+  const own = addresses.map(({ address }) => addressOf(address));
+  const reach: Reach = {
+    link: said?.link ?? "",
+    addresses: said?.addresses ?? own,
+    masquerade: said?.masquerade ?? false,
+    forward: said?.forward ?? false,
+    ...end === undefined ? {} : { hostEnd: end.link.name },
+    ...end?.master?.kind === "bridge" ? { bridge: end.master.name } : {},
+  };
+  const [first] = own;
+  if (first === undefined || reach.forward && reach.link !== "") return reach;
   const { hostNl } = ends;
-  const towards = rules.link || linkTowards(hostNl, parseCidr(first.address).address);
-  if (!towards) return rules;
+  const towards = reach.link || linkTowards(hostNl, first);
+  if (!towards) return reach;
   const isLocal = ({ gateway }: VmAddress) =>
     gateway !== undefined && getRoute(hostNl, gateway)?.type === "local";
-  const forwards = link.addresses.some(isLocal) ||
-    towards === findHostEnd(link.name, ends)?.link.name;
-  return forwards ? { ...rules, link: towards, forward: true } : rules;
+  const forwards = addresses.some(isLocal) || towards === reach.hostEnd;
+  return forwards ? { ...reach, link: towards, forward: true } : reach;
+}
+
+/**
+ * A VM whose ports tapkit publishes, with how they reach it where its network does not say: by which
+ * link, and whether its answers come back by the host. Where another firewall drops what is forwarded,
+ * it is let pass.
+ */
+export function reachableByPorts(hostNl: NetlinkConnection, at: Both): Both {
+  const [first, ...others] = at.facts.networks;
+  if (first?.reach === undefined || first.link === undefined) return at;
+  if (publishedPorts(at).length === 0) return at;
+  const reach = reachByPorts(hostNl, first.reach, first.link);
+  return { ...at, facts: { ...at.facts, networks: [{ ...first, reach }, ...others] } };
+}
+
+function reachByPorts(hostNl: NetlinkConnection, reach: Reach, link: GuestLink): Reach {
+  const [first] = link.addresses;
+  if (reach.link !== "" || reach.relayed || first === undefined) return reach;
+  const { gateway } = first;
+  if (gateway === undefined || getRoute(hostNl, gateway)?.type !== "local") {
+    return { ...reach, forward: true, relayed: true };
+  }
+  return { ...reach, forward: true, link: linkTowards(hostNl, addressOf(first.address)) ?? "" };
 }
 
 /**
@@ -60,16 +102,17 @@ export function asForwarded(rules: GuestRules, link: VmInterface, ends: LinkEnds
  */
 export function noteFilteredBridge(
   firewall: Firewall,
-  { forward }: GuestRules,
-  { name }: VmInterface,
-  { note, ...ends }: LinkEnds & { note(text: string): void },
+  { ifName, reach, note }: {
+    readonly ifName: string;
+    readonly reach: Reach;
+    note(text: string): void;
+  },
 ): void {
-  if (forward || readSysctl("net/bridge/bridge-nf-call-iptables") !== "1") return;
-  const master = findHostEnd(name, ends)?.master;
-  if (master?.kind !== "bridge" || !firewall.dropsForwarded()) return;
-  const bridge = master.name;
+  const { forward, bridge } = reach;
+  if (forward || bridge === undefined || !firewall.dropsForwarded()) return;
+  if (readSysctl("net/bridge/bridge-nf-call-iptables") !== "1") return;
   note(
-    `warning: a firewall of this host drops what "${bridge}" passes to and from "${name}" ` +
+    `warning: a firewall of this host drops what "${bridge}" passes to and from "${ifName}" ` +
       "(net.bridge.bridge-nf-call-iptables is 1): set that to 0, or let it pass: " +
       `iptables -I FORWARD -i ${bridge} -o ${bridge} -j ACCEPT`,
   );

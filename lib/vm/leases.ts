@@ -5,9 +5,9 @@
  */
 
 import { readIfThere, replaceFile } from "../files.ts";
-import { type HostPaths, hostPaths } from "./host-paths.ts";
-import { dhcpFile } from "./locks.ts";
-import { readRecords } from "./state.ts";
+import { type HostPaths, hostPaths } from "./record/paths.ts";
+import { dhcpFile } from "./record/locks.ts";
+import { attachedSide, readVms } from "./record/store.ts";
 import type { HostOptions } from "./types.ts";
 
 /** What became of the DHCP of one interface. */
@@ -32,13 +32,14 @@ const WRITE_EVERY = 1000;
 export function listLeases(options: HostOptions = {}): GuestLease[] {
   const host = hostPaths(options);
   const asked = readAsked(host);
-  return readRecords(host).filter(({ made }) => made.phase === "attached")
-    .flatMap(({ vm, interfaces }) =>
-      interfaces.flatMap(({ name, mac, addresses }): GuestLease[] => {
-        const main = addresses.find(({ address }) => !address.includes(":"));
-        if (main === undefined) return [];
+  return readVms(host).flatMap((stored) => attachedSide(stored) ?? [])
+    .flatMap(({ spec: { id: { name: vm } }, facts }) =>
+      facts.networks.flatMap(({ attachment: { ifName }, link }): GuestLease[] => {
+        const main = link?.addresses.find(({ address }) => !address.includes(":"));
+        if (link === undefined || main === undefined) return [];
+        const { mac } = link;
         const { address } = main;
-        return [{ vm, interface: name, mac, address, asked: asked[`${vm}/${name}`] ?? null }];
+        return [{ vm, interface: ifName, mac, address, asked: asked[`${vm}/${ifName}`] ?? null }];
       })
     );
 }

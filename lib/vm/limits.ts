@@ -8,13 +8,11 @@
  * @module
  */
 
-import type { Firewall } from "../firewall/firewall.ts";
-import type { GuestLimits, GuestRules } from "../firewall/model.ts";
-import { LimitsError } from "../firewall/policy.ts";
+import type { GuestLimits } from "../firewall/model.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { linkTowards } from "../netlink/route.ts";
 import { readSysctl } from "../sys/sysctl.ts";
-import type { AttachRequest, VmInterface, VmRecord } from "./types.ts";
+import type { Limit, Policy, Reach } from "./record/attachment.ts";
 
 /** Where conntrack is not loaded yet: its size on a machine of 1 to 4 GB. */
 const USUAL_MAX = 65_536;
@@ -22,92 +20,32 @@ const USUAL_MAX = 65_536;
 const PART = { CONNECTIONS: 4, OPENINGS: 512 } as const;
 const FEWEST_OPENINGS = 100;
 
-/** What a record says of the limits that were asked for. */
-export function recordedLimits(
-  { maxConnections = "default", newConnections = "default" }: AttachRequest,
-): Pick<VmRecord, "maxConnections" | "newConnections"> {
-  return {
-    ...maxConnections === "default" ? {} : { maxConnections },
-    ...newConnections === "default" ? {} : { newConnections },
-  };
+/** Whether limits were asked for, and so must not be left out. */
+export function asksForLimits({ maxConnections, newConnections }: Policy): boolean {
+  return typeof maxConnections === "number" || typeof newConnections === "number";
 }
 
-/** The rules of an interface with a request's limits in place of what they had. */
-export function withLimits(
-  guest: GuestRules,
-  { mac }: VmInterface,
-  request: AttachRequest,
-  hostNl: NetlinkConnection,
-): GuestRules {
-  const { limits: _, ...rules } = guest;
-  const limits = limitsOf(rules, request, hostNl);
-  return limits === undefined ? rules : { ...rules, mac, limits };
-}
-
-/** Whether all of an attached VM's rules have the limits that are wanted. */
-export function hasLimits(
-  guests: readonly GuestRules[],
-  request: AttachRequest,
-  hostNl: NetlinkConnection,
-): boolean {
-  return guests.every((guest) => {
-    const wanted = limitsOf(guest, request, hostNl);
-    return wanted?.connections === guest.limits?.connections &&
-      wanted?.openings === guest.limits?.openings;
-  });
-}
-
-function limitsOf(
-  { link, addresses }: GuestRules,
-  { maxConnections = "default", newConnections = "default" }: AttachRequest,
+/** The limits of a guest that a policy wants on this host; undefined for none. */
+export function limitsOf(
+  { link, addresses }: Reach,
+  { maxConnections, newConnections }: Policy,
   hostNl: NetlinkConnection,
 ): GuestLimits | undefined {
-  if (maxConnections === "none" && newConnections === "none") return undefined;
+  if (maxConnections === "unlimited" && newConnections === "unlimited") return undefined;
   // What reaches the guest past the host is not tracked by it.
   const by = link || (addresses[0] && linkTowards(hostNl, addresses[0]));
   if (!by) return undefined;
   const max = Number(readSysctl("net/netfilter/nf_conntrack_max") ?? USUAL_MAX);
-  const connections = maxConnections === "default"
-    ? Math.max(1, Math.floor(max / PART.CONNECTIONS))
-    : maxConnections;
-  const openings = newConnections === "default"
-    ? Math.max(FEWEST_OPENINGS, Math.floor(max / PART.OPENINGS))
-    : newConnections;
+  const number = (limit: Limit, usual: number) =>
+    limit === "default" ? usual : limit === "unlimited" ? undefined : limit;
+  const connections = number(maxConnections, Math.max(1, Math.floor(max / PART.CONNECTIONS)));
+  const openings = number(
+    newConnections,
+    Math.max(FEWEST_OPENINGS, Math.floor(max / PART.OPENINGS)),
+  );
   return {
     link: by,
-    ...connections === "none" ? {} : { connections },
-    ...openings === "none" ? {} : { openings },
+    ...connections === undefined ? {} : { connections },
+    ...openings === undefined ? {} : { openings },
   };
-}
-
-/**
- * Brings a guest's rules into the firewall. Where the kernel has no means to limit, what nobody asked
- * for is left out, and said.
- *
- * @param old what it had; absent, it had none
- * @returns the rules that it has now
- */
-export function applyRules(
-  firewall: Firewall,
-  { old, wanted, request, note }: {
-    readonly old?: GuestRules;
-    readonly wanted: GuestRules;
-    readonly request: AttachRequest;
-    note(text: string): void;
-  },
-): GuestRules {
-  const apply = (rules: GuestRules) => {
-    if (old === undefined) firewall.add(rules);
-    else firewall.replace(old, rules);
-    return rules;
-  };
-  try {
-    return apply(wanted);
-  } catch (error) {
-    const asked = Object.values(recordedLimits(request)).some((value) => value !== "none");
-    if (!(error instanceof LimitsError) || asked) throw error;
-    note(`warning: ${error.message}: one guest may take the network from all: ${error.mend}`);
-    const { limits: _, ...rest } = wanted;
-    return apply(rest);
-  }
 }

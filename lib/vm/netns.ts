@@ -4,84 +4,31 @@
  * @module
  */
 
-import { InputError, SyscallError, TapkitError } from "../errors.ts";
-import { absolutePath, isThere } from "../files.ts";
-import { isSameNetns, type NetnsIdentity, netnsIdentity } from "../netlink/identity.ts";
+import { SyscallError, TapkitError } from "../errors.ts";
+import { isThere } from "../files.ts";
+import { type Finding, sentence } from "../finding.ts";
+import { isSameNetns, netnsIdentity } from "../netlink/identity.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { Errno } from "../sys/libc.ts";
 import { type Netns, openNetns, withNetns } from "../sys/netns.ts";
+import type { Facts } from "./record/attachment.ts";
+import { isHostsOwn } from "./record/netns-path.ts";
 
 /** What is known of the namespace of an attachment. */
-export interface KnownNetns {
-  readonly netns: string;
-  readonly made: { readonly netnsGiven: boolean; readonly netnsIs?: NetnsIdentity };
-}
+export type KnownNetns = Facts["netns"];
 
 /**
- * The one path of those that lead to a namespace which is recorded: absolute, without links.
- * `/proc/self` becomes `/proc/PID`; what is below is no link that could be followed by text.
- */
-export function canonicalNetns(path: string): string {
-  const absolute = absolutePath(path);
-  const [, directory = "/", name = ""] = /^(.*)\/([^/]*)$/.exec(absolute) ?? [];
-  for (const resolve of [() => Deno.realPathSync(absolute), () => joinReal(directory, name)]) {
-    try {
-      return resolve();
-    } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound)) throw error;
-    }
-  }
-  return absolute;
-}
-
-function joinReal(directory: string, name: string): string {
-  return `${Deno.realPathSync(directory || "/").replace(/\/$/, "")}/${name}`;
-}
-
-/** Whether two paths lead to one namespace. */
-export function leadToOne(one: string, other: string): boolean {
-  return canonicalNetns(one) === canonicalNetns(other) || isSameFile(one, other);
-}
-
-function isSameFile(one: string, other: string): boolean {
-  try {
-    const [a, b] = [Deno.statSync(one), Deno.statSync(other)];
-    return a.dev === b.dev && a.ino === b.ino;
-  } catch {
-    return false;
-  }
-}
-
-/** By which paths the namespace of the host is known: tapkit's own, and that of its first process. */
-const HOSTS_OWN = ["/proc/thread-self/ns/net", "/proc/1/ns/net"];
-
-/** Whether a path leads to the namespace of the host itself. */
-export function isHostsOwn(path: string): boolean {
-  return HOSTS_OWN.some((own) => isSameFile(path, own));
-}
-
-/**
- * Checks a namespace that is given for a VM.
+ * Opens the namespace at a path; undefined where none is there.
  *
- * @throws {InputError} when there is none, or it is the host's own
+ * @throws {SyscallError} when it cannot be opened for another reason, of which nothing follows
  */
-export function validateNetns(path: string): void {
+export function openIfThere(path: string): Netns | undefined {
   try {
-    openNetns(path)[Symbol.dispose]();
-  } catch (cause) {
-    if (cause instanceof InputError || !(cause instanceof TapkitError)) throw cause;
-    const { message, mend = "name one that is there: ip netns add NAME makes /run/netns/NAME" } =
-      cause;
-    const missing = cause instanceof SyscallError && cause.errno === Errno.ENOENT;
-    throw new InputError(missing ? `there is no network namespace ${path}` : message, {
-      mend,
-      cause,
-    });
+    return openNetns(path);
+  } catch (error) {
+    if (error instanceof SyscallError && error.errno !== Errno.ENOENT) throw error;
+    return undefined;
   }
-  if (!isHostsOwn(path)) return;
-  throw new InputError(`${path} is the network namespace of the host itself`, {
-    mend: "name one of the VM's own, or leave --netns out",
-  });
 }
 
 /**
@@ -91,14 +38,8 @@ export function validateNetns(path: string): void {
  * @throws {SyscallError} when it cannot be opened for another reason, of which nothing follows
  */
 export function openVm(stack: DisposableStack, vm: KnownNetns): NetlinkConnection | undefined {
-  let netns: Netns;
-  try {
-    netns = openNetns(vm.netns);
-  } catch (error) {
-    if (error instanceof SyscallError && error.errno !== Errno.ENOENT) throw error;
-    return undefined;
-  }
-  using _netns = netns;
+  using netns = openIfThere(vm.path);
+  if (netns === undefined) return undefined;
   const nl = withNetns(netns, () => NetlinkConnection.open());
   if (isThatOf(vm, netns, nl)) return stack.use(nl);
   nl[Symbol.dispose]();
@@ -107,11 +48,11 @@ export function openVm(stack: DisposableStack, vm: KnownNetns): NetlinkConnectio
 
 /** Whether the path of a VM's namespace leads to another one by now. */
 export function leadsElsewhere(vm: KnownNetns): boolean {
-  if (!isThere(vm.netns)) return false;
+  if (!isThere(vm.path)) return false;
   using stack = new DisposableStack();
   if (openVm(stack, vm) !== undefined) return false;
   try {
-    openNetns(vm.netns)[Symbol.dispose]();
+    openNetns(vm.path)[Symbol.dispose]();
     return true;
   } catch (error) {
     // The file of one, as a crash leaves it.
@@ -120,11 +61,14 @@ export function leadsElsewhere(vm: KnownNetns): boolean {
   }
 }
 
-/** Why the namespace of a VM is not there, as a sentence. */
-export function netnsProblem(vm: KnownNetns): string {
+/** Why the namespace of a VM is not there. */
+export function netnsProblem(vm: KnownNetns): Finding {
   return leadsElsewhere(vm)
-    ? `${vm.netns} leads to another network namespace than that of the VM, which is gone`
-    : `network namespace ${vm.netns} is missing`;
+    ? {
+      object: vm.path,
+      problem: "leads to another network namespace than that of the VM, which is gone",
+    }
+    : { object: `network namespace ${vm.path}`, problem: "is missing" };
 }
 
 /**
@@ -134,26 +78,27 @@ export function netnsProblem(vm: KnownNetns): string {
  * @throws {TapkitError} when none is there, or another one
  */
 export function requireSuccessor(name: string, vm: KnownNetns): void {
-  const { netns: path, made: { netnsGiven } } = vm;
-  if (netnsGiven) openNetns(path)[Symbol.dispose]();
-  if (!leadsElsewhere(vm) || netnsGiven && isOfNewBoot(vm)) return;
-  throw new TapkitError(netnsProblem(vm), {
-    mend: netnsGiven
+  const { path, given } = vm;
+  if (given) openNetns(path)[Symbol.dispose]();
+  if (!leadsElsewhere(vm) || given && isOfNewBoot(vm)) return;
+  throw new TapkitError(sentence(netnsProblem(vm)), {
+    mend: given
       ? `run attach-vm ${name} --remove, then attach it where it is to be`
       : `see what that is, delete its name (ip netns delete tapkit-${name}), then try again`,
   });
 }
 
 /** Process numbers mean nothing after a reboot. */
-function isOfNewBoot({ netns: path, made: { netnsIs } }: KnownNetns): boolean {
-  if (netnsIs === undefined || path.startsWith("/proc/") || isHostsOwn(path)) return false;
+function isOfNewBoot({ path, is }: KnownNetns): boolean {
+  if (is === undefined || path.startsWith("/proc/") || isHostsOwn(path)) return false;
   using netns = openNetns(path);
   using nl = withNetns(netns, () => NetlinkConnection.open());
-  return netnsIdentity(netns, nl).boot !== netnsIs.boot;
+  return netnsIdentity(netns, nl).boot !== is.boot;
 }
 
-function isThatOf({ netns: path, made }: KnownNetns, netns: Netns, nl: NetlinkConnection): boolean {
-  if (made.netnsIs !== undefined) return isSameNetns(made.netnsIs, netnsIdentity(netns, nl));
+/** Whether an open namespace is that of a VM. */
+export function isThatOf({ path, is }: KnownNetns, netns: Netns, nl: NetlinkConnection): boolean {
+  if (is !== undefined) return isSameNetns(is, netnsIdentity(netns, nl));
   // Recorded by a version that did not look: never the host's.
   return !isHostsOwn(path);
 }

@@ -6,47 +6,42 @@
 
 import { findNetwork } from "../cni/conflist.ts";
 import { DEFAULT_NETWORK, installDefaultCni } from "../cni/default-network.ts";
-import { declares, type NetworkAttachment, planNetwork } from "../cni/plan.ts";
+import { declares, type NetworkAttachment, planNetwork, portMappings } from "../cni/plan.ts";
 import { AddressHeldError } from "../cni/plugins/host-local.ts";
 import { hasExecuted } from "../cni/runtime.ts";
 import { assertNoOverlap } from "../cni/subnets.ts";
 import { CniError, type IpConfig, type NetworkConfigList, type Result } from "../cni/types.ts";
 import { InputError, TapkitError } from "../errors.ts";
 import { addressOf, parseCidr } from "../inet/ip.ts";
-import { formatMac, parseMac } from "../inet/mac.ts";
-import { expandPorts, type PortMapping } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { requireLink } from "../netlink/link.ts";
 import { listRoutes, RT_TABLE } from "../netlink/route.ts";
-import { parseRate } from "./request.ts";
-import { identityOf } from "./routers.ts";
-import type { HostPaths } from "./host-paths.ts";
-import { nameOfId } from "./state.ts";
-import type { AttachRequest, VmInterface } from "./types.ts";
-import { movesIdentity, type UnwiredInterface } from "./wires.ts";
+import type { GuestLink, NetworkFact, Spec } from "./record/attachment.ts";
+import { claimsBy } from "./record/derive.ts";
+import { nameOfId } from "./record/ids.ts";
+import type { HostPaths } from "./record/paths.ts";
+import { unboundPorts } from "./record/served.ts";
+import { guestIdentity } from "./routers.ts";
+import { movesIdentity } from "./wire/wires.ts";
 
 /**
  * Plans a VM's networks: eth0 on the first, eth1 on the second, …
  *
  * Where the directory holds no configuration and none is named, the default one is installed.
  *
- * @param ports of eth0, their host ports chosen
- * @param before the interfaces the VM had: their networks, addresses and MACs are asked for again
+ * @param before what the VM had: its addresses and MACs are asked for again
  * @throws {TapkitError} for a network that is not there, is broken, or overlaps the host's routes
  */
 export async function planNetworks(
-  host: HostPaths,
-  hostNl: NetlinkConnection,
-  containerId: string,
-  request: AttachRequest,
-  ports: readonly PortMapping[],
-  before: readonly VmInterface[] = [],
+  { host, hostNl }: { readonly host: HostPaths; readonly hostNl: NetlinkConnection },
+  spec: Spec,
+  before: readonly NetworkFact[] = [],
 ): Promise<NetworkAttachment[]> {
-  const { networks = [], ip, mac, bandwidth, mode = "auto", plugins = "auto" } = request;
-  const lists = networks.length === 0
-    ? [firstNetwork(host, before[0]?.network)]
-    : networks.map((name) => requireNetwork(host, name));
-  const { capabilities = {}, cniArgs = {} } = request;
+  const { ip, mac, bandwidth, mode, plugins, capabilities, cniArgs, id } = spec;
+  const ports = unboundPorts(claimsBy(spec.claims, "attach"), before[0]?.link);
+  const lists = spec.networks.length === 0
+    ? [firstNetwork(host)]
+    : spec.networks.map((name) => requireNetwork(host, name, before.length > 0));
   const undeclared = Object.keys(capabilities)
     .find((name) => !lists.some((list) => declares(list, name)));
   if (undeclared !== undefined) {
@@ -57,20 +52,20 @@ export async function planNetworks(
   }
   const plans: NetworkAttachment[] = [];
   for (const [index, configured] of lists.entries()) {
-    const had = before[index];
+    const had = before[index]?.link;
     const wanted = had?.addresses.map(({ address }) => address) ??
       (index > 0 || ip === undefined ? [] : [ip]);
     if (index === 0 && had === undefined && (mac !== undefined || ip?.includes("/"))) {
       const { refuseOtherPrefix, refuseTakenMac } = await import("./asked-identity.ts");
       if (ip !== undefined) refuseOtherPrefix(configured, ip);
-      if (mac !== undefined) refuseTakenMac({ host, hostNl, name }, configured, mac);
+      if (mac !== undefined) refuseTakenMac({ host, hostNl, name: id.name }, configured, mac);
     }
     const isStatic = configured.plugins.some(({ ipam }) => ipam?.type === "static");
     const { list, ips } = isStatic && wanted.length > 0
       ? (await import("./static-addresses.ts")).askStatic(
         configured,
         wanted,
-        had === undefined ? { host, name } : undefined,
+        had === undefined ? { host, name: id.name } : undefined,
       )
       : { list: configured, ips: wanted };
     const isDefault = list.name === DEFAULT_NETWORK;
@@ -84,20 +79,20 @@ export async function planNetworks(
     }
     const planned = planNetwork({
       list,
-      containerId,
+      containerId: id.containerId,
       ifName: `eth${index}`,
       choice: { mode: plugins, isDefault, host },
       cniArgs,
       // An address, a MAC and ports are asked for the VM's first interface.
       runtimeConfig: {
         ...capabilities,
-        ...index > 0 || mac === undefined ? {} : { mac: formatMac(parseMac(mac)) },
+        ...index > 0 || mac === undefined ? {} : { mac },
         ...had === undefined ? {} : { mac: had.mac },
         ...ips.length === 0 ? {} : { ips },
         ...index > 0 || ports.length === 0 || !declares(list, "portMappings")
           ? {}
           : { portMappings: portMappings(ports) },
-        ...bandwidth === undefined ? {} : { bandwidth: shape(parseRate(bandwidth)) },
+        ...bandwidth === undefined ? {} : { bandwidth: shape(bandwidth) },
       },
     });
     if (mode !== "auto" && movesIdentity(mode) && isLeased(planned)) {
@@ -110,7 +105,7 @@ export async function planNetworks(
     refuseSecond(planned, plans);
     plans.push(planned);
   }
-  return plans;
+  return keepFailures(plans, before.map(({ attachment }) => attachment));
 }
 
 /** Plugins that name what they make by the container alone, so that a second of one network collides. */
@@ -143,7 +138,7 @@ export function explainSecond(
 }
 
 /** Networks planned anew, of whose plugins it is known that they fail CHECK though nothing is wrong. */
-export function keepFailures(
+function keepFailures(
   networks: readonly NetworkAttachment[],
   before: readonly NetworkAttachment[] = [],
 ): NetworkAttachment[] {
@@ -177,17 +172,17 @@ const MIN_BURST_BITS = 512 * 1024;
 const MAX_BURST_BITS = 2 ** 31 - 1;
 
 /**
- * An interface as the kernel and the network's result have it.
+ * What a network gave an interface, as the kernel and the network's result have it.
  *
  * @param before the VM's interfaces before this one
  */
-export function describeInterface(
+export function describeLink(
   vmNl: NetlinkConnection,
   attachment: NetworkAttachment,
   result: Result,
-  before: readonly VmInterface[],
-): UnwiredInterface {
-  const { network, ifName } = attachment;
+  before: readonly Pick<GuestLink, "routes">[],
+): GuestLink {
+  const { ifName } = attachment;
   const { mac = "", mtu, index } = requireLink(vmNl, ifName);
   const isOurs = ({ interface: place }: IpConfig) => {
     const link = place === undefined ? undefined : result.interfaces[place];
@@ -197,24 +192,30 @@ export function describeInterface(
   // Plugins that are built in say what they did.
   const seen = hasExecuted(attachment) ? { seen: listRoutes(vmNl, { table: RT_TABLE.MAIN }) } : {};
   return {
-    name: ifName,
-    network,
-    ...isLeased(attachment) ? { leased: true } : {},
     mac,
     mtu,
-    ...identityOf({ ips, named: result.routes, ...seen, oif: index, before }),
+    ...guestIdentity({ ips, named: result.routes, ...seen, oif: index, before }),
+    ...isLeased(attachment) ? { leased: true } : {},
   };
 }
 
+/** What was asked of a network for an interface, or given before. */
+export interface AskedLink {
+  readonly network: string;
+  readonly ifName: string;
+  readonly ip?: string | undefined;
+  readonly mac?: string | undefined;
+  readonly before?: GuestLink | undefined;
+}
+
 /**
- * Compares an interface with what was asked of its network, which only some can be asked.
+ * Compares what an interface was given with what was asked of its network, which only some can be asked.
  *
  * @throws {TapkitError} when the address or the MAC of the request was not given
  */
 export function assertAsAsked(
-  link: UnwiredInterface,
-  { ip, mac }: AttachRequest,
-  before: VmInterface | undefined,
+  link: GuestLink,
+  { network, ifName, ip, mac, before }: AskedLink,
   note: (text: string) => void,
 ): void {
   const addresses = link.addresses.map(({ address }) => addressOf(address));
@@ -222,28 +223,25 @@ export function assertAsAsked(
   if (before !== undefined) {
     const had = before.addresses.map(({ address }) => addressOf(address));
     if (had.some((address) => !addresses.includes(address))) {
-      note(`warning: "${link.name}" had the address ${had.join(", ")}, now it has ${now}`);
+      note(`warning: "${ifName}" had the address ${had.join(", ")}, now it has ${now}`);
     }
     if (before.mac !== link.mac) {
-      note(`warning: "${link.name}" had the MAC address ${before.mac}, now it has ${link.mac}`);
+      note(`warning: "${ifName}" had the MAC address ${before.mac}, now it has ${link.mac}`);
     }
     return;
   }
   if (ip !== undefined && !addresses.includes(addressOf(ip))) {
-    throw new TapkitError(`network "${link.network}" gave the address ${now}, not ${ip}`, {
+    throw new TapkitError(`network "${network}" gave the address ${now}, not ${ip}`, {
       mend: "leave --ip out: this network's IPAM cannot be asked for an address",
     });
   }
   if (ip?.includes("/") && !link.addresses.some(({ address }) => sameCidr(address, ip))) {
-    throw new TapkitError(
-      `network "${link.network}" gave another prefix length than that of ${ip}`,
-      {
-        mend: `write --ip ${addressOf(ip)}: the length is the network's`,
-      },
-    );
+    throw new TapkitError(`network "${network}" gave another prefix length than that of ${ip}`, {
+      mend: `write --ip ${addressOf(ip)}: the length is the network's`,
+    });
   }
-  if (mac !== undefined && formatMac(parseMac(mac)) !== link.mac) {
-    throw new TapkitError(`network "${link.network}" gave the MAC ${link.mac}, not ${mac}`, {
+  if (mac !== undefined && mac !== link.mac) {
+    throw new TapkitError(`network "${network}" gave the MAC ${link.mac}, not ${mac}`, {
       mend:
         'add {"type": "tuning", "capabilities": {"mac": true}} to its configuration, or leave ' +
         "--mac out",
@@ -256,31 +254,27 @@ function sameCidr(a: string, b: string): boolean {
   return one.address === other.address && one.prefixLength === other.prefixLength;
 }
 
-/** @param name of the network that was the first when the VM was attached before */
-function firstNetwork(host: HostPaths, name?: string): NetworkConfigList {
-  const found = findNetwork(host.confDir);
-  if (found !== undefined) return name === undefined ? found : requireNetwork(host, name);
+/** The first network of the directory; the default one is installed where there is none. */
+function firstNetwork(host: HostPaths): NetworkConfigList {
+  return findNetwork(host.confDir) ?? installFirst(host);
+}
+
+function installFirst(host: HostPaths): NetworkConfigList {
   const installed = installDefaultCni({ confDir: host.confDir });
   host.note(`installed ${installed.path}: network ${installed.network}, ${installed.subnet}`);
   return requireNetwork(host, installed.network);
 }
 
-function requireNetwork(host: HostPaths, name?: string): NetworkConfigList {
+/** @param again whether the VM was on it before: on a bare host the default one is installed again */
+function requireNetwork(host: HostPaths, name?: string, again = false): NetworkConfigList {
+  if (again && name === DEFAULT_NETWORK && findNetwork(host.confDir) === undefined) {
+    return installFirst(host);
+  }
   const found = findNetwork(host.confDir, name);
   if (found !== undefined) return found;
   throw new TapkitError(`${host.confDir} holds no CNI configuration`, {
     mend: "run install-default-cni",
   });
-}
-
-/** The `portMappings` capability knows no ranges. */
-export function portMappings(ports: readonly PortMapping[]) {
-  return ports.flatMap(expandPorts).map(({ hostIP, hostPort, vmPort, protocol }) => ({
-    hostPort,
-    containerPort: vmPort,
-    protocol,
-    ...hostIP === "" ? {} : { hostIP },
-  }));
 }
 
 /** An error that says whose an address is, with the VM's name in place of its container id. */
@@ -289,8 +283,8 @@ export function nameHolder(host: HostPaths, error: unknown): unknown {
   const { containerId } = error.holder;
   const vm = nameOfId(host, containerId);
   if (vm === undefined) return error;
-  return new TapkitError(error.message.replace(`container ${containerId}`, `VM "${vm}"`), {
-    mend: `ask for another address, or run attach-vm ${vm} --remove`,
-    cause: error,
-  });
+  const message = error.message.replace(`${error.plugin}: `, "")
+    .replace(`container ${containerId}`, `VM "${vm}"`);
+  const mend = `ask for another address, or run attach-vm ${vm} --remove`;
+  return new AddressHeldError(message, error.address, error.holder, mend);
 }

@@ -6,7 +6,7 @@
 
 import { netmask, parseCidr } from "../inet/ip.ts";
 import { formatPort } from "../inet/ports.ts";
-import type { OutputFormat, VmInterface, VmRecord } from "./types.ts";
+import type { Attached, OutputFormat, VmInterface, VmRecord } from "./types.ts";
 
 /**
  * The record as text without a final newline.
@@ -32,6 +32,13 @@ export function formatRecord(record: VmRecord, format: OutputFormat): string {
     case "qemu":
       return record.interfaces.map(qemuArguments).join(" ");
   }
+}
+
+/** What attaching did, as text: in JSON with its changes, and whether the TAP has to be opened again. */
+export function formatAttached(done: Attached, format: OutputFormat): string {
+  const { record, changes, tapReplaced } = done;
+  if (format !== "json") return formatRecord(record, format);
+  return JSON.stringify({ ...record, changes, ...tapReplaced ? { tapReplaced } : {} });
 }
 
 /**

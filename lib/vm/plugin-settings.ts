@@ -5,7 +5,7 @@
  * @module
  */
 
-import type { Firewall } from "../firewall/firewall.ts";
+import type { FirewallKind } from "../firewall/store.ts";
 import { findApart } from "../firewall/forwarding.ts";
 import { Journal } from "../firewall/journal.ts";
 import { adoptOpenLink, expectForwarding, FORWARDING, openLinks } from "../firewall/sysctls.ts";
@@ -18,25 +18,35 @@ import type { Host } from "./session.ts";
  * @param publishes whether they publish ports, for which they open links to 127.0.0.0/8
  */
 export async function watchPlugins<T>(
-  { session: { nl } }: Host,
-  { firewall, publishes }: { readonly firewall: Firewall; readonly publishes: boolean },
+  { session }: Host,
+  { firewall: kind, publishes }: { readonly firewall: FirewallKind; readonly publishes: boolean },
   run: () => Promise<T>,
 ): Promise<T> {
+  const { nl } = session;
+  const firewall = await session.firewall(kind);
   const journal = new Journal();
-  const known = journal.read();
-  const off = FORWARDING.filter(({ path }) => readSysctl(path) === "0" && !(path in known));
-  for (const { family, path } of off) {
+  const off = FORWARDING.filter(({ path }) => readSysctl(path) === "0");
+  const expect = ({ family, path }: (typeof off)[number]) => {
     const apart = findApart(nl, family, []);
     expectForwarding(path, apart, journal);
     firewall.keepApart(family, apart);
-  }
+  };
+  const known = journal.read();
+  const expected = off.filter(({ path }) => !(path in known));
+  expected.forEach(expect);
   const open = publishes ? openLinks() : undefined;
   try {
     return await run();
   } finally {
-    for (const { family, path } of off.filter(({ path }) => readSysctl(path) === "0")) {
-      firewall.keepApart(family, []);
-      journal.forget(path);
+    for (const setting of off) {
+      const isKnown = setting.path in journal.read();
+      if (readSysctl(setting.path) === "1") {
+        // Who expected it too, and ended before, has forgotten it.
+        if (!isKnown) expect(setting);
+      } else if (expected.includes(setting) && isKnown) {
+        firewall.keepApart(setting.family, []);
+        journal.forget(setting.path);
+      }
     }
     const opened = open && openLinks().filter((link) => !open.includes(link));
     for (const link of opened ?? []) adoptOpenLink(nl, link, journal);

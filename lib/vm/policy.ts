@@ -1,113 +1,50 @@
 /**
- * A VM's isolation, egress and reach, as the firewall's rules of each of its interfaces.
+ * What a VM's isolation and egress rules need of its networks.
  *
  * @module
  */
 
 import { TapkitError } from "../errors.ts";
-import type { EgressRule, GuestRules } from "../firewall/model.ts";
-import { asPrefix, cidrContains, cidrsOverlap, type Family, parseCidr } from "../inet/ip.ts";
+import type { EgressRule } from "../firewall/model.ts";
+import { cidrContains, cidrsOverlap, type Family, parseCidr } from "../inet/ip.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
 import { ownAddresses } from "../netlink/address.ts";
 import { readSysctl } from "../sys/sysctl.ts";
-import { findHostEnd, type LinkEnds } from "./host-end.ts";
-import type { AttachRequest, VmInterface, VmRecord } from "./types.ts";
-
-/** Where an interface's two ends are, and who is told of what a policy does not reach. */
-export interface PolicyEnds extends LinkEnds {
-  note(text: string): void;
-}
-
-/** Whether two requests want the same isolation, egress and reach. */
-export function samePolicy(a: AttachRequest, b: AttachRequest): boolean {
-  const policyOf = (request: AttachRequest) =>
-    JSON.stringify([isIsolated(request), egressOf(request), listed(request.reachableFrom)]);
-  return policyOf(a) === policyOf(b);
-}
-
-/** What a record says of a request's policy. */
-export function recordedPolicy(
-  request: AttachRequest,
-): Pick<VmRecord, "isolated" | "denyEgress" | "allowEgress" | "reachableFrom"> {
-  const denyEgress = listed(request.denyEgress);
-  const allowEgress = listed(request.allowEgress);
-  const reachableFrom = listed(request.reachableFrom);
-  return {
-    ...isIsolated(request) ? { isolated: true } : {},
-    ...denyEgress.length > 0 ? { denyEgress } : {},
-    ...allowEgress.length > 0 ? { allowEgress } : {},
-    ...reachableFrom.length > 0 ? { reachableFrom } : {},
-  };
-}
+import type { Both, NetworkFact } from "./record/attachment.ts";
+import { egressOf } from "./record/served.ts";
 
 /**
- * The rules of an interface with a request's policy in place of what they had.
+ * Checks that a VM's networks leave the means to enforce its policy.
  *
- * @throws {TapkitError} where the interface's network leaves no means to enforce it
+ * @param note is told of what the policy does not reach
+ * @throws {TapkitError} naming the interface, and why not
  */
-export function withPolicy(
-  guest: GuestRules,
-  link: VmInterface,
-  request: AttachRequest,
-  ends: PolicyEnds,
-): GuestRules {
-  const { mac: _, isolatedPort: __, egress: ___, reachableFrom: ____, ...kept } = guest;
-  const reachableFrom = listed(request.reachableFrom);
-  const rules = reachableFrom.length === 0 ? kept : { ...kept, reachableFrom };
-  const egress = egressOf(request);
-  const isolated = isIsolated(request);
-  if (!isolated && egress.length === 0) return rules;
-  const port = hostPort(link.name, ends);
-  if (isolated && port?.bridge === undefined) {
-    throw new TapkitError(
-      `"${link.name}" cannot be isolated: network "${link.network}" is no bridge of this host`,
-      { mend: "leave --isolated out, or use a network of the bridge plugin" },
-    );
+export function requireEnforceable(
+  { spec, facts }: Both,
+  { hostNl, note }: { readonly hostNl: NetlinkConnection; note(text: string): void },
+): void {
+  const { isolated } = spec.policy;
+  const egress = egressOf(spec.policy);
+  for (const fact of facts.networks) {
+    const { attachment: { ifName, network }, reach } = fact;
+    if (isolated && reach?.bridge === undefined) {
+      throw new TapkitError(
+        `"${ifName}" cannot be isolated: network "${network}" is no bridge of this host`,
+        { mend: "leave --isolated out, or use a network of the bridge plugin" },
+      );
+    }
+    if (egress.length === 0) continue;
+    requireRouting(fact, hostNl);
+    if (!isolated) noteNeighbours(fact, egress, note);
   }
-  if (egress.length > 0) {
-    requireRouting(link, port?.bridge ?? port?.name, ends);
-    if (!isolated) noteNeighbours(link, egress, ends);
-  }
-  return {
-    ...rules,
-    link: rules.link || (port!.bridge ?? port!.name),
-    mac: link.mac,
-    ...isolated ? { isolatedPort: port!.name } : {},
-    ...egress.length > 0 ? { egress } : {},
-  };
-}
-
-function isIsolated({ isolated = false }: AttachRequest): boolean {
-  return isolated;
-}
-
-function listed(prefixes: AttachRequest["denyEgress"]): readonly string[] {
-  return prefixes === undefined || prefixes === "none" ? [] : prefixes.map(asPrefix);
-}
-
-function egressOf({ denyEgress, allowEgress }: AttachRequest): EgressRule[] {
-  return [
-    ...listed(denyEgress).map((prefix): EgressRule => ({ prefix, action: "deny" })),
-    ...listed(allowEgress).map((prefix): EgressRule => ({ prefix, action: "allow" })),
-  ];
-}
-
-/** The host's end of an interface's veth pair, and the bridge that it is a port of. */
-function hostPort(
-  ifName: string,
-  ends: LinkEnds,
-): { readonly name: string; readonly bridge?: string } | undefined {
-  const end = findHostEnd(ifName, ends);
-  if (end === undefined) return undefined;
-  const { link, master } = end;
-  return { name: link.name, ...master?.kind === "bridge" ? { bridge: master.name } : {} };
 }
 
 /** What the host does not route it cannot restrict. */
 function requireRouting(
-  { name, network, addresses, dhcpGuard }: VmInterface,
-  hostLink: string | undefined,
-  { hostNl }: LinkEnds,
+  { attachment: { ifName, network }, link, reach, wire }: NetworkFact,
+  hostNl: NetlinkConnection,
 ): void {
+  const addresses = link?.addresses ?? [];
   const own = ownAddresses(hostNl);
   const routers = addresses.flatMap(({ gateway }) => gateway ?? []);
   const prefixes = addresses.map(({ address }) => parseCidr(address));
@@ -115,13 +52,13 @@ function requireRouting(
   const hops = routers.length > 0
     ? routers
     : [...own].filter((ip) => prefixes.some((prefix) => cidrContains(prefix, ip)));
-  const why = hostLink === undefined || hops.length === 0 || !hops.every((ip) => own.has(ip))
+  const why = reach?.hostEnd === undefined || hops.length === 0 || !hops.every((ip) => own.has(ip))
     ? `this host is not the router of network "${network}"`
-    : dhcpGuard === false
+    : wire?.guarded === false
     ? "this kernel lacks CONFIG_NET_CLS_BPF, and the guest may take another MAC address"
     : undefined;
   if (why === undefined) return;
-  throw new TapkitError(`the egress of "${name}" cannot be restricted: ${why}`, {
+  throw new TapkitError(`the egress of "${ifName}" cannot be restricted: ${why}`, {
     mend: "leave --deny-egress out, or use a network whose gateway is this host",
   });
 }
@@ -132,18 +69,18 @@ function bridgesByRules(family: Family): boolean {
 }
 
 function noteNeighbours(
-  { name, addresses }: VmInterface,
+  { attachment: { ifName }, link }: NetworkFact,
   egress: readonly EgressRule[],
-  { note }: PolicyEnds,
+  note: (text: string) => void,
 ): void {
-  const prefixes = addresses.map(({ address }) => parseCidr(address));
+  const prefixes = (link?.addresses ?? []).map(({ address }) => parseCidr(address));
   const reached = egress.find(({ prefix, action }) =>
     action === "deny" &&
     prefixes.some((own) => cidrsOverlap(own, parseCidr(prefix)) && !bridgesByRules(own.family))
   );
   if (reached === undefined) return;
   note(
-    `warning: ${reached.prefix} holds neighbours of "${name}", which are reached past the host: ` +
+    `warning: ${reached.prefix} holds neighbours of "${ifName}", which are reached past the host: ` +
       "--isolated keeps them apart",
   );
 }

@@ -1,22 +1,20 @@
 /**
- * A VM's published ports: whose they are, refused where they are taken, bound to addresses.
+ * Host ports: who has them, and claiming them for a VM or an address.
  *
  * @module
  */
 
-import type { NetworkAttachment, RecordedPlugin } from "../cni/plan.ts";
 import { TapkitError } from "../errors.ts";
 import { DOCKER_OWNER, dockerConflict } from "../firewall/docker-ports.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import { chooseHostPorts, refuseListeners } from "../firewall/host-ports.ts";
-import type { GuestRules } from "../firewall/model.ts";
-import { type Family, isIp } from "../inet/ip.ts";
+import { isIp } from "../inet/ip.ts";
 import {
-  bindPorts,
   findPortConflict,
+  formatHostPort,
   formatPort,
+  intersectPorts,
   isWildcard,
-  parsePorts,
   type PortConflict,
   PortConflictError,
   type PortMapping,
@@ -26,97 +24,119 @@ import {
 } from "../inet/ports.ts";
 import { getRoute } from "../netlink/route.ts";
 import { readSysctl } from "../sys/sysctl.ts";
+import type { Claim } from "./record/attachment.ts";
+import { claimsBy, portsOf } from "./record/derive.ts";
+import { addressOfTag, identityOf, vmOfTag } from "./record/identity.ts";
+import { nameOfId } from "./record/ids.ts";
+import { bindTo } from "./record/served.ts";
 import { RecordedPorts } from "./recorded-ports.ts";
 import type { Host } from "./session.ts";
-import { addressOf, containerId, type HostPaths } from "./host-paths.ts";
-import { nameOfId, type PortOwners, type StoredRecord } from "./state.ts";
-import type { AttachRequest } from "./types.ts";
+import type { Difference } from "./types.ts";
 
-/** Whose a record's ports are. */
-export function portOwners({ ports, made }: Pick<StoredRecord, "ports" | "made">): PortOwners {
-  return made.portOwners ?? { attach: ports, mapPort: [] };
-}
-
-/** Whose ports are, where map-port has been at it; attach-vm's may be others now. */
-export function ownersOf(
-  old: StoredRecord | undefined,
-  attach: readonly PortMapping[],
-): Pick<StoredRecord["made"], "portOwners"> {
-  const owners = old?.made.portOwners;
-  return owners === undefined ? {} : { portOwners: { ...owners, attach } };
-}
-
-/** Whether the ports of a VM's first interface are published by a plugin that is executed. */
-export function publishedByPlugin([first]: readonly NetworkAttachment[]): boolean {
-  return first?.plugins.some(isPublisher) ?? false;
-}
-
-/** Whether a plugin is executed and publishes ports. */
-export function isPublisher({ implementation, config }: RecordedPlugin): boolean {
-  return implementation === "exec" && config.capabilities?.portMappings === true;
-}
-
-/** Of a VM's ports those that tapkit's own firewall maps: map-port's alone, where a plugin is at it. */
-export function portsOfFirewall(
-  networks: readonly NetworkAttachment[],
-  ports: readonly PortMapping[],
-  old: StoredRecord | undefined,
-): readonly PortMapping[] {
-  if (!publishedByPlugin(networks)) return ports;
-  return old === undefined ? [] : portOwners(old).mapPort;
-}
-
-/** All ports as a record shows them, each once: attach-vm's first. */
-export function allPorts({ attach, mapPort }: PortOwners): PortMapping[] {
-  return [
-    ...attach,
-    ...subtractPorts(mapPort, attach).map(({ hostIP, hostPort, vmPort, protocol, range }) => ({
-      hostIP,
-      hostPort,
-      vmPort,
-      protocol,
-      ...range === undefined ? {} : { range },
-    })),
-  ];
+/** Who wants which ports. */
+export interface Wish {
+  /** The VM's name, or the tag of an address, as conflicts name it. */
+  readonly owner: string;
+  readonly by: Claim["by"];
+  /** The ports, each bound or not; 0 where one is to be chosen. */
+  readonly asked: readonly PortMapping[];
+  /** What the owner has. */
+  readonly had: readonly Claim[];
+  /** Its addresses, without prefix lengths; absent while they are not known. */
+  readonly addresses?: readonly string[] | undefined;
 }
 
 /**
- * attach-vm's own ports of a request, with a host port chosen wherever 0 asks for one. The caller
- * holds the host's lock until they are in the firewall.
+ * Claims the ports of a wish, with a host port chosen wherever 0 asks for one; one that was chosen before
+ * answers again. The caller holds the host's lock until they are recorded.
  *
- * @param old what the VM had before: host ports that were chosen then stay, and map-port's too
+ * @returns the claims by that one, in the order of what is asked
  * @throws {PortConflictError} when another VM, another's rule or a process has one of them
  */
-export async function reservePorts(
+export async function claimPorts(host: Host, firewall: Firewall, wish: Wish): Promise<Claim[]> {
+  const { owner, by, asked, had, addresses } = wish;
+  if (asked.length === 0) return [];
+  const bind = (ports: readonly PortMapping[]) =>
+    addresses === undefined ? [...ports] : bindTo(ports, addresses);
+  const own = had.filter((claim) => claim.by === by);
+  const { answered, numbers } = answerAgain(asked, own);
+  const named = bind(answered.filter(({ hostPort }) => hostPort !== 0));
+  const fresh = subtractPorts(named, portsOf(had));
+  const unchosen = answered.filter(({ hostPort }) => hostPort === 0);
+  const claim = (chosen: boolean) => (port: PortMapping): Claim => ({ ...port, by, chosen });
+  const wasChosen = (port: PortMapping) =>
+    claim(numbers.has(formatPort({ ...port, hostIP: "" })))(port);
+  if (fresh.length + unchosen.length === 0) return named.map(wasChosen);
+
+  refuseAbsent(host, [...fresh, ...unchosen]);
+  const look = await portLookup(host, firewall, owner);
+  // What attach-vm had of its own makes room for what it asks for now.
+  const staying = by === "map" ? portsOf(had) : claimsBy(had, "map");
+  const isTaken = (candidate: PortMapping) =>
+    findPortConflict([candidate], [{ owner, mappings: staying }, ...look([candidate])]) !==
+      undefined;
+  const chosen = chooseHostPorts([...fresh, ...unchosen], isTaken).slice(fresh.length);
+  const others = staying.filter((port) => !fresh.some((wanted) => leadsAlike(wanted, port)));
+  refuseTaken(fresh, [{ owner, mappings: others }, ...look(fresh)]);
+  refuseListeners(fresh);
+  return [...named.map(wasChosen), ...bind(chosen).map(claim(true))];
+}
+
+/**
+ * Makes sure that nobody has ports which were claimed before and are about to be published again.
+ *
+ * @throws {PortConflictError} naming who has one
+ */
+export async function verifyClaims(
   host: Host,
   firewall: Firewall,
-  request: AttachRequest,
-  old?: StoredRecord,
-): Promise<PortMapping[]> {
-  const { name } = request;
-  const { attach, mapPort } = old === undefined ? { attach: [], mapPort: [] } : portOwners(old);
-  if (old !== undefined && hasPorts(old, request)) {
-    // Records do not contradict each other: what one has been given nobody else was.
-    const look = await kernelLookup(host, firewall, name);
-    refuseTaken([...attach, ...mapPort], look([...attach, ...mapPort]));
-    refuseListeners(attach);
-    return [...attach];
+  owner: string,
+  claims: readonly Claim[],
+): Promise<void> {
+  if (claims.length === 0) return;
+  // Records do not contradict each other: what one has been given nobody else was.
+  const look = await kernelLookup(host, firewall, owner);
+  const ports = portsOf(claims);
+  refuseTaken(ports, look(ports));
+  refuseListeners(claimsBy(claims, "attach"));
+}
+
+/** Claims without some ports, each bound to an address. */
+export function withoutPorts(claims: readonly Claim[], gone: readonly PortMapping[]): Claim[] {
+  const kept: Claim[] = [];
+  const kinds = Map.groupBy(claims, ({ by, chosen }) => `${by} ${chosen}`);
+  for (const group of kinds.values()) {
+    const { by, chosen } = group[0]!;
+    const ports = claimsBy(group, by);
+    kept.push(...subtractPorts(ports, gone).map((port) => ({ ...port, by, chosen })));
   }
-  const asked = askedPorts(request);
-  if (asked.length === 0) return [];
-  refuseAbsent(host, asked);
-  const look = await portLookup(host, firewall, name);
-  const wanted = chooseHostPorts(
-    asked,
-    (candidate) => findPortConflict([candidate], look([candidate])) !== undefined,
-  );
-  refuseTaken(wanted, look(wanted));
-  const contradicts = wanted.flatMap((port) =>
-    mapPort.filter((other) => portsOverlap(port, other) && !leadsAlike(port, other))
-  );
-  refuseTaken(wanted, [{ owner: name, mappings: contradicts }]);
-  refuseListeners(wanted);
-  return wanted;
+  return kept;
+}
+
+/** Whether any of some claims is of these ports. */
+export function holdsAny(claims: readonly Claim[], ports: readonly PortMapping[]): boolean {
+  return intersectPorts(portsOf(claims), ports).length > 0;
+}
+
+/** What is asked for, with the ports in it that were chosen for it before; and these, unbound. */
+function answerAgain(asked: readonly PortMapping[], own: readonly Claim[]) {
+  const free = own.filter(({ chosen }) => chosen);
+  const numbers = new Set<string>();
+  const answered = asked.map((port): PortMapping => {
+    if (port.hostPort !== 0) return port;
+    const answer = free.find((other) =>
+      other.protocol === port.protocol && other.vmPort === port.vmPort &&
+      (port.hostIP === "" ? isWildcard(other.hostIP) : other.hostIP === port.hostIP)
+    );
+    if (answer === undefined) return port;
+    const { hostPort } = answer;
+    for (const other of free.filter((candidate) => candidate.hostPort === hostPort)) {
+      free.splice(free.indexOf(other), 1);
+    }
+    numbers.add(formatPort({ ...port, hostIP: "", hostPort }));
+    return { ...port, hostPort };
+  });
+  return { answered, numbers };
 }
 
 /**
@@ -124,7 +144,7 @@ export async function reservePorts(
  *
  * @throws {TapkitError} naming the address
  */
-export function refuseAbsent({ session }: Host, ports: readonly PortMapping[]): void {
+function refuseAbsent({ session }: Host, ports: readonly PortMapping[]): void {
   const addresses = new Set(ports.map(({ hostIP }) => hostIP).filter((ip) => !isWildcard(ip)));
   for (const address of addresses) {
     // Not its addresses are asked for: whole prefixes can be local, by a route.
@@ -164,14 +184,9 @@ export async function choosingAgain<T>(
   }
 }
 
-/** The ports of a request, where 0 asks for one to be chosen. */
-export function askedPorts({ ports = "none" }: AttachRequest): PortMapping[] {
-  return ports === "none" ? [] : parsePorts(ports);
-}
-
 /** Whether two mappings that overlap lead to the same ports by the same address. */
 function leadsAlike(a: PortMapping, b: PortMapping): boolean {
-  return a.hostPort - a.vmPort === b.hostPort - b.vmPort &&
+  return portsOverlap(a, b) && a.hostPort - a.vmPort === b.hostPort - b.vmPort &&
     (a.hostIP === b.hostIP || (a.hostIP === "" && isWildcard(b.hostIP)));
 }
 
@@ -180,10 +195,7 @@ function leadsAlike(a: PortMapping, b: PortMapping): boolean {
  *
  * @throws {PortConflictError} naming whose it is and how it is given up
  */
-export function refuseTaken(
-  wanted: readonly PortMapping[],
-  taken: readonly TakenPorts[],
-): void {
+function refuseTaken(wanted: readonly PortMapping[], taken: readonly TakenPorts[]): void {
   const conflict = findPortConflict(wanted, taken);
   if (conflict !== undefined) throw conflictError(conflict);
 }
@@ -194,7 +206,7 @@ function conflictError(conflict: PortConflict): PortConflictError {
     const mend = "choose another host port, or stop what made that rule";
     return new PortConflictError(conflict, `already mapped by ${conflict.by}`, mend);
   }
-  const to = addressOf(conflict.owner);
+  const to = addressOfTag(conflict.owner);
   return new PortConflictError(
     conflict,
     `already mapped to ${to === undefined ? `VM "${conflict.owner}"` : `address ${to}`}`,
@@ -205,21 +217,25 @@ function conflictError(conflict: PortConflict): PortConflictError {
 }
 
 /**
- * Sentences on ports that somebody else's rules map too: whoever came later and did not ask.
+ * Ports that somebody else's rules map too: whoever came later and did not ask.
  *
  * @param owner whose they are
  */
-export async function checkOwners(
+export async function findSecondOwners(
   host: Host,
   firewall: Firewall,
   owner: string,
   ports: readonly PortMapping[],
-): Promise<string[]> {
+): Promise<Difference[]> {
   if (ports.length === 0) return [];
   const look = await kernelLookup(host, firewall, owner);
-  return look(ports).flatMap((taken) => {
+  return look(ports).flatMap((taken): Difference[] => {
     const conflict = findPortConflict(ports, [taken]);
-    return conflict === undefined ? [] : `${conflictError(conflict).message} too`;
+    if (conflict === undefined) return [];
+    const { message } = conflictError(conflict);
+    const object = `host port ${formatHostPort(conflict)}`;
+    const problem = `${message.slice(object.length + 1)} too`;
+    return [{ layer: "rules", object, problem, repair: "none" }];
   });
 }
 
@@ -230,20 +246,16 @@ function givenUp({ other, hostPort }: PortConflict): string {
 }
 
 /** Finds out who has host ports that are wanted, by VMs' names and owner tags. */
-export type PortLookup = (wanted: readonly PortMapping[]) => TakenPorts[];
+type PortLookup = (wanted: readonly PortMapping[]) => TakenPorts[];
 
 /**
  * Who has host ports, but for one: the records, which have them also when somebody took their rules
  * away, and the kernel's rules, whoever made them.
  */
-export async function portLookup(
-  host: Host,
-  firewall: Firewall,
-  except: string,
-): Promise<PortLookup> {
+async function portLookup(host: Host, firewall: Firewall, except: string): Promise<PortLookup> {
   const { stateDir } = host;
   const records = host.session.keep(`ports of ${stateDir}`, () => new RecordedPorts(host));
-  const recorded = (await records.read()).filter(({ owner }) => owner !== except);
+  const recorded = records.read().filter(({ owner }) => owner !== except);
   const inKernel = await kernelLookup(host, firewall, except);
   return (wanted) => [...recorded, ...inKernel(wanted)];
 }
@@ -255,74 +267,21 @@ class Said implements Disposable {
 }
 
 /** Who has host ports by the kernel's rules alone, but for one. */
-async function kernelLookup(
-  host: Host,
-  firewall: Firewall,
-  except: string,
-): Promise<PortLookup> {
+async function kernelLookup(host: Host, firewall: Firewall, except: string): Promise<PortLookup> {
   const mapped = await firewall.mappedPorts();
   const said = host.session.keep("what of ports cannot be told", () => new Said());
   for (const text of mapped.unread.filter((one) => !said.texts.has(one))) {
     said.texts.add(text);
     host.note(`warning: ${text}`);
   }
-  const own = await containerId(except);
+  const { containerId: own } = await identityOf(except);
   return (wanted) =>
     mapped.of(wanted)
       .map(({ owner, by, mappings }): TakenPorts => {
-        // A guest's tag is NAME/INTERFACE. A plugin that tapkit executes says the container's id.
-        if (by === undefined) return { owner: owner.split("/", 1)[0]!, mappings };
+        if (by === undefined) return { owner: vmOfTag(owner), mappings };
+        // A plugin that tapkit executes says the container's id.
         const vm = owner === own ? except : nameOfId(host, owner);
         return vm === undefined ? { owner, by, mappings } : { owner: vm, mappings };
       })
       .filter(({ owner }) => owner !== except);
-}
-
-/**
- * The ports as the record has them: each bound to an address, or to all of one family the VM has.
- *
- * @param addresses the VM's, without prefix length
- */
-export function bindToFamilies(
-  ports: readonly PortMapping[],
-  addresses: readonly string[],
-): PortMapping[] {
-  return bindPorts(ports, addresses.map(isIp).filter((family): family is Family => family !== 0));
-}
-
-/** What the firewall is told of opening a request's ports. */
-export function openPorts({ openFirewall = false }: AttachRequest): Pick<GuestRules, "openPorts"> {
-  return { openPorts: openFirewall };
-}
-
-/** Whether the VM has the ports that are asked for; a host port once chosen stays. */
-export function hasPorts(record: StoredRecord, { ports }: AttachRequest): boolean {
-  return JSON.stringify(record.made.request.ports ?? "none") === JSON.stringify(ports ?? "none");
-}
-
-/** Guests' rules with all ports of the VM, those too that a plugin publishes. */
-export function withShownPorts(
-  guests: readonly GuestRules[],
-  ports: readonly PortMapping[],
-): GuestRules[] {
-  return guests.map((rules, index) => index === 0 ? { ...rules, ports } : rules);
-}
-
-/**
- * Says which firewall keeps published ports closed to other machines.
- *
- * @param command that opens them: `attach-vm web`
- */
-export function noteClosed(
-  host: HostPaths,
-  firewall: Firewall,
-  guests: readonly GuestRules[],
-  command: string,
-): void {
-  const closedBy = guests.map((rules) => firewall.closedBy(rules)).find(Boolean);
-  if (closedBy === undefined) return;
-  host.note(
-    `${closedBy} keeps the published ports closed to other machines: ` +
-      `open them with ${command} --open-firewall`,
-  );
 }

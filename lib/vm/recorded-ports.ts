@@ -8,8 +8,10 @@
 import { SyscallError } from "../errors.ts";
 import type { TakenPorts } from "../inet/ports.ts";
 import { Inotify, InotifyEvent } from "../sys/inotify.ts";
-import { addressNames, type HostPaths } from "./host-paths.ts";
-import { inRecordsDir, readRecords } from "./state.ts";
+import { portsOf } from "./record/derive.ts";
+import { addressTag } from "./record/identity.ts";
+import { addressNames, type HostPaths } from "./record/paths.ts";
+import { inRecordsDir, readAddresses, readVms, sidesOf } from "./record/store.ts";
 
 const EVENTS = InotifyEvent.MOVED_TO | InotifyEvent.MOVED_FROM | InotifyEvent.CLOSE_WRITE |
   InotifyEvent.DELETE;
@@ -29,16 +31,19 @@ export class RecordedPorts implements Disposable {
   }
 
   /** All of them. The caller holds the host's lock. */
-  async read(): Promise<TakenPorts[]> {
+  read(): TakenPorts[] {
     const changed = this.#changed();
     if (changed === undefined) this.#vms.clear();
     for (const name of changed ?? []) this.#vms.delete(name);
     if (changed?.length !== 0) {
-      for (const { vm, ports } of readRecords(this.#host, changed)) {
-        if (ports.length > 0) this.#vms.set(vm, { owner: vm, mappings: ports });
+      for (const attachment of readVms(this.#host, changed)) {
+        const sides = sidesOf(attachment);
+        const { name } = sides[0]!.spec.id;
+        const mappings = sides.flatMap(({ spec }) => portsOf(spec.claims));
+        if (mappings.length > 0) this.#vms.set(name, { owner: name, mappings });
       }
     }
-    return [...this.#vms.values(), ...await readAddressPorts(this.#host)];
+    return [...this.#vms.values(), ...readAddressPorts(this.#host)];
   }
 
   /** The VMs whose records changed; undefined where it may be any. */
@@ -69,9 +74,8 @@ export class RecordedPorts implements Disposable {
   }
 }
 
-async function readAddressPorts(host: HostPaths): Promise<TakenPorts[]> {
+function readAddressPorts(host: HostPaths): TakenPorts[] {
   if (addressNames(host).length === 0) return [];
-  const { readAddresses } = await import("./addresses.ts");
-  return readAddresses(host)
-    .map(({ rules: { owner, ports } }) => ({ owner, mappings: ports }));
+  return readAddresses(host).flatMap(sidesOf)
+    .map(({ to, claims }) => ({ owner: addressTag(to), mappings: portsOf(claims) }));
 }

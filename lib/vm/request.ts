@@ -1,18 +1,18 @@
 /**
- * Requests to attach: validated before anything is touched, and merged with what is recorded.
+ * Requests to attach, validated before anything is touched.
  *
  * @module
  */
 
 import { validateNetworkName } from "../cni/conflist.ts";
-import { InputError, TapkitError } from "../errors.ts";
+import { InputError } from "../errors.ts";
 import { MOST } from "../firewall/model.ts";
 import { addressOf, asPrefix, cidrContains, isIp, parseCidr } from "../inet/ip.ts";
-import { formatMac, parseMac } from "../inet/mac.ts";
-import { parsePorts } from "../inet/ports.ts";
-import { leadToOne, validateNetns } from "./netns.ts";
-import { validateName } from "./host-paths.ts";
-import { firewallOf, type StoredRecord } from "./state.ts";
+import { parseMac } from "../inet/mac.ts";
+import { formatPort, parsePorts, type PortMapping } from "../inet/ports.ts";
+import { DEFAULT_LINK_LOCAL } from "./record/derive.ts";
+import { validateName } from "./record/identity.ts";
+import { validateNetns } from "./record/netns-path.ts";
 import type { AttachRequest } from "./types.ts";
 import { resolveOwner } from "./users.ts";
 
@@ -26,7 +26,7 @@ const MTU = { MIN: 68, MAX: 65535 } as const;
  */
 export function validateAttach(request: AttachRequest): void {
   validateName(request.name);
-  if (request.ports !== undefined && request.ports !== "none") parsePorts(request.ports);
+  if (request.ports !== undefined && request.ports !== "none") readPorts(request.ports);
   if (request.ip !== undefined) addressOf(request.ip);
   if (request.bandwidth !== undefined) parseRate(request.bandwidth);
   if (request.mac !== undefined) parseMac(request.mac);
@@ -41,28 +41,47 @@ export function validateAttach(request: AttachRequest): void {
     if (prefixes !== "none") prefixes?.forEach((text) => parseCidr(asPrefix(text)));
   }
   validateLimits(request);
-  // Of an attached VM the rest may be recorded.
-  if (request.antispoof === false) validatePolicy(request);
+  // The other lists and flags may be recorded.
+  if (request.antispoof === false) {
+    validatePolicy({ denyEgress: listed(request.denyEgress), allowEgress: [], antispoof: false });
+  }
+}
+
+/** The prefixes of a list that `"none"` clears. */
+function listed(prefixes: AttachRequest["denyEgress"]): readonly string[] {
+  return prefixes === undefined || prefixes === "none" ? [] : prefixes;
 }
 
 /**
- * Checks what policies go together, of a request with all that is recorded.
+ * Checks which policies go together.
  *
  * @throws {InputError} for exceptions of nothing, and for restrictions of a guest that may send in
  * the name of another
  */
-export function validatePolicy({ antispoof, denyEgress, allowEgress }: AttachRequest): void {
-  const [denied, allowed] = [denyEgress, allowEgress].map((list) => list?.length ? list : "none");
-  if (denied === "none" && allowed !== "none") {
+export function validatePolicy({ denyEgress, allowEgress, antispoof }: {
+  readonly denyEgress: readonly string[];
+  readonly allowEgress: readonly string[];
+  readonly antispoof: boolean;
+}): void {
+  if (denyEgress.length === 0 && allowEgress.length > 0) {
     throw new InputError("egress is allowed where none is denied", {
       mend: "say with --deny-egress what it is an exception of: 0.0.0.0/0, ::/0",
     });
   }
-  if (denied !== "none" && antispoof === false) {
+  if (denyEgress.length > 0 && !antispoof) {
     throw new InputError("a guest that may take other addresses cannot be restricted", {
       mend: "leave out --no-antispoof, or --deny-egress",
     });
   }
+}
+
+/**
+ * Reads ports, each as text or as a mapping.
+ *
+ * @throws {InputError} when one is malformed, or two of them want the same host port
+ */
+export function readPorts(ports: readonly (string | PortMapping)[]): PortMapping[] {
+  return parsePorts(ports.map((port) => typeof port === "string" ? port : formatPort(port)));
 }
 
 /** What is asked for in another way. */
@@ -115,9 +134,6 @@ export function parseRate(text: string): number {
   });
 }
 
-/** What is made of the MAC. */
-export const DEFAULT_LINK_LOCAL = "eui64";
-
 function validateLinkLocal(text: string): void {
   if (text === DEFAULT_LINK_LOCAL || text === "any") return;
   if (isIp(text) === 6 && cidrContains(parseCidr("fe80::/10"), text)) return;
@@ -131,63 +147,6 @@ function validateMtu(mtu: number): void {
   throw new InputError(`MTU ${mtu} is not a number from ${MTU.MIN} to ${MTU.MAX}`, {
     mend: "leave it out to take that of the device of the default route",
   });
-}
-
-/**
- * A request for a VM that is attached: absent fields keep what is recorded.
- *
- * @throws {TapkitError} when a field that cannot change while the VM may run differs from what
- * it has
- */
-export function mergeRequest(record: StoredRecord, request: AttachRequest): AttachRequest {
-  const recorded = record.made.request;
-  const changed = changedIdentity(record, request);
-  // Of several paths that lead to the namespace the recorded one stays.
-  const { mode, netns: _, ...rest } = request;
-  // What auto came to is kept; it is tried again only when everything is made anew.
-  const chosen = mode === undefined || mode === "auto" ? {} : { mode };
-  // Exceptions of nothing are none either.
-  const cleared = rest.denyEgress === "none" ? { allowEgress: "none" as const } : {};
-  if (changed === undefined) return { ...recorded, ...cleared, ...rest, ...chosen };
-  throw new TapkitError(`its ${changed} cannot be changed while it is attached`, {
-    mend: `run attach-vm ${request.name} --remove first`,
-  });
-}
-
-/** The first thing a request wants otherwise than the VM has it, and that cannot be live. */
-function changedIdentity(record: StoredRecord, request: AttachRequest): string | undefined {
-  const { ip, mac, mtu, netns, tapOwner, mode = "auto", networks, bandwidth, firewall } = request;
-  const { capabilities, cniArgs } = request;
-  const had = record.made.request;
-  const first = record.interfaces[0]!;
-  const addresses = first.addresses.map(({ address }) => parseCidr(address).address);
-  const names = record.interfaces.map(({ network }) => network);
-  const checks: readonly (readonly [name: string, changed: boolean])[] = [
-    ["address", ip !== undefined && !addresses.includes(addressOf(ip))],
-    ["MAC address", mac !== undefined && formatMac(parseMac(mac)) !== first.mac],
-    ["MTU", mtu !== undefined && mtu !== first.mtu],
-    ["network namespace", netns !== undefined && !leadToOne(netns, record.netns)],
-    ["TAP owner", tapOwner !== undefined && !isSameOwner(tapOwner, had.tapOwner)],
-    ["bandwidth", bandwidth !== undefined && bandwidth !== had.bandwidth],
-    ["mode", mode !== "auto" && mode !== first.mode],
-    ["firewall backend", firewall !== undefined && firewall !== firewallOf(record.made)],
-    ["capability argument", capabilities !== undefined && !isSame(capabilities, had.capabilities)],
-    ["CNI argument", cniArgs !== undefined && !isSame(cniArgs, had.cniArgs)],
-    ["network", networks !== undefined && networks.join() !== names.join()],
-  ];
-  return checks.find(([, changed]) => changed)?.[0];
-}
-
-/** Whether two texts stand for one user and one group. */
-function isSameOwner(one: string, other: string | undefined): boolean {
-  return one === other ||
-    other !== undefined && isSame({ ...resolveOwner(one) }, resolveOwner(other));
-}
-
-/** Whether two objects have the same fields, whatever their order. */
-function isSame(one: Readonly<Record<string, unknown>>, other: object = {}): boolean {
-  const sorted = (fields: object) => JSON.stringify(Object.entries(fields).sort());
-  return sorted(one) === sorted(other);
 }
 
 /**

@@ -71,16 +71,18 @@ export function resolversOf(networks: readonly (Dns | undefined)[], host: VmDns)
   return { nameservers: host.nameservers, search: search.length > 0 ? search : host.search };
 }
 
-/** A record's part that says who names a VM's resolvers. */
+/** What says who names a VM's resolvers. */
 interface Named {
   readonly dns: VmDns;
-  readonly made: { readonly networks: readonly { readonly result?: { readonly dns?: Dns } }[] };
+  readonly networks: readonly {
+    readonly attachment: { readonly result?: { readonly dns?: Dns } };
+  }[];
 }
 
 /** What a recorded VM is told now; what is recorded as long as the host has none. */
-export function currentResolvers({ dns, made }: Named, host: VmDns): VmDns {
-  const networks = made.networks.map(({ result }) => result?.dns);
-  return resolversOf(networks, host.nameservers.length > 0 ? host : dns);
+export function currentResolvers({ dns, networks }: Named, host: VmDns): VmDns {
+  const named = networks.map(({ attachment }) => attachment.result?.dns);
+  return resolversOf(named, host.nameservers.length > 0 ? host : dns);
 }
 
 /** Reads resolv.conf(5): the reachable name servers and the search list. */

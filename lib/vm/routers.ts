@@ -10,7 +10,7 @@
 import type { IpConfig, RouteConfig } from "../cni/types.ts";
 import { type Cidr, cidrContains, parseCidr } from "../inet/ip.ts";
 import type { Route } from "../netlink/route.ts";
-import type { VmInterface } from "./types.ts";
+import type { GuestLink } from "./record/attachment.ts";
 
 /** What plugins gave an interface. */
 export interface GivenIdentity {
@@ -23,13 +23,13 @@ export interface GivenIdentity {
   /** The interface's index. */
   readonly oif: number;
   /** The VM's interfaces before this one: a default route that one of them has stays. */
-  readonly before?: readonly Pick<VmInterface, "routes">[];
+  readonly before?: readonly Pick<GuestLink, "routes">[];
 }
 
 /** Its addresses, each with its router where it has one, and its routes with their next hops. */
-export function identityOf(
+export function guestIdentity(
   { ips, named, seen, oif, before = [] }: GivenIdentity,
-): Pick<VmInterface, "addresses" | "routes"> {
+): Pick<GuestLink, "addresses" | "routes"> {
   const given = ips.map(({ address, gateway }) => ({ cidr: parseCidr(address), address, gateway }));
   const taken = before.flatMap(({ routes }) => routes.map(({ dst }) => parseCidr(dst)))
     .filter(isDefault).map(({ family }) => family);

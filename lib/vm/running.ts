@@ -18,7 +18,7 @@ import { lockFile } from "../sys/flock.ts";
 import { type Netns, openNetns, withNetns } from "../sys/netns.ts";
 import type { TapUser } from "../sys/tap-users.ts";
 import { type KnownNetns, openVm } from "./netns.ts";
-import { type HostPaths, inDirectory, runningDir } from "./host-paths.ts";
+import { type HostPaths, inDirectory, runningDir } from "./record/paths.ts";
 
 /** A process, told from a later one that has its number. */
 interface Process {
@@ -132,7 +132,7 @@ export async function tapUsersOf(vm: KnownNetns): Promise<TapUser[]> {
   // One that is up and that nobody has open has no carrier.
   const isOpen = ({ name, up, running }: Link) => isTap(name) && (running || !up);
   if (nl !== undefined && !listLinks(nl, { kind: "tun" }).some(isOpen)) return [];
-  const identity = nl === undefined ? vm.made.netnsIs : identify(stack.use(openNetns(vm.netns)));
+  const identity = nl === undefined ? vm.is : identify(stack.use(openNetns(vm.path)));
   if (identity?.boot !== bootId()) return [];
   const { tapUsers } = await import("../sys/tap-users.ts");
   return tapUsers(isTap, (netns) => isSameNetns(identity, identify(netns)));

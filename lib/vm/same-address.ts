@@ -5,19 +5,14 @@
  */
 
 import { TapkitError } from "../errors.ts";
-import type { HostPaths } from "./host-paths.ts";
-import { readRecordsNaming } from "./state.ts";
-import type { VmInterface } from "./types.ts";
-
-/** A VM's interfaces, and by which link of the host each is reached. */
-export interface Placed {
-  readonly vm: string;
-  readonly interfaces: readonly VmInterface[];
-  readonly guests: readonly { readonly link: string }[];
-}
+import { addressOf } from "../inet/ip.ts";
+import type { Both } from "./record/attachment.ts";
+import type { HostPaths } from "./record/paths.ts";
+import { readVmsNaming, sidesOf } from "./record/store.ts";
+import type { Difference } from "./types.ts";
 
 /** An address that another VM has too, on the same network or behind the same link. */
-export interface Held {
+interface Held {
   readonly address: string;
   readonly network: string;
   /** The interface whose it is too. */
@@ -27,13 +22,13 @@ export interface Held {
 }
 
 /** The addresses of a VM that other records have too. */
-export function findHeld(host: HostPaths, own: Placed): Held[] {
-  const wanted = cards(own);
-  const others = readRecordsNaming(host, wanted.map(({ address }) => `"${address}`))
-    .filter(({ vm }) => vm !== own.vm)
-    .flatMap(({ vm, interfaces, made }) =>
-      cards({ vm, interfaces, guests: made.guests }).map((card) => ({ ...card, vm }))
-    );
+function heldOf(host: HostPaths, own: Both): Held[] {
+  const { name } = own.spec.id;
+  const wanted = placesOf(own);
+  const others = readVmsNaming(host, wanted.map(({ address }) => `"${address}`))
+    .flatMap(sidesOf)
+    .filter(({ spec }) => spec.id.name !== name)
+    .flatMap((at) => placesOf(at).map((place) => ({ ...place, vm: at.spec.id.name })));
   return wanted.flatMap(({ address, network, link, ifName }) => {
     const other = others.find((one) =>
       one.address === address && (one.network === network || link !== "" && one.link === link)
@@ -42,13 +37,14 @@ export function findHeld(host: HostPaths, own: Placed): Held[] {
   });
 }
 
-function cards({ interfaces, guests }: Placed) {
-  return interfaces.flatMap(({ name, network, addresses }, index) =>
-    addresses.map(({ address }) => ({
-      address: address.split("/", 1)[0]!,
+/** Each address of a VM, its network, and the link of the host that it is reached by. */
+function placesOf({ facts: { networks } }: Both) {
+  return networks.flatMap(({ attachment: { network, ifName }, link, reach }) =>
+    (link?.addresses ?? []).map(({ address }) => ({
+      address: addressOf(address),
       network,
-      ifName: name,
-      link: guests[index]?.link ?? "",
+      ifName,
+      link: reach?.link ?? "",
     }))
   );
 }
@@ -58,8 +54,8 @@ function cards({ interfaces, guests }: Placed) {
  *
  * @throws {TapkitError} naming it
  */
-export function refuseHeld(host: HostPaths, own: Placed): void {
-  const [held] = findHeld(host, own);
+export function refuseHeld(host: HostPaths, own: Both): void {
+  const [held] = heldOf(host, own);
   if (held === undefined) return;
   const { address, network, holder } = held;
   throw new TapkitError(
@@ -72,10 +68,12 @@ export function refuseHeld(host: HostPaths, own: Placed): void {
   );
 }
 
-/** Sentences on the addresses of a VM that others have too. */
-export function checkHeld(host: HostPaths, own: Placed): string[] {
-  return findHeld(host, own).map(({ address, ifName, holder }) =>
-    `the address ${address} of "${ifName}" of VM "${own.vm}" is that of VM "${holder}" too: ` +
-    "remove one of the two"
-  );
+/** The addresses of a VM that others have too: nothing that is done to this one mends that. */
+export function findHeld(host: HostPaths, own: Both): Difference[] {
+  return heldOf(host, own).map(({ address, ifName, holder }) => ({
+    layer: "network",
+    object: `the address ${address} of "${ifName}" of VM "${own.spec.id.name}"`,
+    problem: `is that of VM "${holder}" too: remove one of the two`,
+    repair: "none",
+  }));
 }

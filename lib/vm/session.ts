@@ -8,7 +8,8 @@ import type { Firewall } from "../firewall/firewall.ts";
 import { isInstalled, openFirewall } from "../firewall/open.ts";
 import type { FirewallKind } from "../firewall/store.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
-import { type HostPaths, hostPaths } from "./host-paths.ts";
+import { Registry } from "./record/elsewhere.ts";
+import { type HostPaths, hostPaths } from "./record/paths.ts";
 import type { HostOptions, HostSession } from "./types.ts";
 
 /** How many VMs of a batch share one look at the tracked connections. */
@@ -74,10 +75,11 @@ export interface Host extends HostPaths, Disposable {
 
 /** The host of a call's options; a session that they bring stays open. */
 export function openHost(options: HostOptions): Host {
-  const { session = new OpenSession() } = options;
+  const session: HostSession = options.session ?? new OpenSession();
   return {
     ...hostPaths(options),
     session,
+    registry: session.keep("registry", () => new Registry()).path,
     [Symbol.dispose]: () => {
       if (options.session === undefined) session[Symbol.dispose]();
     },

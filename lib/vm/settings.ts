@@ -5,6 +5,7 @@
  */
 
 import { TapkitError } from "../errors.ts";
+import type { Finding } from "../finding.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import { Journal } from "../firewall/journal.ts";
 import type { GuestRules } from "../firewall/model.ts";
@@ -20,53 +21,37 @@ import {
   type Sysctl,
   type SysctlOptions,
 } from "../firewall/sysctls.ts";
-import type { PortMapping } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { linkTowards } from "../netlink/route.ts";
 import { readSysctl } from "../sys/sysctl.ts";
+import { servedAddress } from "./record/address.ts";
+import { addressNames, type HostPaths, recordNames } from "./record/paths.ts";
+import { type Served, servedVm, shownRules } from "./record/served.ts";
+import { readAddress, readVm, sidesOf } from "./record/store.ts";
 import type { Host } from "./session.ts";
-import { isVersioned, RULES_SHAPE } from "./shape.ts";
-import { addressesDir, addressNames, type HostPaths, recordNames } from "./host-paths.ts";
-import { readJson, readRecord } from "./state.ts";
-import type { AttachRequest } from "./types.ts";
-
-/** What the settings of a VM's links depend on. */
-export function sysctlOptions(
-  guests: readonly GuestRules[],
-  { antispoof = true }: Pick<AttachRequest, "antispoof">,
-): SysctlOptions {
-  return { asymmetric: guests.length > 1 && !antispoof };
-}
 
 /**
- * Sets what the rules need of the kernel, and says what was changed. Where that is forwarding, what is
- * no guest's goes on not being forwarded.
+ * Sets what somebody's rules need of the kernel, and says what was changed. Where that is forwarding,
+ * what is no guest's goes on not being forwarded.
+ *
+ * @param mends whether something is there already that may have to be mended
  */
 export async function bringSettings(
   host: Host,
-  guests: readonly GuestRules[],
-  { firewall, request = {}, fresh = false, shown }: {
-    /** Has the guests' rules. */
-    readonly firewall: Firewall;
-    readonly request?: Pick<AttachRequest, "antispoof">;
-    /** Whether nothing is being mended. */
-    readonly fresh?: boolean;
-    /** All ports of the VM, where plugins publish some. */
-    readonly shown?: readonly PortMapping[] | undefined;
-  },
+  served: Served,
+  { firewall, mends }: { readonly firewall: Firewall; readonly mends: boolean },
 ): Promise<void> {
   const { nl } = host.session;
-  const apart = await keepApart(nl, guests, { firewall, mends: !fresh || firewall.remade });
+  const mending = { firewall, mends: mends || firewall.remade };
   const options = {
-    ...sysctlOptions(guests, request),
-    apart,
+    apart: await keepApart(nl, served.guests, mending),
     // The journal is lost, or an older version kept none.
     wasOpened: (link: string) => {
       const path = `net/ipv4/conf/${link}/route_localnet`;
       return [...recordedNeeds(host)].some(({ paths }) => paths.includes(path));
     },
   };
-  const changes = setSysctls(nl, needsOf(guests, { request, shown }), options);
+  const changes = setSysctls(nl, needsOf(served), options);
   for (const change of changes) host.note(`set ${change}`);
 }
 
@@ -103,47 +88,37 @@ async function keepApart(
 /** Does what executes plugins of others; what they change is taken for tapkit's doing. */
 export async function guardSettings<T>(
   host: Host,
-  options: { readonly firewall: Firewall; readonly publishes: boolean },
+  options: { readonly firewall: FirewallKind; readonly publishes: boolean },
   run: () => Promise<T>,
 ): Promise<T> {
   const { watchPlugins } = await import("./plugin-settings.ts");
   return await watchPlugins(host, options, run);
 }
 
-/** What guests need; of what a plugin opened for its ports, what the journal has. */
-function needsOf(
-  guests: readonly GuestRules[],
-  { request = {}, shown }: {
-    readonly request?: Pick<AttachRequest, "antispoof">;
-    readonly shown?: readonly PortMapping[] | undefined;
-  },
-): Sysctl[] {
-  const options = sysctlOptions(guests, request);
-  const needed = guests.flatMap((rules) => neededSysctls(rules, options));
-  const [first] = guests;
-  if (shown === undefined || first === undefined) return needed;
+/** What the rules need; of what a plugin opened for its ports, what the journal has. */
+function needsOf(served: Served): Sysctl[] {
+  const { guests: [first, ...others], asymmetric, shown } = served;
+  if (first === undefined) return [];
+  const needed = [first, ...others].flatMap((rules) => neededSysctls(rules, { asymmetric }));
+  if (shown === undefined) return needed;
   const known = new Journal().read();
   const opened = neededSysctls({ ...first, ports: shown })
     .filter(({ path }) => isLocalnet(path) && path in known);
   return [...needed, ...opened];
 }
 
-/** A sentence for each setting that the rules need and the kernel has not. */
+/** The settings that somebody's rules need and the kernel has not. */
 export function checkSettings(
   { session: { nl } }: Host,
-  guests: readonly GuestRules[],
-  { firewall, ...options }: {
-    readonly firewall: Firewall;
-    readonly request?: Pick<AttachRequest, "antispoof">;
-    readonly shown?: readonly PortMapping[] | undefined;
-  },
-): string[] {
-  const needed = new Set(guests.flatMap((rules) => pathsOf(rules)));
+  served: Served,
+  firewall: Firewall,
+): Finding[] {
+  const needed = new Set(served.guests.flatMap((rules) => pathsOf(rules)));
   const known = new Journal().read();
   return [
-    ...checkNeeded(nl, needsOf(guests, options)),
+    ...checkNeeded(nl, needsOf(served)),
     ...FORWARDING.flatMap(({ family, path }) =>
-      needed.has(path) ? firewall.checkApart(family, known[path]?.apart ?? []) : []
+      needed.has(path) ? firewall.differencesApart(family, known[path]?.apart ?? []) : []
     ),
   ];
 }
@@ -214,28 +189,23 @@ function* recordedNeeds(
   host: HostPaths,
 ): Generator<{ readonly owner: string; readonly paths: readonly string[] }> {
   for (const name of recordNames(host)) {
-    const record = tolerate(() => readRecord(host, name));
-    if (record === undefined) continue;
-    const options = sysctlOptions(record.made.guests, record.made.request);
-    // A plugin that publishes ports opens links too.
-    const [first, ...others] = record.made.guests;
-    const guests = first === undefined ? [] : [{ ...first, ports: record.ports }, ...others];
-    for (const { plugins } of record.made.networks) {
-      // Forwarding is what they turned on, whether the rules tell of it or not.
-      if (!plugins.some(({ implementation }) => implementation === "exec")) continue;
-      yield { owner: `${name}/`, paths: FORWARDING.map(({ path }) => path) };
-    }
-    for (const rules of guests) yield { owner: rules.owner, paths: pathsOf(rules, options) };
+    const attachment = tolerate(() => readVm(host, name));
+    if (attachment !== undefined) yield* sidesOf(attachment).map(servedVm).flatMap(needs);
   }
   for (const to of addressNames(host)) {
-    const path = `${addressesDir(host)}/${to}.json`;
-    const rules = tolerate(() => readJson(path, hasRules, ""))?.rules;
-    if (rules !== undefined) yield { owner: rules.owner, paths: pathsOf(rules) };
+    const attachment = tolerate(() => readAddress(host, to));
+    if (attachment !== undefined) yield* sidesOf(attachment).map(servedAddress).flatMap(needs);
   }
 }
 
-function hasRules(value: unknown): value is { readonly rules: GuestRules } {
-  return isVersioned(value, { rules: RULES_SHAPE });
+function needs(served: Served) {
+  const { asymmetric, executed } = served;
+  // Forwarding is what plugins of other makers turned on, whether the rules tell of it or not.
+  const forwarding = executed ? FORWARDING.map(({ path }) => path) : [];
+  return shownRules(served).map((rules) => ({
+    owner: rules.owner,
+    paths: [...pathsOf(rules, { asymmetric }), ...forwarding],
+  }));
 }
 
 /** Of a record that cannot be read the kernel may have the rules. */

@@ -11,8 +11,8 @@ import { declares } from "../cni/plan.ts";
 import type { NetworkConfigList } from "../cni/types.ts";
 import { InputError } from "../errors.ts";
 import { addressOf, cidrContains, parseCidr } from "../inet/ip.ts";
-import type { HostPaths } from "./host-paths.ts";
-import { readRecords } from "./state.ts";
+import type { HostPaths } from "./record/paths.ts";
+import { readVms, sidesOf } from "./record/store.ts";
 
 /** What a network is, and which addresses it is to be asked for. */
 interface Asked {
@@ -87,13 +87,14 @@ function findHolder(
   network: string,
   ip: string,
 ): string | undefined {
-  const holder = readRecords(host).find(({ vm, interfaces }) =>
-    vm !== name &&
-    interfaces.some((link) =>
-      link.network === network && link.addresses.some(({ address }) => addressOf(address) === ip)
+  const holder = readVms(host).flatMap(sidesOf).find(({ spec: { id }, facts: { networks } }) =>
+    id.name !== name &&
+    networks.some(({ attachment, link }) =>
+      attachment.network === network &&
+      link?.addresses.some(({ address }) => addressOf(address) === ip)
     )
   );
-  return holder?.vm;
+  return holder?.spec.id.name;
 }
 
 function isStaticAddresses(

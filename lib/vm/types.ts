@@ -86,9 +86,62 @@ export interface VmRecord {
   readonly newConnections?: number | "none";
 }
 
+/** One of the kinds of things that an attachment consists of, in the order in which they are made. */
+export type LayerName =
+  | "netns"
+  | "network"
+  | "wire"
+  | "guard"
+  | "rules"
+  | "policy"
+  | "passes"
+  | "sysctls"
+  | "dhcp"
+  | "record";
+
+/** Something that is not as recorded. `object` and `problem` together are a sentence. */
+export interface Difference {
+  readonly layer: LayerName;
+  /** What differs: `TAP "vm_eth0"`. */
+  readonly object: string;
+  /** How it differs: `is missing`. */
+  readonly problem: string;
+  /**
+   * What attaching again does about it: repairs it while the guest runs, makes it and all that stands
+   * on it anew, or nothing.
+   */
+  readonly repair: "live" | "recreate" | "none";
+  /** A plugin said so right after its own ADD, too: it means nothing. */
+  readonly ignored?: true;
+  /** Of what a network's plugins made: which network, and what of it. */
+  readonly place?: {
+    readonly network: number;
+    /** The plugin's place in the chain. */
+    readonly plugin?: number;
+    /** It was seen without asking a plugin, or is about what masquerades. */
+    readonly kind?: "seen" | "masquerade";
+  };
+}
+
+/** Something that attaching did. */
+export interface Change {
+  readonly layer: LayerName;
+  readonly object: string;
+  readonly change: "created" | "recreated" | "repaired" | "changed";
+}
+
+/** What attaching a VM did. */
+export interface Attached {
+  readonly record: VmRecord;
+  /** Empty where nothing was to do. */
+  readonly changes: readonly Change[];
+  /** Whether a TAP was made anew, so that the VMM has to open it again. */
+  readonly tapReplaced: boolean;
+}
+
 /** What became of one VM that was to be restored: its record, or why it is not back. */
 export type Restored =
-  | { readonly name: string; readonly record: VmRecord; readonly error?: undefined }
+  | Attached & { readonly name: string; readonly error?: undefined }
   | { readonly name: string; readonly record?: undefined; readonly error: unknown };
 
 /** What ports lead to: a VM, by its name, or an address that tapkit did not attach. */
@@ -121,6 +174,11 @@ export interface HostOptions {
    * goes on to its end. What is done already stays.
    */
   readonly signal?: AbortSignal;
+  /**
+   * Called when a call waits for a program of others, and holds nothing that calls for other VMs need:
+   * they may begin.
+   */
+  readonly waits?: () => void;
   /** Called with each line of progress or warning meant for people. */
   readonly note?: (text: string) => void;
   /** Called with each line for whoever looks for a cause, that `note` sums up or leaves out. */
@@ -150,8 +208,8 @@ export interface MapOptions extends HostOptions {
 export interface AttachRequest {
   /** 1–63 of `a-z A-Z 0-9 . _ -`, beginning with a letter or a digit. */
   readonly name: string;
-  /** Published ports, each `"8080:80"`, `"127.0.0.1:8080:80/udp"`, …; `"none"` clears them. */
-  readonly ports?: readonly string[] | "none";
+  /** Published ports, each `"8080:80"`, `"127.0.0.1:8080:80/udp"`, … or a mapping; `"none"` clears them. */
+  readonly ports?: readonly (string | PortMapping)[] | "none";
   /** The address to ask the network for; its prefix length only where nobody else knows it. */
   readonly ip?: string;
   /** A unicast MAC address. */

@@ -11,14 +11,14 @@ import { interruptedBy, listenTo, SIGNALS } from "../signals.ts";
 import { closeFd, libc, O_RDONLY, openFd } from "../sys/libc.ts";
 import { asUser } from "../sys/credentials.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
-import { attachVm } from "./attach.ts";
+import { attachVm } from "./verbs/attach.ts";
 import { formatRecord, placeholders } from "./output.ts";
-import { removeRun } from "./remove.ts";
+import { removeRun } from "./verbs/remove.ts";
 import { validateAttach } from "./request.ts";
 import { claimRun, type Run } from "./running.ts";
-import { type HostPaths, hostPaths } from "./host-paths.ts";
-import { lockVm, tidyState } from "./locks.ts";
-import { readRecord } from "./state.ts";
+import { type HostPaths, hostPaths } from "./record/paths.ts";
+import { lockVm, tidyState } from "./record/locks.ts";
+import { readVm, sideOf } from "./record/store.ts";
 import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
 import { resolveUser, type RunAs, userOf } from "./users.ts";
 
@@ -72,7 +72,7 @@ export async function runVmm(
   const id = crypto.randomUUID();
   try {
     using run = await claim(host, asked);
-    const record = await attachVm(
+    const { record } = await attachVm(
       asked,
       { ...options, signal: early.signal },
       keep ? {} : { run: id },
@@ -102,7 +102,9 @@ async function claim(host: HostPaths, request: AttachRequest): Promise<Run> {
   try {
     validateAttach(request);
     using _vm = await lockVm(host, request.name);
-    return await claimRun(host, request.name, readRecord(host, request.name));
+    const stored = readVm(host, request.name);
+    const at = stored && sideOf(stored);
+    return await claimRun(host, request.name, at?.facts.netns);
   } catch (error) {
     throw notStarted(error);
   }

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { ipToBytes } from "../../lib/inet/ip.ts";
-import { linkLocalOf } from "../../lib/vm/guest-guard.ts";
+import { linkLocalOf } from "../../lib/vm/wire/guest-guard.ts";
 import { DUAL_NETWORK } from "../support/dual-network.ts";
 import { arp, bytes, ethernet, extension, icmpv6, ipv4, ipv6, udp } from "../support/frames.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";

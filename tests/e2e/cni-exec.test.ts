@@ -196,7 +196,7 @@ Deno.test("attach-vm: three networks of different plugins, each with its TAP", a
   const check = await host.tapkit("attach-vm", "web", "--check");
   assertEquals([check.code, check.json[0]?.problems], [0, []], check.stderr);
   const stored = JSON.parse(await host.readFile("/var/lib/tapkit/vms/web.json"));
-  const how = stored.made.networks.flatMap(({ plugins }: Json) =>
+  const how = stored.at.facts.networks.flatMap(({ attachment: { plugins } }: Json) =>
     plugins.map(({ type, implementation }: Json) => `${type} ${implementation}`)
   );
   assertEquals(how, ["bridge exec", "macvlan exec", "ptp exec"]);

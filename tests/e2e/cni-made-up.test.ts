@@ -392,10 +392,13 @@ Deno.test("attach-vm: who waits says for what, and for whom", async () => {
   };
   const a = start("a", "a");
   await says("a", /waiting for the plugin "made-up" of network "made-up" \(ADD\)/);
-  const b = start("b", "b");
   const again = start("again", "a --remove");
-  await says("b", /waiting for what the VMs of this host share, held by attach-vm a \(pid \d+\)/);
   await says("again", /waiting for VM "a", held by attach-vm a \(pid \d+\)/);
+  const lock = host.spawn("flock", ["/var/lib/tapkit/lock", "sleep", "60"]);
+  const b = start("b", "b");
+  await says("b", /waiting for what the VMs of this host share, held by flock .* \(pid \d+\)/);
+  lock.kill();
+  await lock.status;
   await network.start();
   const ends = await Promise.all([a.status, b.status, again.status]);
   assertEquals(ends.map(({ code }) => code), [0, 0, 0]);

@@ -143,8 +143,8 @@ Deno.test("interop: containers and VMs in parallel share the pool without a dupl
 Deno.test("interop: the reference bridge's CHECK passes on a VM's interface", async () => {
   await using host = await openHost();
   const record = await attachVm(host, "web", "--ports", "8080:80");
-  const { made } = JSON.parse(await host.readFile("/var/lib/tapkit/vms/web.json"));
-  const [{ plugins, result }] = made.networks;
+  const { at } = JSON.parse(await host.readFile("/var/lib/tapkit/vms/web.json"));
+  const { plugins, result } = at.facts.networks[0].attachment;
   const config = { ...plugins[0].config, prevResult: result };
   const attachment = { id: record.id, netns: record.netns };
   assertEquals(await runOnMachine(host, "CHECK", attachment, config), undefined);

@@ -6,6 +6,8 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { Host, type ScriptOutcome } from "../support/host.ts";
+import { MadeUpNetwork } from "../support/made-up-network.ts";
+import { eventually } from "../support/machine.ts";
 
 /** The objects that attach-vm reads from `--from -`, for VMs of one batch. */
 function batch(number: number, size: number, ports: readonly string[] = ["0:80"]): string {
@@ -114,4 +116,31 @@ Deno.test("parallel: one name from many processes is attached once", async () =>
   for (const other of others) assertEquals(other, first);
   await host.mustTapkit("attach-vm", "web", "--remove");
   await host.assertRestored(before);
+});
+
+Deno.test("parallel: VMs wait for their network's plugin together, in one call and in many", async (t) => {
+  const VMS = 64;
+  for (const calls of [1, 8]) {
+    await t.step(`${calls} calls for ${VMS} VMs`, async () => {
+      await using host = await Host.create();
+      await host.addLan();
+      const network = await MadeUpNetwork.install(host);
+      const before = await host.snapshot();
+      await network.hang();
+      const attaching = Promise.all(
+        Array.from({ length: calls }, (_, number) => attachBatch(host, batch(number, VMS / calls))),
+      );
+      await eventually(120_000, "the plugin of every VM runs", async () => {
+        return await network.called("ADD") === VMS;
+      });
+      await network.start();
+      const records = (await attaching).flatMap(({ json }) => json);
+      assertEquals(new Set(Object.values(await network.given())).size, VMS);
+      const ports = records.map(({ ports: [port] }) => port.hostPort);
+      assertEquals(new Set(ports).size, VMS, "a shared host port");
+      await host.mustTapkit("attach-vm", "--remove", "--all", { timeoutMs: 240_000 });
+      // Its own bridge may rely on forwarding by now.
+      await host.assertRestored(before, { except: [/^sysctl ipv4/, /mubr0/, /made-up/] });
+    });
+  }
 });

@@ -80,9 +80,9 @@ Deno.test("attach-vm --restore: a half attached VM is attached, a torn record re
   const path = "/var/lib/tapkit/vms/web.json";
   const stored = JSON.parse(await host.readFile(path));
   // As a crash leaves it: before its first attachment was complete, and while it was being mended.
-  for (const interfaces of [[], stored.interfaces]) {
-    const made = { ...stored.made, phase: "attaching" };
-    await host.writeFile(path, JSON.stringify({ ...stored, interfaces, made }));
+  for (const from of [{}, { from: stored.at }]) {
+    const changing = { version: 2, is: "changing", ...from, to: stored.at };
+    await host.writeFile(path, JSON.stringify(changing));
     await host.writeFile("/var/lib/tapkit/vms/torn.json", '{"version":');
     await reboot(host);
     const { code, json: [restored], stderr } = await host.tapkit("attach-vm", "--restore");

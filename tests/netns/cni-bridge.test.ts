@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
+import { sentence } from "../../lib/finding.ts";
 import { parseConfig } from "../../lib/cni/conflist.ts";
 import { hostVethName } from "../../lib/cni/plugins/veth.ts";
 import { type NetworkAttachment, planNetwork } from "../../lib/cni/plan.ts";
@@ -96,7 +97,7 @@ async function check(
   attachment: NetworkAttachment,
 ): Promise<string[]> {
   const findings = await host.run(() => checkNetwork(attachment, environment(host, guest)));
-  return findings.map(({ problem }) => problem);
+  return findings.map(sentence);
 }
 
 /** Everything of a namespace that an attachment might leave behind; counters, indexes and carrier apart. */

@@ -273,7 +273,7 @@ Deno.test("checkNetwork: what CHECK of an executed plugin says; disableCheck ask
   for (const disableCheck of [false, true]) {
     const plan = fixture.plan({ cniVersion: "1.0.0", disableCheck, plugins: [{ type: "one" }] });
     const { attachment } = await addNetwork(plan, fixture.environment);
-    const problem = "one: CHECK failed with code 999: the link is gone";
+    const problem = "CHECK failed with code 999: the link is gone";
     assertEquals(
       await checkNetwork(attachment, fixture.environment),
       disableCheck ? [] : [{ object: "one:", problem, executed: 0 }],

@@ -1,6 +1,6 @@
 import { assertEquals, assertInstanceOf, assertStringIncludes } from "@std/assert";
-import { wireGuard } from "../../lib/vm/guard.ts";
-import { tapGuard } from "../../lib/vm/guest-guard.ts";
+import { wireGuard } from "../../lib/vm/wire/guard.ts";
+import { tapGuard } from "../../lib/vm/wire/guest-guard.ts";
 import { buildUdpFrame, parseUdpFrame } from "../../lib/dhcp/frame.ts";
 import type { DhcpGuest } from "../../lib/dhcp/lease.ts";
 import { DhcpType, optionU8 } from "../../lib/dhcp/options.ts";

@@ -11,6 +11,7 @@ import { openFirewall } from "../../lib/firewall/open.ts";
 import { MAIN_TABLE } from "../../lib/firewall/ruleset.ts";
 import { removeRemains } from "../../lib/firewall/remains.ts";
 import { Journal } from "../../lib/firewall/journal.ts";
+import { sentence } from "../../lib/finding.ts";
 import { checkNeeded, neededSysctls, returnSysctls } from "../../lib/firewall/sysctls.ts";
 import { parsePorts, PortConflictError, type PortMapping } from "../../lib/inet/ports.ts";
 import { NetlinkConnection } from "../../lib/netlink/connection.ts";
@@ -316,7 +317,7 @@ Deno.test("ensureSysctls: sets what the rules need, once, and returnSysctls puts
   try {
     withNetns(netns, () => {
       const before = settings();
-      assertEquals(checkNeeded(nl, neededSysctls(rules)), [
+      assertEquals(checkNeeded(nl, neededSysctls(rules)).map(sentence), [
         ...needed.slice(0, 4).map((setting) => `the sysctl ${setting} is not set`),
         'the filter of "ignite0" that keeps 127.0.0.0/8 closed is missing',
         ...needed.slice(4).map((setting) => `the sysctl ${setting} is not set`),

@@ -10,24 +10,26 @@ import { isThere } from "../../lib/files.ts";
 const PROCESSES = 4;
 const ROUNDS = 150;
 
-const module = (name: string) => new URL(`../../lib/vm/${name}.ts`, import.meta.url).href;
+const module = (name: string) => new URL(`../../lib/vm/record/${name}.ts`, import.meta.url).href;
 
 /** One VM that comes and goes again and again; the last to go takes the directory away. */
 const COMES_AND_GOES = `
-import { containerId, hostPaths } from "${module("host-paths")}";
+import { hostPaths } from "${module("paths")}";
+import { identityOf } from "${module("identity")}";
+import { claimId, releaseId } from "${module("ids")}";
 import { lockHost, lockVm, tidyState } from "${module("locks")}";
-import { claimId, deleteRecord, releaseId, writeRecord } from "${module("state")}";
+import { deleteVm, writeVm } from "${module("store")}";
 const [stateDir, name] = Deno.args;
 const host = hostPaths({ stateDir });
-const id = await containerId(name);
+const id = await identityOf(name);
 for (let round = 0; round < ${ROUNDS}; round++) {
   {
     using _vm = await lockVm(host, name);
     using _host = await lockHost(host);
-    claimId(host, id, name);
-    writeRecord(host, { version: 1, vm: name, made: {} });
-    releaseId(host, id, name);
-    deleteRecord(host, name);
+    claimId(host, id);
+    writeVm(host, name, { is: "changing" });
+    releaseId(host, id);
+    deleteVm(host, name);
   }
   tidyState(host);
 }

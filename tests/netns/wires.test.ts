@@ -3,28 +3,49 @@ import { addAddress } from "../../lib/netlink/address.ts";
 import { NetlinkError } from "../../lib/netlink/errors.ts";
 import { createVeth, requireLink, setLink } from "../../lib/netlink/link.ts";
 import { UndoStack } from "../../lib/undo.ts";
+import { sentence } from "../../lib/finding.ts";
+import type { AttachMode } from "../../lib/vm/types.ts";
 import {
   addWire,
   checkGuards,
   checkWire,
+  type Guarded,
+  openWire,
   removeWire,
-  type UnwiredInterface,
-} from "../../lib/vm/wires.ts";
+  setGuards,
+  type Wireable,
+  type WireRequest,
+} from "../../lib/vm/wire/wires.ts";
 import { Sandbox } from "../support/oracle.ts";
 
+type Interface = Wireable & Guarded;
+
 /** An interface as CNI makes it. */
-function makeInterface({ nl }: Sandbox): UnwiredInterface {
+function makeInterface({ nl }: Sandbox): Interface {
   createVeth(nl, { name: "eth0", mac: "02:00:00:00:00:01", peer: { name: "far" }, up: true });
   setLink(nl, requireLink(nl, "far").index, { up: true });
   addAddress(nl, { index: requireLink(nl, "eth0").index, address: "10.0.0.2/24" });
   return {
     name: "eth0",
-    network: "net",
     mac: "02:00:00:00:00:01",
     mtu: 1500,
     addresses: [{ address: "10.0.0.2/24" }],
-    routes: [],
+    antispoof: true,
+    linkLocal: "eui64",
   };
+}
+
+/** Makes a wire with its guards, as attaching does; returns its mode, and whether it is guarded. */
+function wireUp(request: WireRequest, made: Interface): { mode: AttachMode; guarded: boolean } {
+  const mode = addWire(request, made);
+  const guarded = setGuards(request.nl, made);
+  openWire(request.nl, made.name);
+  return { mode, guarded };
+}
+
+/** What differs of a wire and its guards, as sentences. */
+function problemsOf({ nl }: Sandbox, made: Interface, mode: AttachMode): string[] {
+  return [...checkWire(nl, { ...made, mode }), ...checkGuards(nl, made)].map(sentence);
 }
 
 /** Makes the kernel refuse filters of a kind, or with an action, as one without it does. */
@@ -65,9 +86,9 @@ Deno.test("addWire: auto takes tc-redirect, and dhcp-bridge where u32 or mirred 
       if (missing !== undefined) takeAway(sandbox, missing);
       const [undo, notes] = [new UndoStack(), [] as string[]];
       const note = (text: string) => notes.push(text);
-      const wired = addWire({ nl, netns, mode: "auto", undo, note }, made);
-      assertEquals([wired.mode, wired.mac, wired.tap], [mode, made.mac, "vm_eth0"]);
-      assertEquals(checkWire(nl, wired), []);
+      const wired = wireUp({ nl, netns, mode: "auto", undo, note }, made);
+      assertEquals(wired, { mode, guarded: true });
+      assertEquals(problemsOf(sandbox, made, mode), []);
       if (mode === "tc-redirect") {
         assertEquals(notes, []);
         assertEquals(inspect(sandbox), {
@@ -77,7 +98,6 @@ Deno.test("addWire: auto takes tc-redirect, and dhcp-bridge where u32 or mirred 
         });
       } else {
         assertMatch(notes.join(), /^"eth0" gets mode dhcp-bridge: this kernel lacks CONFIG_.*U32/);
-        assertEquals(wired.bridge, "br_eth0");
         // Nothing is left of the mode that was tried first.
         const links = ["br_eth0", "eth0", "vm_eth0"];
         assertEquals(inspect(sandbox), { links, addresses: [], kinds: ["bpf"] });
@@ -107,13 +127,15 @@ Deno.test("addWire: tc-redirect by name does not fall back, and leaves nothing",
 Deno.test("addWire: auto does not fall back where addresses are leased, whose guard is another", async () => {
   using sandbox = new Sandbox();
   const { nl, netns } = sandbox;
-  const made: UnwiredInterface = { ...makeInterface(sandbox), leased: true };
+  const made: Interface = { ...makeInterface(sandbox), leased: true };
   const request = { nl, netns, mode: "auto", undo: new UndoStack(), note() {} } as const;
-  const wired = addWire(request, made);
-  assertEquals([wired.mode, wired.leased], ["tc-redirect", true]);
-  assertEquals(checkGuards(nl, wired), []);
-  const { leased: _, ...unleased } = wired;
-  assertEquals(checkGuards(nl, unleased), [`the guard of "eth0" is not that of the record`]);
+  const wired = wireUp(request, made);
+  assertEquals(wired, { mode: "tc-redirect", guarded: true });
+  assertEquals(problemsOf(sandbox, made, wired.mode), []);
+  const { leased: _, ...unleased } = made;
+  assertEquals(checkGuards(nl, unleased).map(sentence), [
+    `the guard of "eth0" is not that of the record`,
+  ]);
   removeWire(nl, "eth0", wired.mode);
   takeAway(sandbox, "u32");
   const error = assertThrows(() => addWire(request, made), NetlinkError);
@@ -122,18 +144,15 @@ Deno.test("addWire: auto does not fall back where addresses are leased, whose gu
   assertEquals(inspect(sandbox), BARE);
 });
 
-Deno.test("addWire: without cls_bpf there is no guard, which is said and recorded", () => {
+Deno.test("setGuards: without cls_bpf there is no guard, and the wire is made all the same", () => {
   for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
     using sandbox = new Sandbox();
     const { nl, netns } = sandbox;
     const made = makeInterface(sandbox);
     takeAway(sandbox, "bpf");
-    const notes: string[] = [];
-    const note = (text: string) => notes.push(text);
-    const wired = addWire({ nl, netns, mode, undo: new UndoStack(), note }, made);
-    assertMatch(notes.join(), /lacks CONFIG_NET_CLS_BPF: DHCP passes/);
-    assertEquals([wired.mode, wired.dhcpGuard], [mode, false]);
-    assertEquals(checkWire(nl, wired), []);
+    const wired = wireUp({ nl, netns, mode, undo: new UndoStack(), note() {} }, made);
+    assertEquals(wired, { mode, guarded: false });
+    assertEquals(checkWire(nl, { ...made, mode }), []);
   }
 });
 
@@ -153,14 +172,16 @@ Deno.test("checkWire: names what differs in mode dhcp-bridge", () => {
     using sandbox = new Sandbox();
     const { nl, netns } = sandbox;
     const request = { nl, netns, undo: new UndoStack(), note() {} };
-    const wired = addWire({ ...request, mode: "dhcp-bridge" }, makeInterface(sandbox));
+    const mode = "dhcp-bridge";
+    const made = makeInterface(sandbox);
+    wireUp({ ...request, mode }, made);
     const [program, ...args] = damage.split(" ");
     sandbox.run(program!, ...args);
-    const problems = [...checkWire(nl, wired), ...checkGuards(nl, wired)];
+    const problems = problemsOf(sandbox, made, mode);
     assert(problems.some((text) => problem.test(text)), `${damage}: ${problems.join("; ")}`);
     // Made anew on the interface as it is.
-    removeWire(nl, "eth0", wired.mode);
-    addWire({ ...request, mode: wired.mode }, wired);
-    assertEquals(checkWire(nl, wired), [], damage);
+    removeWire(nl, "eth0", mode);
+    wireUp({ ...request, mode }, made);
+    assertEquals(problemsOf(sandbox, made, mode), [], damage);
   }
 });

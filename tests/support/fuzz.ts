@@ -31,8 +31,10 @@ import { decodeQdisc } from "../../lib/netlink/qdisc.ts";
 import { decodeRoute } from "../../lib/netlink/route.ts";
 import { dhcpTaps } from "../../lib/vm/dhcp.ts";
 import { formatRecord } from "../../lib/vm/output.ts";
-import { hostPaths } from "../../lib/vm/host-paths.ts";
-import { readRecord } from "../../lib/vm/state.ts";
+import { hostPaths } from "../../lib/vm/record/paths.ts";
+import { recordOf } from "../../lib/vm/record/derive.ts";
+import { servedVm } from "../../lib/vm/record/served.ts";
+import { readVm, sidesOf } from "../../lib/vm/record/store.ts";
 import type { OutputFormat } from "../../lib/vm/types.ts";
 import { readGolden } from "../golden/read.ts";
 import { Random } from "./random.ts";
@@ -242,10 +244,13 @@ function recordTarget(): FuzzTarget {
     // Some file systems write out at once what replaces the text of a file.
     Deno.removeSync(path);
     Deno.writeTextFileSync(path, text);
-    const record = readRecord(host, "web");
-    claim(record?.vm === "web" && record.version === 1, "a record is the one asked for");
-    dhcpTaps(record!, { nameservers: [], search: [] });
-    for (const format of OUTPUT_FORMATS) formatRecord(record!, format);
+    for (const side of sidesOf(readVm(host, "web")!)) {
+      const record = recordOf(side);
+      claim(record.vm === "web" && record.version === 1, "a record is the one asked for");
+      servedVm(side);
+      dhcpTaps(side, { nameservers: [], search: [] });
+      for (const format of OUTPUT_FORMATS) formatRecord(record, format);
+    }
   }, () => Deno.removeSync(stateDir, { recursive: true }));
 }
 

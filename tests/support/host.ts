@@ -19,9 +19,14 @@ import { assertSameSnapshot, type SnapshotOptions, takeSnapshot } from "./snapsh
 
 /** What a script of tapkit did. */
 export interface ScriptOutcome extends Outcome {
-  /** The objects of its standard output, one a line; other lines are left out. */
+  /** The records, and other objects, of its standard output, one a line; other lines are left out. */
   // deno-lint-ignore no-explicit-any
   readonly json: any[];
+  /** Of what attached something: what it changed, which is not among {@linkcode json}. */
+  readonly done: readonly {
+    readonly changes: readonly { layer: string; object: string; change: string }[];
+    readonly tapReplaced: boolean;
+  }[];
 }
 
 /** The addresses of {@linkcode Host.addLan}. */
@@ -74,9 +79,11 @@ export class Host extends Machine {
       [...scriptWords(script), ...words],
       options,
     );
-    const json = outcome.stdout.split("\n").filter((line) => line.startsWith("{"))
+    const lines = outcome.stdout.split("\n").filter((line) => line.startsWith("{"))
       .map((line) => JSON.parse(line));
-    return { ...outcome, json };
+    const json = lines.map(({ changes: _, tapReplaced: __, ...record }) => record);
+    const done = lines.map(({ changes = [], tapReplaced = false }) => ({ changes, tapReplaced }));
+    return { ...outcome, json, done };
   }
 
   /** Like {@linkcode tapkit}, for what must succeed: throws with its standard error. */

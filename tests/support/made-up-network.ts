@@ -140,6 +140,12 @@ export class MadeUpNetwork {
     return stdout.trim().split("\n").filter(Boolean);
   }
 
+  /** How often its plugin was called with a verb since the last {@linkcode calls}. */
+  async called(verb: string): Promise<number> {
+    const { stdout } = await this.#host.run("grep", ["-c", `^${verb}$`, `${this.#state}/calls`]);
+    return Number(stdout);
+  }
+
   #program(): string {
     const state = this.#state;
     const version = this.#cniVersion;
@@ -149,7 +155,7 @@ cat >/dev/null
 echo $CNI_COMMAND >>${state}/calls
 fail() { echo "{\\"cniVersion\\": \\"${version}\\", \\"code\\": 100, \\"msg\\": \\"$1\\"}"; echo "$1" >&2; exit 1; }
 [ $CNI_COMMAND = VERSION ] && { echo '{"cniVersion": "0.3.0", "supportedVersions": ["0.3.0"]}'; exit; }
-while [ -e ${state}/hangs ]; do sleep 0.05; done
+while [ -e ${state}/hangs ]; do sleep 0.4; done
 [ -e ${state}/down ] && fail "Post http://127.0.0.1:6784/ip/$CNI_CONTAINERID: ${refused}"
 own=${state}/ips/$CNI_CONTAINERID
 inside() { nsenter --net=$CNI_NETNS ip "$@"; }
@@ -163,10 +169,12 @@ ADD)
   ip link set $outer master ${this.bridge} up || { ip link del $outer; fail "${this.bridge} does not exist"; }
   inside link set $CNI_IFNAME up
   number=2
+  exec 9>${state}/lock; flock 9
   [ -e $own ] || {
     while grep -qx ${this.#prefix}.$number ${state}/ips/* 2>/dev/null; do number=$((number + 1)); done
     echo ${this.#prefix}.$number >$own
   }
+  exec 9>&-
   address=$(cat $own)
   inside address add $address/24 dev $CNI_IFNAME
   inside route add default via ${this.gateway} 2>/dev/null

@@ -1,5 +1,6 @@
 /** Settings of the kernel in a test's namespace, with a journal that the machine knows nothing of. */
 
+import { sentence } from "../../lib/finding.ts";
 import { Journal } from "../../lib/firewall/journal.ts";
 import type { GuestRules } from "../../lib/firewall/model.ts";
 import {
@@ -42,6 +43,6 @@ export function checkInside(
 ): string[] {
   return withNetns(netns, () => {
     using nl = NetlinkConnection.open();
-    return checkNeeded(nl, neededSysctls(rules, options));
+    return checkNeeded(nl, neededSysctls(rules, options)).map(sentence);
   });
 }

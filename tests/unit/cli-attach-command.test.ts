@@ -234,8 +234,8 @@ Deno.test("readAttachCommand: the network plugin, by flag or by variable", async
     const cases: readonly (readonly [value: string, message: string | undefined])[] = [
       ["", undefined],
       ["cni", undefined],
-      ["docker-bridge", "the network plugin docker-bridge is not offered by this version"],
-      ["weave", `${variable} is "weave", which is no network plugin`],
+      ["docker-bridge", "this version does not have the network plugin docker-bridge"],
+      ["weave", `${variable} is "weave", which is not a network plugin`],
     ];
     for (const [value, message] of cases) {
       Deno.env.set(variable, value);

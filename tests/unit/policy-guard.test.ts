@@ -1,8 +1,8 @@
 import { assert, assertEquals } from "@std/assert";
 import { ipToBytes } from "../../lib/inet/ip.ts";
-import { wireGuard } from "../../lib/vm/guard.ts";
-import { linkLocalOf, tapGuard } from "../../lib/vm/guest-guard.ts";
-import { MAX_GUARDED_RULES, policyGuard } from "../../lib/vm/policy-guard.ts";
+import { wireGuard } from "../../lib/vm/wire/guard.ts";
+import { linkLocalOf, tapGuard } from "../../lib/vm/wire/guest-guard.ts";
+import { MAX_GUARDED_RULES, policyGuard } from "../../lib/vm/wire/policy-guard.ts";
 import { runBpf } from "../support/bpf-machine.ts";
 import { arp, bytes, ethernet, extension, icmpv6, ipv4, ipv6, udp } from "../support/frames.ts";
 

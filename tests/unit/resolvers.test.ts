@@ -74,13 +74,13 @@ Deno.test("resolversOf: the networks' servers, else the host's; a search list wi
 
 Deno.test("currentResolvers: what is recorded, until the host has some", () => {
   const recorded = { nameservers: ["192.0.2.1"], search: [] };
-  const record = { dns: recorded, made: { networks: [{}] } };
+  const record = { dns: recorded, networks: [{ attachment: {} }] };
   const none = { nameservers: [], search: [] };
   const host = { nameservers: ["192.0.2.2"], search: ["new.example"] };
   assertEquals(currentResolvers(record, none), recorded);
   assertEquals(currentResolvers(record, host), host);
-  const networks = [{ result: { dns: { nameservers: ["10.0.0.53"] } } }];
-  assertEquals(currentResolvers({ dns: recorded, made: { networks } }, host).nameservers, [
+  const networks = [{ attachment: { result: { dns: { nameservers: ["10.0.0.53"] } } } }];
+  assertEquals(currentResolvers({ dns: recorded, networks }, host).nameservers, [
     "10.0.0.53",
   ]);
 });

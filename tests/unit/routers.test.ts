@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import type { Route } from "../../lib/netlink/route.ts";
-import { type GivenIdentity, identityOf } from "../../lib/vm/routers.ts";
+import { type GivenIdentity, guestIdentity } from "../../lib/vm/routers.ts";
 
 const IP = { address: "10.5.0.2/24", gateway: "10.5.0.1" };
 const IP6 = { address: "fd00:5::2/64", gateway: "fd00:5::1" };
@@ -12,7 +12,7 @@ function seen(dst: string, gateway?: string, more: Partial<Route> = {}): Route {
   return { family, dst, ...rest, oif: 2, ...gateway === undefined ? {} : { gateway }, ...more };
 }
 
-Deno.test("identityOf: a gateway is a router where a default route goes by it", () => {
+Deno.test("guestIdentity: a gateway is a router where a default route goes by it", () => {
   const all = "0.0.0.0/0";
   const table: [
     what: string,
@@ -110,7 +110,7 @@ Deno.test("identityOf: a gateway is a router where a default route goes by it", 
     ],
   ];
   for (const [what, given, routers, routes] of table) {
-    const identity = identityOf({ ...given, oif: 2 });
+    const identity = guestIdentity({ ...given, oif: 2 });
     assertEquals(identity.addresses.map(({ gateway = "-" }) => gateway), routers, what);
     assertEquals(identity.routes.map(({ dst, gw = "-" }) => `${dst} ${gw}`), routes, what);
   }

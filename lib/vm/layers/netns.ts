@@ -1,0 +1,91 @@
+/**
+ * The layer of the VM's network namespace.
+ *
+ * @module
+ */
+
+import { TapkitError } from "../../errors.ts";
+import { isThere } from "../../files.ts";
+import { netnsIdentity } from "../../netlink/identity.ts";
+import { requireLink, setLink } from "../../netlink/link.ts";
+import { createNamedNetns, deleteNamedNetns, openNetns } from "../../sys/netns.ts";
+import { leadsElsewhere, netnsProblem, requireSuccessor } from "../netns.ts";
+import type { Both } from "../record/attachment.ts";
+import { netnsName } from "../record/identity.ts";
+import { validateNetns } from "../record/netns-path.ts";
+import type { Inside } from "./open-netns.ts";
+import type { Layer } from "./layer.ts";
+
+/** The namespace: made under `/run/netns/tapkit-NAME`, or one that was given. */
+export const netnsLayer: Layer<Both> = {
+  name: "netns",
+
+  want: ({ facts: { netns: { path, given } } }) => ({ path, given }),
+
+  describe: ({ facts }) => `network namespace ${facts.netns.path}`,
+
+  plan(context, to, before) {
+    const { spec, facts: { netns } } = to;
+    if (before !== undefined) {
+      // One that was given and is gone is not made here: then all else stays as it is.
+      requireSuccessor(spec.id.name, before.facts.netns);
+      // It is another one from now on.
+      const { is: _, ...named } = netns;
+      return { ...to, facts: { ...to.facts, netns: named } };
+    }
+    if (netns.given) {
+      validateNetns(netns.path);
+      return withIdentity(to, context.vm.adopt(openNetns(netns.path)));
+    }
+    refuseForeign(to);
+    return to;
+  },
+
+  observe(context, { facts: { netns } }) {
+    if (context.vm.find(netns) !== undefined) return [];
+    return [{
+      layer: "netns",
+      ...netnsProblem(netns),
+      repair: "recreate",
+    }];
+  },
+
+  make(context, to) {
+    const { spec, facts: { netns } } = to;
+    if (netns.given) return withIdentity(to, context.vm.adopt(openNetns(netns.path)));
+    let made = false;
+    context.undo.push(`network namespace "${netnsName(spec.id)}"`, () => {
+      context.vm.forget();
+      if (made) deleteNamedNetns(netnsName(spec.id));
+    });
+    const created = createNamedNetns(netnsName(spec.id));
+    made = true;
+    const inside = context.vm.adopt(created);
+    setLink(inside.nl, requireLink(inside.nl, "lo").index, { up: true });
+    return withIdentity(to, inside);
+  },
+
+  // Of a change that was cut off it may be a later one.
+  change: ({ vm }, _from, to) => withIdentity(to, vm.require(to.facts.netns)),
+
+  take({ vm }, { spec, facts: { netns } }) {
+    // By now the name may be another's.
+    const isOwn = vm.find(netns) !== undefined || !leadsElsewhere(netns);
+    vm.forget();
+    if (!netns.given && isOwn) deleteNamedNetns(netnsName(spec.id));
+    return [];
+  },
+};
+
+/** @throws {TapkitError} for a namespace of the VM's name that tapkit did not make */
+function refuseForeign({ spec: { id }, facts: { netns: { path } } }: Both): void {
+  if (!isThere(path)) return;
+  throw new TapkitError(`the network namespace ${path} is there already, and is not tapkit's`, {
+    mend: `delete it (ip netns delete ${netnsName(id)}), or use it with --netns ${path}`,
+  });
+}
+
+function withIdentity(at: Both, { netns, nl }: Inside): Both {
+  const known = { ...at.facts.netns, is: netnsIdentity(netns, nl) };
+  return { ...at, facts: { ...at.facts, netns: known } };
+}

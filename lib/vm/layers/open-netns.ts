@@ -1,0 +1,67 @@
+/**
+ * The network namespace of the VM at hand, opened once.
+ *
+ * @module
+ */
+
+import { NetlinkConnection } from "../../netlink/connection.ts";
+import { type Netns, openNetns, withNetns } from "../../sys/netns.ts";
+import { isThatOf, type KnownNetns, openIfThere } from "../netns.ts";
+
+/** A namespace, and a connection of it. */
+export interface Inside {
+  readonly netns: Netns;
+  readonly nl: NetlinkConnection;
+}
+
+/** Opens the namespace of one VM when it is needed, and closes it at the end. */
+export class OpenNetns implements Disposable {
+  readonly #other: KnownNetns | undefined;
+  #stack = new DisposableStack();
+  #inside: Inside | undefined;
+
+  /** @param other where a change was cut off, what the namespace is by its other side */
+  constructor(other?: KnownNetns) {
+    this.#other = other;
+  }
+
+  /** The VM's namespace; undefined where it is gone, or another one is at its path. */
+  find(known: KnownNetns): Inside | undefined {
+    if (this.#inside !== undefined) return this.#inside;
+    const netns = openIfThere(known.path);
+    if (netns === undefined) return undefined;
+    const inside = this.#open(netns);
+    const sides = [known, this.#other ?? known];
+    if (sides.some((side) => isThatOf(side, inside.netns, inside.nl))) return inside;
+    this.forget();
+    return undefined;
+  }
+
+  /** The VM's namespace, which must be there. */
+  require(known: KnownNetns): Inside {
+    return this.find(known) ?? this.#open(openNetns(known.path));
+  }
+
+  /** Takes a namespace that was just made. */
+  adopt(netns: Netns): Inside {
+    this.forget();
+    return this.#open(netns);
+  }
+
+  /** Closes it: it is another one by now. */
+  forget(): void {
+    this.#inside = undefined;
+    this.#stack[Symbol.dispose]();
+    this.#stack = new DisposableStack();
+  }
+
+  #open(netns: Netns): Inside {
+    this.#stack.use(netns);
+    const nl = this.#stack.use(withNetns(netns, () => NetlinkConnection.open()));
+    return this.#inside = { netns, nl };
+  }
+
+  [Symbol.dispose](): void {
+    this.#stack[Symbol.dispose]();
+  }
+}

@@ -1,0 +1,48 @@
+/**
+ * An address that tapkit did not attach, and ports lead to. No effects.
+ *
+ * @module
+ */
+
+import type { FirewallKind } from "../../firewall/store.ts";
+import type { Claim } from "./attachment.ts";
+import { portsOf } from "./derive.ts";
+import { addressTag } from "./identity.ts";
+import type { Served } from "./served.ts";
+
+/** What is mapped to an address. */
+export interface AddressAttachment {
+  /** The address, canonical. */
+  readonly to: string;
+  /** What its rules are made by. */
+  readonly firewall: FirewallKind;
+  /** The link by which the host reaches it. */
+  readonly link: string;
+  readonly claims: readonly Claim[];
+  /** Whether its ports are open also where another firewall denies what is not allowed. */
+  readonly openPorts: boolean;
+}
+
+/** What the host does for an address. */
+export function servedAddress(
+  { to, firewall, link, claims, openPorts }: AddressAttachment,
+): Served {
+  const owner = addressTag(to);
+  return {
+    firewall,
+    owners: [owner],
+    guests: [{
+      owner,
+      link,
+      addresses: [to],
+      masquerade: false,
+      forward: true,
+      ports: portsOf(claims),
+      relayed: true,
+      openPorts,
+    }],
+    asymmetric: false,
+    executed: false,
+    command: `map-port --to ${to} …`,
+  };
+}

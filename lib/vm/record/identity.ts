@@ -1,0 +1,81 @@
+/**
+ * What a VM is called in the kernel: its container id, its namespace, its links and its owner tags.
+ *
+ * @module
+ */
+
+import { InputError } from "../../errors.ts";
+import { netnsPath } from "../../sys/netns.ts";
+
+/** Who a VM is. Everything that bears its mark is named by one of the two. */
+export interface Identity {
+  /** 1–63 of `a-z A-Z 0-9 . _ -`, beginning with a letter or a digit. */
+  readonly name: string;
+  /** The CNI container id: 64 hexadecimal digits. */
+  readonly containerId: string;
+}
+
+/** The names of the links of an interface. */
+export interface LinkNames {
+  /** The interface that its network made: `"eth0"`. */
+  readonly link: string;
+  /** The TAP: `"vm_eth0"`. */
+  readonly tap: string;
+  /** The inner bridge of mode dhcp-bridge: `"br_eth0"`. */
+  readonly bridge: string;
+}
+
+/**
+ * Checks a VM's name.
+ *
+ * @throws {InputError} unless it has 1–63 of `a-z A-Z 0-9 . _ -` and starts with a letter or digit
+ */
+export function validateName(name: string): void {
+  if (/^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$/.test(name)) return;
+  throw new InputError(`VM name "${name}" is malformed`, {
+    mend: "use 1 to 63 of a-z A-Z 0-9 . _ - and start with a letter or a digit",
+  });
+}
+
+/** The identity of a VM: its container id is the SHA-256 of its name. */
+export async function identityOf(name: string): Promise<Identity> {
+  const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(name));
+  return { name, containerId: new Uint8Array(digest).toHex() };
+}
+
+/** The name of a VM's own namespace: `ip netns exec tapkit-web …`. */
+export function netnsName({ name }: Pick<Identity, "name">): string {
+  return `tapkit-${name}`;
+}
+
+/** The path of a VM's own namespace: `"/run/netns/tapkit-web"`. */
+export function ownNetnsPath(id: Pick<Identity, "name">): string {
+  return netnsPath(netnsName(id));
+}
+
+/** The tag of what an interface has in the firewall: `"web/eth0"`. */
+export function ownerTag({ name }: Pick<Identity, "name">, ifName: string): string {
+  return `${name}/${ifName}`;
+}
+
+/** The VM that an owner tag is of. A VM's name holds no slash. */
+export function vmOfTag(owner: string): string {
+  return owner.split("/", 1)[0]!;
+}
+
+const ADDRESS_TAG = "to@";
+
+/** The owner tag of an address that tapkit did not attach. No VM's name has an @. */
+export function addressTag(address: string): string {
+  return `${ADDRESS_TAG}${address}`;
+}
+
+/** The address that an owner tag is of. */
+export function addressOfTag(owner: string): string | undefined {
+  return owner.startsWith(ADDRESS_TAG) ? owner.slice(ADDRESS_TAG.length) : undefined;
+}
+
+/** The names of the links of an interface. */
+export function linkNames(ifName: string): LinkNames {
+  return { link: ifName, tap: `vm_${ifName}`, bridge: `br_${ifName}` };
+}

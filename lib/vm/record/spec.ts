@@ -1,0 +1,141 @@
+/**
+ * What a request wants of a VM, alone or with what is recorded of it.
+ *
+ * @module
+ */
+
+import { TapkitError } from "../../errors.ts";
+import type { FirewallKind } from "../../firewall/store.ts";
+import { addressOf, asPrefix } from "../../inet/ip.ts";
+import { formatMac, parseMac } from "../../inet/mac.ts";
+import { parseRate, validatePolicy } from "../request.ts";
+import type { AttachRequest } from "../types.ts";
+import { resolveOwner } from "../users.ts";
+import type { Both, Limit, Policy, Spec } from "./attachment.ts";
+import { DEFAULT_LINK_LOCAL } from "./derive.ts";
+import type { Identity } from "./identity.ts";
+import { leadToOne } from "./netns-path.ts";
+
+const OPEN: Policy = {
+  isolated: false,
+  denyEgress: [],
+  allowEgress: [],
+  reachableFrom: [],
+  maxConnections: "default",
+  newConnections: "default",
+};
+
+/**
+ * What is wanted of a VM that is not attached; its ports are claimed later.
+ *
+ * @param firewall what rules are made by where the request does not say
+ * @throws {InputError} for policies that do not go together
+ */
+export function specOf(request: AttachRequest, id: Identity, firewall: FirewallKind): Spec {
+  const { ip, mac, mtu, netns, tapOwner, bandwidth } = request;
+  return withRequest({
+    id,
+    networks: request.networks ?? [],
+    ...ip === undefined ? {} : { ip },
+    ...mac === undefined ? {} : { mac: formatMac(parseMac(mac)) },
+    ...mtu === undefined ? {} : { mtu },
+    ...netns === undefined ? {} : { netns },
+    ...tapOwner === undefined ? {} : { tapOwner },
+    ...bandwidth === undefined ? {} : { bandwidth: parseRate(bandwidth) },
+    plugins: "auto",
+    mode: request.mode ?? "auto",
+    firewall: request.firewall ?? firewall,
+    capabilities: request.capabilities ?? {},
+    cniArgs: request.cniArgs ?? {},
+    antispoof: true,
+    linkLocal: DEFAULT_LINK_LOCAL,
+    policy: OPEN,
+    claims: [],
+    openPorts: false,
+  }, request);
+}
+
+/**
+ * What is wanted of a VM that is attached: absent fields keep what is recorded.
+ *
+ * @throws {TapkitError} when a field that cannot change while the VM may run differs from what it has
+ * @throws {InputError} for policies that do not go together
+ */
+export function mergeSpec(have: Both, request: AttachRequest): Spec {
+  const changed = changedIdentity(have, request);
+  if (changed !== undefined) {
+    throw new TapkitError(`its ${changed} cannot be changed while it is attached`, {
+      mend: `run attach-vm ${request.name} --remove first`,
+    });
+  }
+  return withRequest(have.spec, request);
+}
+
+/** A spec with what a request says of all that can change while the VM runs. */
+export function withRequest(spec: Spec, request: AttachRequest): Spec {
+  const { plugins = spec.plugins, antispoof = spec.antispoof } = request;
+  const { linkLocal = spec.linkLocal, openFirewall = spec.openPorts } = request;
+  const policy = policyOf(spec.policy, request);
+  validatePolicy({ ...policy, antispoof });
+  return { ...spec, plugins, antispoof, linkLocal, openPorts: openFirewall, policy };
+}
+
+function policyOf(had: Policy, request: AttachRequest): Policy {
+  const denyEgress = prefixes(request.denyEgress) ?? had.denyEgress;
+  // Without what they are exceptions of, exceptions go.
+  const kept = request.denyEgress === "none" ? [] : had.allowEgress;
+  return {
+    isolated: request.isolated ?? had.isolated,
+    denyEgress,
+    allowEgress: prefixes(request.allowEgress) ?? kept,
+    reachableFrom: prefixes(request.reachableFrom) ?? had.reachableFrom,
+    maxConnections: limitOf(request.maxConnections) ?? had.maxConnections,
+    newConnections: limitOf(request.newConnections) ?? had.newConnections,
+  };
+}
+
+function prefixes(asked: AttachRequest["denyEgress"]): readonly string[] | undefined {
+  return asked === "none" ? [] : asked?.map(asPrefix);
+}
+
+function limitOf(asked: AttachRequest["maxConnections"]): Limit | undefined {
+  return asked === "none" ? "unlimited" : asked;
+}
+
+/** The first thing that a request wants otherwise than the VM has it, and that cannot be live. */
+function changedIdentity({ spec, facts }: Both, request: AttachRequest): string | undefined {
+  const { ip, mac, mtu, netns, tapOwner, mode = "auto", networks, bandwidth, firewall } = request;
+  const { capabilities, cniArgs } = request;
+  const [first] = facts.networks;
+  const addresses = (first?.link?.addresses ?? []).map(({ address }) => addressOf(address));
+  const names = facts.networks.map(({ attachment }) => attachment.network);
+  const checks: readonly (readonly [name: string, changed: boolean])[] = [
+    ["address", ip !== undefined && !addresses.includes(addressOf(ip))],
+    ["MAC address", mac !== undefined && formatMac(parseMac(mac)) !== first?.link?.mac],
+    ["MTU", mtu !== undefined && mtu !== first?.link?.mtu],
+    ["network namespace", netns !== undefined && !leadToOne(netns, facts.netns.path)],
+    ["TAP owner", tapOwner !== undefined && !isSameOwner(tapOwner, spec.tapOwner)],
+    ["bandwidth", bandwidth !== undefined && parseRate(bandwidth) !== spec.bandwidth],
+    ["mode", mode !== "auto" && mode !== first?.wire?.mode],
+    ["firewall backend", firewall !== undefined && firewall !== spec.firewall],
+    ["capability argument", capabilities !== undefined && !isSame(capabilities, spec.capabilities)],
+    ["CNI argument", cniArgs !== undefined && !isSame(cniArgs, spec.cniArgs)],
+    ["network", networks !== undefined && networks.join() !== names.join()],
+  ];
+  return checks.find(([, changed]) => changed)?.[0];
+}
+
+/** Whether two texts stand for one user and one group. */
+function isSameOwner(one: string, other: string | undefined): boolean {
+  return one === other ||
+    other !== undefined && isSame({ ...resolveOwner(one) }, { ...resolveOwner(other) });
+}
+
+/** Whether two objects have the same fields, whatever their order. */
+function isSame(
+  one: Readonly<Record<string, unknown>>,
+  other: Readonly<Record<string, unknown>>,
+): boolean {
+  const sorted = (fields: object) => JSON.stringify(Object.entries(fields).sort());
+  return sorted(one) === sorted(other);
+}

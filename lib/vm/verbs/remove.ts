@@ -1,0 +1,71 @@
+/**
+ * Taking VMs off their networks.
+ *
+ * @module
+ */
+
+import { TapkitError } from "../../errors.ts";
+import type { Attachment } from "../record/attachment.ts";
+import { holderElsewhere } from "../record/elsewhere.ts";
+import type { HostPaths } from "../record/paths.ts";
+import { readVm, sideOf } from "../record/store.ts";
+import { pidInWords, supervised } from "../running.ts";
+import type { HostOptions } from "../types.ts";
+import { removeForGood } from "./take-away.ts";
+import { changingVm } from "./work.ts";
+
+/** How to remove. */
+export interface RemoveOptions extends HostOptions {
+  /** Also from under a VMM that `-- VMM` runs. */
+  readonly force?: boolean | undefined;
+}
+
+/**
+ * Takes a VM off its networks. Of a VM whose record is lost, all that bears its name or its
+ * container id goes.
+ *
+ * @returns whether there was anything to take away
+ * @throws {InputError} when the name is malformed
+ * @throws {TapkitError} while a VMM of `-- VMM` runs, unless `force`: nothing was touched; else
+ * naming everything that could not be taken away: the rest is gone
+ */
+export async function removeVm(name: string, options: RemoveOptions = {}): Promise<boolean> {
+  return await changingVm(name, options, async (work) => {
+    const { host } = work;
+    if (options.force !== true) refuseRunning(name, supervised(host, name));
+    const stored = readUsable(host, name);
+    if (stored !== undefined) return await removeForGood(work, stored), true;
+    const holder = holderElsewhere(host, name);
+    if (holder === undefined) return await (await import("./lost.ts")).removeLost(work);
+    host.note(`the VM "${name}" of ${holder} stays: write --state-dir ${holder} to remove it`);
+    return false;
+  });
+}
+
+/** Takes away what a call of `-- VMM` attached, unless it is another's, or nobody's, by now. */
+export async function removeRun(name: string, run: string, options: HostOptions): Promise<void> {
+  await changingVm(name, options, async (work) => {
+    const stored = readVm(work.host, name);
+    if (stored !== undefined && sideOf(stored)?.spec.run === run) {
+      await removeForGood(work, stored);
+    }
+  });
+}
+
+function refuseRunning(name: string, running: { readonly pid?: number } | undefined): void {
+  if (running === undefined) return;
+  throw new TapkitError(`it is running${pidInWords(running.pid)}, by attach-vm ${name} -- …`, {
+    mend: "end that, and it is removed; or use --force, which leaves it without a network",
+  });
+}
+
+/** The record, unless it is lost: one that cannot be read is as good as none here. */
+function readUsable(host: HostPaths, name: string): Attachment | undefined {
+  try {
+    return readVm(host, name);
+  } catch (error) {
+    if (!(error instanceof TapkitError)) throw error;
+    host.note(`${error.message}: removing what bears the name of "${name}"`);
+    return undefined;
+  }
+}

@@ -1,0 +1,58 @@
+/**
+ * Bringing all VMs back, after a reboot say.
+ *
+ * @module
+ */
+
+import { InputError, TapkitError } from "../../errors.ts";
+import { inTurns } from "../../turns.ts";
+import { addressNames, hostPaths, recordNames } from "../record/paths.ts";
+import { OpenSession } from "../session.ts";
+import type { HostOptions, HostSession, Restored } from "../types.ts";
+import { restoreVm } from "./attach.ts";
+
+/**
+ * Brings every recorded VM back to its record, each a transaction of its own, past failures.
+ *
+ * A VM that is as recorded is left as it is.
+ */
+export async function* restoreVms(options: HostOptions = {}): AsyncGenerator<Restored> {
+  using own = options.session === undefined ? new OpenSession({ batch: true }) : undefined;
+  const session = options.session ?? own!;
+  yield* restoreAddresses(options, session);
+  const restore = async (name: string, waits: () => void): Promise<Restored | undefined> => {
+    try {
+      const restored = await restoreVm(name, { ...options, session, waits });
+      return restored && { name, ...restored };
+    } catch (error) {
+      return { name, error: asFailure(error) };
+    }
+  };
+  const names = recordNames(hostPaths(options));
+  for await (const { result } of inTurns(names, restore, options.signal)) {
+    if (result !== undefined) yield result;
+  }
+}
+
+/** What is mapped to addresses that are no VM's comes back too, and is told of when it does not. */
+async function* restoreAddresses(
+  options: HostOptions,
+  session: HostSession,
+): AsyncGenerator<Restored> {
+  const names = addressNames(hostPaths(options));
+  if (names.length === 0) return;
+  const { restoreAddress } = await import("./map-ports.ts");
+  for (const name of names) {
+    try {
+      await restoreAddress(name, { ...options, session });
+    } catch (error) {
+      yield { name, error: asFailure(error) };
+    }
+  }
+}
+
+/** What a record asks for was right when it was written: nobody used anything wrongly now. */
+function asFailure(error: unknown): unknown {
+  if (!(error instanceof InputError)) return error;
+  return new TapkitError(error.message, { mend: error.mend, cause: error });
+}

@@ -1,0 +1,67 @@
+/**
+ * Mode tc-redirect: a VM's TAP and its interface are one wire.
+ *
+ * ```
+ *   network ── eth0 ──ingress──▶ egress── vm_eth0 ── guest
+ *                 ◀──egress   ingress──
+ * ```
+ *
+ * All frames that reach eth0 go to the TAP, and all that the guest sends go out of eth0, by a
+ * u32 + mirred filter on either side's ingress qdisc. eth0 keeps the address and the MAC that CNI
+ * gave it; the guest has the same ones.
+ *
+ * @module
+ */
+
+import type { NetlinkConnection } from "../../netlink/connection.ts";
+import { addRedirectFilter, listFilters } from "../../netlink/filter.ts";
+import { getLink } from "../../netlink/link.ts";
+import { addIngressQdisc, deleteQdisc } from "../../netlink/qdisc.ts";
+import type { Finding } from "../../finding.ts";
+import type { Wire } from "./wire.ts";
+
+/** The place of the filters behind the guards, which drop what must not be redirected. */
+const REDIRECT_PRIORITY = 2;
+
+/**
+ * The wire of mode tc-redirect.
+ *
+ * Equivalent to: `tc qdisc add dev … ingress` and
+ * `tc filter add dev … parent ffff: protocol all u32 match u32 0 0 action mirred egress redirect dev …`
+ * on either side.
+ */
+export const redirect: Wire = {
+  movesIdentity: false,
+
+  join({ nl, link, tap }) {
+    for (const { index } of [tap, link]) addIngressQdisc(nl, index);
+    for (const [from, to] of [[tap, link], [link, tap]] as const) {
+      const ends = { index: from.index, target: to.index };
+      addRedirectFilter(nl, { ...ends, priority: REDIRECT_PRIORITY });
+    }
+  },
+
+  part(nl, { link, tap }) {
+    for (const name of [tap, link]) deleteIngress(nl, name);
+  },
+
+  check({ nl, link, tap, mac }) {
+    const found: Finding[] = [];
+    if (link.mac !== mac) {
+      const problem = `has MAC ${link.mac}, not ${mac}`;
+      found.push({ object: `interface "${link.name}"`, problem });
+    }
+    for (const [from, to] of [[tap, link], [link, tap]] as const) {
+      if (listFilters(nl, from.index).some(({ redirectTo }) => redirectTo === to.index)) continue;
+      const problem = `are not redirected to "${to.name}"`;
+      found.push({ object: `frames from "${from.name}"`, problem });
+    }
+    return found;
+  },
+};
+
+/** Takes a link's ingress qdisc and its filters away; what is gone already is no error. */
+export function deleteIngress(nl: NetlinkConnection, name: string): void {
+  const link = getLink(nl, name);
+  if (link !== undefined) deleteQdisc(nl, link.index);
+}

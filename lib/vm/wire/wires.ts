@@ -1,0 +1,246 @@
+/**
+ * TAPs and what joins them to their interfaces, whatever the mode.
+ *
+ * A classic BPF filter at the ingress of either end comes before the mode's own means: it keeps DHCP,
+ * which belongs to the host, from passing, at the TAP drops what the guest sends in another's name,
+ * and at the interface what a hairpin bridge port reflects.
+ *
+ * @module
+ */
+
+import type { NetlinkConnection } from "../../netlink/connection.ts";
+import { NetlinkError } from "../../netlink/errors.ts";
+import { parseCidr } from "../../inet/ip.ts";
+import { listFilters, replaceBpfFilter, sameProgram } from "../../netlink/filter.ts";
+import { deleteLink, getLink, requireLink, setLink } from "../../netlink/link.ts";
+import { addIngressQdisc } from "../../netlink/qdisc.ts";
+import type { BpfInstruction } from "../../sys/bpf.ts";
+import { type Netns, withNetns } from "../../sys/netns.ts";
+import { writeSysctl } from "../../sys/sysctl.ts";
+import { createTap } from "../../sys/tap.ts";
+import type { UndoStack } from "../../undo.ts";
+import { LINK_GROUP } from "../../cni/plugins/veth.ts";
+import type { Finding } from "../../finding.ts";
+import { type GuardPolicy, wireGuard } from "./guard.ts";
+import { type GuestIdentity, tapGuard } from "./guest-guard.ts";
+import { innerBridge } from "./inner-bridge.ts";
+import { redirect } from "./redirect.ts";
+import type { GuestLink } from "../record/attachment.ts";
+import { DEFAULT_LINK_LOCAL } from "../record/derive.ts";
+import { linkNames } from "../record/identity.ts";
+import type { AttachMode } from "../types.ts";
+import type { Wire } from "./wire.ts";
+
+const WIRES: Readonly<Record<AttachMode, Wire>> = {
+  "tc-redirect": redirect,
+  "dhcp-bridge": innerBridge,
+};
+
+/** Modes in the order `auto` tries them. */
+const MODES = Object.keys(WIRES) as AttachMode[];
+
+const GUARD_PRIORITY = 1;
+
+/** A mode, or the first that the kernel has the means for. */
+export type WantedMode = "auto" | AttachMode;
+
+/** How to make a wire. */
+export interface WireRequest {
+  readonly netns: Netns;
+  /** A connection of that namespace. */
+  readonly nl: NetlinkConnection;
+  readonly mode: WantedMode;
+  /** The uid, and the gid, who may open the TAP beside root. */
+  readonly owner?: number;
+  readonly group?: number;
+  readonly undo: UndoStack;
+  note(text: string): void;
+}
+
+/** An interface that is wired. */
+export interface Wireable {
+  /** `"eth0"`. */
+  readonly name: string;
+  /** The guest's MAC: the one that CNI gave the interface. */
+  readonly mac: string;
+  /** Bytes. */
+  readonly mtu: number;
+  /** Whether a daemon leases its addresses, and so needs them to stay there. */
+  readonly leased?: true | undefined;
+}
+
+/** Whether a mode leaves the interface without the address, MAC and routes that its network gave. */
+export function movesIdentity(mode: AttachMode): boolean {
+  return WIRES[mode].movesIdentity;
+}
+
+/**
+ * Makes an interface's TAP and joins the two, by the first mode the kernel has the means for where
+ * that is left open. The TAP stays down: nothing passes before the guards are there.
+ *
+ * Equivalent to: `ip tuntap add vm_eth0 mode tap`, `ip link set vm_eth0 mtu N`, and what the mode does
+ *
+ * @returns the mode that it came to
+ */
+export function addWire(request: WireRequest, made: Wireable): AttachMode {
+  const { nl, netns, undo } = request;
+  const names = linkNames(made.name);
+  makeTap(request, names.tap);
+  const ends = {
+    nl,
+    netns,
+    names,
+    mac: made.mac,
+    link: requireLink(nl, names.link),
+    tap: requireLink(nl, names.tap),
+  };
+  setLink(nl, ends.tap.index, { mtu: made.mtu, group: LINK_GROUP });
+  const modes = request.mode === "auto" ? modesFor(made) : [request.mode];
+  for (const [index, mode] of modes.entries()) {
+    const wire = WIRES[mode];
+    undo.push(`the wire of "${names.link}"`, () => wire.part(nl, names));
+    try {
+      wire.join(ends);
+      return mode;
+    } catch (error) {
+      const next = modes[index + 1];
+      if (next === undefined || !lacksFeature(error)) throw error;
+      wire.part(nl, names);
+      request.note(`"${made.name}" gets mode ${next}: this kernel lacks ${error.missingFeature}`);
+    }
+  }
+  throw new RangeError("no mode is wanted");
+}
+
+/** Sets an interface's TAP up, once its guards are there. */
+export function openWire(nl: NetlinkConnection, ifName: string): void {
+  setLink(nl, requireLink(nl, linkNames(ifName).tap).index, { up: true });
+}
+
+/** Modes in the order `auto` tries them; where addresses are leased, those that leave them there. */
+function modesFor({ leased }: Wireable): AttachMode[] {
+  return leased ? MODES.filter((mode) => !movesIdentity(mode)) : MODES;
+}
+
+function makeTap({ nl, netns, owner, group, undo }: WireRequest, name: string): void {
+  let made = false;
+  undo.push(`TAP "${name}"`, () => made && deleteLink(nl, name));
+  withNetns(netns, () => {
+    createTap({
+      name,
+      ...owner === undefined ? {} : { owner },
+      ...group === undefined ? {} : { group },
+    });
+    made = true;
+    // The namespace's own stack has no business on the wire; the guest's IPv6 passes all the same.
+    writeSysctl(`net/ipv6/conf/${name}/disable_ipv6`, "1");
+  });
+}
+
+/** What is known of an interface whose frames are guarded. */
+export interface Guarded extends Pick<GuestLink, "mac" | "addresses" | "leased"> {
+  /** `"eth0"`. */
+  readonly name: string;
+  /** Whether the guest is held to its own MAC and addresses. */
+  readonly antispoof: boolean;
+  /** `"eui64"`, `"any"`, or the guest's link-local address. */
+  readonly linkLocal: string;
+}
+
+/**
+ * Puts the guards on both ends, before anything can pass, or these in place of others while the
+ * guest runs.
+ *
+ * @returns false where the kernel has no means for it
+ */
+export function setGuards(
+  nl: NetlinkConnection,
+  guarded: Guarded,
+  policy?: GuardPolicy,
+): boolean {
+  try {
+    for (const { link, program } of guards(guarded, policy)) {
+      const { index } = requireLink(nl, link);
+      addIngressQdisc(nl, index);
+      replaceBpfFilter(nl, { index, priority: GUARD_PRIORITY, name: "guard", program });
+    }
+    return true;
+  } catch (error) {
+    if (lacksFeature(error)) return false;
+    throw error;
+  }
+}
+
+/** What differs from what {@linkcode setGuards} put there. */
+export function checkGuards(
+  nl: NetlinkConnection,
+  guarded: Guarded,
+  policy?: GuardPolicy,
+): Finding[] {
+  return guards(guarded, policy).flatMap(({ link, program }) => {
+    const index = getLink(nl, link)?.index;
+    if (index === undefined) return [];
+    const present = listFilters(nl, index).find(({ priority, kind }) =>
+      priority === GUARD_PRIORITY && kind === "bpf"
+    );
+    const object = `the guard of "${link}"`;
+    if (present === undefined) return [{ object, problem: "is missing" }];
+    if (present.directAction && sameProgram(present.program ?? [], program)) return [];
+    return [{ object, problem: "is not that of the record" }];
+  });
+}
+
+function guards(
+  guarded: Guarded,
+  policy?: GuardPolicy,
+): { link: string; program: BpfInstruction[] }[] {
+  const { link, tap } = linkNames(guarded.name);
+  return [
+    { link: tap, program: tapGuard(identityOf(guarded), policy) },
+    { link, program: wireGuard(guarded.mac, { leased: guarded.leased === true, policy }) },
+  ];
+}
+
+function identityOf(guarded: Guarded): GuestIdentity | undefined {
+  const { mac, addresses, antispoof, linkLocal } = guarded;
+  if (!antispoof) return undefined;
+  return {
+    mac,
+    addresses: addresses.map(({ address }) => parseCidr(address).address),
+    foreign: addresses.flatMap(({ gateway }) => gateway ?? []),
+    ...linkLocal === DEFAULT_LINK_LOCAL ? {} : { linkLocal },
+  };
+}
+
+function lacksFeature(error: unknown): error is NetlinkError {
+  return error instanceof NetlinkError && error.missingFeature !== undefined;
+}
+
+/**
+ * Takes an interface's TAP away, and what joined the two; what is gone already is no error.
+ *
+ * @param mode `auto` where it is not known which one it came to
+ */
+export function removeWire(nl: NetlinkConnection, ifName: string, mode: WantedMode): void {
+  const names = linkNames(ifName);
+  deleteLink(nl, names.tap);
+  for (const one of mode === "auto" ? MODES : [mode]) WIRES[one].part(nl, names);
+}
+
+/** What differs from what {@linkcode addWire} made, and {@linkcode openWire} opened. */
+export function checkWire(
+  nl: NetlinkConnection,
+  { name, mac, mtu, mode }: Wireable & { readonly mode: AttachMode },
+): Finding[] {
+  const names = linkNames(name);
+  const link = getLink(nl, names.link);
+  const tap = getLink(nl, names.tap);
+  if (link === undefined) return [{ object: `interface "${names.link}"`, problem: "is missing" }];
+  const object = `TAP "${names.tap}"`;
+  if (tap === undefined) return [{ object, problem: "is missing" }];
+  return [
+    ...tap.up ? [] : [{ object, problem: "is down" }],
+    ...tap.mtu === mtu ? [] : [{ object, problem: `has MTU ${tap.mtu}, not ${mtu}` }],
+    ...WIRES[mode].check({ nl, names, link, tap, mac }),
+  ];
+}
