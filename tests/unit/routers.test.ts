@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import type { Route } from "../../lib/netlink/route.ts";
-import { type GivenIdentity, guestIdentity } from "../../lib/vm/routers.ts";
+import { type GivenIdentity, guestIdentity } from "../../lib/vm/network/routers.ts";
 
 const IP = { address: "10.5.0.2/24", gateway: "10.5.0.1" };
 const IP6 = { address: "fd00:5::2/64", gateway: "fd00:5::1" };

@@ -15,9 +15,9 @@ import {
 import type { Result } from "../../cni/types.ts";
 import { TapkitError } from "../../errors.ts";
 import { getLink } from "../../netlink/link.ts";
-import { noteFilteredBridge, reachableByPorts, reachOf } from "../host-end.ts";
+import { noteFilteredBridge, reachableByPorts, reachOf } from "../network/host-end.ts";
 import { limitsOf } from "../limits.ts";
-import { assertAsAsked, describeLink, explainSecond, planNetworks } from "../networks.ts";
+import { assertAsAsked, describeLink, explainSecond, planNetworks } from "../network/plan.ts";
 import type { Both, GuestLink, NetworkFact } from "../record/attachment.ts";
 import { linkNames, ownerTag } from "../record/identity.ts";
 import { bindClaims } from "../record/served.ts";
@@ -25,7 +25,7 @@ import { hostResolvers, resolversOf } from "../resolvers.ts";
 import type { Host } from "../session.ts";
 import { guardSettings } from "../settings.ts";
 import type { Difference, VmDns } from "../types.ts";
-import { checkChains } from "./chains.ts";
+import { checkChains } from "../network/chains.ts";
 import type { Context, Layer } from "./layer.ts";
 
 /** The interfaces `eth0`, `eth1`, … that the VM's networks make in its namespace. */
@@ -57,7 +57,7 @@ export const networkLayer: Layer<Both> = {
     if (inside === undefined) return [];
     const found = await checkChains(context, at, inside.nl);
     if (!at.facts.networks.some(({ attachment }) => hasExecuted(attachment))) return found;
-    const { findHeld } = await import("../same-address.ts");
+    const { findHeld } = await import("../network/same-address.ts");
     return [...found, ...findHeld(context.host, at)];
   },
 
@@ -96,18 +96,18 @@ export const networkLayer: Layer<Both> = {
     };
     const reached = reachableByPorts(host.session.nl, at);
     if (!made.some(({ attachment }) => hasExecuted(attachment))) return reached;
-    const { refuseHeld } = await import("../same-address.ts");
+    const { refuseHeld } = await import("../network/same-address.ts");
     refuseHeld(host, reached);
     const failed = context.found.some(({ place }) => place?.plugin !== undefined);
     return failed
-      ? await (await import("./chains-again.ts")).checkAdded(context, reached)
+      ? await (await import("../network/chains-again.ts")).checkAdded(context, reached)
       : reached;
   },
 
   async change(context, from, to) {
     const executed = from.facts.networks.some(({ attachment }) => hasExecuted(attachment));
     if (!executed) return to;
-    return await (await import("./chains-again.ts")).runAgain(context, from, to);
+    return await (await import("../network/chains-again.ts")).runAgain(context, from, to);
   },
 
   async take(context, from) {
@@ -172,7 +172,7 @@ async function add(
   const publishes = index === 0 && spec.claims.length > 0 && publisherOf(attachment) === "plugin";
   const watched = { firewall: spec.firewall, publishes };
   const added = await guardSettings(host, watched, () => addNetwork(attachment, environment));
-  const { settleLink } = await import("../executed-link.ts");
+  const { settleLink } = await import("../network/executed-link.ts");
   return await settleLink(added, {
     ...environment,
     ...had === undefined ? {} : { had },

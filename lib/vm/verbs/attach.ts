@@ -11,7 +11,7 @@ import { describe } from "../../errors.ts";
 import { bring, isSame, look, planCourse, type PlannedCourse } from "../layers/bring.ts";
 import { layersOf } from "../layers/kinds.ts";
 import type { Context } from "../layers/layer.ts";
-import { nameHolder } from "../networks.ts";
+import { nameHolder } from "../network/plan.ts";
 import { choosingAgain } from "../ports.ts";
 import type { Attachment, Both, Spec } from "../record/attachment.ts";
 import { recordOf } from "../record/derive.ts";

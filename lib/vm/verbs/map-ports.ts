@@ -9,7 +9,7 @@ import { checkpoint } from "../../checkpoint.ts";
 import { InputError, TapkitError } from "../../errors.ts";
 import type { Firewall } from "../../firewall/firewall.ts";
 import { formatPort, type PortMapping } from "../../inet/ports.ts";
-import { reachableByPorts } from "../host-end.ts";
+import { reachableByPorts } from "../network/host-end.ts";
 import { bring, hasNamespace, isSame, look, planCourse, takeAway } from "../layers/bring.ts";
 import { layersOf, servingLayers } from "../layers/kinds.ts";
 import type { Layer } from "../layers/layer.ts";

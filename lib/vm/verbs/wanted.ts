@@ -8,7 +8,7 @@
 import { publisherOf, withPorts } from "../../cni/plan.ts";
 import { addressOf } from "../../inet/ip.ts";
 import type { PortMapping } from "../../inet/ports.ts";
-import { findHostEnd, reachableByPorts } from "../host-end.ts";
+import { findHostEnd, reachableByPorts } from "../network/host-end.ts";
 import { isSame } from "../layers/bring.ts";
 import type { Context } from "../layers/layer.ts";
 import { limitsOf } from "../limits.ts";
@@ -113,7 +113,7 @@ export async function withClaims(at: Both, claims: readonly Claim[]): Promise<Bo
   const told = (of: readonly Claim[]) => unboundPorts(claimsBy(of, "attach"), first?.link);
   const isPlugins = first !== undefined && publisherOf(first.attachment) === "plugin";
   if (!isPlugins || isSame(told(at.spec.claims), told(claims))) return { ...at, spec };
-  (await import("../layers/chains-again.ts")).requireRepublishable(at);
+  (await import("../network/chains-again.ts")).requireRepublishable(at);
   const attachment = withPorts(first.attachment, told(claims));
   return { spec, facts: { ...at.facts, networks: [{ ...first, attachment }, ...others] } };
 }

@@ -4,12 +4,12 @@
  * @module
  */
 
-import { TapkitError } from "../errors.ts";
-import { addressOf } from "../inet/ip.ts";
-import type { Both } from "./record/attachment.ts";
-import type { HostPaths } from "./record/paths.ts";
-import { readVmsNaming, sidesOf } from "./record/store.ts";
-import type { Difference } from "./types.ts";
+import { TapkitError } from "../../errors.ts";
+import { addressOf } from "../../inet/ip.ts";
+import type { Both } from "../record/attachment.ts";
+import type { HostPaths } from "../record/paths.ts";
+import { readVmsNaming, sidesOf } from "../record/store.ts";
+import type { Difference } from "../types.ts";
 
 /** An address that another VM has too, on the same network or behind the same link. */
 interface Held {

@@ -4,25 +4,25 @@
  * @module
  */
 
-import { findNetwork } from "../cni/conflist.ts";
-import { DEFAULT_NETWORK, installDefaultCni } from "../cni/default-network.ts";
-import { declares, type NetworkAttachment, planNetwork, portMappings } from "../cni/plan.ts";
-import { AddressHeldError } from "../cni/plugins/host-local.ts";
-import { hasExecuted } from "../cni/runtime.ts";
-import { assertNoOverlap } from "../cni/subnets.ts";
-import { CniError, type IpConfig, type NetworkConfigList, type Result } from "../cni/types.ts";
-import { InputError, TapkitError } from "../errors.ts";
-import { addressOf, parseCidr } from "../inet/ip.ts";
-import type { NetlinkConnection } from "../netlink/connection.ts";
-import { requireLink } from "../netlink/link.ts";
-import { listRoutes, RT_TABLE } from "../netlink/route.ts";
-import type { GuestLink, NetworkFact, Spec } from "./record/attachment.ts";
-import { claimsBy } from "./record/derive.ts";
-import { nameOfId } from "./record/ids.ts";
-import type { HostPaths } from "./record/paths.ts";
-import { unboundPorts } from "./record/served.ts";
+import { findNetwork } from "../../cni/conflist.ts";
+import { DEFAULT_NETWORK, installDefaultCni } from "../../cni/default-network.ts";
+import { declares, type NetworkAttachment, planNetwork, portMappings } from "../../cni/plan.ts";
+import { AddressHeldError } from "../../cni/plugins/host-local.ts";
+import { hasExecuted } from "../../cni/runtime.ts";
+import { assertNoOverlap } from "../../cni/subnets.ts";
+import { CniError, type IpConfig, type NetworkConfigList, type Result } from "../../cni/types.ts";
+import { InputError, TapkitError } from "../../errors.ts";
+import { addressOf, parseCidr } from "../../inet/ip.ts";
+import type { NetlinkConnection } from "../../netlink/connection.ts";
+import { requireLink } from "../../netlink/link.ts";
+import { listRoutes, RT_TABLE } from "../../netlink/route.ts";
+import type { GuestLink, NetworkFact, Spec } from "../record/attachment.ts";
+import { claimsBy } from "../record/derive.ts";
+import { nameOfId } from "../record/ids.ts";
+import type { HostPaths } from "../record/paths.ts";
+import { unboundPorts } from "../record/served.ts";
 import { guestIdentity } from "./routers.ts";
-import { movesIdentity } from "./wire/wires.ts";
+import { movesIdentity } from "../wire/wires.ts";
 
 /**
  * Plans a VM's networks: eth0 on the first, eth1 on the second, …

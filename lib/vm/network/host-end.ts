@@ -4,16 +4,16 @@
  * @module
  */
 
-import type { Firewall } from "../firewall/firewall.ts";
-import type { GuestRules } from "../firewall/model.ts";
-import { addressOf } from "../inet/ip.ts";
-import type { NetlinkConnection } from "../netlink/connection.ts";
-import { getLink, type Link } from "../netlink/link.ts";
-import { getRoute, linkTowards } from "../netlink/route.ts";
-import { readSysctl } from "../sys/sysctl.ts";
-import type { Both, GuestLink, Reach } from "./record/attachment.ts";
-import { publishedPorts } from "./record/served.ts";
-import type { VmAddress } from "./types.ts";
+import type { Firewall } from "../../firewall/firewall.ts";
+import type { GuestRules } from "../../firewall/model.ts";
+import { addressOf } from "../../inet/ip.ts";
+import type { NetlinkConnection } from "../../netlink/connection.ts";
+import { getLink, type Link } from "../../netlink/link.ts";
+import { getRoute, linkTowards } from "../../netlink/route.ts";
+import { readSysctl } from "../../sys/sysctl.ts";
+import type { Both, GuestLink, Reach } from "../record/attachment.ts";
+import { publishedPorts } from "../record/served.ts";
+import type { VmAddress } from "../types.ts";
 
 /** Connections of the namespaces that an interface's two ends are in. */
 export interface LinkEnds {

@@ -4,14 +4,14 @@
  * @module
  */
 
-import type { IpamConfig, NetworkConfigList, PluginConfig } from "../cni/types.ts";
-import { InputError } from "../errors.ts";
-import { cidrContains, parseCidr } from "../inet/ip.ts";
-import { formatMac, parseMac } from "../inet/mac.ts";
-import { getLink, listLinks } from "../netlink/link.ts";
-import type { NetlinkConnection } from "../netlink/connection.ts";
-import type { HostPaths } from "./record/paths.ts";
-import { readVms, sidesOf } from "./record/store.ts";
+import type { IpamConfig, NetworkConfigList, PluginConfig } from "../../cni/types.ts";
+import { InputError } from "../../errors.ts";
+import { cidrContains, parseCidr } from "../../inet/ip.ts";
+import { formatMac, parseMac } from "../../inet/mac.ts";
+import { getLink, listLinks } from "../../netlink/link.ts";
+import type { NetlinkConnection } from "../../netlink/connection.ts";
+import type { HostPaths } from "../record/paths.ts";
+import { readVms, sidesOf } from "../record/store.ts";
 
 /** What the bridge plugin takes where none is named. */
 const DEFAULT_BRIDGE = "cni0";

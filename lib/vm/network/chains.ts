@@ -13,8 +13,8 @@ import {
 import { checkNetwork, hasExecuted } from "../../cni/runtime.ts";
 import type { NetlinkConnection } from "../../netlink/connection.ts";
 import { getLink } from "../../netlink/link.ts";
-import { isSame } from "./bring.ts";
-import type { Context } from "./layer.ts";
+import { isSame } from "../layers/bring.ts";
+import type { Context } from "../layers/layer.ts";
 import type { Both } from "../record/attachment.ts";
 import type { Difference } from "../types.ts";
 import { movesIdentity } from "../wire/wires.ts";
@@ -61,7 +61,7 @@ export async function checkChains(
     // What the plugin that made the interface says of it is told once.
     const told = differences.some(({ place, ignored }) => place?.plugin === 0 && !ignored);
     if (link !== undefined && isMade(attachment) && !told) {
-      const { checkSeen } = await import("../executed-link.ts");
+      const { checkSeen } = await import("./executed-link.ts");
       const seen = checkSeen(attachment, link, { hostNl, vmNl, identityMoved });
       differences.push(...seen.map((finding): Difference => ({
         layer: "network",

@@ -7,12 +7,12 @@
  * @module
  */
 
-import { declares } from "../cni/plan.ts";
-import type { NetworkConfigList } from "../cni/types.ts";
-import { InputError } from "../errors.ts";
-import { addressOf, cidrContains, parseCidr } from "../inet/ip.ts";
-import type { HostPaths } from "./record/paths.ts";
-import { readVms, sidesOf } from "./record/store.ts";
+import { declares } from "../../cni/plan.ts";
+import type { NetworkConfigList } from "../../cni/types.ts";
+import { InputError } from "../../errors.ts";
+import { addressOf, cidrContains, parseCidr } from "../../inet/ip.ts";
+import type { HostPaths } from "../record/paths.ts";
+import { readVms, sidesOf } from "../record/store.ts";
 
 /** What a network is, and which addresses it is to be asked for. */
 interface Asked {

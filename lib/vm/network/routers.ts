@@ -7,10 +7,10 @@
  * @module
  */
 
-import type { IpConfig, RouteConfig } from "../cni/types.ts";
-import { type Cidr, cidrContains, parseCidr } from "../inet/ip.ts";
-import type { Route } from "../netlink/route.ts";
-import type { GuestLink } from "./record/attachment.ts";
+import type { IpConfig, RouteConfig } from "../../cni/types.ts";
+import { type Cidr, cidrContains, parseCidr } from "../../inet/ip.ts";
+import type { Route } from "../../netlink/route.ts";
+import type { GuestLink } from "../record/attachment.ts";
 
 /** What plugins gave an interface. */
 export interface GivenIdentity {

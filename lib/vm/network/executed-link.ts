@@ -5,23 +5,23 @@
  * @module
  */
 
-import { checkFirst } from "../cni/reference-faults.ts";
-import type { MadeAttachment, PluginHost, SeenLink } from "../cni/plan.ts";
-import { writeCache } from "../cni/cache.ts";
-import { type Added, type CheckEnvironment, checkNetwork } from "../cni/runtime.ts";
-import { CniCode, CniError, type Result } from "../cni/types.ts";
-import { parseCidr } from "../inet/ip.ts";
-import { formatMac, parseMac } from "../inet/mac.ts";
-import type { Finding } from "../finding.ts";
-import type { NetlinkConnection } from "../netlink/connection.ts";
-import { NetlinkError } from "../netlink/errors.ts";
-import { addAddress, listAddresses } from "../netlink/address.ts";
-import { getLink, type Link, requireLink, setBridgePort, setLink } from "../netlink/link.ts";
-import { addRoute, listRoutes, RT_TABLE } from "../netlink/route.ts";
-import { MAX_TAP_MTU } from "../sys/tap.ts";
+import { checkFirst } from "../../cni/reference-faults.ts";
+import type { MadeAttachment, PluginHost, SeenLink } from "../../cni/plan.ts";
+import { writeCache } from "../../cni/cache.ts";
+import { type Added, type CheckEnvironment, checkNetwork } from "../../cni/runtime.ts";
+import { CniCode, CniError, type Result } from "../../cni/types.ts";
+import { parseCidr } from "../../inet/ip.ts";
+import { formatMac, parseMac } from "../../inet/mac.ts";
+import type { Finding } from "../../finding.ts";
+import type { NetlinkConnection } from "../../netlink/connection.ts";
+import { NetlinkError } from "../../netlink/errors.ts";
+import { addAddress, listAddresses } from "../../netlink/address.ts";
+import { getLink, type Link, requireLink, setBridgePort, setLink } from "../../netlink/link.ts";
+import { addRoute, listRoutes, RT_TABLE } from "../../netlink/route.ts";
+import { MAX_TAP_MTU } from "../../sys/tap.ts";
 import { findHostEnd, type LinkEnds } from "./host-end.ts";
-import { isLeased } from "./networks.ts";
-import type { GuestLink } from "./record/attachment.ts";
+import { isLeased } from "./plan.ts";
+import type { GuestLink } from "../record/attachment.ts";
 
 /** What an interface is brought to. */
 export interface SettleOptions extends LinkEnds, CheckEnvironment {
