@@ -8,13 +8,13 @@ import type { Host } from "./host.ts";
 
 /**
  * Shell commands that end the host's DHCP server: while it has its lock, nobody starts another. One
- * that had just begun leaves the lock's file.
+ * that had just begun leaves the lock's file. The brackets keep pgrep from finding the shell itself.
  */
 export const END_DHCP = `
   for pid in $(pgrep -f "[s]erve-dhcp"); do
     [ "$(readlink /proc/$pid/ns/net)" = "$(readlink /proc/self/ns/net)" ] && kill $pid || continue
     while [ -e /proc/$pid/exe ]; do sleep 0.02; done
-    rm -f /var/lib/tapkit/serve-dhcp.lock
+    rm -f /var/lib/tapkit/[s]erve-dhcp.lock
   done`;
 
 /** What a reboot takes: namespaces, links, rules, settings, processes, what is below /run, the
