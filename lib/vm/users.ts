@@ -1,5 +1,5 @@
 /**
- * Users and groups of this host: who may open a TAP, and as whom a VMM runs.
+ * Users and groups of this host: who may open a TAP, and who a VMM runs as.
  *
  * @module
  */
@@ -8,15 +8,17 @@ import { InputError } from "../errors.ts";
 import { readIfThere } from "../files.ts";
 import type { Credentials } from "../sys/credentials.ts";
 
-/** The numbers that `USER[:GROUP]` stands for. */
+/** The uid and gid of `USER[:GROUP]`. */
 export interface Owner {
   readonly owner: number;
   readonly group?: number;
 }
 
-/** Whom a VMM runs as. */
+/** The user and groups that a VMM runs as. */
 export interface RunAs extends Credentials {
-  /** What tells it so. */
+  /** The user, by the name or number that was given. */
+  readonly user: string;
+  /** `HOME`, `USER` and `LOGNAME`; empty for a user without an entry in /etc/passwd. */
   readonly env: Readonly<Record<string, string>>;
 }
 
@@ -27,26 +29,28 @@ export interface RunAs extends Credentials {
  */
 export function resolveOwner(text: string): Owner {
   const { user, group } = parts(text);
-  const owner = resolveId("user", user, "/etc/passwd");
+  const owner = resolveId("user", user, USERS);
   return group === undefined ? { owner } : { owner, group: resolveId("group", group, GROUPS) };
 }
 
 /**
- * Finds out as whom `USER[:GROUP]` has a program run: without a group it is in all groups of the
- * user's, with one in that alone.
+ * Finds the user and groups that a program of `USER[:GROUP]` runs as: without GROUP all groups of
+ * the user, else GROUP alone.
  *
- * @throws {InputError} when this host has no such user or group, or knows no group of a number
+ * @throws {InputError} when this host has no such user or group, or no group is known of a number
  */
 export function resolveUser(text: string): RunAs {
   const { user, group } = parts(text);
   const uid = resolveId("user", user, USERS);
-  // By its name where there is one: several may have one number.
+  // By name first: several users may share a number.
   const entries = readLines(USERS);
   const entry = entries.find(([name]) => name === user) ??
     entries.find(([, , id]) => Number(id) === uid);
   const [name = "", , , gid, , home = "/"] = entry ?? [];
   const env = entry === undefined ? {} : { HOME: home, USER: name, LOGNAME: name };
-  if (group !== undefined) return { uid, gid: resolveId("group", group, GROUPS), groups: [], env };
+  if (group !== undefined) {
+    return { user, uid, gid: resolveId("group", group, GROUPS), groups: [], env };
+  }
   if (gid === undefined) {
     throw new InputError(`no group of user ${user} is in ${USERS}`, {
       mend: "give one: USER:GROUP",
@@ -55,7 +59,7 @@ export function resolveUser(text: string): RunAs {
   const groups = readLines(GROUPS)
     .filter(([, , , members = ""]) => members.split(",").includes(name))
     .map(([, , id]) => Number(id));
-  return { uid, gid: Number(gid), groups: [...new Set([Number(gid), ...groups])], env };
+  return { user, uid, gid: Number(gid), groups: [...new Set([Number(gid), ...groups])], env };
 }
 
 /** The user of `USER[:GROUP]`. */

@@ -1,5 +1,5 @@
 /**
- * Running a VMM inside its VM's namespace, for as long as it lives.
+ * Running a VMM inside its VM's namespace.
  *
  * @module
  */
@@ -22,43 +22,42 @@ import { readVm, sideOf } from "./record/store.ts";
 import type { AttachRequest, HostOptions, VmRecord } from "./types.ts";
 import { resolveUser, type RunAs, userOf } from "./users.ts";
 
-/** Exit codes as `docker run` has them. */
+/** The exit codes of `docker run`. */
 const EXIT = { FAILED: 125, NOT_EXECUTABLE: 126, NOT_FOUND: 127 } as const;
 
-/** Signals passed on to the VMM. */
+/** Signals that are passed on to the VMM. */
 type PassedSignal = keyof typeof SIGNALS;
 const PASSED = Object.keys(SIGNALS) as PassedSignal[];
-/** Those that a terminal sends to the VMM itself, as it is in the same process group. */
+/** Signals that a terminal sends to the VMM too, since it is in the same process group. */
 const TERMINAL_SIGNALS: readonly string[] = ["SIGINT", "SIGQUIT"];
 
 /** How to run a VMM. */
 export interface VmmOptions extends HostOptions {
-  /** Where the record goes, as one line of JSON. */
+  /** A file to write the record to, as one line of JSON. */
   readonly recordFile?: string | undefined;
-  /** `USER[:GROUP]` that the VMM runs as, by name or number, and that may open the TAP. */
+  /** The `USER[:GROUP]`, by name or number, that the VMM runs as and that may open the TAP. */
   readonly user?: string | undefined;
-  /** Whether the attachment stays when the VMM ends. */
+  /** Whether the VM stays attached when the VMM ends. */
   readonly keep?: boolean | undefined;
   /** Called when the VM is attached, before the VMM starts. */
   readonly onAttached?: (record: VmRecord) => void;
 }
 
 /**
- * Attaches a VM, runs the VMM in its namespace on this process's stdio, passes signals on, and
- * when the VMM ends, removes what it attached: what was attached before stays, or all, if it is to
- * be kept.
+ * Attaches a VM, runs the VMM in its namespace on this process's stdio, and passes signals on. When
+ * the VMM ends, it removes the VM, unless the VM was attached before or `keep` is set.
  *
- * @param argv the program and its arguments, in which `{tap}`, `{mac}`, `{ip}`, … are replaced
+ * @param argv the program and its arguments; `{tap}`, `{mac}`, `{ip}`, … are replaced in them
  * @returns the VMM's exit code, 128+n when signal n ended it
- * @throws {VmmError} when it did not start
- * @throws {InterruptedError} when a signal came before it did
+ * @throws {VmmError} when the VMM did not start
+ * @throws {InterruptedError} when a signal came before the VMM started
  */
 export async function runVmm(
   request: AttachRequest,
   argv: readonly string[],
   options: VmmOptions = {},
 ): Promise<number> {
-  // A signal that comes before the VMM runs keeps it from being started; nothing is left half made.
+  // Before the VMM runs, a signal cancels the call, and what was begun is undone.
   const early = new AbortController();
   let child: Deno.ChildProcess | undefined;
   using _signals = listenTo(PASSED, (signal) => {
@@ -88,16 +87,16 @@ export async function runVmm(
       run.started(child.pid);
       return (await child.status).code;
     } finally {
-      // The signals are the VMM's, and so is the exit code.
+      // No signal interrupts this: it was meant for the VMM, whose exit code is returned.
       await removeRun(request.name, id, options);
     }
   } finally {
-    // Once nothing is left in it that says who runs.
+    // Only now, without the file in running/, can the directory go.
     tidyState(host);
   }
 }
 
-/** The sole right to run the VM. */
+/** Takes the exclusive right to run the VM. */
 async function claim(host: HostPaths, request: AttachRequest): Promise<Run> {
   try {
     validateAttach(request);
@@ -143,11 +142,27 @@ function start(record: VmRecord, argv: readonly string[], runAs?: RunAs): Deno.C
         cause,
       });
     }
-    const reason = cause instanceof Error ? cause.message : String(cause);
+    const { reason, mend } = whyNotExecuted(cause, runAs);
     throw new VmmError(`the VMM "${program}" cannot be executed: ${reason}`, EXIT.NOT_EXECUTABLE, {
-      mend: "name an executable file",
+      mend,
       cause,
     });
+  }
+}
+
+/** A program starts in this process's directory, which its user may not be able to enter. */
+function whyNotExecuted(cause: unknown, runAs?: RunAs): { reason: string; mend: string } {
+  const reason = cause instanceof Error ? cause.message : String(cause);
+  if (runAs === undefined) return { reason, mend: "name an executable file" };
+  const directory = Deno.cwd();
+  try {
+    asUser(runAs, () => Deno.statSync(`${directory}/.`));
+    return { reason, mend: `name a file that user ${runAs.user} may execute` };
+  } catch {
+    return {
+      reason: `user ${runAs.user} cannot enter the current directory ${directory}`,
+      mend: "change to a directory that this user can enter, then run attach-vm again",
+    };
   }
 }
 
@@ -156,11 +171,11 @@ function passOn(child: Deno.ChildProcess, signal: PassedSignal): void {
   try {
     child.kill(signal);
   } catch {
-    // It has ended meanwhile.
+    // The VMM has ended.
   }
 }
 
-/** Whether this process group is its terminal's foreground, which a Ctrl-C reaches as a whole. */
+/** Whether this is the foreground process group of its terminal: Ctrl-C reaches all of it. */
 function inForeground(): boolean {
   let terminal: number;
   try {

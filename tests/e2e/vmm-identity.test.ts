@@ -235,7 +235,11 @@ Deno.test("attach-vm --user: the VMM is that user in its groups, opens its TAP, 
   const refused: [args: string[], code: number, message: RegExp][] = [
     [["--user", "nobody-such", "--", "true"], 2, /user "nobody-such" is not in \/etc\/passwd/],
     [["--user", "4329", "--", "true"], 2, /no group of user 4329 is in \/etc\/passwd: give one/],
-    [["--user", "vmm", "--", "/tmp/private/vmm"], 126, /cannot be executed/],
+    [
+      ["--user", "vmm", "--", "/tmp/private/vmm"],
+      126,
+      /cannot be executed: .*name a file that user vmm may execute/,
+    ],
     [["--user", "vmm"], 2, /--user is for -- VMM/],
     [["--keep"], 2, /--keep is for -- VMM/],
     [["--force"], 2, /--force is for --remove/],
@@ -245,5 +249,15 @@ Deno.test("attach-vm --user: the VMM is that user in its groups, opens its TAP, 
     assertEquals(outcome.code, code, outcome.stderr);
     assertMatch(outcome.stderr, message);
   }
+  // A program of anybody's, started in a directory of root's.
+  const away = await host.run("sh", [
+    ...["-c", 'mkdir -m 700 /tmp/roots && cd /tmp/roots && exec "$@"', "sh", Deno.execPath()],
+    ...[...SCRIPT, "web", "--user", "vmm:kvms", "--", "true"],
+  ]);
+  assertEquals(away.code, 126, away.stderr);
+  assertMatch(
+    away.stderr,
+    /"true" cannot be executed: user vmm cannot enter the current directory \/tmp\/roots: change/,
+  );
   await host.assertRestored(before, { except: [/\/(etc|tmp|var\/(log|mail))\//] });
 });
