@@ -22,6 +22,8 @@ const SUITES = ["unit", "golden", ...KERNEL_SUITES];
 const JOBS = Math.max(3, Math.min(6, 2 * navigator.hardwareConcurrency));
 /** How long files took once, in seconds: those that take longest begin first. Others are short. */
 const SECONDS: Readonly<Record<string, number>> = seconds;
+/** They compute all the time, while other files wait much: at most half of what runs begins with them. */
+const SWEEPS = /\/(crash-\w+|failure|signals)\.test\.ts$/;
 /** `--times` lists files from this on. */
 const LISTED_SECONDS = 10;
 const SLOWEST = 5;
@@ -102,8 +104,12 @@ async function runAll(
 ): Promise<FileResult[]> {
   const queue = files.toSorted((a, b) => (SECONDS[b] ?? 0) - (SECONDS[a] ?? 0));
   const results: FileResult[] = [];
-  const work = async () => {
-    for (let file = queue.shift(); file !== undefined; file = queue.shift()) {
+  const take = (worker: number) => {
+    const place = worker % 2 === 0 ? 0 : queue.findIndex((file) => !SWEEPS.test(file));
+    return queue.splice(Math.max(0, place), 1)[0];
+  };
+  const work = async (_: unknown, worker: number) => {
+    for (let file = take(worker); file !== undefined; file = take(worker)) {
       const result = await runFile(file, options);
       results.push(result);
       show(result);
