@@ -7,33 +7,13 @@
 import { InputError } from "../errors.ts";
 import type { AttachRequest } from "../vm/types.ts";
 import { apart } from "./args.ts";
+import { type AttachFlags, SHAPING } from "./attach-table.ts";
 
 /** What attach-vm does with the VMs that are named. */
 export type AttachVerb = "attach" | "check" | "remove" | "list" | "restore" | "gc" | "run";
 
-/** The flags that these rules are about. */
-export interface RuledFlags {
-  readonly list: boolean;
-  readonly restore: boolean;
-  readonly gc: boolean;
-  readonly check: boolean;
-  readonly remove: boolean;
-  readonly all: boolean;
-  readonly exclusive: boolean;
-  readonly force: boolean;
-  readonly keep: boolean;
-  readonly user: string | undefined;
-  readonly from: string | undefined;
-  readonly output: string | undefined;
-  readonly "record-file": string | undefined;
-  readonly ports: readonly string[];
-  readonly ip: string | undefined;
-  readonly mac: string | undefined;
-  readonly netns: string | undefined;
-}
-
 /** The verb that the flags ask for. Throws {@linkcode InputError} if they ask for two. */
-export function verbOf(flags: RuledFlags, rest: readonly string[] | undefined): AttachVerb {
+export function verbOf(flags: AttachFlags, rest: readonly string[] | undefined): AttachVerb {
   const verbs = [
     ...(["list", "restore", "gc", "check", "remove"] as const).filter((verb) => flags[verb]),
     ...rest === undefined ? [] : ["run" as const],
@@ -47,16 +27,11 @@ export function verbOf(flags: RuledFlags, rest: readonly string[] | undefined): 
   return verbs[0] ?? "attach";
 }
 
-/**
- * Refuses names and flags that the verb does not accept. Throws {@linkcode InputError}.
- *
- * @param shaping the flags that only attaching accepts
- */
-export function refuseUnlessPlain<Shaping extends string>(
+/** Refuses names and flags that the verb does not accept. Throws {@linkcode InputError}. */
+export function refuseUnlessPlain(
   verb: AttachVerb,
-  flags: RuledFlags & { readonly [Name in Shaping]: unknown },
+  flags: AttachFlags,
   words: readonly string[],
-  shaping: readonly Shaping[],
 ): void {
   const named = flags.from !== undefined || words.length > 0;
   const ofAll = verb === "restore" || verb === "gc";
@@ -85,8 +60,8 @@ export function refuseUnlessPlain<Shaping extends string>(
     });
   }
   if (verb !== "attach" && verb !== "run") {
-    const given = [...shaping, "from" as const].find((name) => {
-      const value = flags[name];
+    const given = [...SHAPING.map(({ name }) => name), "from" as const].find((name) => {
+      const value: unknown = flags[name];
       return Array.isArray(value) ? value.length > 0 : value !== undefined && value !== false;
     });
     if (given !== undefined) {
@@ -118,7 +93,7 @@ export function refuseUnlessPlain<Shaping extends string>(
 
 /** Refuses flags whose values several VMs cannot share. Throws {@linkcode InputError}. */
 export async function refuseForSeveral(
-  flags: RuledFlags,
+  flags: AttachFlags,
   rest: readonly string[] | undefined,
   requests: readonly AttachRequest[],
 ) {

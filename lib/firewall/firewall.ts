@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type Finding, sentence } from "../finding.ts";
+import type { Finding } from "../finding.ts";
 import { type Family, isLoopback } from "../inet/ip.ts";
 import { PortConflictError, type PortMapping } from "../inet/ports.ts";
 import { deleteFlows } from "../netlink/conntrack.ts";
@@ -157,37 +157,6 @@ export class Firewall implements Disposable {
       );
   }
 
-  /** Adds a guest's rules. */
-  add(rules: GuestRules): boolean {
-    return this.change(rules.owner, undefined, rules);
-  }
-
-  replace(old: GuestRules, wanted: GuestRules): boolean {
-    return this.change(wanted.owner, old, wanted);
-  }
-
-  remove(rules: GuestRules): boolean {
-    return this.change(rules.owner, rules, undefined);
-  }
-
-  /** Removes a guest's ports alone. */
-  removePorts(rules: GuestRules): boolean {
-    return this.#apply({
-      owner: rules.owner,
-      have: elementsOf(validateRules(rules)).filter(({ value }) => value !== undefined),
-      want: [],
-    });
-  }
-
-  removeOwner(owner: string): boolean {
-    return this.change(owner, "any", undefined);
-  }
-
-  /** {@linkcode differences} as sentences. */
-  check(rules: GuestRules): string[] {
-    return this.differences(rules).map(sentence);
-  }
-
   /** Whether another firewall drops forwarded packets by default. */
   dropsForwarded(): boolean {
     return this.#others().drops();
@@ -238,10 +207,6 @@ export class Firewall implements Disposable {
     const { entries } = this.#store.read([], want);
     return want.filter((element) => !entries.has(entryId(element)))
       .map((element) => ({ layer: "rules", ...this.#store.missing(element) }));
-  }
-
-  checkApart(family: Family, pairs: readonly LinkPair[]): string[] {
-    return this.differencesApart(family, pairs).map(sentence);
   }
 
   /**

@@ -7,7 +7,7 @@
  * @module
  */
 
-import { isIp } from "../inet/ip.ts";
+import { familyOf } from "../inet/ip.ts";
 import type { Flow, FlowMatch } from "../netlink/conntrack.ts";
 import { hostPortOf } from "./guest-elements.ts";
 import { type Entry, entryId } from "./place.ts";
@@ -64,7 +64,7 @@ const PROTOCOL_NAMES: Readonly<Record<number, string>> = { 6: "tcp", 17: "udp", 
 
 /** The identities of the elements that a flow's first packet may have met, in their order. */
 function elementIds({ destination, protocol, destinationPort }: Flow["original"]): string[] {
-  const family = isIp(destination) === 6 ? 6 : 4;
+  const family = familyOf(destination);
   const port = [PROTOCOL_NAMES[protocol] ?? "", `${destinationPort}`];
   return [
     entryId({ set: `ports_at${family}`, key: [destination, ...port] }),

@@ -8,7 +8,7 @@
  */
 
 import { describe, TapkitError } from "../errors.ts";
-import { cidrContains, type Family, isIp, parseCidr } from "../inet/ip.ts";
+import { BITS, cidrContains, type Family, isIp, parseCidr } from "../inet/ip.ts";
 import { type PortMapping, PROTOCOLS, type TakenPorts } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { listRules, type NftTable, tableLabel } from "../netlink/nftables/objects.ts";
@@ -156,7 +156,7 @@ function takenBy(
 function hostAddresses(destination: string, own: () => ReadonlySet<string>): string[] {
   if (!destination.includes("/")) return [destination];
   const cidr = parseCidr(destination);
-  const length = cidr.family === 4 ? 32 : 128;
+  const length = BITS[cidr.family];
   if (cidr.prefixLength === length) return [cidr.address];
   return [...own()].filter((address) =>
     isIp(address) === cidr.family && cidrContains(cidr, address)

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type Family, isIp } from "../inet/ip.ts";
+import { type Family, familyOf, isIp } from "../inet/ip.ts";
 import {
   expandPorts,
   isWildcard,
@@ -130,10 +130,6 @@ export function addressesOf(elements: readonly Entry[]): string[] {
 /** The address families of elements. */
 export function familiesOf(elements: readonly Entry[]): Set<Family> {
   return new Set(elements.map(({ set }): Family => set.endsWith("6") ? 6 : 4));
-}
-
-function familyOf(address: string): Family {
-  return isIp(address) === 6 ? 6 : 4;
 }
 
 /** The name of an element in a finding. */

@@ -6,7 +6,7 @@
  */
 
 import type { Finding } from "../finding.ts";
-import { type Family, isIp } from "../inet/ip.ts";
+import { BITS, type Family, isIp } from "../inet/ip.ts";
 import { optionOf, parseSaved, prefixOption, readOptions, unquoted } from "./iptables-save.ts";
 import type { GuestRules } from "./model.ts";
 import { byId, type Entry, type Found, type Place, type PlaceChange } from "./place.ts";
@@ -127,7 +127,7 @@ function passes(rules: GuestRules, areOpen: boolean, family: Family): string[] {
   const whose = `-m comment --comment ${owner}`;
   const [from, to] = link === "" ? ["", ""] : [` -i ${link}`, ` -o ${link}`];
   return addresses.filter((address) => isIp(address) === family).flatMap((address) => {
-    const host = `${address}/${family === 4 ? 32 : 128}`;
+    const host = `${address}/${BITS[family]}`;
     const state = (name: string) =>
       `-d ${host}${to} -m conntrack --ctstate ${name} ${whose} -j ACCEPT`;
     return [

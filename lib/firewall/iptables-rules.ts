@@ -10,7 +10,7 @@
 
 import { TapkitError } from "../errors.ts";
 import type { Finding } from "../finding.ts";
-import type { Family } from "../inet/ip.ts";
+import { BITS, type Family } from "../inet/ip.ts";
 import { hostPortOf } from "./guest-elements.ts";
 import {
   optionOf,
@@ -127,7 +127,7 @@ export function rulesOfElement(element: Entry): Rule[] {
   const { set, key, value, owner } = element;
   const family = set.endsWith("6") ? 6 : 4;
   const whose = `-m comment --comment ${owner}`;
-  const host = (address: string) => `${address}/${family === 4 ? 32 : 128}`;
+  const host = (address: string) => `${address}/${BITS[family]}`;
   if (value !== undefined) {
     const [target, port] = value;
     const { protocol, hostPort } = hostPortOf(element);

@@ -9,6 +9,7 @@
  */
 
 import { discardFile, readIfThere, removeIfEmpty, replaceFile } from "../files.ts";
+import { bootId } from "../netlink/identity.ts";
 import type { LinkPair } from "./guest-elements.ts";
 
 /** A setting by its path below /proc/sys, and its value. */
@@ -88,10 +89,6 @@ export class Journal {
     const { ino } = Deno.statSync("/proc/thread-self/ns/net");
     return `${this.#directory}/settings-${ino}.json`;
   }
-}
-
-function bootId(): string {
-  return Deno.readTextFileSync("/proc/sys/kernel/random/boot_id").trim();
 }
 
 /** Nobody but root writes it; what is damaged all the same is no knowledge. */

@@ -5,7 +5,16 @@
  */
 
 import { NftablesError, TapkitError } from "../errors.ts";
-import { cstr, libc, openLibrary, type Symbols, syscall } from "../sys/libc.ts";
+import {
+  cstr,
+  F_GETFD,
+  F_SETFD,
+  FD_CLOEXEC,
+  libc,
+  openLibrary,
+  type Symbols,
+  syscall,
+} from "../sys/libc.ts";
 
 /** Each parameter's C type and name stand in a comment. */
 const SYMBOLS = {
@@ -33,11 +42,6 @@ const Nft = {
   NFT_CTX_OUTPUT_JSON: 1 << 4,
   NFT_CTX_OUTPUT_NUMERIC_PROTO: 1 << 7,
 } as const;
-
-/** fcntl.h. */
-const F_GETFD = 1;
-const F_SETFD = 2;
-const FD_CLOEXEC = 1;
 
 /** The texts strerror(3) gives for the errors that the kernel's nf_tables returns. */
 const CODES: readonly (readonly [text: string, code: string])[] = [

@@ -17,7 +17,7 @@
  * @module
  */
 
-import { isIp } from "../inet/ip.ts";
+import { familyOf } from "../inet/ip.ts";
 import { LIMITS_LAYOUT, LIMITS_MESSAGES } from "./main-table.ts";
 import type { GuestRules } from "./model.ts";
 import type { SetDefinition } from "../netlink/nftables/fields.ts";
@@ -180,7 +180,7 @@ export function limitElements({ owner, addresses, limits, mac = "" }: GuestRules
   const limit = exact ? connections : Math.round(connections / SAMPLE);
   elements.push({ set: exact ? "opened" : "opened_sample", key: [mac], limit, owner });
   for (const address of addresses) {
-    const family = isIp(address) === 6 ? 6 : 4;
+    const family = familyOf(address);
     const set = exact ? `reached${family}` as const : `reached_sample${family}` as const;
     elements.push({ set, key: [address], limit, owner });
   }

@@ -6,7 +6,6 @@
  */
 
 import type { NetlinkConnection } from "../netlink/connection.ts";
-import { NetlinkError } from "../netlink/errors.ts";
 import {
   deleteFilter,
   type Filter,
@@ -17,7 +16,7 @@ import {
 } from "../netlink/filter.ts";
 import { addClsactQdisc, deleteQdisc, ingressKind, TC_H } from "../netlink/qdisc.ts";
 import { assembleBpf, Bpf, bpf, type BpfSource } from "../sys/bpf.ts";
-import { Errno } from "../sys/libc.ts";
+import { failedWith } from "../sys/libc.ts";
 import { ANSWER_MARK } from "./ruleset.ts";
 
 /** linux/if_ether.h. */
@@ -95,8 +94,7 @@ export function addLoopbackDrop(nl: NetlinkConnection, index: number): void {
     try {
       return replaceBpfFilter(nl, { ...at, priority, name: "loopback" });
     } catch (error) {
-      const taken = error instanceof NetlinkError && error.errno === Errno.EINVAL;
-      if (!taken || priority === PRIORITIES.at(-1)) throw error;
+      if (!failedWith(error, "EINVAL") || priority === PRIORITIES.at(-1)) throw error;
     }
   }
 }

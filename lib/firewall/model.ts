@@ -5,7 +5,7 @@
  */
 
 import { InputError } from "../errors.ts";
-import { canonicalIp, cidrsOverlap, type Family, isIp, parseCidr } from "../inet/ip.ts";
+import { canonicalIp, cidrsOverlap, type Family, familyOf, isIp, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
 import { findPortOverlap, formatPort, portFamilies, type PortMapping } from "../inet/ports.ts";
 
@@ -102,7 +102,7 @@ export function validateRules(rules: GuestRules): GuestRules {
     throw new InputError(`the rules of ${owner} need the guest's MAC address`);
   }
   const canonical = addresses.map(canonicalIp);
-  const families = canonical.map((address): Family => isIp(address) === 6 ? 6 : 4);
+  const families = canonical.map(familyOf);
   for (const port of ports) validatePort(owner, port, families);
   const pair = findPortOverlap(ports);
   if (pair !== undefined) {

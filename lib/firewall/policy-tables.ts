@@ -9,14 +9,13 @@
  * @module
  */
 
-import { bigIntToIp, type Family, ipToBigInt, isIp, parseCidr } from "../inet/ip.ts";
+import { bigIntToIp, BITS, type Family, familyOf, ipToBigInt, parseCidr } from "../inet/ip.ts";
 import type { EgressRule, GuestRules } from "./model.ts";
 import type { SetDefinition } from "../netlink/nftables/fields.ts";
 import type { Entry } from "./place.ts";
 import type { Chain, Table } from "./table.ts";
 
 const NAME = "tapkit_policy";
-const BITS: Readonly<Record<Family, number>> = { 4: 32, 6: 128 };
 
 /** The fingerprints of the tables; a test compares them. */
 export const POLICY_LAYOUTS = { bridge: "c7720d48", inet: "5056cf67" } as const;
@@ -206,7 +205,7 @@ export function policyElements(
     );
     inet.push({ set: "isolated_links", key: [mac, link], owner });
     for (const address of addresses) {
-      const family = isIp(address) === 6 ? 6 : 4;
+      const family = familyOf(address);
       if (family === 4) {
         bridge.push(
           { set: "isolated_names", key: [address], owner },

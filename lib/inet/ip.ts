@@ -21,12 +21,18 @@ export interface Cidr {
   readonly broadcast: string;
 }
 
-const BITS: Readonly<Record<Family, number>> = { 4: 32, 6: 128 };
+/** The length of a family's addresses in bits. */
+export const BITS: Readonly<Record<Family, number>> = { 4: 32, 6: 128 };
 
 /** The family of an address; 0 for other text. Zones and leading zeros are not accepted. */
 export function isIp(text: string): Family | 0 {
   if (parseIpv4(text) !== undefined) return 4;
   return parseIpv6(text) !== undefined ? 6 : 0;
+}
+
+/** The family of what is known to be an address. */
+export function familyOf(address: string): Family {
+  return isIp(address) === 6 ? 6 : 4;
 }
 
 /**

@@ -280,6 +280,10 @@ export const O_CREAT = 0o100;
 export const O_EXCL = 0o200;
 const O_CLOEXEC = 0o2000000;
 export const O_NONBLOCK = 0o4000;
+/** fcntl(2): two commands and the flag that they read and set. */
+export const F_GETFD = 1;
+export const F_SETFD = 2;
+export const FD_CLOEXEC = 1;
 
 /** Opens a file close-on-exec. */
 export function openFd(path: string, flags: number, mode = 0o600): number {

@@ -6,7 +6,7 @@
  */
 
 import { SyscallError, TapkitError } from "../errors.ts";
-import { cstr, errnoMend, errnoName, libc, O_RDONLY, O_RDWR } from "./libc.ts";
+import { cstr, errnoMend, errnoName, F_SETFD, FD_CLOEXEC, libc, O_RDONLY, O_RDWR } from "./libc.ts";
 
 /** spawn.h of glibc, 64 bits: sizes of its opaque structures, which start as zeros. */
 const Spawn = {
@@ -16,10 +16,8 @@ const Spawn = {
   POSIX_SPAWN_SETSID: 0x80,
 } as const;
 
-/** linux/close_range.h, and fcntl.h for kernels before 5.11. */
+/** linux/close_range.h; fcntl(2) is for kernels before 5.11. */
 const CLOSE_RANGE_CLOEXEC = 4;
-const F_SETFD = 2;
-const FD_CLOEXEC = 1;
 const STDERR = 2;
 
 /**

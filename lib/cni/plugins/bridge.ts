@@ -18,10 +18,9 @@
 import type { Finding } from "../../finding.ts";
 import { parseCidr } from "../../inet/ip.ts";
 import { randomMac } from "../../inet/mac.ts";
-import { NetlinkError } from "../../netlink/errors.ts";
 import { deleteLink, getLink, requireLink, setBridgePort } from "../../netlink/link.ts";
 import { linksOut } from "../../netlink/routing.ts";
-import { Errno } from "../../sys/libc.ts";
+import { failedWith } from "../../sys/libc.ts";
 import type { AddContext, AddOutcome, BuiltinPlugin, CheckContext, DelContext } from "../plugin.ts";
 import { CniCode, CniError, type IpConfig, type PluginConfig, type Result } from "../types.ts";
 import {
@@ -199,7 +198,7 @@ function explainFull<T>(bridge: string, join: () => T): T {
   try {
     return join();
   } catch (cause) {
-    if (!(cause instanceof NetlinkError) || cause.errno !== Errno.EXFULL) throw cause;
+    if (!failedWith(cause, "EXFULL")) throw cause;
     const message = `bridge "${bridge}" is full: it has ${MAX_PORTS} ports, the kernel's limit`;
     const where = { plugin: "bridge", code: CniCode.TRY_AGAIN_LATER };
     const mend = "remove a VM of it, or use a network with another bridge: --network NET";

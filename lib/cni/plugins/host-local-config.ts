@@ -7,6 +7,7 @@
 import { asError, InputError } from "../../errors.ts";
 import {
   bigIntToIp,
+  BITS,
   canonicalIp,
   type Cidr,
   cidrContains,
@@ -145,7 +146,7 @@ function parseRange(network: string, raw: Record<string, unknown>): Range {
   const where = text(network, "subnet", raw.subnet);
   if (where === undefined) return fail(network, `a range without "subnet"`);
   const subnet = parsed(network, () => parseCidr(where));
-  const bits = subnet.family === 4 ? 32 : 128;
+  const bits = BITS[subnet.family];
   if (subnet.prefixLength > bits - 2) {
     return fail(network, `the subnet ${where}, which is too small to give out addresses`);
   }

@@ -12,7 +12,6 @@ import { parseCidr } from "../../inet/ip.ts";
 import { randomMac } from "../../inet/mac.ts";
 import { addAddress, IFA_F, listAddresses } from "../../netlink/address.ts";
 import type { NetlinkConnection } from "../../netlink/connection.ts";
-import { NetlinkError } from "../../netlink/errors.ts";
 import {
   createVeth,
   deleteLink,
@@ -23,7 +22,7 @@ import {
 } from "../../netlink/link.ts";
 import { addRoute, listRoutes } from "../../netlink/route.ts";
 import { linksOut } from "../../netlink/routing.ts";
-import { Errno } from "../../sys/libc.ts";
+import { failedWith } from "../../sys/libc.ts";
 import { withNetns } from "../../sys/netns.ts";
 import { writeSysctl } from "../../sys/sysctl.ts";
 import type { AddContext, CheckContext, Holder } from "../plugin.ts";
@@ -193,7 +192,7 @@ export function configureInterface(
       });
       return true;
     } catch (error) {
-      if (error instanceof NetlinkError && error.errno === Errno.EEXIST) return false;
+      if (failedWith(error, "EEXIST")) return false;
       throw error;
     }
   });
