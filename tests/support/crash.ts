@@ -18,7 +18,7 @@ import {
 } from "./effects.ts";
 import { Host } from "./host.ts";
 import { ROOT } from "./machine.ts";
-import { reboot } from "./reboot.ts";
+import { END_DHCP, reboot } from "./reboot.ts";
 
 /** Whether every effect is taken, not a sample of them: `TAPKIT_CRASH=all`. */
 export const ALL = Deno.env.get("TAPKIT_CRASH") === "all";
@@ -63,8 +63,9 @@ const REMOVE = ["attach-vm", "web", "--remove"] as const;
 /** What leaves nothing that outlives the process: dying there is as dying at the next effect. */
 const ENDS_WITH_PROCESS = ["setns", "unshare", "fsync", "fdatasync"];
 
-/** The host as it comes, whatever an earlier round made of it. */
+/** The host as it comes, whatever an earlier round made of it; its DHCP server would still tidy up. */
 const RESET = `
+${END_DHCP}
 while busybox umount /run/netns; do :; done 2>/dev/null
 rm -rf /etc/cni /var/lib/cni /var/lib/tapkit /run/netns/*
 echo 0 >/proc/sys/net/ipv4/ip_forward
