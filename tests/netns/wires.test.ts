@@ -12,7 +12,6 @@ import {
   type Guarded,
   openWire,
   removeWire,
-  setGuards,
   type Wireable,
   type WireRequest,
 } from "../../lib/vm/wire/wires.ts";
@@ -38,9 +37,7 @@ function makeInterface({ nl }: Sandbox): Interface {
 /** Makes a wire with its guards, as attaching does; returns its mode, and whether it is guarded. */
 function wireUp(request: WireRequest, made: Interface): { mode: AttachMode; guarded: boolean } {
   const mode = addWire(request, made);
-  const guarded = setGuards(request.nl, made);
-  openWire(request.nl, made.name);
-  return { mode, guarded };
+  return { mode, guarded: openWire(request.nl, mode, made) };
 }
 
 /** What differs of a wire and its guards, as sentences. */
@@ -144,7 +141,7 @@ Deno.test("addWire: auto does not fall back where addresses are leased, whose gu
   assertEquals(inspect(sandbox), BARE);
 });
 
-Deno.test("setGuards: without cls_bpf there is no guard, and the wire is made all the same", () => {
+Deno.test("openWire: without cls_bpf there is no guard, and the wire is made all the same", () => {
   for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
     using sandbox = new Sandbox();
     const { nl, netns } = sandbox;

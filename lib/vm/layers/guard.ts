@@ -10,7 +10,7 @@ import type { NetlinkConnection } from "../../netlink/connection.ts";
 import type { GuardPolicy } from "../wire/guard.ts";
 import type { Both, NetworkFact } from "../record/attachment.ts";
 import { portsOf } from "../record/derive.ts";
-import { guestsOf } from "../record/served.ts";
+import { guestsOf, isPoliced } from "../record/served.ts";
 import type { Host } from "../session.ts";
 import { checkGuards, type Guarded, openWire, setGuards } from "../wire/wires.ts";
 import type { Context, Layer } from "./layer.ts";
@@ -26,7 +26,7 @@ export const guardLayer: Layer<Both> = {
     return {
       guest: { antispoof, linkLocal, links: facts.networks.map(({ link }) => link) },
       // They let the answers of published ports pass.
-      policy: isPoliced(at)
+      policy: isPoliced(at.spec.policy)
         ? { isolated, denyEgress, allowEgress, reachableFrom, ports: portsOf(claims) }
         : undefined,
     };
@@ -50,9 +50,8 @@ export const guardLayer: Layer<Both> = {
     const { nl } = vm.require(to.facts.netns);
     const kept = await keptPolicies(host, to, { fixing: true });
     const networks = to.facts.networks.map((fact, index) => {
-      const done = setGuards(nl, guarded(to, fact), kept[index]);
+      const done = openWire(nl, fact.wire!.mode, guarded(to, fact), kept[index]);
       if (!done) noteUnguarded(host, fact);
-      openWire(nl, fact.attachment.ifName);
       return { ...fact, wire: { ...fact.wire!, guarded: done } };
     });
     return { ...to, facts: { ...to.facts, networks } };
@@ -100,10 +99,6 @@ function noteUnguarded({ note }: Host, { attachment: { ifName }, link }: Network
   );
 }
 
-function isPoliced({ spec: { policy } }: Both): boolean {
-  return policy.isolated || policy.denyEgress.length > 0;
-}
-
 /**
  * What the guards of each interface keep of the VM's policy, where it has one.
  *
@@ -114,7 +109,7 @@ async function keptPolicies(
   at: Both,
   { fixing = false } = {},
 ): Promise<readonly (GuardPolicy | undefined)[]> {
-  if (!isPoliced(at)) return [];
+  if (!isPoliced(at.spec.policy)) return [];
   const { fixBridges, keptPolicies } = await import("../wire/kept-policy.ts");
   if (fixing) fixBridges(nl, guestsOf(at));
   return keptPolicies(nl, at);

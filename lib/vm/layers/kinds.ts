@@ -7,7 +7,7 @@
 import { type AddressAttachment, servedAddress } from "../record/address.ts";
 import type { Both } from "../record/attachment.ts";
 import { asksForLimits } from "../limits.ts";
-import { servedVm } from "../record/served.ts";
+import { isPoliced, servedVm } from "../record/served.ts";
 import type { Host } from "../session.ts";
 import { guardLayer } from "./guard.ts";
 import type { Context, Layer } from "./layer.ts";
@@ -52,8 +52,7 @@ export function servingLayers<B>(layers: readonly Layer<B>[]): Layer<B>[] {
 }
 
 async function requirePolicy({ host }: Context<Both>, to: Both): Promise<void> {
-  const { isolated, denyEgress } = to.spec.policy;
-  if (!isolated && denyEgress.length === 0) return;
+  if (!isPoliced(to.spec.policy)) return;
   const { requireEnforceable } = await import("../policy.ts");
   requireEnforceable(to, { hostNl: host.session.nl, note: (text) => host.note(text) });
 }

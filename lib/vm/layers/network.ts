@@ -20,7 +20,7 @@ import { limitsOf } from "../limits.ts";
 import { assertAsAsked, describeLink, explainSecond, planNetworks } from "../network/plan.ts";
 import type { Both, GuestLink, NetworkFact } from "../record/attachment.ts";
 import { linkNames, ownerTag } from "../record/identity.ts";
-import { bindClaims } from "../record/served.ts";
+import { bindClaims, isPoliced } from "../record/served.ts";
 import { hostResolvers, resolversOf } from "../resolvers.ts";
 import type { Host } from "../session.ts";
 import { guardSettings } from "../settings.ts";
@@ -71,15 +71,19 @@ export const networkLayer: Layer<Both> = {
       const added = await add(context, to, index, had).catch((error) => {
         throw explainSecond(error, attachment.network, made.map((fact) => fact.attachment));
       });
-      const { hostNl, vmNl } = endsOf(context, to);
-      const ends = { hostNl, vmNl, note: host.note };
+      const ends = endsOf(context, to);
       const links = made.map(({ link }) => link!);
-      const link = describeLink(vmNl, added.attachment, added.result, links);
+      const link = describeLink(ends.vmNl, added.attachment, added.result, links);
       const { network, ifName } = attachment;
       const asked = index === 0 ? { ip: spec.ip, mac: spec.mac } : {};
       assertAsAsked(link, { network, ifName, ...asked, before: had }, host.note);
-      const reach = reachOf(added.guest, ifName, link, ends);
-      const limits = limitsOf(reach, spec.policy, hostNl);
+      const reach = reachOf(added.guest, {
+        ...ends,
+        ifName,
+        link,
+        policed: isPoliced(spec.policy),
+      });
+      const limits = limitsOf(reach, spec.policy, ends.hostNl);
       const { attachment: chain, result } = added;
       made.push({ attachment: chain, link, reach, ...limits === undefined ? {} : { limits } });
       results.push(result);

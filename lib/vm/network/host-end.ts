@@ -45,14 +45,18 @@ export function findHostEnd(ifName: string, { hostNl, vmNl }: LinkEnds): HostEnd
  * to it.
  *
  * @param said what its plugins say of the firewall; absent where they ask nothing of it
+ * @param policed whether the host's end has to be known where its plugins say all else
  */
 export function reachOf(
   said: GuestRules | undefined,
-  ifName: string,
-  { addresses }: GuestLink,
-  ends: LinkEnds,
+  { ifName, link: { addresses }, policed, ...ends }: LinkEnds & {
+    readonly ifName: string;
+    readonly link: GuestLink;
+    readonly policed: boolean;
+  },
 ): Reach {
-  const end = findHostEnd(ifName, ends);
+  const known = said?.forward === true && said.link !== "";
+  const end = known && !policed ? undefined : findHostEnd(ifName, ends);
   const own = addresses.map(({ address }) => addressOf(address));
   const reach: Reach = {
     link: said?.link ?? "",
@@ -63,7 +67,7 @@ export function reachOf(
     ...end?.master?.kind === "bridge" ? { bridge: end.master.name } : {},
   };
   const [first] = own;
-  if (first === undefined || reach.forward && reach.link !== "") return reach;
+  if (first === undefined || known) return reach;
   const { hostNl } = ends;
   const towards = reach.link || linkTowards(hostNl, first);
   if (!towards) return reach;

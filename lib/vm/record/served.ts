@@ -87,12 +87,17 @@ export function egressOf({ denyEgress, allowEgress }: Policy): EgressRule[] {
   ];
 }
 
+/** Whether a guest is isolated, or its egress is restricted. */
+export function isPoliced({ isolated, denyEgress }: Policy): boolean {
+  return isolated || denyEgress.length > 0;
+}
+
 /** The rules of each interface that is there. */
 export function guestsOf(both: Both): GuestRules[] {
   const { spec, facts: { networks } } = both;
   const { isolated, reachableFrom } = spec.policy;
   const egress = egressOf(spec.policy);
-  const policed = isolated || egress.length > 0;
+  const policed = isPoliced(spec.policy);
   return networks.flatMap(({ attachment, link, reach, limits }, index) => {
     if (link === undefined || reach === undefined) return [];
     const { hostEnd, bridge, ...reached } = reach;

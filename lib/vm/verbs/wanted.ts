@@ -16,7 +16,7 @@ import { claimPorts, verifyClaims } from "../ports.ts";
 import type { Both, Claim, NetworkFact, Spec } from "../record/attachment.ts";
 import { claimsBy } from "../record/derive.ts";
 import { type Identity, ownNetnsPath } from "../record/identity.ts";
-import { unboundPorts } from "../record/served.ts";
+import { isPoliced, unboundPorts } from "../record/served.ts";
 import { mergeSpec, specOf, withRequest } from "../record/spec.ts";
 import { readPorts } from "../request.ts";
 import { supervised } from "../running.ts";
@@ -122,8 +122,7 @@ export async function withClaims(at: Both, claims: readonly Claim[]): Promise<Bo
 function refreshed(context: Context<Both>, from: Both, to: Both): Both {
   const { host: { session: { nl: hostNl } }, vm } = context;
   const { policy } = to.spec;
-  const policed = policy.isolated || policy.denyEgress.length > 0;
-  const vmNl = policed && !isSame(policy, from.spec.policy)
+  const vmNl = isPoliced(policy) && !isSame(policy, from.spec.policy)
     ? vm.find(to.facts.netns)?.nl
     : undefined;
   const networks = to.facts.networks.map((fact): NetworkFact => {

@@ -33,6 +33,7 @@ import type { Wire } from "./wire.ts";
  */
 export const innerBridge: Wire = {
   movesIdentity: true,
+  hasIngress: false,
 
   join({ nl, netns, names, link, tap, mac }) {
     const bridge = createBridge(nl, {

@@ -33,6 +33,8 @@ const REDIRECT_PRIORITY = 2;
 export const redirect: Wire = {
   movesIdentity: false,
 
+  hasIngress: true,
+
   join({ nl, link, tap }) {
     for (const { index } of [tap, link]) addIngressQdisc(nl, index);
     for (const [from, to] of [[tap, link], [link, tap]] as const) {

@@ -25,6 +25,8 @@ export interface WireEnds {
 export interface Wire {
   /** Whether address, MAC and routes of the interface are the guest's alone from then on. */
   readonly movesIdentity: boolean;
+  /** Whether joining gives both ends an ingress qdisc. */
+  readonly hasIngress: boolean;
   /** Joins the ends. */
   join(ends: WireEnds & { readonly netns: Netns }): void;
   /** Takes the join away, and the ends' filters; what is not there is no error. */

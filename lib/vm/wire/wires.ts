@@ -112,11 +112,6 @@ export function addWire(request: WireRequest, made: Wireable): AttachMode {
   throw new RangeError("no mode is wanted");
 }
 
-/** Sets an interface's TAP up, once its guards are there. */
-export function openWire(nl: NetlinkConnection, ifName: string): void {
-  setLink(nl, requireLink(nl, linkNames(ifName).tap).index, { up: true });
-}
-
 /** Modes in the order `auto` tries them; where addresses are leased, those that leave them there. */
 function modesFor({ leased }: Wireable): AttachMode[] {
   return leased ? MODES.filter((mode) => !movesIdentity(mode)) : MODES;
@@ -148,20 +143,21 @@ export interface Guarded extends Pick<GuestLink, "mac" | "addresses" | "leased">
 }
 
 /**
- * Puts the guards on both ends, before anything can pass, or these in place of others while the
- * guest runs.
+ * Puts the guards on both ends, or these in place of others while the guest runs.
  *
+ * @param mode of a wire that was just made, whose own means may need an ingress qdisc, too
  * @returns false where the kernel has no means for it
  */
 export function setGuards(
   nl: NetlinkConnection,
   guarded: Guarded,
   policy?: GuardPolicy,
+  mode?: AttachMode,
 ): boolean {
   try {
     for (const { link, program } of guards(guarded, policy)) {
       const { index } = requireLink(nl, link);
-      addIngressQdisc(nl, index);
+      if (mode === undefined || !WIRES[mode].hasIngress) addIngressQdisc(nl, index);
       replaceBpfFilter(nl, { index, priority: GUARD_PRIORITY, name: "guard", program });
     }
     return true;
@@ -169,6 +165,22 @@ export function setGuards(
     if (lacksFeature(error)) return false;
     throw error;
   }
+}
+
+/**
+ * Puts the guards on both ends of a wire that was just made, then sets its TAP up.
+ *
+ * @returns false where the kernel has no means to guard it
+ */
+export function openWire(
+  nl: NetlinkConnection,
+  mode: AttachMode,
+  guarded: Guarded,
+  policy?: GuardPolicy,
+): boolean {
+  const done = setGuards(nl, guarded, policy, mode);
+  setLink(nl, requireLink(nl, linkNames(guarded.name).tap).index, { up: true });
+  return done;
 }
 
 /** What differs from what {@linkcode setGuards} put there. */
@@ -227,7 +239,7 @@ export function removeWire(nl: NetlinkConnection, ifName: string, mode: WantedMo
   for (const one of mode === "auto" ? MODES : [mode]) WIRES[one].part(nl, names);
 }
 
-/** What differs from what {@linkcode addWire} made, and {@linkcode openWire} opened. */
+/** What differs from what {@linkcode addWire} made and {@linkcode openWire} opened. */
 export function checkWire(
   nl: NetlinkConnection,
   { name, mac, mtu, mode }: Wireable & { readonly mode: AttachMode },
