@@ -73,7 +73,7 @@ export async function bring<B>(
   layers: readonly Layer<B>[],
   context: Context<B>,
   course: PlannedCourse<B>,
-  record: (course: PlannedCourse<B>) => void,
+  record: (course: PlannedCourse<B>) => void | Promise<void>,
 ): Promise<Brought<B>> {
   const { from, made } = course;
   const changes: Change[] = [];
@@ -105,7 +105,7 @@ export async function bring<B>(
       };
       const wider = { ...context, found: [...context.found, lost] };
       const again = await planCourse(layers, wider, course);
-      record(again);
+      await record(again);
       return await bring(layers, wider, again, record);
     }
     at = brought;

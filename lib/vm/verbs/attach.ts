@@ -15,6 +15,7 @@ import { nameHolder } from "../network/plan.ts";
 import { choosingAgain } from "../ports.ts";
 import type { Attachment, Both, Spec } from "../record/attachment.ts";
 import { recordOf } from "../record/derive.ts";
+import { guestsOf } from "../record/served.ts";
 import { announce, refuseElsewhere } from "../record/elsewhere.ts";
 import { claimId, releaseId } from "../record/ids.ts";
 import { canonicalNetns } from "../record/netns-path.ts";
@@ -22,7 +23,7 @@ import { attachedSide, deleteVm, readVm, unfinished, writeVm } from "../record/s
 import { validateAttach } from "../request.ts";
 import { currentResolvers, hostResolvers } from "../resolvers.ts";
 import { describeTapUsers } from "../running.ts";
-import type { Attached, AttachRequest, Difference, HostOptions } from "../types.ts";
+import type { Attached, AttachRequest, HostOptions } from "../types.ts";
 import { noteRepairs } from "./notes.ts";
 import { removeRecorded } from "./take-away.ts";
 import { askedPorts, type Running, wantedOf } from "./wanted.ts";
@@ -138,11 +139,13 @@ async function attachOnce(
   const from = recorded && withCurrentResolvers(recorded);
   const found = from === undefined ? [] : await look(layers, context, from);
   if (from !== undefined) noteRepairs(host, name, found);
-  const remade = isRemade(found, "network");
+  const remade = found.some(({ layer, repair }) =>
+    repair === "recreate" && (layer === "netns" || layer === "network")
+  );
   const layered: Context<Both> = {
     ...context,
     found,
-    keepLeases: keepLeases && remade && mayKeep(from!),
+    keepLeases: keepLeases && from !== undefined && mayKeep(from),
   };
   const { undo } = context;
   try {
@@ -151,13 +154,15 @@ async function attachOnce(
     const nothing = course.made.size === 0 && context.cutOff === undefined &&
       found.every(({ repair }) => repair === "none") && isSame(from, course.to);
     if (nothing) return await unchanged(layered, from!, recorded!);
-    if (isRemade(found, "wire")) await noteTapUsers(layered, from!);
     undo.push(`record of "${name}"`, (failures) => {
       // What is in doubt by now, the same command looks at whole.
       if (failures.length === 0 || stored === undefined) putBack(work, stored);
     });
-    const record = (planned: PlannedCourse<Both>) => journal(work, from, planned);
-    record(course);
+    const record = async (planned: PlannedCourse<Both>) => {
+      if (from !== undefined && planned.made.has("wire")) await noteTapUsers(work, from);
+      journal(work, from, planned);
+    };
+    await record(course);
     const { at, changes } = await bring(layers, layered, course, record);
     await checkpoint(host.signal);
     writeVm(host, name, { is: "attached", at });
@@ -186,8 +191,13 @@ function putBack({ host, id }: VmWork, stored: Attachment | undefined): void {
   deleteVm(host, id.name);
 }
 
-/** Nothing is to do but what a process that was killed may have left, and what is told to guests. */
+/** Nothing is to do but what a process that was killed may have left, and what guests are told. */
 async function unchanged({ host }: Context<Both>, at: Both, recorded: Both): Promise<Attached> {
+  // A batch ends old connections some time after it records its VMs; a TCP port has none that is free.
+  if (at.spec.claims.some(({ protocol }) => protocol !== "tcp")) {
+    const firewall = await host.session.firewall(at.spec.firewall);
+    for (const rules of guestsOf(at)) firewall.endStaleFlows(rules);
+  }
   await checkpoint(host.signal);
   if (!isSame(at, recorded)) writeVm(host, at.spec.id.name, { is: "attached", at });
   return { record: recordOf(at), changes: [], tapReplaced: false };
@@ -199,12 +209,6 @@ function withCurrentResolvers(at: Both): Both {
   return isSame(dns, at.facts.dns) ? at : { ...at, facts: { ...at.facts, dns } };
 }
 
-/** Whether a layer is made anew for what was found. */
-function isRemade(found: readonly Difference[], layer: "network" | "wire"): boolean {
-  const below = layer === "network" ? ["netns", "network"] : ["netns", "network", "wire"];
-  return found.some((one) => one.repair === "recreate" && below.includes(one.layer));
-}
-
 /** Whether ADD alone may give a VM its addresses again. */
 function mayKeep({ facts: { networks } }: Both): boolean {
   return networks.some(({ link }) => (link?.addresses.length ?? 0) > 0) &&
@@ -212,7 +216,7 @@ function mayKeep({ facts: { networks } }: Both): boolean {
 }
 
 /** Who runs the guest has to know that its TAP becomes another one. */
-async function noteTapUsers({ host }: Context<Both>, { facts }: Both): Promise<void> {
+async function noteTapUsers({ host }: VmWork, { facts }: Both): Promise<void> {
   const users = await describeTapUsers(facts.netns);
   if (users === undefined) return;
   host.note(`warning: the TAP that ${users} has open is made anew, and has to be opened again`);
