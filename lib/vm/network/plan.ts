@@ -20,6 +20,7 @@ import type { GuestLink, NetworkFact, Spec } from "../record/attachment.ts";
 import { claimsBy } from "../record/derive.ts";
 import { nameOfId } from "../record/ids.ts";
 import type { HostPaths } from "../record/paths.ts";
+import type { Host } from "../session.ts";
 import { unboundPorts } from "../record/served.ts";
 import { guestIdentity } from "./routers.ts";
 import { movesIdentity } from "../wire/wires.ts";
@@ -33,15 +34,15 @@ import { movesIdentity } from "../wire/wires.ts";
  * @throws {TapkitError} for a network that is not there, is broken, or overlaps the host's routes
  */
 export async function planNetworks(
-  { host, hostNl }: { readonly host: HostPaths; readonly hostNl: NetlinkConnection },
+  { host, hostNl }: Place,
   spec: Spec,
   before: readonly NetworkFact[] = [],
 ): Promise<NetworkAttachment[]> {
   const { ip, mac, bandwidth, mode, plugins, capabilities, cniArgs, id } = spec;
   const ports = unboundPorts(claimsBy(spec.claims, "attach"), before[0]?.link);
-  const lists = spec.networks.length === 0
-    ? [firstNetwork(host)]
-    : spec.networks.map((name) => requireNetwork(host, name, before.length > 0));
+  const again = before.length > 0;
+  const names = spec.networks.length === 0 ? [undefined] : spec.networks;
+  const lists = names.map((name) => readOnce({ host, hostNl }, name, again));
   const undeclared = Object.keys(capabilities)
     .find((name) => !lists.some((list) => declares(list, name)));
   if (undeclared !== undefined) {
@@ -69,8 +70,6 @@ export async function planNetworks(
       )
       : { list: configured, ips: wanted };
     const isDefault = list.name === DEFAULT_NETWORK;
-    // How the subnets of other networks and the host's routes go together is their makers' business.
-    if (isDefault) assertNoOverlap(list, hostNl);
     if (bandwidth !== undefined && !declares(list, "bandwidth")) {
       throw new InputError(`network "${list.name}" cannot limit bandwidth`, {
         mend: 'add {"type": "bandwidth", "capabilities": {"bandwidth": true}} to ' +
@@ -252,6 +251,41 @@ export function assertAsAsked(
 function sameCidr(a: string, b: string): boolean {
   const [one, other] = [parseCidr(a), parseCidr(b)];
   return one.address === other.address && one.prefixLength === other.prefixLength;
+}
+
+/** A host whose networks are read. */
+interface Place {
+  readonly host: Host;
+  readonly hostNl: NetlinkConnection;
+}
+
+/** What a session has read. */
+class ReadNetwork implements Disposable {
+  readonly list: NetworkConfigList;
+
+  constructor(list: NetworkConfigList) {
+    this.list = list;
+  }
+
+  [Symbol.dispose](): void {}
+}
+
+/**
+ * The configuration of a network, or of the first one, read once a session.
+ *
+ * @throws {TapkitError} for the default network, when it overlaps the host's routes; how others go
+ * together with them is their makers' business
+ */
+function readOnce(
+  { host, hostNl }: Place,
+  name: string | undefined,
+  again: boolean,
+): NetworkConfigList {
+  return host.session.keep(`network ${name ?? ""} of ${host.confDir}`, () => {
+    const list = name === undefined ? firstNetwork(host) : requireNetwork(host, name, again);
+    if (list.name === DEFAULT_NETWORK) assertNoOverlap(list, hostNl);
+    return new ReadNetwork(list);
+  }).list;
 }
 
 /** The first network of the directory; the default one is installed where there is none. */
