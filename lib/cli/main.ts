@@ -240,13 +240,9 @@ function isList<T>(vms: readonly T[] | AsyncIterable<T>): vms is readonly T[] {
 }
 
 /** A function that calls `act` the first time only. */
-export function once(act: () => void): () => void {
-  let called = false;
-  return () => {
-    if (called) return;
-    called = true;
-    act();
-  };
+export function once<T>(act: () => Promise<T>): () => Promise<T> {
+  let result: Promise<T> | undefined;
+  return () => result ??= act();
 }
 
 /** An AbortSignal that SIGINT and SIGTERM abort. */

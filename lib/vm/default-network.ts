@@ -1,5 +1,5 @@
 /**
- * Installing the default network on this host, and removing it when no VM is on it.
+ * Installing the default network, and removing it when no VM is on it.
  *
  * @module
  */
@@ -15,16 +15,16 @@ import { lockHost, tidyState } from "./record/locks.ts";
 import { readVms, sidesOf } from "./record/store.ts";
 import type { HostOptions } from "./types.ts";
 
-/** How to install the default network, or what else to do with it. */
+/** How to install, print, check or remove the default network. */
 export type InstallOptions = HostOptions & Omit<DefaultCniOptions, "confDir" | "inUse" | "nl">;
 
 /**
- * Writes `10-ignite.conflist` unless the directory holds a CNI configuration already; or prints,
- * checks or removes it, as the options say.
+ * Writes `10-ignite.conflist` unless the directory has a CNI configuration already. With other
+ * options it prints, checks or removes the file.
  *
- * @throws {InputError} for a malformed or overlapping prefix, a bridge's name, an MTU
- * @throws {TapkitError} when no subnet is free, the directory cannot be written, or the file to
- * remove was edited or has VMs on its network
+ * @throws {InputError} for a malformed or overlapping prefix, bridge name or MTU
+ * @throws {TapkitError} when no subnet is free, when the directory cannot be written, or when the
+ * file to remove was edited or VMs are on its network
  */
 export async function installDefaultCni(options: InstallOptions = {}): Promise<DefaultCniReport> {
   const host = hostPaths(options);

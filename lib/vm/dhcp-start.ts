@@ -1,12 +1,12 @@
 /**
- * Seeing to it that a DHCP server runs, without loading one.
+ * Starting the DHCP server, and checking that it runs, without loading its code.
  *
  * @module
  */
 
 import { describe } from "../errors.ts";
-import { spawnDetached } from "../exec.ts";
 import { isThere } from "../files.ts";
+import { ipv4Of } from "./record/derive.ts";
 import { type HostPaths, hostPaths, recordNames } from "./record/paths.ts";
 import { dhcpFile, isDhcpServed, lockDhcpServer } from "./record/locks.ts";
 import { recordTime } from "./record/store.ts";
@@ -16,30 +16,33 @@ const UNIT = "tapkit-dhcp.service";
 const UNIT_DIRS = ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system"];
 
 /**
- * Starts the DHCP server unless one runs: the installed systemd unit if there is one, else a
- * transient unit, else a detached process. Does not wait for it. What is attached is not undone
- * where it cannot be started: that is noted.
+ * Starts the DHCP server unless one runs: the installed systemd unit, else a transient unit, else a
+ * detached process. Does not wait for the server. If it cannot be started, `note` gets a warning.
  *
- * @param command the program and arguments that serve, for the last two
+ * @param command the program and arguments of the server, for the last two
  */
-export function ensureDhcpServer(options: HostOptions, command: readonly string[]): void {
+export async function ensureDhcpServer(
+  options: HostOptions,
+  command: readonly string[],
+): Promise<void> {
   const host = hostPaths(options);
   try {
-    startDhcpServer(host, command);
+    await startDhcpServer(host, command);
   } catch (error) {
     host.note(
-      `warning: guests get no lease, as the DHCP server was not started: ${describe(error)}: ` +
-        "run serve-dhcp when that is mended",
+      `warning: guests get no lease, because the DHCP server did not start: ${describe(error)}: ` +
+        "run serve-dhcp when that is repaired",
     );
   }
 }
 
-function startDhcpServer(host: HostPaths, command: readonly string[]): void {
+async function startDhcpServer(host: HostPaths, command: readonly string[]): Promise<void> {
   if (recordNames(host).length === 0) return;
   {
     using free = lockDhcpServer(host);
     if (free === undefined) return;
   }
+  const { spawnDetached } = await import("../exec.ts");
   const [program = "", ...args] = command;
   if (!underSystemd()) {
     return spawnDetached(program, [...args, `--log-file=${dhcpFile(host, "log")}`]);
@@ -52,19 +55,13 @@ function startDhcpServer(host: HostPaths, command: readonly string[]): void {
   spawnDetached("systemd-run", [...unit, ...again, "--", program, ...args]);
 }
 
-/** How long a server may take to start. */
+/** The time that a server has to start. */
 const START_MS = 10_000;
 const LOOK_EVERY_MS = 20;
 
-/**
- * What is wrong with the DHCP of a VM: nobody answers it. One that was attached just now is given
- * the time in which the server starts.
- */
+/** Reports that no server answers the DHCP of a VM. Waits for the server of a VM attached just now. */
 export async function checkDhcp(host: HostPaths, record: VmRecord): Promise<Difference[]> {
-  const asks = record.interfaces.some(({ addresses }) =>
-    addresses.some(({ address }) => !address.includes(":"))
-  );
-  if (!asks) return [];
+  if (!record.interfaces.some(ipv4Of)) return [];
   const deadline = recordTime(host, record.vm) + START_MS;
   while (!isDhcpServed(host)) {
     if (Date.now() >= deadline) return [NOT_SERVED];
@@ -76,11 +73,11 @@ export async function checkDhcp(host: HostPaths, record: VmRecord): Promise<Diff
 const NOT_SERVED: Difference = {
   layer: "dhcp",
   object: "no DHCP server",
-  problem: "runs, so guests get no lease: attaching again starts one",
+  problem: "runs, so guests get no lease: attach again to start one",
   repair: "live",
 };
 
-/** Whether systemd runs here, and would start the server among the mounts this process sees. */
+/** Whether systemd runs here, in the mount namespace of this process. */
 function underSystemd(): boolean {
   if (!isThere("/run/systemd/system")) return false;
   try {

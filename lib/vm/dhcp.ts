@@ -1,5 +1,5 @@
 /**
- * DHCP for every attached VM of the host, from one process that follows the records.
+ * DHCP for all attached VMs of the host, from one process that watches the records.
  *
  * @module
  */
@@ -10,47 +10,45 @@ import { TapkitError } from "../errors.ts";
 import type { Lock } from "../sys/flock.ts";
 import { Inotify, InotifyEvent } from "../sys/inotify.ts";
 import type { Attachment, Both } from "./record/attachment.ts";
-import { linkNames, ownerTag, vmOfTag } from "./record/identity.ts";
+import { interfacesOf, ipv4Of } from "./record/derive.ts";
+import { ownerTag, vmOfTag } from "./record/identity.ts";
 import { LeaseBook } from "./leases.ts";
-import { type HostPaths, hostPaths, recordNames } from "./record/paths.ts";
+import { type HostPaths, hostPaths, namesOfRecords, recordNames } from "./record/paths.ts";
 import { lockDhcpServer, tidyState } from "./record/locks.ts";
 import { attachedSide, inRecordsDir, readVms } from "./record/store.ts";
 import { currentResolvers, HostResolvers } from "./resolvers.ts";
 import type { HostOptions, VmDns } from "./types.ts";
 
-/**
- * A guest asks again every hour, so that it learns of other resolvers; and it keeps its address for a
- * day while nobody answers.
- */
+/** A guest renews every hour, to learn about new resolvers. Without an answer it keeps its address for a day. */
 const RENEWAL_SECONDS = 3600;
 const LEASE_SECONDS = 24 * RENEWAL_SECONDS;
 
-/** How long to serve. */
+/** How to serve DHCP. */
 export interface ServeOptions extends HostOptions {
-  /** Whether to end when no VM is attached; then another server running already is no error. */
+  /** Whether to end when no VM is attached. Then it is not an error that another server runs. */
   readonly exitWhenIdle?: boolean;
-  /** Ends the service. */
+  /** Ends the server. */
   readonly signal?: AbortSignal;
 }
 
 /**
- * Answers DHCP on the TAP of every attached VM, and follows attachments as they come and go.
+ * Answers DHCP on the TAPs of all attached VMs, and watches for VMs that are attached and removed.
  *
  * One process serves a host. It needs no address: it reads and writes frames on the TAPs.
  *
- * @throws {TapkitError} when another process serves already, unless `exitWhenIdle`
+ * @throws {TapkitError} when another process serves this host, unless `exitWhenIdle`
  */
 export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
   const host = hostPaths(options);
   const { exitWhenIdle = false, signal } = options;
   try {
-    // A VM attached between the last look and the lock's release found the server running.
+    // A VM may be attached between the last look and the release of the lock: it saw a server running.
     do {
       using lock = await lockSoon(host);
       if (lock === undefined) {
         if (exitWhenIdle) return;
-        throw new TapkitError(`DHCP of ${host.stateDir} is answered by another process already`, {
-          mend: "end that one first, or leave it to its work",
+        throw new TapkitError(`another process answers DHCP for ${host.stateDir} already`, {
+          mend: "end that process first, or let it serve",
         });
       }
       await serveUntilDone(host, exitWhenIdle, signal);
@@ -60,7 +58,7 @@ export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
   }
 }
 
-/** Whoever only looks whether a server runs has the lock for a moment. */
+/** A process that checks whether a server runs holds the lock for a moment. */
 async function lockSoon(host: HostPaths): Promise<Lock | undefined> {
   for (let attempt = 1; attempt < LOCK_ATTEMPTS; attempt++) {
     const lock = lockDhcpServer(host);
@@ -91,9 +89,10 @@ async function serveUntilDone(
   const idle = new AbortController();
   let watched: number | undefined;
   const follow = () => {
-    let changed = changedVms(inotify.drain());
+    const files = inotify.drain();
+    let changed = files && new Set(namesOfRecords(files));
     if (exitWhenIdle && recordNames(host).length === 0) return idle.abort();
-    // The directory goes with the last VM, and its watch with it.
+    // The directory is deleted with the last VM, and its watch with it.
     const events = InotifyEvent.MOVED_TO | InotifyEvent.DELETE;
     const watch = inRecordsDir(host, (directory) => inotify.watch(directory, events));
     if (watch !== watched) changed = undefined;
@@ -101,7 +100,7 @@ async function serveUntilDone(
     const names = new Set(recordNames(host));
     book.keep((key) => names.has(vmOfTag(key)));
     if (changed === undefined) return server.sync(taps(readVms(host)));
-    // Reading all of them at each change would take the longer the more there are.
+    // Reading all records at each change would take longer with every VM.
     for (const key of server.errors.keys()) changed.add(vmOfTag(key));
     const records = readVms(host, [...changed]);
     server.sync(taps(records), (key) => changed.has(vmOfTag(key)));
@@ -112,18 +111,8 @@ async function serveUntilDone(
   await server.run(AbortSignal.any(signals));
 }
 
-/** The VMs whose records changed, by the names of the files that did. */
-function changedVms(files: ReadonlySet<string> | undefined): Set<string> | undefined {
-  if (files === undefined) return undefined;
-  const suffix = ".json";
-  return new Set(
-    [...files].filter((name) => name.endsWith(suffix))
-      .map((name) => name.slice(0, -suffix.length)),
-  );
-}
-
 /**
- * What the server needs to know of a VM: one entry for each interface with an IPv4 address.
+ * What the server needs for a VM: one entry for each interface with an IPv4 address.
  *
  * @param host the host's resolvers, for a VM whose networks name none
  */
@@ -132,22 +121,21 @@ export function dhcpTaps(at: Both | undefined, host: VmDns): DhcpTap[] {
   const { spec: { id }, facts } = at;
   const { nameservers, search } = currentResolvers(facts, host);
   const { path, is } = facts.netns;
-  return facts.networks.flatMap(({ attachment: { ifName }, link }) => {
-    const main = link?.addresses.find(({ address }) => !address.includes(":"));
-    if (link === undefined || main === undefined) return [];
+  return interfacesOf(at).flatMap((link) => {
+    const main = ipv4Of(link);
+    if (main === undefined) return [];
     return [{
-      key: ownerTag(id, ifName),
+      key: ownerTag(id, link.name),
       netnsPath: path,
       ...is === undefined ? {} : { netnsIs: is },
-      tap: linkNames(ifName).tap,
+      tap: link.tap,
       guest: {
+        ...main,
         mac: link.mac,
-        address: main.address,
-        ...main.gateway === undefined ? {} : { gateway: main.gateway },
         routes: link.routes.filter(({ dst }) => !dst.includes(":")),
         nameservers,
         search,
-        // RFC 1123 has no underscore.
+        // RFC 1123 does not allow an underscore.
         hostname: id.name.replaceAll("_", "-"),
         mtu: link.mtu,
         leaseSeconds: LEASE_SECONDS,

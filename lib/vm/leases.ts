@@ -1,16 +1,18 @@
 /**
- * Which guest asked for its address, and when: kept by the DHCP server for whoever wants to know.
+ * Which guest asked for its address, and when. The DHCP server writes it for `--list`.
  *
  * @module
  */
 
 import { readIfThere, replaceFile } from "../files.ts";
+import { interfacesOf, ipv4Of } from "./record/derive.ts";
+import { ownerTag } from "./record/identity.ts";
 import { type HostPaths, hostPaths } from "./record/paths.ts";
 import { dhcpFile } from "./record/locks.ts";
 import { attachedSide, readVms } from "./record/store.ts";
 import type { HostOptions } from "./types.ts";
 
-/** What became of the DHCP of one interface. */
+/** The DHCP lease of one interface. */
 export interface GuestLease {
   readonly vm: string;
   /** `"eth0"`. */
@@ -18,42 +20,42 @@ export interface GuestLease {
   readonly mac: string;
   /** With its prefix length. */
   readonly address: string;
-  /** When the guest was last given it, in ISO 8601; `null` when it has not asked yet. */
+  /** When the guest last got it, in ISO 8601; `null` if the guest has not asked yet. */
   readonly asked: string | null;
 }
 
-/** When who asked, by `"web/eth0"`. */
+/** When each guest asked, by `"web/eth0"`. */
 type Asked = Readonly<Record<string, string>>;
 
-/** A guest that asks without end has the file written no oftener; milliseconds. */
+/** The least time between two writes of the file, in milliseconds. */
 const WRITE_EVERY = 1000;
 
-/** The DHCP of every attached VM's interfaces that have an IPv4 address. */
+/** The leases of all interfaces of attached VMs that have an IPv4 address. */
 export function listLeases(options: HostOptions = {}): GuestLease[] {
   const host = hostPaths(options);
   const asked = readAsked(host);
-  return readVms(host).flatMap((stored) => attachedSide(stored) ?? [])
-    .flatMap(({ spec: { id: { name: vm } }, facts }) =>
-      facts.networks.flatMap(({ attachment: { ifName }, link }): GuestLease[] => {
-        const main = link?.addresses.find(({ address }) => !address.includes(":"));
-        if (link === undefined || main === undefined) return [];
-        const { mac } = link;
-        const { address } = main;
-        return [{ vm, interface: ifName, mac, address, asked: asked[`${vm}/${ifName}`] ?? null }];
-      })
-    );
+  return readVms(host).flatMap((stored) => attachedSide(stored) ?? []).flatMap((at) => {
+    const { id } = at.spec;
+    return interfacesOf(at).flatMap((link): GuestLease[] => {
+      const { name, mac } = link;
+      const { address } = ipv4Of(link) ?? {};
+      if (address === undefined) return [];
+      const time = asked[ownerTag(id, name)] ?? null;
+      return [{ vm: id.name, interface: name, mac, address, asked: time }];
+    });
+  });
 }
 
 function readAsked(host: HostPaths): Asked {
   try {
     return JSON.parse(readIfThere(dhcpFile(host, "leases")) ?? "{}");
   } catch {
-    // It is a help, and nothing depends on it.
+    // The file is for information. Nothing depends on it.
     return {};
   }
 }
 
-/** The server's notes of who asked, written now and then. */
+/** Records which guest asked when, and writes that to the file from time to time. */
 export class LeaseBook implements Disposable {
   readonly #host: HostPaths;
   readonly #asked: Map<string, string>;
@@ -64,13 +66,13 @@ export class LeaseBook implements Disposable {
     this.#asked = new Map(Object.entries(readAsked(host)));
   }
 
-  /** Notes that a guest was given its address. */
+  /** Records that a guest got its address. */
   enter(key: string): void {
     this.#asked.set(key, new Date().toISOString());
     this.#timer ??= setTimeout(() => this.#write(), WRITE_EVERY);
   }
 
-  /** Forgets those that are not served any more. */
+  /** Deletes entries that are no longer served. */
   keep(isServed: (key: string) => boolean): void {
     for (const key of [...this.#asked.keys()]) if (!isServed(key)) this.#asked.delete(key);
   }
@@ -81,7 +83,7 @@ export class LeaseBook implements Disposable {
       const text = JSON.stringify(Object.fromEntries(this.#asked));
       replaceFile(dhcpFile(this.#host, "leases"), `${text}\n`);
     } catch {
-      // The directory goes with the last VM.
+      // The directory is deleted with the last VM.
     }
   }
 

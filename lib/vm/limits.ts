@@ -1,9 +1,9 @@
 /**
- * How much a VM may have of what all guests of a host share: connections, and new ones a second.
+ * A guest's share of the connections that the kernel tracks, and of new connections per second.
  *
- * The defaults are parts of what the kernel tracks at most. A closed connection stays tracked for
- * two minutes, so that a guest that does its worst has the quarter that it may have open, nearly
- * another of closed ones, and what it opens at once: half is left to the others.
+ * The defaults are fractions of the kernel's limit. A closed connection stays tracked for two
+ * minutes. So a hostile guest has at most a quarter open, nearly a quarter closed, and its burst.
+ * Half is left to the other guests.
  *
  * @module
  */
@@ -14,25 +14,25 @@ import { linkTowards } from "../netlink/route.ts";
 import { readSysctl } from "../sys/sysctl.ts";
 import type { Limit, Policy, Reach } from "./record/attachment.ts";
 
-/** Where conntrack is not loaded yet: its size on a machine of 1 to 4 GB. */
+/** If conntrack is not loaded yet: its size on a machine of 1 to 4 GB. */
 const USUAL_MAX = 65_536;
-/** One part in so many may be tracked for a guest, and as many are opened a second. */
+/** A guest may have 1/4 of the kernel's limit, and open 1/512 of it per second. */
 const PART = { CONNECTIONS: 4, OPENINGS: 512 } as const;
 const FEWEST_OPENINGS = 100;
 
-/** Whether limits were asked for, and so must not be left out. */
+/** Whether limits were requested, so that it is an error if they cannot be applied. */
 export function asksForLimits({ maxConnections, newConnections }: Policy): boolean {
   return typeof maxConnections === "number" || typeof newConnections === "number";
 }
 
-/** The limits of a guest that a policy wants on this host; undefined for none. */
+/** The limits of a guest by its policy and this host; undefined for none. */
 export function limitsOf(
   { link, addresses }: Reach,
   { maxConnections, newConnections }: Policy,
   hostNl: NetlinkConnection,
 ): GuestLimits | undefined {
   if (maxConnections === "unlimited" && newConnections === "unlimited") return undefined;
-  // What reaches the guest past the host is not tracked by it.
+  // The host does not track packets that reach the guest without it.
   const by = link || (addresses[0] && linkTowards(hostNl, addresses[0]));
   if (!by) return undefined;
   const max = Number(readSysctl("net/netfilter/nf_conntrack_max") ?? USUAL_MAX);

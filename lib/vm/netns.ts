@@ -1,5 +1,5 @@
 /**
- * A VM's network namespace: which one it is, as a path may lead to another one later.
+ * A VM's network namespace: opening it only if its path still leads to the same namespace.
  *
  * @module
  */
@@ -14,13 +14,13 @@ import { type Netns, openNetns, withNetns } from "../sys/netns.ts";
 import type { Facts } from "./record/attachment.ts";
 import { isHostsOwn } from "./record/netns-path.ts";
 
-/** What is known of the namespace of an attachment. */
+/** The namespace of an attachment, as recorded. */
 export type KnownNetns = Facts["netns"];
 
 /**
- * Opens the namespace at a path; undefined where none is there.
+ * Opens the namespace at a path; undefined if there is none.
  *
- * @throws {SyscallError} when it cannot be opened for another reason, of which nothing follows
+ * @throws {SyscallError} when it cannot be opened for another reason
  */
 export function openIfThere(path: string): Netns | undefined {
   try {
@@ -32,10 +32,10 @@ export function openIfThere(path: string): Netns | undefined {
 }
 
 /**
- * A connection of a VM's namespace, or `undefined` when that is gone: nothing is at its path, or
- * another one.
+ * Opens a connection in a VM's namespace; undefined if its path leads to nothing or to another
+ * namespace.
  *
- * @throws {SyscallError} when it cannot be opened for another reason, of which nothing follows
+ * @throws {SyscallError} when it cannot be opened for another reason
  */
 export function openVm(stack: DisposableStack, vm: KnownNetns): NetlinkConnection | undefined {
   using netns = openIfThere(vm.path);
@@ -46,7 +46,7 @@ export function openVm(stack: DisposableStack, vm: KnownNetns): NetlinkConnectio
   return undefined;
 }
 
-/** Whether the path of a VM's namespace leads to another one by now. */
+/** Whether the path of a VM's namespace leads to another namespace now. */
 export function leadsElsewhere(vm: KnownNetns): boolean {
   if (!isThere(vm.path)) return false;
   using stack = new DisposableStack();
@@ -55,27 +55,27 @@ export function leadsElsewhere(vm: KnownNetns): boolean {
     openNetns(vm.path)[Symbol.dispose]();
     return true;
   } catch (error) {
-    // The file of one, as a crash leaves it.
+    // A crash left the file of a namespace.
     if (error instanceof TapkitError) return false;
     throw error;
   }
 }
 
-/** Why the namespace of a VM is not there. */
+/** Why the namespace of a VM cannot be opened. */
 export function netnsProblem(vm: KnownNetns): Finding {
   return leadsElsewhere(vm)
     ? {
       object: vm.path,
-      problem: "leads to another network namespace than that of the VM, which is gone",
+      problem: "leads to another network namespace than the VM's, which no longer exists",
     }
     : { object: `network namespace ${vm.path}`, problem: "is missing" };
 }
 
 /**
- * Refuses to make an attachment over in a namespace that is another one than it had. After a reboot
- * all are others: one that was given is looked for by its path again, if that can be meant for it.
+ * Refuses to repair an attachment in a namespace other than its own. After a reboot every namespace
+ * is another one. Then a given namespace is taken by its path again, if that cannot be a mistake.
  *
- * @throws {TapkitError} when none is there, or another one
+ * @throws {TapkitError} when the path leads to no namespace, or to another one
  */
 export function requireSuccessor(name: string, vm: KnownNetns): void {
   const { path, given } = vm;
@@ -83,12 +83,12 @@ export function requireSuccessor(name: string, vm: KnownNetns): void {
   if (!leadsElsewhere(vm) || given && isOfNewBoot(vm)) return;
   throw new TapkitError(sentence(netnsProblem(vm)), {
     mend: given
-      ? `run attach-vm ${name} --remove, then attach it where it is to be`
-      : `see what that is, delete its name (ip netns delete tapkit-${name}), then try again`,
+      ? `run attach-vm ${name} --remove, then attach it to the namespace that you want`
+      : `find out what uses it, delete its name (ip netns delete tapkit-${name}), then try again`,
   });
 }
 
-/** Process numbers mean nothing after a reboot. */
+/** Process ids mean nothing after a reboot. */
 function isOfNewBoot({ path, is }: KnownNetns): boolean {
   if (is === undefined || path.startsWith("/proc/") || isHostsOwn(path)) return false;
   using netns = openNetns(path);
@@ -96,9 +96,9 @@ function isOfNewBoot({ path, is }: KnownNetns): boolean {
   return netnsIdentity(netns, nl).boot !== is.boot;
 }
 
-/** Whether an open namespace is that of a VM. */
+/** Whether an open namespace is the VM's. */
 export function isThatOf({ path, is }: KnownNetns, netns: Netns, nl: NetlinkConnection): boolean {
   if (is !== undefined) return isSameNetns(is, netnsIdentity(netns, nl));
-  // Recorded by a version that did not look: never the host's.
+  // Recorded by a version that did not store the identity. It is never the host's.
   return !isHostsOwn(path);
 }

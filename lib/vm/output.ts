@@ -1,11 +1,12 @@
 /**
- * A VM's record in the forms that shells, kernels and VMMs read.
+ * A VM's record in formats for shells, kernels and VMMs.
  *
  * @module
  */
 
 import { netmask, parseCidr } from "../inet/ip.ts";
 import { formatPort } from "../inet/ports.ts";
+import { ipv4Of } from "./record/derive.ts";
 import type { Attached, OutputFormat, VmInterface, VmRecord } from "./types.ts";
 
 /**
@@ -13,9 +14,9 @@ import type { Attached, OutputFormat, VmInterface, VmRecord } from "./types.ts";
  *
  * - `json`: one line of JSON.
  * - `env`: shell assignments, one a line, quoted so that `eval` is safe.
- * - `cmdline`: the one `ip=` that Linux itself reads: IPv4 of the first interface that has it.
- * - `dracut`: what dracut's initramfs reads, of every interface and family (dracut.cmdline(7)).
- * - `qemu`: QEMU arguments on one line; no value holds a space.
+ * - `cmdline`: the kernel's `ip=`, for the first interface with an IPv4 address.
+ * - `dracut`: arguments for dracut's initramfs, for all interfaces and families (dracut.cmdline(7)).
+ * - `qemu`: QEMU arguments on one line. No value has a space.
  */
 export function formatRecord(record: VmRecord, format: OutputFormat): string {
   switch (format) {
@@ -34,7 +35,7 @@ export function formatRecord(record: VmRecord, format: OutputFormat): string {
   }
 }
 
-/** What attaching did, as text: in JSON with its changes, and whether the TAP has to be opened again. */
+/** The record as text. JSON also has the changes, and whether the VMM must open its TAP again. */
 export function formatAttached(done: Attached, format: OutputFormat): string {
   const { record, changes, tapReplaced } = done;
   if (format !== "json") return formatRecord(record, format);
@@ -42,8 +43,8 @@ export function formatAttached(done: Attached, format: OutputFormat): string {
 }
 
 /**
- * What `{tap}`, `{mac}`, … stand for in a VMM's arguments: the values of the first interface, and
- * of the VM. A value the network does not give is the empty string.
+ * The values of `{tap}`, `{mac}`, … in a VMM's arguments, from the first interface and the VM. A
+ * value that the network does not give is the empty string.
  */
 export function placeholders(record: VmRecord): Record<string, string> {
   const first = record.interfaces[0];
@@ -79,9 +80,9 @@ function interfaceValues(link: VmInterface) {
   };
 }
 
-/** IPv4 where there is one: what a guest with one address is configured by. */
+/** The address to configure a guest with that takes only one: IPv4 if there is one. */
 function mainAddress(link: VmInterface) {
-  return link.addresses.find(({ address }) => !address.includes(":")) ?? link.addresses[0];
+  return ipv4Of(link) ?? link.addresses[0];
 }
 
 function environment(record: VmRecord): [name: string, value: string][] {
@@ -111,7 +112,7 @@ function environment(record: VmRecord): [name: string, value: string][] {
 
 /**
  * ip=CLIENT:SERVER:GATEWAY:NETMASK:HOST:DEVICE:AUTOCONF:DNS0:DNS1 (Linux, admin-guide/nfs/nfsroot.rst).
- * Of several the kernel would take the last. Empty where there is no IPv4.
+ * The kernel takes the last of several. Empty without IPv4.
  */
 function kernelArgument(record: VmRecord): string {
   const links = record.interfaces.map((link) => ({ link, address: addressesOf(link, 4)[0] }));
@@ -154,7 +155,7 @@ function addressesOf(link: VmInterface, family: 4 | 6) {
     .filter((cidr) => cidr.family === family);
 }
 
-/** A network's router is the guest's way out only where a default route says so. */
+/** A network's gateway is only used if there is a default route. */
 function defaultGateway(link: VmInterface, family: 4 | 6): string {
   const isOf = (text: string) => text.includes(":") === (family === 6);
   const route = link.routes.find(({ dst }) => isDefault(dst) && isOf(dst));
@@ -166,7 +167,7 @@ function isDefault(dst: string): boolean {
   return dst === "0.0.0.0/0" || dst === "::/0";
 }
 
-/** RFC 1123 has no underscore. */
+/** RFC 1123 does not allow an underscore. */
 function hostname({ vm }: VmRecord): string {
   return vm.replaceAll("_", "-");
 }

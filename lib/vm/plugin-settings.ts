@@ -1,6 +1,6 @@
 /**
- * What plugins of other makers change of the kernel's settings: it goes back with the last guest that
- * needs it, and what it would open stays closed.
+ * Kernel settings that executed plugins change. They are restored with the last guest that needs
+ * them, and the host does not forward for others meanwhile.
  *
  * @module
  */
@@ -13,9 +13,9 @@ import { readSysctl } from "../sys/sysctl.ts";
 import type { Host } from "./session.ts";
 
 /**
- * Does what executes plugins.
+ * Runs `run`, which executes plugins, and records the settings that they change.
  *
- * @param publishes whether they publish ports, for which they open links to 127.0.0.0/8
+ * @param publishes whether they publish ports: then they set route_localnet on links
  */
 export async function watchPlugins<T>(
   { session }: Host,
@@ -41,7 +41,7 @@ export async function watchPlugins<T>(
     for (const setting of off) {
       const isKnown = setting.path in journal.read();
       if (readSysctl(setting.path) === "1") {
-        // Who expected it too, and ended before, has forgotten it.
+        // Another call expected it too, ended first, and deleted the entry.
         if (!isKnown) expect(setting);
       } else if (expected.includes(setting) && isKnown) {
         firewall.keepApart(setting.family, []);

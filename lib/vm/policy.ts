@@ -1,5 +1,5 @@
 /**
- * What a VM's isolation and egress rules need of its networks.
+ * Checks that a VM's networks allow its isolation and egress rules.
  *
  * @module
  */
@@ -14,10 +14,10 @@ import type { Both, NetworkFact } from "./record/attachment.ts";
 import { egressOf } from "./record/served.ts";
 
 /**
- * Checks that a VM's networks leave the means to enforce its policy.
+ * Checks that a VM's policy can be enforced on its networks.
  *
- * @param note is told of what the policy does not reach
- * @throws {TapkitError} naming the interface, and why not
+ * @param note gets a warning about neighbours that the policy does not cover
+ * @throws {TapkitError} naming the interface and the reason
  */
 export function requireEnforceable(
   { spec, facts }: Both,
@@ -29,8 +29,8 @@ export function requireEnforceable(
     const { attachment: { ifName, network }, reach } = fact;
     if (isolated && reach?.bridge === undefined) {
       throw new TapkitError(
-        `"${ifName}" cannot be isolated: network "${network}" is no bridge of this host`,
-        { mend: "leave --isolated out, or use a network of the bridge plugin" },
+        `"${ifName}" cannot be isolated: network "${network}" is not a bridge of this host`,
+        { mend: "leave out --isolated, or use a network of the bridge plugin" },
       );
     }
     if (egress.length === 0) continue;
@@ -39,7 +39,7 @@ export function requireEnforceable(
   }
 }
 
-/** What the host does not route it cannot restrict. */
+/** The host can only restrict what it routes. */
 function requireRouting(
   { attachment: { ifName, network }, link, reach, wire }: NetworkFact,
   hostNl: NetlinkConnection,
@@ -48,7 +48,7 @@ function requireRouting(
   const own = ownAddresses(hostNl);
   const routers = addresses.flatMap(({ gateway }) => gateway ?? []);
   const prefixes = addresses.map(({ address }) => parseCidr(address));
-  // Without a default route the guest may still make the host its router.
+  // Without a default route, a guest may still use the host as its router.
   const hops = routers.length > 0
     ? routers
     : [...own].filter((ip) => prefixes.some((prefix) => cidrContains(prefix, ip)));
@@ -59,11 +59,11 @@ function requireRouting(
     : undefined;
   if (why === undefined) return;
   throw new TapkitError(`the egress of "${ifName}" cannot be restricted: ${why}`, {
-    mend: "leave --deny-egress out, or use a network whose gateway is this host",
+    mend: "leave out --deny-egress, or use a network whose gateway is this host",
   });
 }
 
-/** Whether what passes from one port of a bridge to another meets the rules of what is forwarded. */
+/** Whether packets between ports of a bridge pass the rules for forwarded packets. */
 function bridgesByRules(family: Family): boolean {
   return readSysctl(`net/bridge/bridge-nf-call-${family === 4 ? "ip" : "ip6"}tables`) === "1";
 }
@@ -80,7 +80,7 @@ function noteNeighbours(
   );
   if (reached === undefined) return;
   note(
-    `warning: ${reached.prefix} holds neighbours of "${ifName}", which are reached past the host: ` +
-      "--isolated keeps them apart",
+    `warning: ${reached.prefix} contains neighbours of "${ifName}", which it reaches without the ` +
+      "host: use --isolated to separate them",
   );
 }

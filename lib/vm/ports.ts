@@ -1,5 +1,5 @@
 /**
- * Host ports: who has them, and claiming them for a VM or an address.
+ * Host ports: finding their owners, and claiming them for a VM or an address.
  *
  * @module
  */
@@ -33,25 +33,25 @@ import { RecordedPorts } from "./recorded-ports.ts";
 import type { Host } from "./session.ts";
 import type { Difference } from "./types.ts";
 
-/** Who wants which ports. */
+/** Ports that a VM or an address wants. */
 export interface Wish {
-  /** The VM's name, or the tag of an address, as conflicts name it. */
+  /** The name of the VM, or the tag of the address, as in conflicts. */
   readonly owner: string;
   readonly by: Claim["by"];
-  /** The ports, each bound or not; 0 where one is to be chosen. */
+  /** The ports, bound or not. Host port 0: choose one. */
   readonly asked: readonly PortMapping[];
-  /** What the owner has. */
+  /** The claims that the owner has. */
   readonly had: readonly Claim[];
-  /** Its addresses, without prefix lengths; absent while they are not known. */
+  /** Its addresses, without prefix lengths. Absent while they are not known. */
   readonly addresses?: readonly string[] | undefined;
 }
 
 /**
- * Claims the ports of a wish, with a host port chosen wherever 0 asks for one; one that was chosen before
- * answers again. The caller holds the host's lock until they are recorded.
+ * Claims ports. Chooses a host port for each 0, the one chosen before if there is one. The caller
+ * holds the host's lock until the claims are recorded.
  *
- * @returns the claims by that one, in the order of what is asked
- * @throws {PortConflictError} when another VM, another's rule or a process has one of them
+ * @returns the claims of the asking command, in the order of `asked`
+ * @throws {PortConflictError} when another VM, a foreign rule or a process has one of them
  */
 export async function claimPorts(host: Host, firewall: Firewall, wish: Wish): Promise<Claim[]> {
   const { owner, by, asked, had, addresses } = wish;
@@ -70,7 +70,7 @@ export async function claimPorts(host: Host, firewall: Firewall, wish: Wish): Pr
 
   refuseAbsent(host, [...fresh, ...unchosen]);
   const look = await portLookup(host, firewall, owner);
-  // What attach-vm had of its own makes room for what it asks for now.
+  // The new claims of attach-vm replace its old ones.
   const staying = by === "map" ? portsOf(had) : claimsBy(had, "map");
   const isTaken = (candidate: PortMapping) =>
     findPortConflict([candidate], [{ owner, mappings: staying }, ...look([candidate])]) !==
@@ -83,9 +83,9 @@ export async function claimPorts(host: Host, firewall: Firewall, wish: Wish): Pr
 }
 
 /**
- * Makes sure that nobody has ports which were claimed before and are about to be published again.
+ * Checks that nobody else has ports that were claimed before and will be published again.
  *
- * @throws {PortConflictError} naming who has one
+ * @throws {PortConflictError} naming the owner of one
  */
 export async function verifyClaims(
   host: Host,
@@ -94,14 +94,14 @@ export async function verifyClaims(
   claims: readonly Claim[],
 ): Promise<void> {
   if (claims.length === 0) return;
-  // Records do not contradict each other: what one has been given nobody else was.
+  // Records never conflict with each other, so only the kernel is asked.
   const look = await kernelLookup(host, firewall, owner);
   const ports = portsOf(claims);
   refuseTaken(ports, look(ports));
   refuseListeners(claimsBy(claims, "attach"));
 }
 
-/** Claims without some ports, each bound to an address. */
+/** Claims without some ports. All are bound to addresses. */
 export function withoutPorts(claims: readonly Claim[], gone: readonly PortMapping[]): Claim[] {
   const kept: Claim[] = [];
   const kinds = Map.groupBy(claims, ({ by, chosen }) => `${by} ${chosen}`);
@@ -113,12 +113,12 @@ export function withoutPorts(claims: readonly Claim[], gone: readonly PortMappin
   return kept;
 }
 
-/** Whether any of some claims is of these ports. */
+/** Whether a claim has one of these ports. */
 export function holdsAny(claims: readonly Claim[], ports: readonly PortMapping[]): boolean {
   return intersectPorts(portsOf(claims), ports).length > 0;
 }
 
-/** What is asked for, with the ports in it that were chosen for it before; and these, unbound. */
+/** The asked ports with the numbers that were chosen for them before, and these ports, unbound. */
 function answerAgain(asked: readonly PortMapping[], own: readonly Claim[]) {
   const free = own.filter(({ chosen }) => chosen);
   const numbers = new Set<string>();
@@ -140,32 +140,32 @@ function answerAgain(asked: readonly PortMapping[], own: readonly Claim[]) {
 }
 
 /**
- * Refuses ports of addresses that the host does not have: nobody would reach them.
+ * Refuses ports of addresses that the host does not have: nobody could reach them.
  *
  * @throws {TapkitError} naming the address
  */
 function refuseAbsent({ session }: Host, ports: readonly PortMapping[]): void {
   const addresses = new Set(ports.map(({ hostIP }) => hostIP).filter((ip) => !isWildcard(ip)));
   for (const address of addresses) {
-    // Not its addresses are asked for: whole prefixes can be local, by a route.
+    // A route can make a whole prefix local, so the routes are asked, not the addresses.
     if (getRoute(session.nl, address)?.type === "local") continue;
     const setting = `net/ipv${isIp(address)}/ip_nonlocal_bind`;
     if (readSysctl(setting) === "1") continue;
     throw new TapkitError(`the host does not have the address ${address} to map ports of`, {
-      mend: `add it to a link, or, where it comes later, set ${setting.replaceAll("/", ".")} = 1`,
+      mend: `add it to a link, or, if it is added later, set ${setting.replaceAll("/", ".")} = 1`,
     });
   }
 }
 
-/** How often ports are chosen before it is given up. */
+/** How often to choose ports before giving up. */
 const ATTEMPTS = 3;
 
 /**
- * Does once more what failed because a host port that was chosen became somebody else's meanwhile:
- * who uses another state directory takes another lock.
+ * Repeats `act` when a chosen host port was taken by somebody else meanwhile. Calls with another
+ * state directory do not share the lock.
  *
- * @param asked 0 where a port is chosen
- * @param act undoes what it did when it fails
+ * @param asked host port 0 where a port is chosen
+ * @param act must undo what it did when it fails
  */
 export async function choosingAgain<T>(
   asked: readonly PortMapping[],
@@ -184,16 +184,16 @@ export async function choosingAgain<T>(
   }
 }
 
-/** Whether two mappings that overlap lead to the same ports by the same address. */
+/** Whether two mappings overlap and lead from the same address to the same ports. */
 function leadsAlike(a: PortMapping, b: PortMapping): boolean {
   return portsOverlap(a, b) && a.hostPort - a.vmPort === b.hostPort - b.vmPort &&
     (a.hostIP === b.hostIP || (a.hostIP === "" && isWildcard(b.hostIP)));
 }
 
 /**
- * Refuses ports that somebody has.
+ * Refuses ports that have an owner.
  *
- * @throws {PortConflictError} naming whose it is and how it is given up
+ * @throws {PortConflictError} naming the owner and how to release the port
  */
 function refuseTaken(wanted: readonly PortMapping[], taken: readonly TakenPorts[]): void {
   const conflict = findPortConflict(wanted, taken);
@@ -203,7 +203,7 @@ function refuseTaken(wanted: readonly PortMapping[], taken: readonly TakenPorts[
 function conflictError(conflict: PortConflict): PortConflictError {
   if (conflict.owner.startsWith(DOCKER_OWNER)) return dockerConflict(conflict);
   if (conflict.by !== undefined) {
-    const mend = "choose another host port, or stop what made that rule";
+    const mend = "choose another host port, or stop the program that made that rule";
     return new PortConflictError(conflict, `already mapped by ${conflict.by}`, mend);
   }
   const to = addressOfTag(conflict.owner);
@@ -217,9 +217,9 @@ function conflictError(conflict: PortConflict): PortConflictError {
 }
 
 /**
- * Ports that somebody else's rules map too: whoever came later and did not ask.
+ * Finds ports that the rules of somebody else map too, who took them later.
  *
- * @param owner whose they are
+ * @param owner the owner of the ports
  */
 export async function findSecondOwners(
   host: Host,
@@ -239,18 +239,18 @@ export async function findSecondOwners(
   });
 }
 
-/** The mapping in the way, as a person writes it. */
+/** The conflicting mapping, as a user writes it. */
 function givenUp({ other, hostPort }: PortConflict): string {
   if (other === undefined) return `${hostPort}:…`;
   return formatPort({ ...other, hostIP: isWildcard(other.hostIP) ? "" : other.hostIP });
 }
 
-/** Finds out who has host ports that are wanted, by VMs' names and owner tags. */
+/** Finds the owners of ports: names of VMs, and owner tags. */
 type PortLookup = (wanted: readonly PortMapping[]) => TakenPorts[];
 
 /**
- * Who has host ports, but for one: the records, which have them also when somebody took their rules
- * away, and the kernel's rules, whoever made them.
+ * The owners of host ports, except one, by the records and by the kernel's rules. A record keeps its
+ * ports even if somebody deleted the rules.
  */
 async function portLookup(host: Host, firewall: Firewall, except: string): Promise<PortLookup> {
   const { stateDir } = host;
@@ -260,16 +260,16 @@ async function portLookup(host: Host, firewall: Firewall, except: string): Promi
   return (wanted) => [...recorded, ...inKernel(wanted)];
 }
 
-/** What a session said once. */
+/** The warnings that a session gave. */
 class Said implements Disposable {
   readonly texts = new Set<string>();
   [Symbol.dispose](): void {}
 }
 
-/** Who has host ports by the kernel's rules alone, but for one. */
+/** The owners of host ports, except one, by the kernel's rules. */
 async function kernelLookup(host: Host, firewall: Firewall, except: string): Promise<PortLookup> {
   const mapped = await firewall.mappedPorts();
-  const said = host.session.keep("what of ports cannot be told", () => new Said());
+  const said = host.session.keep("warnings about ports", () => new Said());
   for (const text of mapped.unread.filter((one) => !said.texts.has(one))) {
     said.texts.add(text);
     host.note(`warning: ${text}`);
@@ -279,7 +279,7 @@ async function kernelLookup(host: Host, firewall: Firewall, except: string): Pro
     mapped.of(wanted)
       .map(({ owner, by, mappings }): TakenPorts => {
         if (by === undefined) return { owner: vmOfTag(owner), mappings };
-        // A plugin that tapkit executes says the container's id.
+        // An executed plugin marks its rules with the container id.
         const vm = owner === own ? except : nameOfId(host, owner);
         return vm === undefined ? { owner, by, mappings } : { owner: vm, mappings };
       })

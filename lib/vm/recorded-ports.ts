@@ -1,6 +1,5 @@
 /**
- * The host ports that records have, of VMs and of addresses: what tapkit has given to whom, whether
- * or not its rules are in the kernel at the moment.
+ * The host ports in the records of VMs and addresses, whether or not their rules are in the kernel.
  *
  * @module
  */
@@ -10,15 +9,15 @@ import type { TakenPorts } from "../inet/ports.ts";
 import { Inotify, InotifyEvent } from "../sys/inotify.ts";
 import { portsOf } from "./record/derive.ts";
 import { addressTag } from "./record/identity.ts";
-import { addressNames, type HostPaths } from "./record/paths.ts";
+import { addressNames, type HostPaths, namesOfRecords } from "./record/paths.ts";
 import { inRecordsDir, readAddresses, readVms, sidesOf } from "./record/store.ts";
 
 const EVENTS = InotifyEvent.MOVED_TO | InotifyEvent.MOVED_FROM | InotifyEvent.CLOSE_WRITE |
   InotifyEvent.DELETE;
 
 /**
- * Reads them. Whoever reads for many VMs is told by the kernel which records changed since the last
- * time, and only those are read again.
+ * Reads the ports of all records. From the second time on, inotify tells which records changed, and
+ * only those are read again.
  */
 export class RecordedPorts implements Disposable {
   readonly #host: HostPaths;
@@ -30,7 +29,7 @@ export class RecordedPorts implements Disposable {
     this.#host = host;
   }
 
-  /** All of them. The caller holds the host's lock. */
+  /** The ports of all records. The caller holds the host's lock. */
   read(): TakenPorts[] {
     const changed = this.#changed();
     if (changed === undefined) this.#vms.clear();
@@ -46,14 +45,12 @@ export class RecordedPorts implements Disposable {
     return [...this.#vms.values(), ...readAddressPorts(this.#host)];
   }
 
-  /** The VMs whose records changed; undefined where it may be any. */
+  /** The VMs whose records changed; undefined if all may have changed. */
   #changed(): string[] | undefined {
     const files = this.#inotify?.drain();
-    // Most read once only.
+    // Most sessions read once.
     if (files === undefined && this.#reads++ > 0) this.#watch();
-    return files === undefined
-      ? undefined
-      : [...files].filter((file) => file.endsWith(".json")).map((file) => file.slice(0, -5));
+    return files && namesOfRecords(files);
   }
 
   #watch(): void {
@@ -62,7 +59,7 @@ export class RecordedPorts implements Disposable {
       const inotify = this.#inotify = new Inotify();
       inRecordsDir(this.#host, (directory) => inotify.watch(directory, EVENTS));
     } catch (error) {
-      // A host has few of them for all its processes: then all is read each time.
+      // The host's limit of inotify instances is reached. Then all records are read each time.
       if (!(error instanceof SyscallError)) throw error;
       this[Symbol.dispose]();
     }

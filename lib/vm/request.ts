@@ -1,5 +1,5 @@
 /**
- * Requests to attach, validated before anything is touched.
+ * Validating requests to attach, before the first effect.
  *
  * @module
  */
@@ -16,13 +16,13 @@ import { validateNetns } from "./record/netns-path.ts";
 import type { AttachRequest } from "./types.ts";
 import { resolveOwner } from "./users.ts";
 
-/** The least an IPv4 link carries (RFC 791), and the most the kernel takes for a veth. */
+/** The minimum of IPv4 (RFC 791), and the maximum of a veth in the kernel. */
 const MTU = { MIN: 68, MAX: 65535 } as const;
 
 /**
- * Checks everything about a request that can be told without changing anything.
+ * Checks all of a request that can be checked without an effect.
  *
- * @throws {InputError} naming what is wrong and how it is written
+ * @throws {InputError} naming what is wrong, and the correct form
  */
 export function validateAttach(request: AttachRequest): void {
   validateName(request.name);
@@ -40,23 +40,21 @@ export function validateAttach(request: AttachRequest): void {
   for (const prefixes of [request.denyEgress, request.allowEgress, request.reachableFrom]) {
     if (prefixes !== "none") prefixes?.forEach((text) => parseCidr(asPrefix(text)));
   }
-  validateLimits(request);
-  // The other lists and flags may be recorded.
+  validateLimit("--max-connections", request.maxConnections);
+  validateLimit("--new-connections", request.newConnections);
+  // The other lists and flags may be in the record.
   if (request.antispoof === false) {
-    validatePolicy({ denyEgress: listed(request.denyEgress), allowEgress: [], antispoof: false });
+    const { denyEgress = [] } = request;
+    const denied = denyEgress === "none" ? [] : denyEgress;
+    validatePolicy({ denyEgress: denied, allowEgress: [], antispoof: false });
   }
 }
 
-/** The prefixes of a list that `"none"` clears. */
-function listed(prefixes: AttachRequest["denyEgress"]): readonly string[] {
-  return prefixes === undefined || prefixes === "none" ? [] : prefixes;
-}
-
 /**
- * Checks which policies go together.
+ * Checks that policies do not exclude each other.
  *
- * @throws {InputError} for exceptions of nothing, and for restrictions of a guest that may send in
- * the name of another
+ * @throws {InputError} for exceptions without a denied prefix, and for denied prefixes of a guest that
+ * may use other addresses
  */
 export function validatePolicy({ denyEgress, allowEgress, antispoof }: {
   readonly denyEgress: readonly string[];
@@ -64,8 +62,8 @@ export function validatePolicy({ denyEgress, allowEgress, antispoof }: {
   readonly antispoof: boolean;
 }): void {
   if (denyEgress.length === 0 && allowEgress.length > 0) {
-    throw new InputError("egress is allowed where none is denied", {
-      mend: "say with --deny-egress what it is an exception of: 0.0.0.0/0, ::/0",
+    throw new InputError("egress is allowed, but none is denied", {
+      mend: "name with --deny-egress what it is an exception of: 0.0.0.0/0, ::/0",
     });
   }
   if (denyEgress.length > 0 && !antispoof) {
@@ -76,15 +74,15 @@ export function validatePolicy({ denyEgress, allowEgress, antispoof }: {
 }
 
 /**
- * Reads ports, each as text or as a mapping.
+ * Reads ports, each a text or a mapping.
  *
- * @throws {InputError} when one is malformed, or two of them want the same host port
+ * @throws {InputError} when one is malformed, or two have the same host port
  */
 export function readPorts(ports: readonly (string | PortMapping)[]): PortMapping[] {
   return parsePorts(ports.map((port) => typeof port === "string" ? port : formatPort(port)));
 }
 
-/** What is asked for in another way. */
+/** Capabilities and CNI arguments with flags of their own. */
 const OWN_CAPABILITIES: Readonly<Record<string, string>> = {
   portMappings: "--ports",
   ips: "--ip",
@@ -104,13 +102,13 @@ function validateCapability(name: string): void {
   });
 }
 
-/** libcni parts CNI_ARGS at semicolons and equals signs, and knows no way to write those. */
+/** libcni splits CNI_ARGS at semicolons and equals signs, which cannot be escaped. */
 function validateCniArg(key: string, value: string): void {
   const own = OWN_CNI_ARGS[key];
   if (own !== undefined) {
     throw new InputError(`the CNI argument ${key} has a flag of its own`, { mend: `use ${own}` });
   }
-  // deno-lint-ignore no-control-regex -- neither belongs into an environment variable.
+  // deno-lint-ignore no-control-regex -- an environment variable must not have any.
   if (/^[a-zA-Z_][a-zA-Z0-9_]*$/.test(key) && /^[^;=\x00-\x1f]+$/.test(value)) return;
   throw new InputError(`the CNI argument ${JSON.stringify(`${key}=${value}`)} is malformed`, {
     mend: "write KEY=VALUE, the key of letters, digits and _, the value without ; and =",
@@ -120,16 +118,16 @@ function validateCniArg(key: string, value: string): void {
 const RATE_UNITS = ["bit", "kbit", "mbit", "gbit", "tbit"];
 
 /**
- * Reads a rate as tc(8) writes it, in bits a second: `"100mbit"` is 100,000,000.
+ * Reads a rate in the syntax of tc(8), in bits per second: `"100mbit"` is 100,000,000.
  *
- * @throws {InputError} when it is none
+ * @throws {InputError} when it is malformed
  */
 export function parseRate(text: string): number {
   const [, number, unit = ""] = /^(\d{1,12}(?:\.\d{1,6})?)([a-z]+)$/i.exec(text) ?? [];
   const power = RATE_UNITS.indexOf(unit.toLowerCase());
   const rate = Math.round(Number(number) * 1000 ** power);
   if (power >= 0 && rate >= 8 && rate <= Number.MAX_SAFE_INTEGER) return rate;
-  throw new InputError(`bandwidth "${text}" is no rate`, {
+  throw new InputError(`bandwidth "${text}" is not a rate`, {
     mend: "write it as 100mbit, with bit, kbit, mbit, gbit or tbit",
   });
 }
@@ -137,34 +135,22 @@ export function parseRate(text: string): number {
 function validateLinkLocal(text: string): void {
   if (text === DEFAULT_LINK_LOCAL || text === "any") return;
   if (isIp(text) === 6 && cidrContains(parseCidr("fe80::/10"), text)) return;
-  throw new InputError(`"${text}" is no link-local address`, {
-    mend: "write one of fe80::/10, any, or eui64, which is the one made of the MAC",
+  throw new InputError(`"${text}" is not a link-local address`, {
+    mend: "use an address of fe80::/10, any, or eui64, which derives from the MAC",
   });
 }
 
 function validateMtu(mtu: number): void {
   if (Number.isInteger(mtu) && mtu >= MTU.MIN && mtu <= MTU.MAX) return;
   throw new InputError(`MTU ${mtu} is not a number from ${MTU.MIN} to ${MTU.MAX}`, {
-    mend: "leave it out to take that of the device of the default route",
+    mend: "leave it out to use that of the default route's device",
   });
 }
 
-/**
- * Checks limits that are asked for.
- *
- * @throws {InputError} naming the one that is none
- */
-function validateLimits({ maxConnections, newConnections }: AttachRequest): void {
-  for (
-    const [flag, value] of [
-      ["--max-connections", maxConnections],
-      ["--new-connections", newConnections],
-    ] as const
-  ) {
-    if (value === undefined || value === "none" || value === "default") continue;
-    if (Number.isInteger(value) && value >= 1 && value <= MOST) continue;
-    throw new InputError(`${flag} ${value} is not a number from 1 to ${MOST}`, {
-      mend: `write ${flag} 1000, ${flag} none or ${flag} default`,
-    });
-  }
+function validateLimit(flag: string, value: AttachRequest["maxConnections"]): void {
+  if (value === undefined || value === "none" || value === "default") return;
+  if (Number.isInteger(value) && value >= 1 && value <= MOST) return;
+  throw new InputError(`${flag} ${value} is not a number from 1 to ${MOST}`, {
+    mend: `write ${flag} 1000, ${flag} none or ${flag} default`,
+  });
 }

@@ -1,17 +1,18 @@
 /**
- * The name servers a guest can use: its network's, else the host's, but never one that listens on a
- * loopback. The host's may come late, at boot, and change while the guest lives.
+ * The name servers a guest can use: its network's, else the host's, never one on a loopback address.
+ * The host's may appear late at boot, and change while the guest runs.
  *
  * @module
  */
 
 import type { Dns } from "../cni/types.ts";
+import { readIfThere } from "../files.ts";
 import { ipToBytes, isIp, isLoopback, isUnspecified } from "../inet/ip.ts";
 import type { VmDns } from "./types.ts";
 
 /**
- * The host's own file; then where those that put a stub on a loopback address there name the servers
- * behind it: systemd-resolved, NetworkManager, resolvconf with dnsmasq.
+ * The host's own file, then the files of programs that put a stub on a loopback address there. They
+ * name the servers behind the stub: systemd-resolved, NetworkManager, resolvconf with dnsmasq.
  */
 const FILES = [
   "/etc/resolv.conf",
@@ -21,11 +22,11 @@ const FILES = [
   "/run/dnsmasq/resolv.conf",
 ];
 
-/** The servers of the first file that names any which a guest can reach; the first search list. */
+/** The servers of the first file with any that a guest can reach, and the first search list. */
 export function hostResolvers(files: readonly string[] = FILES): VmDns {
   const found: VmDns[] = [];
   for (const file of files) {
-    const dns = parseResolvConf(readIfThere(file));
+    const dns = parseResolvConf(readable(() => readIfThere(file)) ?? "");
     found.push(dns);
     if (dns.nameservers.length > 0) break;
   }
@@ -35,7 +36,7 @@ export function hostResolvers(files: readonly string[] = FILES): VmDns {
   };
 }
 
-/** The host's resolvers, read again when a file of theirs has changed. */
+/** The host's resolvers, read again when a file changes. */
 export class HostResolvers {
   readonly #files: readonly string[];
   #state = "";
@@ -46,14 +47,14 @@ export class HostResolvers {
     this.refresh();
   }
 
-  /** As they were at the last {@linkcode refresh}. */
+  /** The resolvers at the last {@linkcode refresh}. */
   get current(): VmDns {
     return this.#dns;
   }
 
-  /** @returns whether they are others than before */
+  /** @returns whether they changed */
   refresh(): boolean {
-    const state = this.#files.map(stateOf).join();
+    const state = this.#files.map((file) => readable(() => stateOf(file))).join();
     if (state === this.#state) return false;
     this.#state = state;
     const before = JSON.stringify(this.#dns);
@@ -62,7 +63,7 @@ export class HostResolvers {
   }
 }
 
-/** What a VM is told: by its networks, and where they name no servers, by the host. */
+/** The resolvers of a VM: its networks', or the host's if the networks name no servers. */
 export function resolversOf(networks: readonly (Dns | undefined)[], host: VmDns): VmDns {
   const nameservers = networks.flatMap((dns) => dns?.nameservers ?? []).filter(isReachable);
   const search = networks.flatMap((dns) => dns?.search ?? (dns?.domain ? [dns.domain] : []))
@@ -71,7 +72,7 @@ export function resolversOf(networks: readonly (Dns | undefined)[], host: VmDns)
   return { nameservers: host.nameservers, search: search.length > 0 ? search : host.search };
 }
 
-/** What says who names a VM's resolvers. */
+/** A VM's recorded resolvers, and those that its networks name. */
 interface Named {
   readonly dns: VmDns;
   readonly networks: readonly {
@@ -79,14 +80,14 @@ interface Named {
   }[];
 }
 
-/** What a recorded VM is told now; what is recorded as long as the host has none. */
+/** The present resolvers of a recorded VM. While the host has none, the recorded ones. */
 export function currentResolvers({ dns, networks }: Named, host: VmDns): VmDns {
   const named = networks.map(({ attachment }) => attachment.result?.dns);
   return resolversOf(named, host.nameservers.length > 0 ? host : dns);
 }
 
-/** Reads resolv.conf(5): the reachable name servers and the search list. */
-export function parseResolvConf(text: string): VmDns {
+/** Reads resolv.conf(5): the name servers that a guest can reach, and the search list. */
+function parseResolvConf(text: string): VmDns {
   const nameservers: string[] = [];
   let search: string[] = [];
   for (const line of text.split("\n")) {
@@ -103,8 +104,8 @@ export function parseResolvConf(text: string): VmDns {
 }
 
 /**
- * Whether a guest can use a name server: no loopback, no unspecified address, which means the same, and
- * no link-local one of IPv6, which is of the host's link.
+ * Whether a guest can use a name server: not if it is a loopback address, the unspecified address,
+ * which means the same, or an IPv6 link-local one, which belongs to the host's link.
  */
 export function isReachable(server: unknown): boolean {
   if (typeof server !== "string" || isIp(server) === 0) return false;
@@ -113,21 +114,17 @@ export function isReachable(server: unknown): boolean {
   return !linkLocal && !isLoopback(server) && !isUnspecified(server);
 }
 
-function readIfThere(path: string): string {
+/** A file that is missing or unreadable names no server. */
+function readable<T>(read: () => T): T | undefined {
   try {
-    return Deno.readTextFileSync(path);
+    return read();
   } catch {
-    // Missing or unreadable: the same as naming no server.
-    return "";
+    return undefined;
   }
 }
 
-/** What changes with a file, also where it is replaced by another one. */
+/** Changes when a file is written or replaced. */
 function stateOf(path: string): string {
-  try {
-    const { dev, ino, mtime, size } = Deno.statSync(path);
-    return `${dev}:${ino}:${mtime?.getTime()}:${size}`;
-  } catch {
-    return "";
-  }
+  const { dev, ino, mtime, size } = Deno.statSync(path);
+  return `${dev}:${ino}:${mtime?.getTime()}:${size}`;
 }

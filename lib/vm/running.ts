@@ -1,9 +1,8 @@
 /**
- * Whether a VM runs: by a VMM that `-- VMM` started, whose call holds a lock for as long as it
- * lives, or by any process that has the VM's TAP open.
+ * Whether a VM runs: `-- VMM` runs a VMM for it, or any process has the VM's TAP open.
  *
  * ```
- * /var/lib/tapkit/running/NAME   locked by the call; holds the number of the process that runs
+ * /var/lib/tapkit/running/NAME   locked by the `-- VMM` call; contains the process id of the VMM
  * ```
  *
  * @module
@@ -20,26 +19,26 @@ import type { TapUser } from "../sys/tap-users.ts";
 import { type KnownNetns, openVm } from "./netns.ts";
 import { type HostPaths, inDirectory, runningDir } from "./record/paths.ts";
 
-/** A process, told from a later one that has its number. */
+/** A process. The start time tells it from a later one with the same id. */
 interface Process {
   readonly pid: number;
-  /** When it was started, in ticks since the machine was. */
+  /** In clock ticks since boot. */
   readonly started: string;
   readonly boot: string;
 }
 
-/** The sole right to run a VMM for a VM. A crash of its holder releases it. */
+/** The exclusive right to run a VMM for a VM. A crash of its holder releases it. */
 export interface Run extends Disposable {
-  /** Says which process the VMM is. */
+  /** Records the process id of the VMM. */
   started(pid: number): void;
 }
 
 const runPath = (host: HostPaths, name: string) => `${runningDir(host)}/${name}`;
 
 /**
- * Takes the right to run a VMM for a VM. The caller holds the VM's lock.
+ * Takes the exclusive right to run a VMM for a VM. The caller holds the VM's lock.
  *
- * @throws {TapkitError} naming what runs already
+ * @throws {TapkitError} naming the process that runs the VM already
  */
 export async function claimRun(
   host: HostPaths,
@@ -53,13 +52,13 @@ export async function claimRun(
     runningDir(host),
     () => lockFile(path, { remove: true, wait: false }),
   );
-  // Whoever had it a moment ago.
+  // Another call took it at this moment.
   if (lock === undefined) throw alreadyRunning(name, supervised(host, name));
   const started = (pid: number) => {
     try {
       Deno.writeTextFileSync(path, JSON.stringify(describeProcess(pid)), { mode: 0o600 });
     } catch (error) {
-      // A full disk is no reason to end what runs.
+      // A full disk is no reason to stop the VM.
       host.note(`warning: ${path} cannot be written: ${describe(error)}`);
     }
   };
@@ -69,16 +68,16 @@ export async function claimRun(
 
 function alreadyRunning(name: string, { pid }: { readonly pid?: number } = {}): TapkitError {
   return new TapkitError(`"${name}" is already running${pidInWords(pid)}`, {
-    mend: "end that first, or give this one another name",
+    mend: "end that process first, or choose another name",
   });
 }
 
-/** Not known where it could not be written down. */
+/** The process id for a message. Undefined if it could not be written to the file. */
 export const pidInWords = (pid?: number): string => pid === undefined ? "" : ` (pid ${pid})`;
 
 /**
- * The VMM that `-- VMM` runs for a VM, or the call that is about to start it or to clean up after it.
- * The caller holds the VM's lock.
+ * The VMM of a `-- VMM` call, or the call itself before the VMM starts and after it ends. The caller
+ * holds the VM's lock.
  */
 export function supervised(host: HostPaths, name: string): { readonly pid?: number } | undefined {
   const path = runPath(host, name);
@@ -87,7 +86,7 @@ export function supervised(host: HostPaths, name: string): { readonly pid?: numb
   const lock = lockFile(path, { wait: false });
   if (lock === undefined) return noted ?? {};
   using _lock = lock;
-  // Its call was killed; it may live on.
+  // The call was killed. The VMM may still run.
   if (noted !== undefined && isAlive(noted)) return noted;
   removeIfThere(path);
   return undefined;
@@ -110,7 +109,7 @@ function isAlive(noted: Process): boolean {
 function describeProcess(pid: number): Process | undefined {
   const stat = readStat(pid);
   if (stat === undefined) return undefined;
-  // Behind the name, which may hold anything: the state, then 18 others.
+  // The name may have any characters. After it: the state, then the start time as 19th field.
   const [state, ...fields] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
   if (state === "Z") return undefined;
   return { pid, started: fields[18]!, boot: bootId() };
@@ -125,11 +124,11 @@ function readStat(pid: number): string | undefined {
   }
 }
 
-/** The processes that have a TAP of a VM open, also in a namespace that no path leads to any more. */
-export async function tapUsersOf(vm: KnownNetns): Promise<TapUser[]> {
+/** The processes that have a TAP of a VM open, even if no path leads to its namespace any more. */
+async function tapUsersOf(vm: KnownNetns): Promise<TapUser[]> {
   using stack = new DisposableStack();
   const nl = openVm(stack, vm);
-  // One that is up and that nobody has open has no carrier.
+  // A TAP that is up and not open has no carrier.
   const isOpen = ({ name, up, running }: Link) => isTap(name) && (running || !up);
   if (nl !== undefined && !listLinks(nl, { kind: "tun" }).some(isOpen)) return [];
   const identity = nl === undefined ? vm.is : identify(stack.use(openNetns(vm.path)));
@@ -145,7 +144,7 @@ function identify(netns: Netns): NetnsIdentity {
   return netnsIdentity(netns, nl);
 }
 
-/** The processes that have the TAP of a VM open, for a sentence; `undefined` without any. */
+/** The processes that have the TAP of a VM open, for a message; undefined if there are none. */
 export async function describeTapUsers(vm: KnownNetns): Promise<string | undefined> {
   const users = await tapUsersOf(vm);
   if (users.length === 0) return undefined;

@@ -1,5 +1,5 @@
 /**
- * What a call keeps open of the host, for one VM or for many.
+ * Sockets of the host that a call keeps open, for one VM or for many.
  *
  * @module
  */
@@ -12,12 +12,12 @@ import { Registry } from "./record/elsewhere.ts";
 import { type HostPaths, hostPaths } from "./record/paths.ts";
 import type { HostOptions, HostSession } from "./types.ts";
 
-/** How many VMs of a batch share one look at the tracked connections. */
+/** How many VMs of a batch share one search of the tracked connections. */
 const BATCH = 16;
 
 /**
- * The sockets of the host's network namespace, each opened when it is first used. They belong to
- * the namespace the calling thread is in then.
+ * The sockets, each opened at its first use, in the network namespace that the calling thread is in
+ * then.
  */
 export class OpenSession implements HostSession {
   readonly #batch: boolean;
@@ -27,8 +27,8 @@ export class OpenSession implements HostSession {
   readonly #kept = new Map<string, Disposable>();
 
   /**
-   * @param batch for many VMs: what has to be looked for among all tracked connections is put off
-   * for some of them, and is done at the latest when the session ends
+   * @param batch for many VMs: the search of all tracked connections is delayed and done for several
+   * of them at once, at the latest when the session ends
    */
   constructor({ batch = false }: { readonly batch?: boolean } = {}) {
     this.#batch = batch;
@@ -68,12 +68,12 @@ export class OpenSession implements HostSession {
   }
 }
 
-/** The host a call works on. */
+/** The host that a call works on. */
 export interface Host extends HostPaths, Disposable {
   readonly session: HostSession;
 }
 
-/** The host of a call's options; a session that they bring stays open. */
+/** The host of a call's options. Disposing of it does not close a session from the options. */
 export function openHost(options: HostOptions): Host {
   const session: HostSession = options.session ?? new OpenSession();
   return {

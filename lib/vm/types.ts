@@ -1,6 +1,6 @@
 /**
- * What a VM on a network is, as data: the record that is printed and kept, and the requests that
- * the verbs take. No code, so importing it costs nothing.
+ * The types of the library's calls: the record that is printed, requests, options and results. No
+ * code, so importing it costs nothing.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import type { FirewallKind } from "../firewall/store.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 
-/** How frames get between the VM's TAP and its interface. */
+/** How frames pass between a VM's TAP and its interface. */
 export type AttachMode = "tc-redirect" | "dhcp-bridge";
 
 /** One address of an interface. */
@@ -21,7 +21,7 @@ export interface VmAddress {
   readonly gateway?: string;
 }
 
-/** A route the guest is told about. */
+/** A route that the guest gets. */
 export interface VmRoute {
   /** `"0.0.0.0/0"` for the default route. */
   readonly dst: string;
@@ -35,19 +35,19 @@ export interface VmInterface {
   /** The CNI network it is on: `"ignite-cni-bridge"`. */
   readonly network: string;
   readonly mode: AttachMode;
-  /** The TAP device the VMM opens: `"vm_eth0"`. */
+  /** The TAP device that the VMM opens: `"vm_eth0"`. */
   readonly tap: string;
-  /** With mode `dhcp-bridge`, the bridge of the TAP and the interface: `"br_eth0"`. */
+  /** In mode `dhcp-bridge`, the bridge of the TAP and the interface: `"br_eth0"`. */
   readonly bridge?: string;
-  /** False where the kernel could not keep DHCP from passing between guest and network. */
+  /** False if the kernel cannot drop DHCP between guest and network. */
   readonly dhcpGuard?: false;
-  /** False where the guest may send in the name of other MACs and addresses. */
+  /** False if the guest may send from other MACs and addresses. */
   readonly antispoof?: false;
-  /** A link-local address it may have beside the one that follows from its MAC; `any` of them. */
+  /** A link-local address in addition to the one derived from the MAC; or `any`. */
   readonly linkLocal?: string;
-  /** True where the dhcp plugin's daemon leases its addresses, and hears what servers answer. */
+  /** True if the dhcp plugin's daemon leases its addresses and gets the servers' answers. */
   readonly leased?: true;
-  /** Lower case, colons: what CNI gave the interface, and the guest must use. */
+  /** Lower case, colons. CNI gave it to the interface, and the guest must use it. */
   readonly mac: string;
   /** Bytes. */
   readonly mtu: number;
@@ -61,7 +61,7 @@ export interface VmDns {
   readonly search: readonly string[];
 }
 
-/** The attachment of one VM: what attaching prints, and what is kept on disk. */
+/** The attachment of one VM, as it is printed. */
 export interface VmRecord {
   readonly version: 1;
   /** The VM's name. */
@@ -74,19 +74,19 @@ export interface VmRecord {
   readonly interfaces: readonly VmInterface[];
   readonly dns: VmDns;
   readonly ports: readonly PortMapping[];
-  /** Where nothing passes between the guest and the others of its networks. */
+  /** True if nothing passes between the guest and others on its networks. */
   readonly isolated?: true;
-  /** Prefixes that the guest's new connections may not go to, and exceptions of them. */
+  /** Prefixes that the guest's new connections may not go to, and exceptions. */
   readonly denyEgress?: readonly string[];
   readonly allowEgress?: readonly string[];
-  /** Prefixes from where the guest is reached by its own addresses. */
+  /** Prefixes that reach the guest by its own addresses. */
   readonly reachableFrom?: readonly string[];
-  /** Limits that were asked for; absent, the host's defaults hold. */
+  /** Limits that were requested. Without them the host's defaults apply. */
   readonly maxConnections?: number | "none";
   readonly newConnections?: number | "none";
 }
 
-/** One of the kinds of things that an attachment consists of, in the order in which they are made. */
+/** The parts of an attachment, in the order in which they are created. */
 export type LayerName =
   | "netns"
   | "network"
@@ -99,31 +99,31 @@ export type LayerName =
   | "dhcp"
   | "record";
 
-/** Something that is not as recorded. `object` and `problem` together are a sentence. */
+/** Something that differs from the record. `object` and `problem` together are a sentence. */
 export interface Difference {
   readonly layer: LayerName;
-  /** What differs: `TAP "vm_eth0"`. */
+  /** `TAP "vm_eth0"`. */
   readonly object: string;
-  /** How it differs: `is missing`. */
+  /** `is missing`. */
   readonly problem: string;
   /**
-   * What attaching again does about it: repairs it while the guest runs, makes it and all that stands
-   * on it anew, or nothing.
+   * What attaching again does: `live` repairs it while the guest runs, `recreate` makes it and all
+   * that depends on it again, `none` does nothing.
    */
   readonly repair: "live" | "recreate" | "none";
-  /** A plugin said so right after its own ADD, too: it means nothing. */
+  /** The plugin reported this right after its ADD too, so it is no problem. */
   readonly ignored?: true;
-  /** Of what a network's plugins made: which network, and what of it. */
+  /** For the work of network plugins: which network, and which part. */
   readonly place?: {
     readonly network: number;
     /** The plugin's place in the chain. */
     readonly plugin?: number;
-    /** It was seen without asking a plugin, or is about what masquerades. */
+    /** It was seen without asking a plugin, or it concerns masquerading. */
     readonly kind?: "seen" | "masquerade";
   };
 }
 
-/** Something that attaching did. */
+/** One thing that attaching did. */
 export interface Change {
   readonly layer: LayerName;
   readonly object: string;
@@ -133,18 +133,18 @@ export interface Change {
 /** What attaching a VM did. */
 export interface Attached {
   readonly record: VmRecord;
-  /** Empty where nothing was to do. */
+  /** Empty if nothing had to be done. */
   readonly changes: readonly Change[];
-  /** Whether a TAP was made anew, so that the VMM has to open it again. */
+  /** Whether a TAP was created again, so that the VMM must open it again. */
   readonly tapReplaced: boolean;
 }
 
-/** What became of one VM that was to be restored: its record, or why it is not back. */
+/** The result of restoring one VM: its record, or the error. */
 export type Restored =
   | Attached & { readonly name: string; readonly error?: undefined }
   | { readonly name: string; readonly record?: undefined; readonly error: unknown };
 
-/** What ports lead to: a VM, by its name, or an address that tapkit did not attach. */
+/** The target of ports: a VM, by its name, or an address that tapkit did not attach. */
 export type PortTarget = string | { readonly to: string };
 
 /** All mappings of one target. */
@@ -152,14 +152,14 @@ export type MappedPorts =
   & ({ readonly vm: string } | { readonly to: string })
   & { readonly ports: readonly PortMapping[] };
 
-/** A dead VM's attachment that was collected, or why it is still there. */
+/** The result of removing one dead attachment. With an error, it is still there. */
 export interface Collected {
   readonly name: string;
   readonly record?: undefined;
   readonly error?: unknown;
 }
 
-/** Where things are on this host; each falls back to the environment, then to its default. */
+/** Directories and callbacks of a call. Directories default to the environment, then to a fixed path. */
 export interface HostOptions {
   /** Records and locks: `TAPKIT_STATE_DIR`, then `/var/lib/tapkit`. */
   readonly stateDir?: string;
@@ -167,112 +167,112 @@ export interface HostOptions {
   readonly confDir?: string;
   /** CNI plugins: `CNI_PATH`, then `/opt/cni/bin` and `/usr/lib/cni`. */
   readonly binDirs?: readonly string[];
-  /** How long a CNI plugin may take, in seconds: `TAPKIT_PLUGIN_TIMEOUT`, then 120. */
+  /** The time limit of a CNI plugin, in seconds: `TAPKIT_PLUGIN_TIMEOUT`, then 120. */
   readonly pluginTimeout?: number;
   /**
-   * When it is raised, a call undoes what it began and throws the reason; a removal that has begun
-   * goes on to its end. What is done already stays.
+   * When it is aborted, a call undoes what it began and throws the reason. A removal that has begun
+   * continues to its end. Finished work stays.
    */
   readonly signal?: AbortSignal;
   /**
-   * Called when a call waits for a program of others, and holds nothing that calls for other VMs need:
-   * they may begin.
+   * Called when a call waits for an external program and has released the locks that calls for other
+   * VMs need. These may begin then.
    */
   readonly waits?: () => void;
-  /** Called with each line of progress or warning meant for people. */
+  /** Called with each line of progress or warning for the user. */
   readonly note?: (text: string) => void;
-  /** Called with each line for whoever looks for a cause, that `note` sums up or leaves out. */
+  /** Called with each line for debugging, which `note` summarizes or leaves out. */
   readonly detail?: (text: string) => void;
-  /** What several calls keep open between them; without it each opens and closes its own. */
+  /** The sockets that several calls share. Without it each call opens and closes its own. */
   readonly session?: HostSession;
 }
 
-/** Sockets of the host that calls share. `openSession` makes one; dispose of it after the last. */
+/** Sockets that calls share. `openSession` returns one; dispose of it after the last call. */
 export interface HostSession extends Disposable {
   readonly nl: NetlinkConnection;
-  /** The backend of that kind; without one, that which a new VM gets. */
+  /** The backend of a kind; without a kind, the one that a new VM gets. */
   firewall(kind?: FirewallKind): Promise<Firewall>;
-  /** That backend, and any other that may hold rules of tapkit's. */
+  /** That backend, and the other one if it may have rules of tapkit. */
   firewalls(kind: FirewallKind): Promise<readonly Firewall[]>;
-  /** What is made once, and disposed of with the session. */
+  /** Returns an object that is made once and disposed of with the session. */
   keep<T extends Disposable>(key: string, make: () => T): T;
 }
 
-/** How ports are mapped to something that is there. */
+/** How to map ports to an attached VM or to an address. */
 export interface MapOptions extends HostOptions {
-  /** Opens all of its ports also where ufw or firewalld denies what is not allowed. */
+  /** Opens all its ports in ufw and firewalld too. */
   readonly openFirewall?: boolean;
 }
 
-/** What is asked for one VM. Absent fields keep what is recorded, or take the default. */
+/** A request for one VM. Absent fields keep their recorded values, or get the defaults. */
 export interface AttachRequest {
-  /** 1–63 of `a-z A-Z 0-9 . _ -`, beginning with a letter or a digit. */
+  /** 1–63 of `a-z A-Z 0-9 . _ -`. It starts with a letter or a digit. */
   readonly name: string;
-  /** Published ports, each `"8080:80"`, `"127.0.0.1:8080:80/udp"`, … or a mapping; `"none"` clears them. */
+  /** Published ports, `"8080:80"`, `"127.0.0.1:8080:80/udp"`, … or mappings; `"none"` clears them. */
   readonly ports?: readonly (string | PortMapping)[] | "none";
-  /** The address to ask the network for; its prefix length only where nobody else knows it. */
+  /** The address to ask the network for, with a prefix length only if the network does not know it. */
   readonly ip?: string;
   /** A unicast MAC address. */
   readonly mac?: string;
   /** Bytes. */
   readonly mtu?: number;
-  /** The path of an existing network namespace to use; it is never deleted. */
+  /** The path of an existing network namespace to use. It is never deleted. */
   readonly netns?: string;
-  /** `USER[:GROUP]`, by name or number, who may open the TAP without being root. */
+  /** The `USER[:GROUP]`, by name or number, that may open the TAP without being root. */
   readonly tapOwner?: string;
-  /** What each interface may send and receive, in bits a second: `"100mbit"`. */
+  /** The rate of each interface, each way, in bits per second: `"100mbit"`. */
   readonly bandwidth?: string;
   /**
-   * `builtin` executes no plugin, `exec` all; `auto` executes what is configured, but for tapkit's
-   * own default network, and where a program is missing that is built in.
+   * `builtin` executes no plugin, `exec` all. `auto` executes the configured plugins, except for
+   * tapkit's own default network and for missing programs that are built in.
    */
   readonly plugins?: "auto" | "builtin" | "exec";
   readonly mode?: "auto" | AttachMode;
-  /** What rules are made by; absent, nftables where the kernel has it. */
+  /** The backend of rules. The default is nftables if the kernel has it. */
   readonly firewall?: FirewallKind;
   /** CNI network names: eth0 is on the first, eth1 on the second, … */
   readonly networks?: readonly string[];
   /**
-   * Capability arguments of CNI that have no field of their own: `{ aliases: ["web"] }`. Each goes to
-   * the plugins that declare the capability.
+   * CNI capability arguments that have no field of their own: `{ aliases: ["web"] }`. Plugins that
+   * declare the capability get them.
    */
   readonly capabilities?: Readonly<Record<string, unknown>>;
-  /** What CNI_ARGS is made of, for all plugins: `{ K8S_POD_NAME: "web" }`. */
+  /** The content of CNI_ARGS, for all plugins: `{ K8S_POD_NAME: "web" }`. */
   readonly cniArgs?: Readonly<Record<string, string>>;
-  /** Whether the guest's frames are held to its own MAC and addresses; true unless given. */
+  /** Whether frames from another MAC or address than the guest's are dropped. Default: true. */
   readonly antispoof?: boolean;
   /**
-   * The link-local IPv6 address of a guest that does not make it of its MAC (RFC 7217), `"any"` for one
-   * that is not known, or `"eui64"`, the default.
+   * The link-local IPv6 address of a guest that does not derive it from its MAC (RFC 7217), `"any"` if
+   * it is not known, or `"eui64"`, the default.
    */
   readonly linkLocal?: string;
-  /** Whether nothing may pass between the guest and the others of its networks. */
+  /** Whether nothing may pass between the guest and others on its networks. */
   readonly isolated?: boolean;
   /**
-   * Prefixes or addresses, `"169.254.169.254"`, that the guest's new connections may not go to;
-   * `"none"` clears them, and exceptions of them that are not given with it. Of these and {@linkcode allowEgress} the longest that matches decides, and of two
-   * equal ones the exception.
+   * Prefixes or addresses, `"169.254.169.254"`, that the guest's new connections may not go to.
+   * `"none"` clears them, and exceptions that are not given with it. Of these and
+   * {@linkcode allowEgress} the longest match wins, and of two equal ones the exception.
    */
   readonly denyEgress?: readonly string[] | "none";
   readonly allowEgress?: readonly string[] | "none";
   /**
-   * Prefixes from where connections to the guest's own addresses are let in, and towards which its
-   * own are not masqueraded: networks that have a route to the guests'; `"none"` clears them.
+   * Prefixes that may connect to the guest's own addresses. The guest's connections to them are not
+   * masqueraded. They need a route to the guest's network. `"none"` clears them.
    */
   readonly reachableFrom?: readonly string[] | "none";
   /**
-   * How many connections are tracked that the guest opened, and how many that were opened to it. By
-   * default a quarter of what the kernel tracks.
+   * The most tracked connections from the guest, and as many to it. Default: a quarter of the kernel's
+   * limit.
    */
   readonly maxConnections?: number | "none" | "default";
   /**
-   * How many connections the guest may open a second, and sixteen times as many at once. By default
-   * one in 512 of what the kernel tracks.
+   * The most connections that the guest may open per second, with a burst of sixteen times as many.
+   * Default: 1/512 of the kernel's limit.
    */
   readonly newConnections?: number | "none" | "default";
-  /** Whether published ports are open also where ufw or firewalld denies what is not allowed. */
+  /** Whether to open published ports in ufw and firewalld too. */
   readonly openFirewall?: boolean;
 }
 
-/** The forms a record is printed in. */
+/** The formats of a printed record. */
 export type OutputFormat = "json" | "env" | "cmdline" | "dracut" | "qemu";

@@ -40,7 +40,7 @@ export interface VmmOptions extends HostOptions {
   /** Whether the VM stays attached when the VMM ends. */
   readonly keep?: boolean | undefined;
   /** Called when the VM is attached, before the VMM starts. */
-  readonly onAttached?: (record: VmRecord) => void;
+  readonly onAttached?: (record: VmRecord) => void | Promise<void>;
 }
 
 /**
@@ -80,7 +80,7 @@ export async function runVmm(
         throw notStarted(error);
       });
     try {
-      options.onAttached?.(record);
+      await options.onAttached?.(record);
       writeRecordFile(record, options.recordFile);
       await checkpoint(early.signal);
       child = start(record, argv, runAs);

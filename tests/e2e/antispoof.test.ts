@@ -246,7 +246,10 @@ Deno.test("attach-vm: flags of opposite meaning do not go together", async () =>
   assertMatch(stderr, /--antispoof and --no-antispoof do not go together/);
   const local = await host.tapkit("attach-vm", "a", "--link-local", "2001:db8::1");
   assertEquals(local.code, 2);
-  assertMatch(local.stderr, /"2001:db8::1" is no link-local address: write one of fe80::\/10, any/);
+  assertMatch(
+    local.stderr,
+    /"2001:db8::1" is not a link-local address: use an address of fe80::\/10, any/,
+  );
   const line = '{"name":"a","no-antispoof":"yes"}\n';
   const from = await host.tapkit("attach-vm", "--from", "-", { stdin: line });
   assertEquals(from.code, 2);

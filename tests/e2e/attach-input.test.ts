@@ -37,7 +37,7 @@ Deno.test("attach-vm: bad input is refused before anything is touched", async (t
     [["web", "--netns", "/etc/passwd"], /not a network namespace/],
     [
       ["web", "--netns", "/run/netns/nowhere"],
-      /there is no network namespace \/run\/netns\/nowhere: name one that is there/,
+      /there is no network namespace \/run\/netns\/nowhere: name one that exists/,
     ],
     [["web", "--capability", "aliases"], /aliases has no value: write NAME=VALUE/],
     [["web", "--capability", "aliases=web"], /is not JSON/],

@@ -282,7 +282,7 @@ Deno.test("attach-vm: refuses policies that nothing could keep, and touches noth
     ["--deny-egress example.com", 2, /"example\.com" is not an address with a prefix length/],
     ["--deny-egress 10.0.0.0/33", 2, /is not an address with a prefix length/],
     ["--deny-egress none --deny-egress ::/0", 2, /--deny-egress none does not go with other/],
-    ["--allow-egress 10.0.0.0/8", 2, /egress is allowed where none is denied/],
+    ["--allow-egress 10.0.0.0/8", 2, /egress is allowed, but none is denied/],
     ["--deny-egress ::/0 --no-antispoof", 2, /cannot be restricted: leave out --no-antispoof/],
     ["--isolated --no-isolated", 2, /--isolated and --no-isolated do not go together/],
     ["--network flat --deny-egress ::/0", 1, /this host is not the router of network "flat"/],
@@ -296,7 +296,7 @@ Deno.test("attach-vm: refuses policies that nothing could keep, and touches noth
   }
   for (
     const [flag, message] of [
-      ["--isolated", /"eth0" cannot be isolated: network "past" is no bridge of this host/],
+      ["--isolated", /"eth0" cannot be isolated: network "past" is not a bridge of this host/],
       ["--deny-egress=::/0", /this host is not the router of network "past"/],
     ] as const
   ) {
@@ -308,7 +308,7 @@ Deno.test("attach-vm: refuses policies that nothing could keep, and touches noth
   const deny = ["attach-vm", "a", "--deny-egress", "10.0.0.0/8", ...BUILTIN] as const;
   await host.sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0");
   const warned = await host.mustTapkit(...deny);
-  assertMatch(warned.stderr, /10\.0\.0\.0\/8 holds neighbours of "eth0".*--isolated/);
+  assertMatch(warned.stderr, /10\.0\.0\.0\/8 contains neighbours of "eth0".*--isolated/);
   await host.mustTapkit("attach-vm", "a", "--remove");
   // What the bridge passes is filtered too: see the test above.
   await host.sh("sysctl -qw net.bridge.bridge-nf-call-iptables=1");

@@ -62,14 +62,14 @@ Deno.test("attach-vm, map-port: what is typed wrong, and what was meant", async 
     [
       "attach-vm web --allow-egress 10.0.0.0/8",
       2,
-      `${cannot}egress is allowed where none is denied: say with --deny-egress what it is an ` +
+      `${cannot}egress is allowed, but none is denied: name with --deny-egress what it is an ` +
       "exception of: 0.0.0.0/0, ::/0",
     ],
     [
       "attach-vm web --netns /run/netns/nowhere",
       2,
-      `${cannot}there is no network namespace /run/netns/nowhere: name one that is there: ` +
-      "ip netns add NAME makes /run/netns/NAME",
+      `${cannot}there is no network namespace /run/netns/nowhere: name one that exists: ` +
+      "ip netns add NAME creates /run/netns/NAME",
     ],
     [
       "attach-vm web api --remove --check",

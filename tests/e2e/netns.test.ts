@@ -61,7 +61,10 @@ Deno.test("attach-vm --remove: what is at the path of a VM's own namespace by no
   await host.sh("ip -n tapkit-web link add eth0 type bridge");
   const again = await host.tapkit("attach-vm", "web");
   assertEquals(again.code, 1);
-  assertMatch(again.stderr, /tapkit-web leads to another network namespace .*: see what that is/);
+  assertMatch(
+    again.stderr,
+    /tapkit-web leads to another network namespace .*: find out what uses it/,
+  );
   await host.mustTapkit("attach-vm", "web", "--remove");
   await host.must("ip", ["-n", "tapkit-web", "link", "show", "eth0"]);
   await host.must("ip", ["netns", "delete", "tapkit-web"]);
@@ -125,7 +128,7 @@ Deno.test("attach-vm --netns: the host's own is refused, whatever leads there", 
   for (const path of ["/proc/1/ns/net", "/proc/self/ns/net", "/run/netns/bound", "/tmp/link"]) {
     const { code, stderr } = await host.tapkit("attach-vm", "web", "--netns", path);
     assertEquals(code, 2, stderr);
-    assertMatch(stderr, /is the network namespace of the host itself: name one of the VM's own/);
+    assertMatch(stderr, /is the network namespace of the host itself: name a namespace for the VM/);
   }
   await host.assertRestored(before, { strict: true });
 });

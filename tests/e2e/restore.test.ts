@@ -87,7 +87,7 @@ Deno.test("attach-vm --restore: a half attached VM is attached, a torn record re
     await reboot(host);
     const { code, json: [restored], stderr } = await host.tapkit("attach-vm", "--restore");
     assertEquals(code, 1, stderr);
-    assertMatch(stderr, /cannot restore "torn": the record .*torn\.json is no JSON/);
+    assertMatch(stderr, /cannot restore "torn": the record .*torn\.json is not JSON/);
     assertEquals(restored.interfaces[0].addresses, record.interfaces[0].addresses);
     assertEquals((await host.tapkit("attach-vm", "web", "--check")).json[0].problems, []);
   }

@@ -4,7 +4,7 @@ import { Host } from "../support/host.ts";
 import { eventually } from "../support/machine.ts";
 
 const LOCK = "/var/lib/tapkit/serve-dhcp.lock";
-const NOT_SERVED = "no DHCP server runs, so guests get no lease: attaching again starts one";
+const NOT_SERVED = "no DHCP server runs, so guests get no lease: attach again to start one";
 
 /** The pid of the server of the throwaway host, as that sees it. */
 async function serverOf(host: Host): Promise<string> {
@@ -87,7 +87,7 @@ Deno.test("serve-dhcp: what it says goes to a log where no journal takes it", as
   assertEquals([second.code, second.stdout, second.stderr], [1, "", ""]);
   assertMatch(
     await host.readFile(log),
-    /^\d{4}-[^ ]+Z serve-dhcp: DHCP of \S+ is answered by another process already: [^\n]+\n$/,
+    /^\d{4}-[^ ]+Z serve-dhcp: another process answers DHCP for \S+ already: [^\n]+\n$/,
   );
   await host.mustTapkit("attach-vm", "web", "--remove");
   await eventually(

@@ -41,7 +41,7 @@ Deno.test("attach-vm --state-dir: a VM of another directory is refused by name, 
       assertEquals(attached.code, 1);
       assertMatch(
         attached.stderr,
-        new RegExp(`a VM "web" is attached already, by the state directory ${first}: use --state`),
+        new RegExp(`the state directory ${first} has a VM "web" already: use --state`),
       );
       // Its own come and go beside it.
       assertEquals((await two("api", "--ports", "9090:80")).code, 0);

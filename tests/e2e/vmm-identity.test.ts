@@ -65,7 +65,7 @@ Deno.test("attach-vm -- VMM: a VM that runs is refused by name and pid, and keep
   assertEquals(twice.code, 125);
   assertMatch(
     twice.stderr,
-    new RegExp(`"web" is already running \\(pid ${pid}\\): end that first`),
+    new RegExp(`"web" is already running \\(pid ${pid}\\): end that process first`),
   );
   const removed = await host.tapkit("attach-vm", "web", "--remove");
   assertEquals(removed.code, 1);

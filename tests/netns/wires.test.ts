@@ -157,7 +157,7 @@ Deno.test("checkWire: names what differs in mode dhcp-bridge", () => {
   const damages = [
     ["ip link delete br_eth0", /inner bridge "br_eth0" is missing/],
     ["ip link set br_eth0 down", /"br_eth0" is down/],
-    ["ip link set vm_eth0 nomaster", /"vm_eth0" is no port of inner bridge/],
+    ["ip link set vm_eth0 nomaster", /"vm_eth0" is not a port of inner bridge/],
     ["bridge link set dev eth0 learning on", /learns addresses behind "eth0"/],
     ["ip link set br_eth0 type bridge mcast_snooping 1", /snoops multicast/],
     ["ip link set eth0 address 02:00:00:00:00:01", /"eth0" has the guest's MAC/],

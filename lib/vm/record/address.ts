@@ -1,5 +1,5 @@
 /**
- * An address that tapkit did not attach, and ports lead to. No effects.
+ * An address that tapkit did not attach and that ports are mapped to. Pure.
  *
  * @module
  */
@@ -14,16 +14,16 @@ import type { Served } from "./served.ts";
 export interface AddressAttachment {
   /** The address, canonical. */
   readonly to: string;
-  /** What its rules are made by. */
+  /** The backend of its rules. */
   readonly firewall: FirewallKind;
   /** The link by which the host reaches it. */
   readonly link: string;
   readonly claims: readonly Claim[];
-  /** Whether its ports are open also where another firewall denies what is not allowed. */
+  /** Whether ufw and firewalld are told to accept its ports. */
   readonly openPorts: boolean;
 }
 
-/** What the host does for an address. */
+/** The rules for an address. */
 export function servedAddress(
   { to, firewall, link, claims, openPorts }: AddressAttachment,
 ): Served {

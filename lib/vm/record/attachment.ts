@@ -1,6 +1,6 @@
 /**
- * An attachment as it is recorded: what is wanted of a VM, what its networks gave, and whether a change
- * from one to another is under way. No code.
+ * An attachment as it is recorded: what is wanted of a VM, what its networks gave, and which change
+ * is in progress. No code.
  *
  * @module
  */
@@ -13,18 +13,18 @@ import type { NetnsIdentity } from "../../netlink/identity.ts";
 import type { AttachMode, VmAddress, VmDns, VmRoute } from "../types.ts";
 import type { Identity } from "./identity.ts";
 
-/** A published port. Claims are the only place where a VM's ports are kept. */
+/** A published port. A VM's ports are stored nowhere else. */
 export interface Claim extends PortMapping {
-  /** Who asked for it: attach-vm, or map-port. A port may be claimed by both. */
+  /** The command that asked for it. Both may claim one port. */
   readonly by: "attach" | "map";
-  /** Whether host port 0 asked for it. Who asks for port 0 again gets it again. */
+  /** Whether tapkit chose the host port, for port 0. The next request for port 0 gets it again. */
   readonly chosen: boolean;
 }
 
-/** How many of something a guest may have: a number, any, or the host's default. */
+/** A limit of a guest: a number, none, or the host's default. */
 export type Limit = number | "unlimited" | "default";
 
-/** What a guest may reach, and from where it is reached. Prefixes are canonical. */
+/** What a guest may reach, and who may reach it. Prefixes are canonical. */
 export interface Policy {
   readonly isolated: boolean;
   readonly denyEgress: readonly string[];
@@ -34,42 +34,42 @@ export interface Policy {
   readonly newConnections: Limit;
 }
 
-/** What is wanted of a VM. Every value is whole: what was not asked for has its default. */
+/** What is wanted of a VM. Settings that were not asked for have their defaults. */
 export interface Spec {
   readonly id: Identity;
-  /** The networks' names: eth0 is on the first. Empty until the first network is looked up. */
+  /** Network names: eth0 is on the first. Empty until the default network is looked up. */
   readonly networks: readonly string[];
-  /** The address of the first interface that was asked for, with or without a prefix length. */
+  /** The requested address of the first interface, with or without a prefix length. */
   readonly ip?: string;
-  /** The MAC of the first interface that was asked for. */
+  /** The requested MAC of the first interface. */
   readonly mac?: string;
-  /** The MTU of all interfaces that was asked for, in bytes. */
+  /** The requested MTU of all interfaces, in bytes. */
   readonly mtu?: number;
-  /** The namespace that was named: it is never deleted. */
+  /** The path of a namespace that was given. It is never deleted. */
   readonly netns?: string;
-  /** `USER[:GROUP]` who may open the TAPs. */
+  /** The `USER[:GROUP]` that may open the TAPs. */
   readonly tapOwner?: string;
-  /** Bits a second, each way. */
+  /** Bits per second, each way. */
   readonly bandwidth?: number;
   readonly plugins: "auto" | "builtin" | "exec";
   readonly mode: "auto" | AttachMode;
-  /** What rules are made by. */
+  /** The backend of its rules. */
   readonly firewall: FirewallKind;
   readonly capabilities: Readonly<Record<string, unknown>>;
   readonly cniArgs: Readonly<Record<string, string>>;
-  /** Whether the guest's frames are held to its own MAC and addresses. */
+  /** Whether frames from another MAC or address than the guest's are dropped. */
   readonly antispoof: boolean;
   /** `"eui64"`, `"any"`, or the guest's link-local address. */
   readonly linkLocal: string;
   readonly policy: Policy;
   readonly claims: readonly Claim[];
-  /** Whether published ports are open also where another firewall denies what is not allowed. */
+  /** Whether ufw and firewalld are told to accept published ports. */
   readonly openPorts: boolean;
-  /** The `-- VMM` call that the attachment goes with. */
+  /** The `-- VMM` call whose end removes the attachment. */
   readonly run?: string;
 }
 
-/** What a network gave an interface, and the guest has. */
+/** What a network gave an interface. The guest has the same. */
 export interface GuestLink {
   /** Lower case, colons. */
   readonly mac: string;
@@ -77,66 +77,66 @@ export interface GuestLink {
   readonly mtu: number;
   readonly addresses: readonly VmAddress[];
   readonly routes: readonly VmRoute[];
-  /** True where the dhcp plugin's daemon leases its addresses. */
+  /** True if the dhcp plugin's daemon leases its addresses. */
   readonly leased?: true;
 }
 
 /** How the host reaches an interface. */
 export interface Reach {
-  /** The host's link towards it: the bridge, where its host end is a bridge port. `""`: not known. */
+  /** The host's link to it: the bridge, if its host end is a bridge port. `""` if not known. */
   readonly link: string;
   /** Without prefix lengths. */
   readonly addresses: readonly string[];
-  /** Whether its network is private: see GuestRules. */
+  /** Whether its packets are masqueraded: see GuestRules. */
   readonly masquerade: boolean;
-  /** Whether this host forwards its packets. */
+  /** Whether this host forwards packets for it. */
   readonly forward: boolean;
-  /** Whether ports reach it under the host's address. */
+  /** Whether connections to its ports come from the host's address. */
   readonly relayed?: true;
-  /** The host's end of its veth pair, and the bridge that this is a port of. */
+  /** The host's end of its veth pair, and the bridge that this end is a port of. */
   readonly hostEnd?: string;
   readonly bridge?: string;
 }
 
-/** An interface on a network, from the plan to what was given. */
+/** An interface on a network: the plan, then what the network gave. */
 export interface NetworkFact {
-  /** The plugins that run, or ran, for it. */
+  /** The plugins that run or ran for it. */
   readonly attachment: NetworkAttachment;
-  /** Absent until the network made the interface. */
+  /** Absent until the network has created the interface. */
   readonly link?: GuestLink;
   readonly reach?: Reach;
-  /** The guest's limits, with the host's defaults as they were. */
+  /** The guest's limits, with the host's defaults at that time. */
   readonly limits?: GuestLimits;
-  /** Absent until the TAP is there. */
+  /** Absent until the TAP exists. */
   readonly wire?: {
     readonly mode: AttachMode;
-    /** False where the kernel has no means to guard it. */
+    /** False if the kernel lacks what guards need. */
     readonly guarded: boolean;
   };
 }
 
-/** What was given. */
+/** What the namespace and the networks are. */
 export interface Facts {
   readonly netns: {
     readonly path: string;
-    /** Whether it was named, and so stays. */
+    /** Whether it was given by path. Then it is never deleted. */
     readonly given: boolean;
-    /** Which one it is; absent until it is there. */
+    /** Its identity. Absent until it exists. */
     readonly is?: NetnsIdentity;
   };
   readonly networks: readonly NetworkFact[];
   readonly dns: VmDns;
 }
 
-/** An attachment of a VM: what is wanted, and what was given. */
+/** What is wanted of a VM, and what it has. */
 export interface Both {
   readonly spec: Spec;
   readonly facts: Facts;
 }
 
 /**
- * The state of an attachment. While it is changing, what is in the kernel may be of either side:
- * without `from` it is being attached, without `to` it is being removed.
+ * The state of an attachment. While it changes, the kernel may have parts of both sides. Without
+ * `from` it is being attached, without `to` it is being removed.
  */
 export type Attachment<B = Both> =
   | { readonly is: "attached"; readonly at: B }

@@ -5,14 +5,14 @@
  */
 
 import { type PortMapping, subtractPorts } from "../../inet/ports.ts";
-import type { VmInterface, VmRecord } from "../types.ts";
-import type { Both, Claim, Limit, Policy } from "./attachment.ts";
+import type { VmAddress, VmInterface, VmRecord } from "../types.ts";
+import type { Both, Claim, Policy } from "./attachment.ts";
 import { linkNames } from "./identity.ts";
 
-/** What "eui64" means of a link-local address: the guest makes it of its MAC. */
+/** The guest derives its link-local address from its MAC. */
 export const DEFAULT_LINK_LOCAL = "eui64";
 
-/** The interfaces as they are printed, as far as they are there. */
+/** The existing interfaces, as they are printed. */
 export function interfacesOf({ spec, facts }: Both): VmInterface[] {
   const { antispoof, linkLocal } = spec;
   return facts.networks.flatMap(({ attachment: { ifName, network }, link, wire }) => {
@@ -37,7 +37,12 @@ export function interfacesOf({ spec, facts }: Both): VmInterface[] {
   });
 }
 
-/** The record of an attachment as it is printed. */
+/** The first IPv4 address of an interface, which DHCP gives to the guest. */
+export function ipv4Of({ addresses }: Pick<VmInterface, "addresses">): VmAddress | undefined {
+  return addresses.find(({ address }) => !address.includes(":"));
+}
+
+/** The record of an attachment, as it is printed. */
 export function recordOf(both: Both): VmRecord {
   const { spec: { id, policy, claims }, facts: { netns, dns } } = both;
   return {
@@ -55,25 +60,27 @@ export function recordOf(both: Both): VmRecord {
 
 function recordedPolicy(policy: Policy): Partial<VmRecord> {
   const { isolated, denyEgress, allowEgress, reachableFrom } = policy;
-  const limit = (value: Limit) => value === "unlimited" ? "none" : value;
-  const { maxConnections, newConnections } = policy;
+  const limit = (key: "maxConnections" | "newConnections") => {
+    const value = policy[key];
+    return value === "default" ? {} : { [key]: value === "unlimited" ? "none" : value };
+  };
   return {
     ...isolated ? { isolated } : {},
     ...denyEgress.length > 0 ? { denyEgress } : {},
     ...allowEgress.length > 0 ? { allowEgress } : {},
     ...reachableFrom.length > 0 ? { reachableFrom } : {},
-    ...maxConnections === "default" ? {} : { maxConnections: limit(maxConnections) as number },
-    ...newConnections === "default" ? {} : { newConnections: limit(newConnections) as number },
+    ...limit("maxConnections"),
+    ...limit("newConnections"),
   };
 }
 
-/** The ports of claims, each once: attach-vm's first. */
+/** The ports of claims, without duplicates. Those of attach-vm come first. */
 export function portsOf(claims: readonly Claim[]): PortMapping[] {
   const [attach, map] = [claimsBy(claims, "attach"), claimsBy(claims, "map")];
   return [...attach, ...subtractPorts(map, attach)];
 }
 
-/** The ports that one of the two asked for. */
+/** The ports that one of the commands asked for. */
 export function claimsBy(claims: readonly Claim[], by: Claim["by"]): PortMapping[] {
   return claims.filter((claim) => claim.by === by).map(plainPort);
 }

@@ -1,13 +1,13 @@
 /**
- * State directories beside this one. A VM's name, and so its namespace, its container id, its rules
- * and its addresses, is one for the whole host: what another directory has a record of is that one's.
+ * Other state directories of this host. They share one set of VM names, since namespaces, container
+ * ids, rules and addresses are named by the VM. A VM belongs to the directory that has its record.
  *
  * ```
- * /var/lib/tapkit/elsewhere/DEV-INO   a link to a directory that is not the default one
+ * /var/lib/tapkit/elsewhere/DEV-INO   a link to a directory other than the default one
  * ```
  *
- * It is there while that directory has a record. One whose directory is not there stays: what that is
- * on may not be mounted.
+ * The link exists while that directory has a record. If the directory is missing, the link stays:
+ * its file system may not be mounted.
  *
  * @module
  */
@@ -15,27 +15,26 @@
 import { describe, TapkitError } from "../../errors.ts";
 import { isThere, namesIn, removeIfEmpty, removeIfThere } from "../../files.ts";
 
-/** Where the state is unless it is said otherwise. */
+/** The state directory if no other is named. */
 export const DEFAULT_STATE_DIR = "/var/lib/tapkit";
 
-/** A state directory, in use. */
 interface StateDir {
   readonly stateDir: string;
   readonly note: (text: string) => void;
-  /** Where the directories that are not the default one are known. */
+  /** The directory with the links. */
   readonly registry?: string;
 }
 
 const REGISTRY = `${DEFAULT_STATE_DIR}/elsewhere`;
 
-/** Where the directories that are not the default one are known. */
+/** The directory with the links. */
 export class Registry implements Disposable {
   readonly path: string = REGISTRY;
 
   [Symbol.dispose](): void {}
 }
 
-/** Lets the other directories know of this one, before anything is attached by it. */
+/** Registers this directory, before it is used to attach anything. */
 export function announce(host: StateDir): void {
   const { registry = REGISTRY } = host;
   const own = real(host.stateDir);
@@ -44,18 +43,18 @@ export function announce(host: StateDir): void {
   try {
     if (readLink(path) === own) return;
     Deno.mkdirSync(registry, { recursive: true, mode: 0o700 });
-    // The directory was moved here, or another one was before that had its number.
+    // The directory was moved, or its inode number belonged to an earlier one.
     removeIfThere(path);
     Deno.symlinkSync(own, path);
   } catch (error) {
     host.note(
       `warning: ${registry} cannot be written (${describe(error)}): tapkit with another ` +
-        `--state-dir does not know which VMs are those of ${own}`,
+        `--state-dir does not know the VMs of ${own}`,
     );
   }
 }
 
-/** Takes back what {@linkcode announce} made, once nothing is recorded here. */
+/** Removes what {@linkcode announce} made, once this directory has no record. */
 export function retire(host: StateDir): void {
   const own = real(host.stateDir);
   const { registry = REGISTRY } = host;
@@ -66,7 +65,7 @@ export function retire(host: StateDir): void {
   if (own !== real(DEFAULT_STATE_DIR)) removeIfEmpty(DEFAULT_STATE_DIR);
 }
 
-/** The host, as seen from each of the other state directories. */
+/** The host with each of the other state directories. */
 export function elsewhere<Host extends StateDir>(host: Host): Host[] {
   const own = real(host.stateDir);
   const { registry = REGISTRY } = host;
@@ -76,21 +75,21 @@ export function elsewhere<Host extends StateDir>(host: Host): Host[] {
     .map((stateDir) => ({ ...host, stateDir }));
 }
 
-/** The state directory that has a record of a VM which this one has none of. */
+/** The other state directory that has a record of a VM. */
 export function holderElsewhere(host: StateDir, name: string): string | undefined {
   return elsewhere(host).find(({ stateDir }) => isThere(`${stateDir}/vms/${name}.json`))?.stateDir;
 }
 
 /**
- * Refuses a name that is taken in another state directory.
+ * Refuses a name that another state directory uses.
  *
  * @throws {TapkitError} naming the directory
  */
 export function refuseElsewhere(host: StateDir, name: string): void {
   const holder = holderElsewhere(host, name);
   if (holder === undefined) return;
-  throw new TapkitError(`a VM "${name}" is attached already, by the state directory ${holder}`, {
-    mend: `use --state-dir ${holder}, or give it another name`,
+  throw new TapkitError(`the state directory ${holder} has a VM "${name}" already`, {
+    mend: `use --state-dir ${holder}, or choose another name`,
   });
 }
 

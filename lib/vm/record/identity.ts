@@ -1,5 +1,5 @@
 /**
- * What a VM is called in the kernel: its container id, its namespace, its links and its owner tags.
+ * The names that a VM has in the kernel: container id, namespace, links and owner tags.
  *
  * @module
  */
@@ -7,7 +7,7 @@
 import { InputError } from "../../errors.ts";
 import { netnsPath } from "../../sys/netns.ts";
 
-/** Who a VM is. Everything that bears its mark is named by one of the two. */
+/** The name and id that all kernel objects of a VM are named by. */
 export interface Identity {
   /** 1–63 of `a-z A-Z 0-9 . _ -`, beginning with a letter or a digit. */
   readonly name: string;
@@ -17,7 +17,7 @@ export interface Identity {
 
 /** The names of the links of an interface. */
 export interface LinkNames {
-  /** The interface that its network made: `"eth0"`. */
+  /** The interface that the network created: `"eth0"`. */
   readonly link: string;
   /** The TAP: `"vm_eth0"`. */
   readonly tap: string;
@@ -53,24 +53,24 @@ export function ownNetnsPath(id: Pick<Identity, "name">): string {
   return netnsPath(netnsName(id));
 }
 
-/** The tag of what an interface has in the firewall: `"web/eth0"`. */
+/** The tag of an interface's rules in the firewall: `"web/eth0"`. */
 export function ownerTag({ name }: Pick<Identity, "name">, ifName: string): string {
   return `${name}/${ifName}`;
 }
 
-/** The VM that an owner tag is of. A VM's name holds no slash. */
+/** The VM of an owner tag. VM names have no slash. */
 export function vmOfTag(owner: string): string {
   return owner.split("/", 1)[0]!;
 }
 
 const ADDRESS_TAG = "to@";
 
-/** The owner tag of an address that tapkit did not attach. No VM's name has an @. */
+/** The owner tag of an address that tapkit did not attach. VM names have no `@`. */
 export function addressTag(address: string): string {
   return `${ADDRESS_TAG}${address}`;
 }
 
-/** The address that an owner tag is of. */
+/** The address of an owner tag; undefined for the tag of a VM. */
 export function addressOfTag(owner: string): string | undefined {
   return owner.startsWith(ADDRESS_TAG) ? owner.slice(ADDRESS_TAG.length) : undefined;
 }

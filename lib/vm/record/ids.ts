@@ -1,5 +1,5 @@
 /**
- * The first characters of container ids, which links are named by: each belongs to one VM.
+ * Prefixes of container ids. Links are named by them, so each belongs to one VM.
  *
  * @module
  */
@@ -9,30 +9,32 @@ import { isThere, removeIfThere } from "../../files.ts";
 import type { Identity } from "./identity.ts";
 import { type HostPaths, idsDir, inDirectory, recordNames, recordPath } from "./paths.ts";
 
-/** How much of a container id names a link: what Weave Net takes of it. */
+/** Weave Net names links by so many characters of the container id. */
 const ID_PREFIX = 7;
 
+const pathOf = (host: HostPaths, id: string) => `${idsDir(host)}/${id.slice(0, ID_PREFIX)}`;
+
 /**
- * Reserves the first characters of a container id, which links are named by, for a VM.
+ * Reserves the prefix of a VM's container id.
  *
- * @throws {TapkitError} when another attached VM's id begins the same
+ * @throws {TapkitError} when another attached VM has the same prefix
  */
 export function claimId(host: HostPaths, { name, containerId: id }: Identity): void {
-  const path = `${idsDir(host)}/${id.slice(0, ID_PREFIX)}`;
+  const path = pathOf(host, id);
   if (inDirectory(idsDir(host), () => linkNew(name, path))) return;
   const holder = claimant(path);
   if (holder === name) return;
   if (recordNames(host).includes(holder)) {
     throw new TapkitError(
-      `its container id ${id} begins as that of VM "${holder}", and links are named by that`,
-      { mend: "give it another name" },
+      `its container id ${id} begins like that of VM "${holder}", and links are named by it`,
+      { mend: "choose another name" },
     );
   }
   removeIfThere(path);
   Deno.symlinkSync(name, path);
 }
 
-/** Makes a link; returns whether nothing was there. */
+/** Creates a link. Returns whether the path was free. */
 function linkNew(name: string, path: string): boolean {
   try {
     Deno.symlinkSync(name, path);
@@ -43,27 +45,27 @@ function linkNew(name: string, path: string): boolean {
   }
 }
 
-/** The VM that a reserved beginning is linked to. */
+/** The VM that reserved a prefix. */
 function claimant(path: string): string {
   try {
     return Deno.readLinkSync(path);
   } catch (cause) {
-    throw new TapkitError(`${path} is not a link of tapkit's`, { mend: "move it away", cause });
+    throw new TapkitError(`${path} is not a link made by tapkit`, { mend: "move it away", cause });
   }
 }
 
-/** The VM that a whole container id is of, as far as its beginning tells. */
+/** The VM whose container id has the same prefix as this whole id. */
 export function nameOfId(host: HostPaths, id: string): string | undefined {
   if (!/^[0-9a-f]{64}$/.test(id)) return undefined;
-  const path = `${idsDir(host)}/${id.slice(0, ID_PREFIX)}`;
+  const path = pathOf(host, id);
   const holder = isThere(path) ? claimant(path) : undefined;
   return holder !== undefined && isThere(recordPath(host, holder)) ? holder : undefined;
 }
 
-/** Gives back what {@linkcode claimId} reserved. */
+/** Releases what {@linkcode claimId} reserved. */
 export function releaseId(host: HostPaths, { name, containerId: id }: Identity): void {
-  const path = `${idsDir(host)}/${id.slice(0, ID_PREFIX)}`;
-  // What is no link of ours stays.
+  const path = pathOf(host, id);
+  // A path that is not a link belongs to somebody else.
   if (isThere(path) && Deno.lstatSync(path).isSymlink && claimant(path) === name) {
     removeIfThere(path);
   }

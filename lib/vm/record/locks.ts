@@ -1,5 +1,5 @@
 /**
- * Who may change what: the locks, and the directory of the state, which goes with its last VM.
+ * The locks, and deleting the state directory after its last VM.
  *
  * @module
  */
@@ -32,19 +32,19 @@ import {
 
 const DHCP_LOCK = "serve-dhcp.lock";
 
-/** Waits for the sole right to change one VM. Taken before the host's lock, never after. */
+/** Waits for the lock of a VM. It is taken before the host's lock, never after. */
 export async function lockVm(host: HostPaths, name: string): Promise<Lock> {
   const waits = (path: string) => noteHolder(host, `VM "${name}"`, path);
   return await lockIn(locksDir(host), name, { remove: true, signal: host.signal, waits });
 }
 
-/** Waits for the sole right to change what VMs share. */
+/** Waits for the host's lock, which covers what VMs share. */
 export async function lockHost(host: HostPaths): Promise<Lock> {
   const waits = (path: string) => noteHolder(host, "what the VMs of this host share", path);
   return await lockIn(host.stateDir, "lock", { signal: host.signal, waits });
 }
 
-/** The sole right to change what VMs share, given up for as long as a program of others runs. */
+/** The host's lock, released while a network plugin or another external program runs. */
 export class HostLock implements Disposable {
   readonly #host: HostPaths;
   #lock: Lock | undefined;
@@ -54,19 +54,19 @@ export class HostLock implements Disposable {
     this.#lock = lock;
   }
 
-  /** Waits for it. */
+  /** Waits for the lock. */
   static async take(host: HostPaths): Promise<HostLock> {
     return new HostLock(host, await lockHost(host));
   }
 
-  /** Does what runs a program of others without it. */
+  /** Runs `act` without the lock, then waits for the lock again. */
   readonly outside = async <T>(act: () => Promise<T>): Promise<T> => {
     this[Symbol.dispose]();
     this.#host.waits?.();
     try {
       return await act();
     } finally {
-      // What follows is to be undone at least: waiting for that is not cut short.
+      // At least the undo still has to run, so a signal does not interrupt this.
       const { signal: _, ...uninterrupted } = this.#host;
       this.#lock = await lockHost(uninterrupted);
     }
@@ -78,7 +78,7 @@ export class HostLock implements Disposable {
   }
 }
 
-/** Says what is waited for, and for whom. */
+/** Notes what the call waits for, and who holds it. */
 function noteHolder({ note }: HostPaths, what: string, path: string): void {
   const holder = lockHolder(path);
   note(
@@ -86,7 +86,7 @@ function noteHolder({ note }: HostPaths, what: string, path: string): void {
   );
 }
 
-/** The DHCP server's lock, or `undefined` when one is running. */
+/** Takes the DHCP server's lock; undefined when a server runs. */
 export function lockDhcpServer(host: HostPaths): Lock | undefined {
   return inDirectory(
     host.stateDir,
@@ -94,7 +94,7 @@ export function lockDhcpServer(host: HostPaths): Lock | undefined {
   );
 }
 
-/** What the DHCP server keeps beside its lock. */
+/** The path of a file of the DHCP server. */
 export function dhcpFile(host: HostPaths, name: "log" | "leases"): string {
   return `${host.stateDir}/serve-dhcp.${name}`;
 }
@@ -107,7 +107,7 @@ export function isDhcpServed(host: HostPaths): boolean {
     using free = lockFile(path, { wait: false });
     return free === undefined;
   } catch (error) {
-    // It went at this moment, or is no file.
+    // It was deleted at this moment, or is not a file.
     if (error instanceof TapkitError) return false;
     throw error;
   }
@@ -130,9 +130,9 @@ async function lockIn(
 }
 
 /**
- * Takes away what is left of the state when no record is: called with no lock held.
- * A directory in use stays; whoever comes at this moment makes it anew, and who has the host's lock
- * now tidies it after that.
+ * Deletes the state directory when it has no record. Called with no lock held. A directory in use
+ * stays. A call that needs it at this moment creates it again, and a call that holds the host's lock
+ * deletes it later.
  */
 export function tidyState(host: HostPaths): void {
   if (isUsed(host)) return;
@@ -144,15 +144,15 @@ export function tidyState(host: HostPaths): void {
     if (lock === undefined) return;
     if (!isUsed(host)) {
       retire(host);
-      // Left by a process that was killed, unless a server holds it.
+      // A process that was killed left the file, unless a server holds the lock.
       if (isThere(`${host.stateDir}/${DHCP_LOCK}`)) lockDhcpServer(host)?.[Symbol.dispose]();
       for (const name of ["log", "leases"] as const) removeIfThere(dhcpFile(host, name));
-      // A version before this one wrote it.
+      // Written by an earlier version.
       removeIfThere(`${host.stateDir}/generation`);
       removeIfThere(`${host.stateDir}/cni/checked.json`);
       removeIfEmpty(`${host.stateDir}/cni`);
       removeIfThere(`${host.stateDir}/lock`);
-      // Files are made in these with the lock held.
+      // Files in these are only created with the lock held.
       removeIfEmpty(idsDir(host));
       removeIfEmpty(vmsDir(host));
       removeIfEmpty(addressesDir(host));
@@ -164,7 +164,7 @@ export function tidyState(host: HostPaths): void {
   removeIfEmpty(host.stateDir);
 }
 
-/** Takes away the VMs' locks that nobody holds: processes that were killed left them. */
+/** Deletes VMs' locks that nobody holds. Processes that were killed left them. */
 export function sweepLocks(host: HostPaths): void {
   for (const name of namesIn(locksDir(host))) {
     inDirectory(

@@ -1,5 +1,5 @@
 /**
- * The paths that lead to network namespaces.
+ * Paths of network namespaces.
  *
  * @module
  */
@@ -10,8 +10,8 @@ import { Errno } from "../../sys/libc.ts";
 import { openNetns } from "../../sys/netns.ts";
 
 /**
- * The one path of those that lead to a namespace which is recorded: absolute, without links.
- * `/proc/self` becomes `/proc/PID`; what is below is no link that could be followed by text.
+ * The path of a namespace that is recorded: absolute, without symbolic links. `/proc/self` becomes
+ * `/proc/PID`. The links below that have no text to follow.
  */
 export function canonicalNetns(path: string): string {
   const absolute = absolutePath(path);
@@ -30,7 +30,7 @@ function joinReal(directory: string, name: string): string {
   return `${Deno.realPathSync(directory || "/").replace(/\/$/, "")}/${name}`;
 }
 
-/** Whether two paths lead to one namespace. */
+/** Whether two paths lead to the same namespace. */
 export function leadToOne(one: string, other: string): boolean {
   return canonicalNetns(one) === canonicalNetns(other) || isSameFile(one, other);
 }
@@ -44,25 +44,25 @@ function isSameFile(one: string, other: string): boolean {
   }
 }
 
-/** By which paths the namespace of the host is known: tapkit's own, and that of its first process. */
+/** The namespace of tapkit, and of the host's first process. */
 const HOSTS_OWN = ["/proc/thread-self/ns/net", "/proc/1/ns/net"];
 
-/** Whether a path leads to the namespace of the host itself. */
+/** Whether a path leads to the host's own namespace. */
 export function isHostsOwn(path: string): boolean {
   return HOSTS_OWN.some((own) => isSameFile(path, own));
 }
 
 /**
- * Checks a namespace that is given for a VM.
+ * Checks the path of a namespace given for a VM.
  *
- * @throws {InputError} when there is none, or it is the host's own
+ * @throws {InputError} when it leads to no namespace, or to the host's own
  */
 export function validateNetns(path: string): void {
   try {
     openNetns(path)[Symbol.dispose]();
   } catch (cause) {
     if (cause instanceof InputError || !(cause instanceof TapkitError)) throw cause;
-    const { message, mend = "name one that is there: ip netns add NAME makes /run/netns/NAME" } =
+    const { message, mend = "name one that exists: ip netns add NAME creates /run/netns/NAME" } =
       cause;
     const missing = cause instanceof SyscallError && cause.errno === Errno.ENOENT;
     throw new InputError(missing ? `there is no network namespace ${path}` : message, {
@@ -72,6 +72,6 @@ export function validateNetns(path: string): void {
   }
   if (!isHostsOwn(path)) return;
   throw new InputError(`${path} is the network namespace of the host itself`, {
-    mend: "name one of the VM's own, or leave --netns out",
+    mend: "name a namespace for the VM, or leave out --netns",
   });
 }

@@ -1,5 +1,5 @@
 /**
- * Where things are on a host.
+ * Paths on the host.
  *
  * @module
  */
@@ -14,7 +14,7 @@ export interface HostPaths {
   readonly stateDir: string;
   readonly confDir: string;
   readonly binDirs: readonly string[];
-  /** How long an executed plugin may take. */
+  /** The time limit of an executed plugin. */
   readonly timeoutMs?: number;
   readonly signal?: AbortSignal;
   readonly waits?: () => void;
@@ -53,18 +53,18 @@ export const locksDir = (host: HostPaths): string => `${host.stateDir}/locks`;
 
 export const idsDir = (host: HostPaths): string => `${host.stateDir}/ids`;
 
-/** Where the locks of those are that run a VMM. */
+/** The directory of the locks of VMs that run. */
 export const runningDir = (host: HostPaths): string => `${host.stateDir}/running`;
 
-/** Where the records of addresses are, that map-port --to maps to. */
+/** The directory of the records of addresses that map-port --to maps to. */
 export const addressesDir = (host: HostPaths): string => `${host.stateDir}/addresses`;
 
 export const recordPath = (host: HostPaths, name: string): string => `${vmsDir(host)}/${name}.json`;
 
-/** How often a directory that goes at this moment is made anew. */
+/** How often to recreate a directory that other processes keep deleting. */
 export const ATTEMPTS = 100;
 
-/** Does something in a directory that another process may be removing at this moment. */
+/** Runs `act` in a directory that another process may delete at the same moment. */
 export function inDirectory<T>(directory: string, act: () => T): T {
   for (let attempt = 1;; attempt++) {
     try {
@@ -76,7 +76,7 @@ export function inDirectory<T>(directory: string, act: () => T): T {
   }
 }
 
-/** What a state directory cannot be used for, where that is why something failed. */
+/** The error to throw: it says that the state directory is unusable, if that is the cause. */
 export function unusable(error: unknown): unknown {
   const code = String((error as { code?: string }).code);
   if (!["ENOTDIR", "EROFS", "EACCES", "EPERM", "ENOENT", "EEXIST", "ELOOP"].includes(code)) {
@@ -93,28 +93,32 @@ export function makeDirectory(directory: string): void {
   Deno.mkdirSync(directory, { recursive: true, mode: 0o700 });
 }
 
-/** Whether an error says that a directory went before it was used. */
+/** Whether an error means that a directory was deleted before it was used. */
 export function isVanished(error: unknown): boolean {
-  // Deno's mkdir says EEXIST of a directory that went while it was looked at.
+  // Deno's mkdir fails with EEXIST if the directory is deleted meanwhile.
   return ["ENOENT", "EEXIST"].includes((error as { code?: string }).code ?? "");
 }
 
-/** The names of all VMs that have a record, in order. */
+/** The names of all VMs that have a record, sorted. */
 export function recordNames(host: HostPaths): string[] {
   return jsonNames(vmsDir(host));
 }
 
-/** The addresses, not attached by tapkit, that ports are mapped to, in order. */
+/** The addresses with a record, sorted: ports are mapped to them, and tapkit did not attach them. */
 export function addressNames(host: HostPaths): string[] {
   return jsonNames(addressesDir(host));
 }
 
+/** The VMs or addresses whose records are among these files. */
+export function namesOfRecords(files: Iterable<string>): string[] {
+  const suffix = ".json";
+  return [...files].filter((file) => file.endsWith(suffix))
+    .map((file) => file.slice(0, -suffix.length));
+}
+
 function jsonNames(directory: string): string[] {
   try {
-    return namesIn(directory)
-      .filter((name) => name.endsWith(".json"))
-      .map((name) => name.slice(0, -".json".length))
-      .sort();
+    return namesOfRecords(namesIn(directory)).sort();
   } catch (error) {
     throw unusable(error);
   }

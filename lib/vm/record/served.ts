@@ -1,5 +1,6 @@
 /**
- * What the host does for who has ports, derived from an attachment: rules, and settings of the kernel. Pure.
+ * The rules and kernel settings that the host needs for a VM or an address, derived from its
+ * attachment. Pure.
  *
  * @module
  */
@@ -20,37 +21,37 @@ import type { Both, Claim, GuestLink, NetworkFact, Policy } from "./attachment.t
 import { claimsBy, portsOf } from "./derive.ts";
 import { ownerTag } from "./identity.ts";
 
-/** What the host's firewall and its settings do for one holder of ports. */
+/** The rules and kernel settings for one VM or address. */
 export interface Served {
-  /** What its rules are made by. */
+  /** The backend of its rules. */
   readonly firewall: FirewallKind;
-  /** The tags of the rules of all interfaces, those too that are not there yet. */
+  /** The owner tags of all interfaces, including those that do not exist yet. */
   readonly owners: readonly string[];
-  /** The rules of each interface, the first one's with the ports that tapkit publishes. */
+  /** The rules of each interface. The first has the ports that tapkit publishes. */
   readonly guests: readonly GuestRules[];
-  /** Whether a guest may answer by another link than it was asked by. */
+  /** Whether a guest may answer on another link than the request came from. */
   readonly asymmetric: boolean;
-  /** All ports of the first interface, where a plugin publishes some of them. */
+  /** All ports of the first interface, if a plugin publishes some of them. */
   readonly shown?: readonly PortMapping[];
-  /** Whether plugins of other makers have part in it: they turn forwarding on. */
+  /** Whether executed plugins are involved: they turn forwarding on. */
   readonly executed: boolean;
   /** The command that opens its ports: `"attach-vm web"`. */
   readonly command: string;
 }
 
-/** Claims bound to the families that an interface has addresses of, once these are known. */
+/** Binds claims to the address families of an interface, once these are known. */
 export function bindClaims(claims: readonly Claim[], first: NetworkFact | undefined): Claim[] {
   if (first?.link === undefined) return [...claims];
   const families = first.link.addresses.map(({ address }) => parseCidr(address).family);
   return bindPorts(claims, families) as Claim[];
 }
 
-/** Ports bound to the families of these addresses, each without a prefix length. */
+/** Binds ports to the families of these addresses. The addresses have no prefix length. */
 export function bindTo(ports: readonly PortMapping[], addresses: readonly string[]): PortMapping[] {
   return bindPorts(ports, addresses.map(isIp).filter((family): family is Family => family !== 0));
 }
 
-/** The ports that tapkit's own firewall publishes: map-port's alone where a plugin publishes ports. */
+/** The ports that tapkit's firewall publishes: only those of map-port if a plugin publishes ports. */
 export function publishedPorts(
   { spec: { claims }, facts: { networks: [first] } }: Both,
 ): PortMapping[] {
@@ -58,7 +59,7 @@ export function publishedPorts(
   return subtractPorts(claimsBy(claims, "map"), claimsBy(claims, "attach"));
 }
 
-/** Ports as plugins are told of them: those of all addresses of all families the VM has, once. */
+/** Ports as plugins get them: a port of all addresses of all the VM's families appears once. */
 export function unboundPorts(
   ports: readonly PortMapping[],
   link: Pick<GuestLink, "addresses"> | undefined,
@@ -92,7 +93,7 @@ export function isPoliced({ isolated, denyEgress }: Policy): boolean {
   return isolated || denyEgress.length > 0;
 }
 
-/** The rules of each interface that is there. */
+/** The rules of each existing interface. */
 export function guestsOf(both: Both): GuestRules[] {
   const { spec, facts: { networks } } = both;
   const { isolated, reachableFrom } = spec.policy;
@@ -116,7 +117,7 @@ export function guestsOf(both: Both): GuestRules[] {
   });
 }
 
-/** What the host does for a VM. */
+/** The rules and kernel settings for a VM. */
 export function servedVm(both: Both): Served {
   const { spec, facts: { networks } } = both;
   const guests = guestsOf(both);
@@ -132,7 +133,7 @@ export function servedVm(both: Both): Served {
   };
 }
 
-/** The rules of a holder with all ports of its, those that a plugin publishes too. */
+/** The rules with all ports, including those that a plugin publishes. */
 export function shownRules({ guests, shown }: Served): readonly GuestRules[] {
   if (shown === undefined) return guests;
   return guests.map((rules, index) => index === 0 ? { ...rules, ports: shown } : rules);

@@ -1,14 +1,14 @@
 /**
- * What is relied upon of what stands on disk, which anybody may have written. Pure.
+ * Checks the shape of records that are read from disk, as far as the code relies on it. Pure.
  *
  * @module
  */
 
 /**
- * A type's name, a list of one shape, or what an object has at least. A key that ends in `?` may be
- * absent.
+ * A type, a list of one shape, or the keys that an object has at least. A key that ends in `?` may
+ * be absent.
  */
-export type Shape = "boolean" | "number" | "string" | readonly [Shape] | {
+type Shape = "boolean" | "number" | "string" | readonly [Shape] | {
   readonly [key: string]: Shape;
 };
 
@@ -21,14 +21,12 @@ const PORT = {
 const CLAIMS: Shape = [{ ...PORT, by: "string", chosen: "boolean" }];
 
 const LIMITS: Shape = { link: "string", "connections?": "number", "openings?": "number" };
-
-const IDENTITY: Shape = { "is?": { boot: "string", dev: "number", ino: "number" } };
-
+const NETNS: Shape = { boot: "string", dev: "number", ino: "number" };
 const ADDRESSES: Shape = [{ address: "string", "gateway?": "string" }];
 const ROUTES: Shape = [{ dst: "string", "gw?": "string" }];
 const DNS: Shape = { nameservers: ["string"], search: ["string"] };
 
-/** An interface on a network, as its plugins ran. */
+/** The plugins of a network that ran for an interface. */
 const CHAIN: Shape = {
   network: "string",
   containerId: "string",
@@ -60,7 +58,7 @@ const BOTH: Shape = {
     openPorts: "boolean",
   },
   facts: {
-    netns: { path: "string", given: "boolean", ...IDENTITY },
+    netns: { path: "string", given: "boolean", "is?": NETNS },
     networks: [{
       attachment: CHAIN,
       "link?": { mac: "string", mtu: "number", addresses: ADDRESSES, routes: ROUTES },
@@ -87,25 +85,26 @@ const ADDRESS: Shape = {
   openPorts: "boolean",
 };
 
-/** Whether a value is the attachment of a VM, as this version writes it. */
+/** Whether a value is a record of a VM in the present format. */
 export function isAttachment(value: unknown): boolean {
   return isState(value, BOTH);
 }
 
-/** Whether a value is what is mapped to an address, as this version writes it. */
+/** Whether a value is a record of an address in the present format. */
 export function isAddressAttachment(value: unknown): boolean {
   return isState(value, ADDRESS);
 }
 
 function isState(value: unknown, side: Shape): boolean {
-  return hasShape(value, { version: "number", is: "string" }) &&
-    (value as { version: number }).version === 2 &&
-    (hasShape(value, { is: "string", at: side }) && isOfState(value, "attached") ||
-      hasShape(value, { "from?": side, "to?": side }) && isOfState(value, "changing"));
+  if (!isVersion(2, value)) return false;
+  const { is } = value as { is?: unknown };
+  if (is === "attached") return hasShape(value, { at: side });
+  return is === "changing" && hasShape(value, { "from?": side, "to?": side });
 }
 
-function isOfState(value: unknown, is: string): boolean {
-  return (value as { is?: unknown }).is === is;
+function isVersion(version: number, value: unknown): boolean {
+  return hasShape(value, { version: "number" }) &&
+    (value as { version: number }).version === version;
 }
 
 /** A VM's record of version 1. */
@@ -133,7 +132,7 @@ const RECORD_1: Shape = {
     guests: [{ owner: "string", link: "string", addresses: ["string"], ports: [PORT] }],
     "portOwners?": { attach: [PORT], mapPort: [PORT] },
     "run?": "string",
-    "netnsIs?": { boot: "string", dev: "number", ino: "number" },
+    "netnsIs?": NETNS,
   },
 };
 
@@ -145,24 +144,19 @@ const ADDRESS_1: Shape = {
   firewall: "string",
 };
 
-/** Whether a value is the record of a VM, as version 1 wrote it. */
+/** Whether a value is a record of a VM of version 1. */
 export function isRecord1(value: unknown): boolean {
-  return hasShape(value, { version: "number" }) &&
-    (value as { version: number }).version === 1 && hasShape(value, RECORD_1);
+  return isVersion(1, value) && hasShape(value, RECORD_1);
 }
 
-/** Whether a value is the record of an address, as version 1 wrote it. */
+/** Whether a value is a record of an address of version 1. */
 export function isAddress1(value: unknown): boolean {
-  return hasShape(value, { version: "number" }) &&
-    (value as { version: number }).version === 1 && hasShape(value, ADDRESS_1);
+  return isVersion(1, value) && hasShape(value, ADDRESS_1);
 }
 
-/** Whether a value has at least what a shape says. */
-export function hasShape(value: unknown, shape: Shape): boolean {
-  if (typeof shape === "string") {
-    const type: string = typeof value;
-    return type === shape;
-  }
+/** Whether a value has a shape. */
+function hasShape(value: unknown, shape: Shape): boolean {
+  if (typeof shape === "string") return (typeof value as string) === shape;
   if (isListShape(shape)) {
     return Array.isArray(value) && value.every((item) => hasShape(item, shape[0]));
   }

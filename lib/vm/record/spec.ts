@@ -1,5 +1,5 @@
 /**
- * What a request wants of a VM, alone or with what is recorded of it.
+ * The spec of a VM, from a request alone or from a request and the VM's record.
  *
  * @module
  */
@@ -26,10 +26,10 @@ const OPEN: Policy = {
 };
 
 /**
- * What is wanted of a VM that is not attached; its ports are claimed later.
+ * The spec of a VM that is not attached. Its ports are claimed later.
  *
- * @param firewall what rules are made by where the request does not say
- * @throws {InputError} for policies that do not go together
+ * @param firewall the backend if the request names none
+ * @throws {InputError} for policies that exclude each other
  */
 export function specOf(request: AttachRequest, id: Identity, firewall: FirewallKind): Spec {
   const { ip, mac, mtu, netns, tapOwner, bandwidth } = request;
@@ -56,10 +56,10 @@ export function specOf(request: AttachRequest, id: Identity, firewall: FirewallK
 }
 
 /**
- * What is wanted of a VM that is attached: absent fields keep what is recorded.
+ * The spec of an attached VM. Absent fields of the request keep their recorded values.
  *
- * @throws {TapkitError} when a field that cannot change while the VM may run differs from what it has
- * @throws {InputError} for policies that do not go together
+ * @throws {TapkitError} when the request changes a field that cannot change while the VM may run
+ * @throws {InputError} for policies that exclude each other
  */
 export function mergeSpec(have: Both, request: AttachRequest): Spec {
   const changed = changedIdentity(have, request);
@@ -71,7 +71,7 @@ export function mergeSpec(have: Both, request: AttachRequest): Spec {
   return withRequest(have.spec, request);
 }
 
-/** A spec with what a request says of all that can change while the VM runs. */
+/** Applies those fields of a request that can change while the VM runs. */
 export function withRequest(spec: Spec, request: AttachRequest): Spec {
   const { plugins = spec.plugins, antispoof = spec.antispoof } = request;
   const { linkLocal = spec.linkLocal, openFirewall = spec.openPorts } = request;
@@ -82,7 +82,7 @@ export function withRequest(spec: Spec, request: AttachRequest): Spec {
 
 function policyOf(had: Policy, request: AttachRequest): Policy {
   const denyEgress = prefixes(request.denyEgress) ?? had.denyEgress;
-  // Without what they are exceptions of, exceptions go.
+  // Exceptions go with the prefixes that they are exceptions of.
   const kept = request.denyEgress === "none" ? [] : had.allowEgress;
   return {
     isolated: request.isolated ?? had.isolated,
@@ -102,7 +102,7 @@ function limitOf(asked: AttachRequest["maxConnections"]): Limit | undefined {
   return asked === "none" ? "unlimited" : asked;
 }
 
-/** The first thing that a request wants otherwise than the VM has it, and that cannot be live. */
+/** The first field that a request changes although it cannot change while the VM is attached. */
 function changedIdentity({ spec, facts }: Both, request: AttachRequest): string | undefined {
   const { ip, mac, mtu, netns, tapOwner, mode = "auto", networks, bandwidth, firewall } = request;
   const { capabilities, cniArgs } = request;
@@ -125,7 +125,7 @@ function changedIdentity({ spec, facts }: Both, request: AttachRequest): string 
   return checks.find(([, changed]) => changed)?.[0];
 }
 
-/** Whether two texts stand for one user and one group. */
+/** Whether two texts name the same user and the same group. */
 function isSameOwner(one: string, other: string | undefined): boolean {
   return one === other ||
     other !== undefined && isSame({ ...resolveOwner(one) }, { ...resolveOwner(other) });

@@ -1,10 +1,10 @@
 /**
- * Guards: classic BPF programs (cls_bpf, direct action) for the ingress of a TAP and of the
- * interface behind it. They say which frames must not pass between a guest and its network.
+ * Guards: classic BPF programs (cls_bpf, direct action) at the ingress of a TAP and of the interface
+ * behind it. They drop frames that must not pass between a guest and its network.
  *
- * A load beyond the end of a frame ends a program with 0, which is TC_ACT_OK and ends the
- * classification too: mode tc-redirect does not carry such a frame, mode dhcp-bridge does. So what
- * a frame could hide by being short is asked for its length first.
+ * A load beyond the end of a frame ends the program with 0, which is TC_ACT_OK and ends the
+ * classification. Mode tc-redirect does not carry such a frame, but mode dhcp-bridge does. So a
+ * program checks the length of a frame first wherever a short frame could hide something.
  *
  * @module
  */
@@ -15,7 +15,10 @@ import {
   datagramSteps,
   ETH_HLEN,
   ETH_P_IP,
+  Ethernet,
   IPPROTO_UDP,
+  Ipv4,
+  Udp,
 } from "../../dhcp/headers.ts";
 import { parseMac } from "../../inet/mac.ts";
 import {
@@ -39,53 +42,48 @@ const TC_ACT_UNSPEC = 0xffffffff;
 const TC_ACT_OK = 0;
 const TC_ACT_SHOT = 2;
 
-/** Offsets in the frame, and in the headers of IPv4, IPv6, an IPv6 extension and UDP. */
-export const Ethernet = { DESTINATION: 0, SOURCE: 6, TYPE: 12 } as const;
-export const Ipv4 = {
-  ...{ VERSION_IHL: 0, FRAGMENT: 6, PROTOCOL: 9, SOURCE: 12, DESTINATION: 16 },
-} as const;
+/** Offsets in the headers of IPv6 and its extensions. */
 export const Ipv6 = { NEXT_HEADER: 6, HOP_LIMIT: 7, SOURCE: 8, DESTINATION: 24, SIZE: 40 } as const;
 export const Extension = { NEXT_HEADER: 0, LENGTH: 1, FRAGMENT: 2, LEAST_SIZE: 8 } as const;
-const Udp = { SOURCE: 0, DESTINATION: 2 } as const;
-/** What is looked at of any header behind an extension. */
+/** The bytes that programs read of a header behind an extension. */
 const LEAST_HEADER = 4;
 
 const IPV4_OFFSET_MASK = 0x1fff;
 const IPV6_OFFSET_MASK = 0xfff8;
-/** linux/in6.h. IPv6 extension headers that a host skips on its way to the upper one (RFC 8200). */
+/** linux/in6.h: IPv6 extension headers, which a host skips to find the upper header (RFC 8200). */
 const IPPROTO_FRAGMENT = 44;
 const IPPROTO_AH = 51;
 /** linux/in.h, linux/in6.h. */
 export const [IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_SCTP, IPPROTO_ICMPV6] = [1, 6, 132, 58] as const;
 const EXTENSIONS = [0, /* hop by hop */ 43, /* routing */ 60 /* destination */] as const;
-/** What nobody needs more of, and what the programs look behind: the rest is dropped. */
+/** Packets with more extension headers, and frames with more VLAN tags, are dropped. */
 const MAX_EXTENSIONS = 4;
 const MAX_INLINE_VLAN_TAGS = 2;
 
 /**
- * Scratch memory: a header's type and size, X, whether the source is unspecified; of policies, whether
- * the frame is for others than the host, and how far what it is for is denied.
+ * Slots of the scratch memory: a header's type and size, X, and whether the source is unspecified.
+ * For policies: whether the frame is for a group (ASIDE), and how the destination is denied.
  */
 export const Memory = { TYPE: 0, X: 1, UNSPECIFIED: 2, SIZE: 3, ASIDE: 4, DENIED: 5 } as const;
 
-/** What a guard keeps beside who the guest is. Each part goes on where a frame may pass. */
+/** The parts of a guard that enforce a policy. Each part falls through if the frame may pass. */
 export interface GuardPolicy {
-  /** At the TAP. X holds the offset of the header that each is named by. */
+  /** At the TAP. X is the offset of the header that the part is named after. */
   readonly tap: {
     readonly arp: BpfSource;
     readonly ipv4: BpfSource;
     readonly ipv6: BpfSource;
-    /** At whatever IPv6 carries but ICMPv6. */
+    /** At what IPv6 carries, except ICMPv6. */
     readonly other6: BpfSource;
     readonly icmpv6: BpfSource;
-    /** At the header behind IP's, whose type is in memory, and which ICMP and ICMPv6 are not. */
+    /** At the header behind IP, except ICMP and ICMPv6. Its type is in memory. */
     readonly upper: BpfSource;
     readonly upperIcmp: BpfSource;
     readonly upperIcmpv6: BpfSource;
     /** At a fragment without that header. */
     readonly later: BpfSource;
   };
-  /** At the interface behind it, of frames that are not the guest's own. */
+  /** At the interface behind the TAP, for frames that the guest did not send. */
   readonly link: {
     readonly ethernet: BpfSource;
     readonly arp: BpfSource;
@@ -100,21 +98,22 @@ export const PASS: BpfSource = ["pass", ret(TC_ACT_UNSPEC)];
 export const DROP: BpfSource = ["drop", ret(TC_ACT_SHOT)];
 
 /**
- * The guard of the interface behind a TAP: drops DHCP and DHCPv6, in either direction of
- * theirs, and what a hairpin bridge port reflects: the guest's own frames to others. A frame from the
- * guest to itself is one that the host's address translation sent back, and passes. All else goes on
- * to the next filter.
+ * The guard of the interface behind a TAP. All frames that it does not drop go on to the next filter.
  *
- * DHCP behind VLAN tags too, since a host takes tags of VLAN 0 for none. Fragments other than the
- * first pass: without the first they are nothing. A first IPv6 fragment that ends before the upper
- * header is dropped (RFC 7112), and so is what more than four extension headers hide.
+ * It drops messages of DHCP and DHCPv6 clients and servers, behind VLAN tags too, since a host
+ * ignores tags of VLAN 0. It also drops the guest's own frames to others, which a hairpin bridge port
+ * reflects. A frame from the guest to itself passes: the host's address translation sent it back.
  *
- * Where a DHCP client on the host leases the interface's addresses, whole and untagged answers of
- * servers go up to the namespace's own stack, whose packet sockets see a frame after tc does. They
- * are not redirected to the guest; a bridge would carry them there.
+ * Fragments other than the first pass, since they are useless without the first. A first IPv6
+ * fragment that ends before the upper header is dropped (RFC 7112), and so is a packet with more than
+ * four extension headers.
  *
- * @param mac the guest's MAC, which is the interface's too
- * @param leased whether there is such a client
+ * If a DHCP client on the host leases the interface's addresses, unfragmented and untagged answers
+ * of servers go to the namespace's own stack, whose packet sockets see frames after tc. They are not
+ * redirected to the guest. A bridge would carry them to the guest.
+ *
+ * @param mac the MAC of the guest and of the interface
+ * @param leased whether such a client exists
  * @throws {InputError} when the MAC is malformed
  */
 export function wireGuard(
@@ -134,7 +133,7 @@ export function wireGuard(
   ]);
 }
 
-/** Goes on where the MAC at an offset is this one, else to `other`. */
+/** Falls through if the MAC at an offset is this one, else jumps to `other`. */
 export function macSteps(mac: string, offset: number, other: string): BpfSource {
   const view = new DataView(parseMac(mac).buffer);
   return [
@@ -145,7 +144,7 @@ export function macSteps(mac: string, offset: number, other: string): BpfSource 
   ];
 }
 
-/** To "drop" where the frame ends before X + size. */
+/** Jumps to "drop" if the frame ends before X + size. */
 export function lengthSteps(size: number): BpfSource {
   return [
     bpf.aFromX(),
@@ -157,7 +156,7 @@ export function lengthSteps(size: number): BpfSource {
   ];
 }
 
-/** X holds the offset of the header that is looked at. */
+/** Drops DHCP and DHCPv6. */
 function dhcpSteps(policy?: GuardPolicy["link"]): BpfSource {
   return [
     ...networkTypeSteps(),
@@ -182,7 +181,7 @@ function dhcpSteps(policy?: GuardPolicy["link"]): BpfSource {
   ];
 }
 
-/** Leads X from the IPv4 header to the upper one, to `later` where a fragment has none. */
+/** Moves X from the IPv4 header to the upper one. Jumps to `later` if a fragment has none. */
 export function ipv4UpperSteps(later: string): BpfSource {
   return [
     loadHalfAtX(Ipv4.FRAGMENT),
@@ -195,7 +194,7 @@ export function ipv4UpperSteps(later: string): BpfSource {
   ];
 }
 
-/** X holds the offset of the IPv4 header. */
+/** Drops DHCP and passes other IPv4. X is the offset of the IPv4 header. */
 export function ipv4Steps(): BpfSource {
   return [
     loadByteAtX(Ipv4.PROTOCOL),
@@ -207,12 +206,12 @@ export function ipv4Steps(): BpfSource {
   ];
 }
 
-/** Drops DHCP. X holds the offset of UDP's header. */
+/** Drops DHCP. X is the offset of the UDP header. */
 export function dhcpv4Steps(): BpfSource {
   return portSteps([BOOTPS, BOOTPC]);
 }
 
-/** Leaves the type of the network header in A and its offset in X, behind tags left in the frame. */
+/** Skips VLAN tags. A becomes the type of the network header, X its offset. */
 function networkTypeSteps(): BpfSource {
   const steps: (BpfStep | string)[] = [];
   for (let tags = 0; tags <= MAX_INLINE_VLAN_TAGS; tags++) {
@@ -228,20 +227,17 @@ function networkTypeSteps(): BpfSource {
   return steps;
 }
 
-/** Where an IPv6 packet is judged further, by what it carries. */
-export interface Ipv6Uppers {
-  /** X holds the offset of that header. */
+/** The labels to jump to, by what an IPv6 packet carries. */
+interface Ipv6Uppers {
+  /** X is the offset of that header. */
   readonly udp: string;
   readonly icmpv6: string;
   readonly other: string;
-  /** A fragment without any of it: X holds the offset of the fragment header. */
+  /** A fragment without an upper header. X is the offset of the fragment header. */
   readonly later: string;
 }
 
-/**
- * Leads X from the IPv6 header over extensions to the upper header. A holds the type of the header
- * at X.
- */
+/** Moves X from the IPv6 header over extensions to the upper header. A becomes its type. */
 export function ipv6Steps({ udp, icmpv6, other, later }: Ipv6Uppers): BpfSource {
   const typeSteps = (extension: string, fragment: string, authentication: string): BpfSource => [
     ifEqual(IPPROTO_UDP, "to udp"),
@@ -265,7 +261,7 @@ export function ipv6Steps({ udp, icmpv6, other, later }: Ipv6Uppers): BpfSource 
       fragment,
       loadHalfAtX(Extension.FRAGMENT),
       ifAnyBit(IPV6_OFFSET_MASK, "to later"),
-      // Its second byte is no length, whatever it says.
+      // The second byte of a fragment header is not a length.
       bpf.setA(Extension.LEAST_SIZE),
       bpf.goTo(next),
       authentication,
@@ -286,7 +282,7 @@ export function ipv6Steps({ udp, icmpv6, other, later }: Ipv6Uppers): BpfSource 
       bpf.recall(Memory.SIZE),
       bpf.addX(),
       bpf.xFromA(),
-      // A first fragment may end here, and what follows be in the next.
+      // A first fragment may end here, with the next header in the second fragment.
       ...lengthSteps(LEAST_HEADER),
       bpf.recall(Memory.TYPE),
     );
@@ -300,12 +296,12 @@ export function ipv6Steps({ udp, icmpv6, other, later }: Ipv6Uppers): BpfSource 
   ];
 }
 
-/** Drops DHCPv6. X holds the offset of UDP's header. */
+/** Drops DHCPv6. X is the offset of the UDP header. */
 export function dhcpv6Steps(): BpfSource {
   return portSteps(DHCPV6);
 }
 
-/** X holds the offset of UDP's header. */
+/** Drops UDP from or to these ports. X is the offset of the UDP header. */
 function portSteps(ports: readonly [number, number]): BpfSource {
   return [
     loadHalfAtX(Udp.SOURCE),

@@ -1,11 +1,10 @@
 /**
- * The guard of a TAP: holds what it takes in to what a guest may say, and to the guest's own MAC and
- * addresses.
+ * The guard of a TAP: limits what a guest may send, and from which MAC and addresses.
  *
  * @module
  */
 
-import { ETH_HLEN, ETH_P_IP, IPPROTO_UDP } from "../../dhcp/headers.ts";
+import { ETH_HLEN, ETH_P_IP, Ethernet, IPPROTO_UDP, Ipv4 } from "../../dhcp/headers.ts";
 import { bytesToIp, ipToBytes, isIp } from "../../inet/ip.ts";
 import { parseMac } from "../../inet/mac.ts";
 import { assembleBpf, Bpf, bpf, type BpfInstruction, type BpfSource } from "../../sys/bpf.ts";
@@ -15,12 +14,10 @@ import {
   DROP,
   ETH_P_ARP,
   ETH_P_IPV6,
-  Ethernet,
   Extension,
   type GuardPolicy,
   IPPROTO_ICMP,
   IPPROTO_ICMPV6,
-  Ipv4,
   ipv4Steps,
   ipv4UpperSteps,
   Ipv6,
@@ -43,7 +40,7 @@ export const Arp = {
 } as const;
 export const Icmpv6 = { TYPE: 0, TARGET: 8, TARGET_END: 24 } as const;
 
-/** The words that link-local addresses (fe80::/10) begin with. */
+/** The first word of link-local addresses (fe80::/10). */
 const LINK_LOCAL = { MASK: 0xffc0_0000, BITS: 0xfe80_0000 } as const;
 /** linux/icmpv6.h, linux/mld.h, net/ndisc.h; RFC 4286. */
 export const Icmpv6Type = {
@@ -52,10 +49,10 @@ export const Icmpv6Type = {
   ...{ ROUTER_SOLICIT: 133, ROUTER_ADVERT: 134, NEIGHBOUR_SOLICIT: 135 },
   ...{ NEIGHBOUR_ADVERT: 136, REDIRECT: 137 },
 } as const;
-/** linux/in.h: what routers of multicast say over IPv4, and linux/igmp.h, RFC 4286. */
+/** linux/in.h, linux/igmp.h, RFC 4286: protocols and messages of multicast routers over IPv4. */
 const [IPPROTO_IGMP, IPPROTO_PIM] = [2, 103];
 const IgmpType = { QUERY: 0x11, MRD_ADVERT: 0x30, MRD_TERMINATION: 0x32 } as const;
-/** What a guest asks or tells before it has an address. */
+/** Messages that a guest sends before it has an address. */
 const NAMELESS = [
   ...[Icmpv6Type.ROUTER_SOLICIT, Icmpv6Type.MLD_REPORT],
   ...[Icmpv6Type.MLD_DONE, Icmpv6Type.MLD2_REPORT],
@@ -63,38 +60,39 @@ const NAMELESS = [
 
 const { ifEqual, loadHalf, loadByteAtX, loadHalfAtX, loadWordAtX } = bpf;
 
-/** What a guest's own frames are known by. */
+/** The MAC and addresses that a guest may send from. */
 export interface GuestIdentity {
   readonly mac: string;
-  /** Without prefix lengths; none where nobody knows which it has. */
+  /** Without prefix lengths. Empty if its addresses are not known. */
   readonly addresses: readonly string[];
-  /** A link-local address beside the one that follows from the MAC, or `any`. */
+  /** A link-local address in addition to the one derived from the MAC, or `any`. */
   readonly linkLocal?: string;
-  /** Addresses that are others' for certain: the gateways'. */
+  /** Addresses that others have: the gateways'. */
   readonly foreign?: readonly string[];
 }
 
 /**
- * The guard of a TAP. It drops, whoever the guest is,
+ * The guard of a TAP. For any guest it drops
  *
- * - DHCP and DHCPv6, in either direction of theirs;
- * - frames with a VLAN tag, and those that are neither ARP nor IPv4 nor IPv6: whom they speak for
- *   is not to be told, and a bridge believes the spanning tree's;
- * - router advertisements and redirects, and what makes a bridge take it for a router of multicast,
- *   after whose queries bridges flood groups to nobody who did not ask;
+ * - messages of DHCP and DHCPv6 clients and servers;
+ * - frames with a VLAN tag, and frames that are neither ARP nor IPv4 nor IPv6: they do not tell who
+ *   they are from, and a bridge obeys those of the spanning tree;
+ * - router advertisements and redirects, and messages of multicast routers: after their queries,
+ *   bridges forward groups only to members.
  *
- * and of a guest that is to speak for itself only
+ * For a guest that may only use its own identity it also drops
  *
- * - frames of another source MAC;
- * - ARP in the name of another MAC or address, and probes (RFC 5227) for another's;
- * - IPv4 and IPv6 from another address. A link-local one is the guest's if it follows from its MAC.
- *   From the unspecified one it may look for routers and duplicates and listen to groups;
- * - advertisements of another's address, and duplicate detection for it.
+ * - frames from another source MAC;
+ * - ARP from another MAC or address, and probes (RFC 5227) for another address;
+ * - IPv4 and IPv6 from another address. A link-local address is the guest's if it derives from its
+ *   MAC. From the unspecified address the guest may solicit routers, detect duplicates and join
+ *   groups;
+ * - advertisements of another address, and duplicate detection for it.
  *
- * Of a guest without a known address all that needs none of this is dropped.
+ * If its addresses are not known, only the checks that do not need them apply.
  *
- * @param guest absent where it may send in the name of others
- * @param policy what it may not do beside
+ * @param guest absent if the guest may use other identities
+ * @param policy what else to drop
  * @throws {InputError} when an address is malformed
  */
 export function tapGuard(guest?: GuestIdentity, policy?: GuardPolicy): BpfInstruction[] {
@@ -161,9 +159,9 @@ export function tapGuard(guest?: GuestIdentity, policy?: GuardPolicy): BpfInstru
   ]);
 }
 
-/** Leads IPv4 to where it is judged by what it carries. X holds the offset of its header. */
+/** Jumps by what IPv4 carries, with X at the upper header. X is the offset of the IPv4 header. */
 function policedSteps4(): BpfSource {
-  /** Which is no protocol of IPv4's. */
+  /** Not a protocol of IPv4. */
   const NONE = 0xff;
   return [
     loadByteAtX(Ipv4.PROTOCOL),
@@ -181,7 +179,7 @@ function policedSteps4(): BpfSource {
   ];
 }
 
-/** A guest's addresses by kind; of a family without a list any may be its. */
+/** A guest's addresses by kind. Without a list, any address of the family may be its own. */
 interface Names {
   readonly own4?: readonly string[];
   readonly own6?: readonly string[];
@@ -201,7 +199,7 @@ function namesOf({ mac, addresses, linkLocal = "", foreign = [] }: GuestIdentity
   };
 }
 
-/** The link-local address that follows from a MAC (RFC 4291, modified EUI-64). */
+/** The link-local address that derives from a MAC (RFC 4291, modified EUI-64). */
 export function linkLocalOf(mac: string): string {
   const [first = 0, ...rest] = parseMac(mac);
   const UNIVERSAL = 0x02;
@@ -216,7 +214,7 @@ function words(address: string): number[] {
   return Array.from({ length: bytes.length / 4 }, (_, index) => view.getUint32(4 * index, false));
 }
 
-/** Goes on where ARP says nothing in another's name. */
+/** Falls through if ARP is from the guest's own MAC and address. */
 function arpSteps(mac: string, { own4 }: Names): BpfSource {
   const ownSteps = (offset: number): BpfSource => [
     loadWordAtX(offset),
@@ -230,7 +228,7 @@ function arpSteps(mac: string, { own4 }: Names): BpfSource {
     ...macSteps(mac, ETH_HLEN + Arp.SENDER_MAC, "drop"),
     ...own4 === undefined ? [] : [
       ...ownSteps(Arp.SENDER_IP),
-      // A probe for an address, which whoever is about to take it believes.
+      // A probe for an address. A host that is about to take the address obeys it.
       ifEqual(0, undefined, "drop"),
       loadHalfAtX(Arp.OPERATION),
       ifEqual(ARPOP_REQUEST, undefined, "drop"),
@@ -241,7 +239,7 @@ function arpSteps(mac: string, { own4 }: Names): BpfSource {
   ];
 }
 
-/** Goes on where the IPv4 source is the guest's. */
+/** Falls through if the IPv4 source is the guest's. */
 function sourceSteps4(own: readonly string[]): BpfSource {
   return [
     loadWordAtX(Ipv4.SOURCE),
@@ -251,7 +249,7 @@ function sourceSteps4(own: readonly string[]): BpfSource {
   ];
 }
 
-/** Goes on where the IPv6 source may be the guest's, and notes whether it is the unspecified one. */
+/** Falls through if the IPv6 source may be the guest's. Stores whether it is unspecified. */
 function sourceSteps6(names: Names): BpfSource {
   return [
     ...addressSteps("::", Ipv6.SOURCE, "unspecified"),
@@ -266,12 +264,12 @@ function sourceSteps6(names: Names): BpfSource {
   ];
 }
 
-/** Goes on where there is a source address. */
+/** Falls through if the source address is not the unspecified one. */
 function namedSteps(): BpfSource {
   return [bpf.recall(Memory.UNSPECIFIED), ifEqual(0, undefined, "drop")];
 }
 
-/** Goes on where IPv4 carries nothing of multicast routers. X holds the offset of its header. */
+/** Drops messages of multicast routers. X is the offset of the IPv4 header. */
 function routerSteps4(): BpfSource {
   return [
     loadByteAtX(Ipv4.PROTOCOL),
@@ -288,7 +286,7 @@ function routerSteps4(): BpfSource {
   ];
 }
 
-/** Goes on where an ICMPv6 message is no router's. X holds the offset of its header. */
+/** Drops ICMPv6 messages of routers. X is the offset of the ICMPv6 header. */
 function routerSteps6(): BpfSource {
   const { ROUTER_ADVERT, REDIRECT, MLD_QUERY, MRD_ADVERT, MRD_TERMINATION } = Icmpv6Type;
   return [
@@ -298,7 +296,7 @@ function routerSteps6(): BpfSource {
   ];
 }
 
-/** Goes on where an ICMPv6 message, whose type is in A, says nothing of another's address. */
+/** Falls through if an ICMPv6 message is not about another's address. A is its type. */
 function neighbourSteps(names: Names): BpfSource {
   return [
     ifEqual(Icmpv6Type.NEIGHBOUR_ADVERT, "target"),
@@ -321,7 +319,7 @@ function neighbourSteps(names: Names): BpfSource {
   ];
 }
 
-/** To `found` where the IPv6 address at X + offset is the guest's. */
+/** Jumps to `found` if the IPv6 address at X + offset is the guest's. */
 function ownAddressSteps(
   offset: number,
   { own6, linkLocal, foreign6 }: Names,
@@ -341,7 +339,7 @@ function ownAddressSteps(
   ];
 }
 
-/** To `found` where the IPv6 address at X + offset is this one. */
+/** Jumps to `found` if the IPv6 address at X + offset is this one. */
 function addressSteps(address: string, offset: number, found: string): BpfSource {
   return [
     ...words(address).flatMap((word, index) => [

@@ -1,16 +1,16 @@
 /**
- * Mode dhcp-bridge: a VM's TAP and its interface are the ports of a bridge in its namespace.
+ * Mode dhcp-bridge: the TAP and the interface of a VM are ports of a bridge in its namespace.
  *
  * ```
  *   network ── eth0 ── br_eth0 ── vm_eth0 ── guest
  * ```
  *
- * The guest has the address and the MAC that CNI gave eth0. A bridge keeps frames to a port's own
- * MAC for itself, so eth0 gets another one, and neither it nor the bridge has an address.
+ * The guest has the address and the MAC that CNI gave eth0. A bridge does not forward frames to the
+ * MAC of one of its ports, so eth0 gets another MAC. Neither eth0 nor the bridge has an address.
  *
- * The bridge learns nothing: with two ports, each frame leaves by the other one. It would learn the guest's
- * MAC on the side of eth0 from what a hairpin port sends back, and then keep from the guest what is
- * meant for it.
+ * The bridge does not learn: with two ports, each frame leaves by the other one. From frames that a
+ * hairpin port reflects, it would learn the guest's MAC at eth0, and then not forward frames to the
+ * guest.
  *
  * @module
  */
@@ -43,12 +43,12 @@ export const innerBridge: Wire = {
       mcastSnooping: false,
     });
     withNetns(netns, () => {
-      // Takes the interface's IPv6 addresses and routes with it. The guest's IPv6 passes all the same.
+      // This deletes the IPv6 addresses and routes too. The guest's IPv6 still passes.
       for (const name of [names.bridge, names.link]) {
         writeSysctl(`net/ipv6/conf/${name}/disable_ipv6`, "1");
       }
     });
-    // The routes go with the last address.
+    // The kernel deletes the routes with the last address.
     for (const { address } of listAddresses(nl, { index: link.index })) {
       deleteAddress(nl, { index: link.index, address });
     }
@@ -72,7 +72,7 @@ export const innerBridge: Wire = {
     if (bridge.bridge?.mcastSnooping !== false) found.push({ object, problem: "snoops multicast" });
     for (const port of [link, tap]) {
       if (port.master !== bridge.index) {
-        found.push({ object: `"${port.name}"`, problem: `is no port of ${object}` });
+        found.push({ object: `"${port.name}"`, problem: `is not a port of ${object}` });
       } else if (port.bridgePort?.learning !== false) {
         found.push({ object, problem: `learns addresses behind "${port.name}"` });
       }

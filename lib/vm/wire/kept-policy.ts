@@ -1,6 +1,6 @@
 /**
- * What of a VM's isolation and egress rules its guards keep, from its record and from the host's side
- * of its bridges.
+ * The part of a VM's isolation and egress rules that its guards enforce, from the record and from the
+ * host's side of its bridges.
  *
  * @module
  */
@@ -23,10 +23,10 @@ import type { Both, GuestLink } from "../record/attachment.ts";
 import { portsOf } from "../record/derive.ts";
 import { guestsOf } from "../record/served.ts";
 
-/** More ranges of ports than these are not told apart. */
+/** With more ranges of ports than this, a guard allows all ports. */
 const MAX_RANGES = 64;
 
-/** What each interface's guards keep; nothing where nothing is isolated or restricted. */
+/** What the guards of each interface enforce; undefined if it is neither isolated nor restricted. */
 export function keptPolicies(
   hostNl: NetlinkConnection,
   at: Both,
@@ -34,7 +34,7 @@ export function keptPolicies(
   const ports = portsOf(at.spec.claims);
   return guestsOf(at).map((rules, index) => {
     const { addresses } = at.facts.networks[index]!.link!;
-    // Ports lead to the first one.
+    // Ports lead to the first interface.
     const policy = policyOf(hostNl, addresses, rules, index === 0 ? ports : []);
     return policy && policyGuard(policy);
   });
@@ -58,7 +58,7 @@ function policyOf(
         egress: {
           rules: egress,
           askers: [...addresses.flatMap(({ gateway }) => gateway ?? []), ...reachableFrom],
-          // To a private network nobody comes but by a published port.
+          // A masqueraded network is only reached by published ports.
           reachable: !masquerade,
           udp: vmPorts(ports, "udp"),
           sctp: vmPorts(ports, "sctp"),
@@ -69,10 +69,10 @@ function policyOf(
 }
 
 /**
- * Fixes the MACs of isolated guests' bridges, which their guards know: of a bridge that never was given
- * one it is that of its lowest port.
+ * Sets the MACs of isolated guests' bridges to what they are. Guards depend on them, and a bridge
+ * whose MAC was never set takes that of its lowest port.
  *
- * Equivalent to: `ip link set BRIDGE address MAC`, with the MAC that it has
+ * Equivalent to: `ip link set BRIDGE address MAC`, with the present MAC
  */
 export function fixBridges(nl: NetlinkConnection, guests: readonly GuestRules[]): void {
   for (const { isolatedPort, link } of guests) {
@@ -81,12 +81,12 @@ export function fixBridges(nl: NetlinkConnection, guests: readonly GuestRules[])
   }
 }
 
-/** The host's MAC and addresses on a bridge; `undefined` where that is gone. */
+/** The host's MAC and addresses on a bridge; undefined if the bridge is missing. */
 function bridgeSide(nl: NetlinkConnection, name: string): BridgeSide | undefined {
   const bridge = getLink(nl, name);
   if (bridge?.mac === undefined) return undefined;
   const addresses = listAddresses(nl, { index: bridge.index }).map(({ address }) => address);
-  // It may come a moment later than the bridge.
+  // The kernel may add it a moment after the bridge.
   const linkLocal = `${linkLocalOf(bridge.mac)}/64`;
   return {
     mac: bridge.mac,
@@ -94,7 +94,7 @@ function bridgeSide(nl: NetlinkConnection, name: string): BridgeSide | undefined
   };
 }
 
-/** The guest's ports that mappings of a protocol lead to, as few ranges. */
+/** The guest's published ports of a protocol, merged into ranges. */
 function vmPorts(ports: readonly PortMapping[], protocol: Protocol): PortRange[] {
   const ranges = ports.filter((port) => port.protocol === protocol)
     .map(({ vmPort, range = 1 }): PortRange => [vmPort, vmPort + range - 1])

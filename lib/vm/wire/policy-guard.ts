@@ -1,21 +1,19 @@
 /**
- * What guards keep of a guest's isolation and egress rules, where no flush of the firewall reaches: BPF
- * that {@linkcode tapGuard} and {@linkcode wireGuard} hold.
+ * Isolation and egress rules in guards, where they survive a flush of the firewall: BPF for
+ * {@linkcode tapGuard} and {@linkcode wireGuard}.
  *
  * @module
  */
 
-import { ETH_HLEN, IPPROTO_UDP } from "../../dhcp/headers.ts";
+import { ETH_HLEN, Ethernet, IPPROTO_UDP, Ipv4 } from "../../dhcp/headers.ts";
 import type { EgressRule } from "../../firewall/model.ts";
 import { asPrefix, type Cidr, ipToBytes, parseCidr } from "../../inet/ip.ts";
 import { bpf, type BpfSource } from "../../sys/bpf.ts";
 import {
   DROP,
-  Ethernet,
   type GuardPolicy,
   IPPROTO_SCTP,
   IPPROTO_TCP,
-  Ipv4,
   Ipv6,
   lengthSteps,
   macSteps,
@@ -29,39 +27,39 @@ const { loadByteAtX, loadHalfAtX, loadWordAtX } = bpf;
 /** The host's side of an isolated guest's bridge. */
 export interface BridgeSide {
   readonly mac: string;
-  /** With prefix lengths; link-local ones with theirs. */
+  /** With prefix lengths; including link-local ones. */
   readonly addresses: readonly string[];
 }
 
-/** Ports from one to another. */
+/** A range of ports. */
 export type PortRange = readonly [first: number, last: number];
 
-/** Where a guest's new connections may not go, and how it is reached itself. */
-export interface GuestEgress {
+/** Where a guest's new connections may not go, and who reaches the guest. */
+interface GuestEgress {
   readonly rules: readonly EgressRule[];
-  /** Who may ask it anything: addresses and prefixes. The host by its addresses as the gateway. */
+  /** Addresses and prefixes that may send the guest requests: gateways, `--reachable-from`. */
   readonly askers: readonly string[];
-  /** Whether others than the host, its neighbours and who comes by a published port reach it. */
+  /** Whether others reach it without a published port, besides the host and its neighbours. */
   readonly reachable: boolean;
-  /** Its published ports, from which it answers. */
+  /** Its published ports, which it answers from. */
   readonly udp: readonly PortRange[];
   readonly sctp: readonly PortRange[];
 }
 
-/** What guards are to keep. */
+/** What guards enforce. */
 export interface Policy {
   /** The guest's own addresses with their networks' prefix lengths. */
   readonly addresses: readonly string[];
-  /** Of an isolated guest. */
+  /** For an isolated guest. */
   readonly bridge?: BridgeSide;
-  /** Of a restricted one. */
+  /** For a guest with egress rules. */
   readonly egress?: GuestEgress;
 }
 
-/** The most egress rules that a guard holds: each costs a frame of the guest some nanoseconds. */
+/** The most egress rules in a guard: each costs some nanoseconds per frame of the guest. */
 export const MAX_GUARDED_RULES = 64;
 
-/** How far a destination is denied: what is the host's may have been asked for by it. */
+/** How a destination is denied. The guest may still answer requests of the host. */
 const Denied = { NO: 0, HOST: 1, FAR: 2 } as const;
 
 /** Destinations that stay on the link. */
@@ -69,18 +67,18 @@ const ON_LINK = ["224.0.0.0/24", "255.255.255.255/32", "ff02::/16"];
 const LINK_LOCAL = "fe80::/10";
 const SOLICITED_NODES = "ff02::1:ff00:0/104";
 const BROADCAST = { WORD: 0xffff_ffff, HALF: 0xffff } as const;
-/** How the MAC addresses of IPv6 groups begin (RFC 2464). */
+/** The first bytes of the MAC addresses of IPv6 groups (RFC 2464). */
 const GROUPS6 = 0x3333;
 const HOP_LIMIT = ETH_HLEN + Ipv6.HOP_LIMIT;
 
-/** netinet/tcp.h: where the flags are, and some of them. */
+/** netinet/tcp.h: the offset of the flags, and some flags. */
 const Tcp = { FLAGS: 13, LEAST_SIZE: 14, SYN: 0x02, RST: 0x04, ACK: 0x10 } as const;
 const PORTS_SIZE = 4;
-/** linux/icmp.h, linux/icmpv6.h: what is said of what came in; and answers to it. */
+/** linux/icmp.h, linux/icmpv6.h: errors about a received packet, and answers to it. */
 const ICMP = { ERRORS: [3, 4, 11, 12], ANSWERS: [0, 14] } as const;
 const ICMPV6 = { ERRORS: [1, 2, 3, 4], ANSWERS: [129] } as const;
 
-/** What a policy makes of the guards of an interface. */
+/** The parts that a policy adds to the guards of an interface. */
 export function policyGuard(policy: Policy): GuardPolicy {
   const isolation = policy.bridge && isolationOf(policy.bridge, policy.addresses);
   const egress = policy.egress;
@@ -108,7 +106,7 @@ export function policyGuard(policy: Policy): GuardPolicy {
 
 const NOTHING: GuardPolicy["link"] = { ethernet: [], arp: [], ipv4: [], ipv6: [] };
 
-/** Who alone is reached, and whose networks are not. */
+/** The only hosts that are reached, and the networks that are not. */
 interface Isolation {
   readonly mac: string;
   readonly hosts: readonly string[];
@@ -127,7 +125,7 @@ function isolationOf({ mac, addresses }: BridgeSide, own: readonly string[]): Is
   };
 }
 
-/** Goes on where ARP is for the host, or asks all for its address. */
+/** Falls through if ARP is for the host, or asks for its address by broadcast. */
 function arpOutSteps({ mac, hosts }: Isolation): BpfSource {
   return [
     ...macSteps(mac, Ethernet.DESTINATION, "ask all"),
@@ -145,7 +143,7 @@ function arpOutSteps({ mac, hosts }: Isolation): BpfSource {
   ];
 }
 
-/** Goes on where IPv4 is for the host, or for others than the guest's neighbours by way of it. */
+/** Falls through if IPv4 is for the host, or routed by the host to others than neighbours. */
 function ipv4OutSteps({ mac, hosts, networks }: Isolation): BpfSource {
   return [
     ...macSteps(mac, Ethernet.DESTINATION, "drop"),
@@ -157,7 +155,7 @@ function ipv4OutSteps({ mac, hosts, networks }: Isolation): BpfSource {
   ];
 }
 
-/** The same of IPv6. What is for groups is noted: ICMPv6 may ask them for the host. */
+/** The same for IPv6. Stores whether it is for a group: ICMPv6 may ask a group for the host. */
 function ipv6OutSteps({ mac, hosts, networks }: Isolation): BpfSource {
   return [
     bpf.setA(0),
@@ -177,7 +175,7 @@ function ipv6OutSteps({ mac, hosts, networks }: Isolation): BpfSource {
   ];
 }
 
-/** Goes on where ICMPv6 asks a group for the host, or tells bridges what groups the guest is in. */
+/** Falls through if ICMPv6 asks a group for the host, or reports the guest's groups to bridges. */
 function icmpv6OutSteps({ hosts }: Isolation): BpfSource {
   const { MLD_REPORT, MLD_DONE, MLD2_REPORT, NEIGHBOUR_SOLICIT } = Icmpv6Type;
   return [
@@ -208,7 +206,7 @@ function icmpv6OutSteps({ hosts }: Isolation): BpfSource {
 }
 
 /**
- * At the interface of an isolated guest: what comes is the host's, and of nobody on the bridge whom
+ * At the interface of an isolated guest: frames must come from the host, and not from neighbours that
  * the host routes back.
  */
 function linkSteps(
@@ -236,7 +234,7 @@ function linkSteps(
   };
 }
 
-/** Notes how far the destination is denied. X holds the offset of the header. */
+/** Stores how the destination is denied. X is the offset of the header. */
 function deniedSteps(
   family: 4 | 6,
   own: readonly string[],
@@ -244,7 +242,7 @@ function deniedSteps(
 ): BpfSource {
   const offset = family === 4 ? Ipv4.DESTINATION : Ipv6.DESTINATION;
   const host = family === 4 ? askers : [...askers, LINK_LOCAL];
-  // The longest prefix decides, and of two equal ones the exception.
+  // The longest prefix wins. Of two equal ones the exception wins.
   const ladder = rules.map(({ prefix, action }) => ({ ...parseCidr(prefix), action }))
     .filter((rule) => rule.family === family)
     .sort((a, b) => b.prefixLength - a.prefixLength || (a.action === "allow" ? -1 : 1));
@@ -268,7 +266,7 @@ function deniedSteps(
   ];
 }
 
-/** Goes on where what is behind IP may go where it is for, or may be an answer. */
+/** Falls through if the destination is not denied, or if the packet may be an answer. */
 function upperSteps({ reachable, udp, sctp }: GuestEgress): BpfSource {
   const published = (label: string, ports: readonly PortRange[]): BpfSource => [
     label,
@@ -287,7 +285,7 @@ function upperSteps({ reachable, udp, sctp }: GuestEgress): BpfSource {
     ifEqual(Denied.NO, "not denied"),
     bpf.recall(Memory.TYPE),
     ifEqual(IPPROTO_TCP, "tcp"),
-    // Of the host and from elsewhere come datagrams that no port was published for.
+    // The host, and others if they reach the guest, may send datagrams to ports that are not published.
     ...reachable ? [] : [bpf.recall(Memory.DENIED), ifEqual(Denied.FAR, "far")],
     ...["not denied", bpf.goTo("may pass")],
     "tcp",
@@ -310,7 +308,7 @@ function upperSteps({ reachable, udp, sctp }: GuestEgress): BpfSource {
   ];
 }
 
-/** The same of ICMP or ICMPv6. */
+/** The same for ICMP or ICMPv6. */
 function icmpSteps(
   { ERRORS, ANSWERS }: typeof ICMP | typeof ICMPV6,
   { reachable }: GuestEgress,
@@ -334,7 +332,7 @@ function icmpSteps(
   ];
 }
 
-/** Neighbour discovery with the host, whose type is in A. */
+/** Passes neighbour discovery with the host. A is the type of the message. */
 function discoverySteps(): BpfSource {
   const { ROUTER_SOLICIT, NEIGHBOUR_SOLICIT, NEIGHBOUR_ADVERT } = Icmpv6Type;
   return [
@@ -347,7 +345,7 @@ function discoverySteps(): BpfSource {
   ];
 }
 
-/** Goes on where a fragment may be of an answer. */
+/** Falls through if a fragment may belong to an answer. */
 function laterSteps({ reachable, udp, sctp }: GuestEgress): BpfSource {
   if (reachable) return [];
   const answering = [
@@ -365,7 +363,7 @@ function laterSteps({ reachable, udp, sctp }: GuestEgress): BpfSource {
   ];
 }
 
-/** To `found` where the address at X + offset is one of these, or in one of these prefixes. */
+/** Jumps to `found` if the address at X + offset is one of these, or in one of these prefixes. */
 function withinSteps(
   list: readonly string[],
   family: 4 | 6,
@@ -377,7 +375,7 @@ function withinSteps(
     .flatMap((cidr) => prefixSteps(cidr, { at: offset, fromX: true }, found));
 }
 
-/** To `found` where the address at an offset is in a prefix. */
+/** Jumps to `found` if the address at an offset is in a prefix. */
 function prefixSteps(
   { network, prefixLength }: Cidr,
   { at, fromX = false }: { at: number; fromX?: boolean },

@@ -1,14 +1,14 @@
 /**
- * Mode tc-redirect: a VM's TAP and its interface are one wire.
+ * Mode tc-redirect: tc passes all frames between the TAP and the interface of a VM.
  *
  * ```
  *   network ── eth0 ──ingress──▶ egress── vm_eth0 ── guest
  *                 ◀──egress   ingress──
  * ```
  *
- * All frames that reach eth0 go to the TAP, and all that the guest sends go out of eth0, by a
- * u32 + mirred filter on either side's ingress qdisc. eth0 keeps the address and the MAC that CNI
- * gave it; the guest has the same ones.
+ * A u32 + mirred filter on each ingress qdisc sends all frames from eth0 to the TAP, and all frames
+ * of the guest out of eth0. eth0 keeps the address and the MAC that CNI gave it, and the guest has
+ * the same.
  *
  * @module
  */
@@ -20,7 +20,7 @@ import { addIngressQdisc, deleteQdisc } from "../../netlink/qdisc.ts";
 import type { Finding } from "../../finding.ts";
 import type { Wire } from "./wire.ts";
 
-/** The place of the filters behind the guards, which drop what must not be redirected. */
+/** After the guards, which drop what must not be redirected. */
 const REDIRECT_PRIORITY = 2;
 
 /**
@@ -28,7 +28,7 @@ const REDIRECT_PRIORITY = 2;
  *
  * Equivalent to: `tc qdisc add dev … ingress` and
  * `tc filter add dev … parent ffff: protocol all u32 match u32 0 0 action mirred egress redirect dev …`
- * on either side.
+ * on both sides.
  */
 export const redirect: Wire = {
   movesIdentity: false,
@@ -62,7 +62,7 @@ export const redirect: Wire = {
   },
 };
 
-/** Takes a link's ingress qdisc and its filters away; what is gone already is no error. */
+/** Deletes a link's ingress qdisc and its filters, if they exist. */
 export function deleteIngress(nl: NetlinkConnection, name: string): void {
   const link = getLink(nl, name);
   if (link !== undefined) deleteQdisc(nl, link.index);

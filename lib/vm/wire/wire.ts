@@ -1,5 +1,5 @@
 /**
- * The wire between an interface of a VM's namespace and its TAP, as both modes make it. No code.
+ * The connection between a VM's interface and its TAP: what each mode implements. No code.
  *
  * @module
  */
@@ -10,27 +10,27 @@ import type { Finding } from "../../finding.ts";
 import type { Netns } from "../../sys/netns.ts";
 import type { LinkNames } from "../record/identity.ts";
 
-/** The two ends that are to be joined, or compared. */
-export interface WireEnds {
-  /** A connection of the VM's namespace. */
+/** The two ends of a wire. */
+interface WireEnds {
+  /** A connection in the VM's namespace. */
   readonly nl: NetlinkConnection;
   readonly names: LinkNames;
   readonly link: Link;
   readonly tap: Link;
-  /** The guest's MAC: the one CNI gave the interface. */
+  /** The guest's MAC, which CNI gave the interface. */
   readonly mac: string;
 }
 
 /** One way to join a TAP and an interface. */
 export interface Wire {
-  /** Whether address, MAC and routes of the interface are the guest's alone from then on. */
+  /** Whether the interface loses its address, MAC and routes to the guest. */
   readonly movesIdentity: boolean;
   /** Whether joining gives both ends an ingress qdisc. */
   readonly hasIngress: boolean;
   /** Joins the ends. */
   join(ends: WireEnds & { readonly netns: Netns }): void;
-  /** Takes the join away, and the ends' filters; what is not there is no error. */
+  /** Undoes `join`, and deletes the filters of both ends, as far as they exist. */
   part(nl: NetlinkConnection, names: LinkNames): void;
-  /** What differs from what `join` made. */
+  /** Compares the kernel with what `join` made. */
   check(ends: WireEnds): Finding[];
 }

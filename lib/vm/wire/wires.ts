@@ -1,9 +1,9 @@
 /**
- * TAPs and what joins them to their interfaces, whatever the mode.
+ * Wires: TAPs, and their connection to the interfaces in either mode.
  *
- * A classic BPF filter at the ingress of either end comes before the mode's own means: it keeps DHCP,
- * which belongs to the host, from passing, at the TAP drops what the guest sends in another's name,
- * and at the interface what a hairpin bridge port reflects.
+ * A classic BPF filter, the guard, at the ingress of each end comes before the filters of the mode.
+ * It drops DHCP, which the host answers. At the TAP it drops frames from another's address, and at
+ * the interface frames that a hairpin bridge port reflects.
  *
  * @module
  */
@@ -41,46 +41,46 @@ const MODES = Object.keys(WIRES) as AttachMode[];
 
 const GUARD_PRIORITY = 1;
 
-/** A mode, or the first that the kernel has the means for. */
-export type WantedMode = "auto" | AttachMode;
+/** A mode, or the first that the kernel supports. */
+type WantedMode = "auto" | AttachMode;
 
-/** How to make a wire. */
+/** How to create a wire. */
 export interface WireRequest {
   readonly netns: Netns;
-  /** A connection of that namespace. */
+  /** A connection in that namespace. */
   readonly nl: NetlinkConnection;
   readonly mode: WantedMode;
-  /** The uid, and the gid, who may open the TAP beside root. */
+  /** The uid and gid that may open the TAP besides root. */
   readonly owner?: number;
   readonly group?: number;
   readonly undo: UndoStack;
   note(text: string): void;
 }
 
-/** An interface that is wired. */
+/** An interface to connect to a TAP. */
 export interface Wireable {
   /** `"eth0"`. */
   readonly name: string;
-  /** The guest's MAC: the one that CNI gave the interface. */
+  /** The guest's MAC, which CNI gave the interface. */
   readonly mac: string;
   /** Bytes. */
   readonly mtu: number;
-  /** Whether a daemon leases its addresses, and so needs them to stay there. */
+  /** Whether a daemon leases its addresses, which then must stay on the interface. */
   readonly leased?: true | undefined;
 }
 
-/** Whether a mode leaves the interface without the address, MAC and routes that its network gave. */
+/** Whether a mode moves the address, MAC and routes from the interface to the guest. */
 export function movesIdentity(mode: AttachMode): boolean {
   return WIRES[mode].movesIdentity;
 }
 
 /**
- * Makes an interface's TAP and joins the two, by the first mode the kernel has the means for where
- * that is left open. The TAP stays down: nothing passes before the guards are there.
+ * Creates an interface's TAP and connects the two. Mode `auto` is the first that the kernel
+ * supports. The TAP stays down, so that nothing passes before the guards exist.
  *
  * Equivalent to: `ip tuntap add vm_eth0 mode tap`, `ip link set vm_eth0 mtu N`, and what the mode does
  *
- * @returns the mode that it came to
+ * @returns the mode
  */
 export function addWire(request: WireRequest, made: Wireable): AttachMode {
   const { nl, netns, undo } = request;
@@ -109,10 +109,10 @@ export function addWire(request: WireRequest, made: Wireable): AttachMode {
       request.note(`"${made.name}" gets mode ${next}: this kernel lacks ${error.missingFeature}`);
     }
   }
-  throw new RangeError("no mode is wanted");
+  throw new RangeError("no mode is given");
 }
 
-/** Modes in the order `auto` tries them; where addresses are leased, those that leave them there. */
+/** Modes in the order `auto` tries them. With leased addresses, only those that leave them there. */
 function modesFor({ leased }: Wireable): AttachMode[] {
   return leased ? MODES.filter((mode) => !movesIdentity(mode)) : MODES;
 }
@@ -127,26 +127,26 @@ function makeTap({ nl, netns, owner, group, undo }: WireRequest, name: string): 
       ...group === undefined ? {} : { group },
     });
     made = true;
-    // The namespace's own stack has no business on the wire; the guest's IPv6 passes all the same.
+    // The namespace's own stack must not use the wire. The guest's IPv6 still passes.
     writeSysctl(`net/ipv6/conf/${name}/disable_ipv6`, "1");
   });
 }
 
-/** What is known of an interface whose frames are guarded. */
+/** An interface with guards. */
 export interface Guarded extends Pick<GuestLink, "mac" | "addresses" | "leased"> {
   /** `"eth0"`. */
   readonly name: string;
-  /** Whether the guest is held to its own MAC and addresses. */
+  /** Whether frames from another MAC or address than the guest's are dropped. */
   readonly antispoof: boolean;
   /** `"eui64"`, `"any"`, or the guest's link-local address. */
   readonly linkLocal: string;
 }
 
 /**
- * Puts the guards on both ends, or these in place of others while the guest runs.
+ * Sets or replaces the guards of both ends.
  *
- * @param mode of a wire that was just made, whose own means may need an ingress qdisc, too
- * @returns false where the kernel has no means for it
+ * @param mode the mode of a new wire, which may have given both ends an ingress qdisc
+ * @returns false if the kernel does not support them
  */
 export function setGuards(
   nl: NetlinkConnection,
@@ -168,9 +168,9 @@ export function setGuards(
 }
 
 /**
- * Puts the guards on both ends of a wire that was just made, then sets its TAP up.
+ * Sets the guards of a new wire, then sets its TAP up.
  *
- * @returns false where the kernel has no means to guard it
+ * @returns false if the kernel does not support guards
  */
 export function openWire(
   nl: NetlinkConnection,
@@ -183,7 +183,7 @@ export function openWire(
   return done;
 }
 
-/** What differs from what {@linkcode setGuards} put there. */
+/** Compares the guards in the kernel with those that {@linkcode setGuards} sets. */
 export function checkGuards(
   nl: NetlinkConnection,
   guarded: Guarded,
@@ -229,9 +229,9 @@ function lacksFeature(error: unknown): error is NetlinkError {
 }
 
 /**
- * Takes an interface's TAP away, and what joined the two; what is gone already is no error.
+ * Deletes an interface's TAP and its connection, as far as they exist.
  *
- * @param mode `auto` where it is not known which one it came to
+ * @param mode `auto` if the mode is not known
  */
 export function removeWire(nl: NetlinkConnection, ifName: string, mode: WantedMode): void {
   const names = linkNames(ifName);
@@ -239,7 +239,7 @@ export function removeWire(nl: NetlinkConnection, ifName: string, mode: WantedMo
   for (const one of mode === "auto" ? MODES : [mode]) WIRES[one].part(nl, names);
 }
 
-/** What differs from what {@linkcode addWire} made and {@linkcode openWire} opened. */
+/** Compares a wire with what {@linkcode addWire} and {@linkcode openWire} made. */
 export function checkWire(
   nl: NetlinkConnection,
   { name, mac, mtu, mode }: Wireable & { readonly mode: AttachMode },
