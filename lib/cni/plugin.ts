@@ -60,7 +60,10 @@ export interface DelContext extends Attachment {
 /** What CHECK works with. */
 export interface CheckContext extends DelContext {
   readonly prevResult: Result;
-  /** Whether address, MAC and routes of the interface were moved to the guest. */
+  /**
+   * Whether address, MAC and routes of the interface were moved to the guest. Then they are not
+   * expected on it, and executed plugins, which would expect them, are not asked.
+   */
   readonly identityMoved?: boolean;
 }
 

@@ -14,8 +14,6 @@ import { parseCidr } from "../inet/ip.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { deleteLink } from "../netlink/link.ts";
 import { linkTowards } from "../netlink/route.ts";
-import type { Netns } from "../sys/netns.ts";
-import type { UndoStack } from "../undo.ts";
 import {
   builtinPlugin,
   type ChainFinding,
@@ -25,40 +23,34 @@ import {
   type PluginHost,
   type RecordedPlugin,
 } from "./plan.ts";
-import type { BuiltinPlugin, GuestContribution } from "./plugin.ts";
+import type {
+  AddContext,
+  BuiltinPlugin,
+  CheckContext,
+  DelContext,
+  GuestContribution,
+} from "./plugin.ts";
 import type { PluginConfig, Result } from "./types.ts";
 
 /** What the verbs work with. For DEL and CHECK the namespace may be gone. */
-export interface AttachmentEnvironment {
-  /** The namespace's path as results name it. */
-  readonly netnsPath: string;
-  /** A connection of the calling thread's namespace, the host's. */
-  readonly hostNl: NetlinkConnection;
-  /** A connection of the VM's namespace. */
-  readonly vmNl?: NetlinkConnection;
+export interface AttachmentEnvironment
+  extends Pick<DelContext, "netnsPath" | "hostNl" | "vmNl" | "note"> {
   /** Whether the plugin that made the interface gets no DEL, so that it keeps the address. */
   readonly keepsLease?: boolean;
   /** Where plugins are executed. */
   readonly plugins: PluginHost;
   /** Executes each plugin without the caller's locks. */
   readonly outside?: Outside;
-  note(text: string): void;
 }
 
 const inside: Outside = (act) => act();
 
 /** What ADD works with. */
-export interface AddEnvironment extends AttachmentEnvironment {
-  readonly netns: Netns;
+export interface AddEnvironment
+  extends AttachmentEnvironment, Pick<AddContext, "netns" | "ownNetns" | "undo" | "mtu"> {
   readonly vmNl: NetlinkConnection;
-  /** Whether the namespace is tapkit's own, so that its settings may be changed. */
-  readonly ownNetns: boolean;
-  /** Gets the undo of every step; the caller unwinds it when anything fails. */
-  readonly undo: UndoStack;
   /** Tag of the firewall rules: `"web/eth0"`. */
   readonly owner: string;
-  /** In bytes; wins over the configuration. */
-  readonly mtu?: number;
   /** Nothing of this attachment exists, so the pool is not searched for its address. */
   readonly fresh?: boolean;
 }
@@ -204,13 +196,7 @@ async function knownResult(
 }
 
 /** What CHECK works with. */
-export interface CheckEnvironment extends AttachmentEnvironment {
-  /**
-   * Whether address, MAC and routes of the interface were moved to the guest. Then they are not
-   * expected on it, and executed plugins, which would expect them, are not asked.
-   */
-  readonly identityMoved?: boolean;
-}
+export type CheckEnvironment = AttachmentEnvironment & Pick<CheckContext, "identityMoved">;
 
 /** Compares what ADD made with what is there. */
 export async function checkNetwork(

@@ -13,12 +13,10 @@ import { isIp } from "../inet/ip.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import {
   chainLabel,
-  commit,
+  deleteTable,
   getChain,
   listRules,
   type NftChain,
-  tableDeletion,
-  tolerateAbsence,
 } from "../netlink/nftables/objects.ts";
 import { Decoder } from "../netlink/wire.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
@@ -117,8 +115,7 @@ export class NftPasses implements Place<Pass> {
   tidy(): void {
     const { family, table } = this.#chain;
     if (this.#making === "" || listRules(this.#nl, this.#chain).length > 0) return;
-    const subject = { op: "NFT_MSG_DELTABLE", action: "delete", object: `table "${table}"` };
-    tolerateAbsence(() => commit(this.#nl, [tableDeletion({ family, name: table })], subject));
+    deleteTable(this.#nl, { family, name: table }, `table "${table}"`);
   }
 
   missing({ key }: Pass): Finding {

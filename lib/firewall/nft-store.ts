@@ -18,12 +18,12 @@ import {
 } from "../netlink/nftables/elements.ts";
 import {
   commit,
+  deleteTable,
   listRules,
   tableCreation,
   tableDeletion,
   tableExists,
   tableLabel,
-  tolerateAbsence,
 } from "../netlink/nftables/objects.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
 import { Nftables } from "./libnftables.ts";
@@ -146,9 +146,7 @@ export class NftStore implements ElementStore {
   }
 
   delete(): void {
-    const subject = { op: "NFT_MSG_DELTABLE", action: "delete", object: this.#label };
-    // Somebody else may have deleted it just now.
-    tolerateAbsence(() => commit(this.#nl, [tableDeletion(this.#table)], subject));
+    deleteTable(this.#nl, this.#table, this.#label);
   }
 
   missing(element: Entry, other?: Entry): Finding {

@@ -21,7 +21,7 @@ import {
   type NftRule,
   ruleDeletion,
 } from "../netlink/nftables/objects.ts";
-import { failedWith } from "../sys/libc.ts";
+import { failedWith, tolerate } from "../sys/libc.ts";
 import { currentNetns } from "../sys/netns.ts";
 import { parseSaved } from "./iptables-save.ts";
 import { legacyTables, Xtables } from "./xtables.ts";
@@ -88,11 +88,7 @@ function deleteUserChain(nl: NetlinkConnection, named: NftChain): void {
   const found = getChain(nl, named);
   if (found === undefined || found.hook !== undefined) return;
   const subject = { op: "NFT_MSG_DELCHAIN", action: "delete", object: chainLabel(named) };
-  try {
-    commit(nl, [chainDeletion(named)], subject);
-  } catch (error) {
-    if (!failedWith(error, "EBUSY", "ENOENT")) throw error;
-  }
+  tolerate(["EBUSY", "ENOENT"], () => commit(nl, [chainDeletion(named)], subject));
 }
 
 /**

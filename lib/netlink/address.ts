@@ -5,7 +5,7 @@
  */
 
 import { bytesToIp, type Cidr, ipToBytes, isLoopback, parseCidr } from "../inet/ip.ts";
-import { failedWith } from "../sys/libc.ts";
+import { failedWith, tolerate } from "../sys/libc.ts";
 import type { NetlinkConnection } from "./connection.ts";
 import { DecodeError, type Subject } from "./errors.ts";
 import { linkLabel } from "./link.ts";
@@ -191,13 +191,11 @@ export function deleteAddress(
   request: { readonly index: number; readonly address: string },
 ): boolean {
   const payload = encodeAddress(request);
-  try {
-    nl.request(RTM.DELADDR, 0, payload, subjectOf(nl, "delete", request));
-    return true;
-  } catch (error) {
-    if (failedWith(error, "EADDRNOTAVAIL", "ENODEV")) return false;
-    throw error;
-  }
+  const subject = subjectOf(nl, "delete", request);
+  return tolerate(
+    ["EADDRNOTAVAIL", "ENODEV"],
+    () => nl.request(RTM.DELADDR, 0, payload, subject),
+  ) !== undefined;
 }
 
 function subjectOf(

@@ -5,7 +5,7 @@
  */
 
 import { ipToBytes, isIp } from "../inet/ip.ts";
-import { failedWith } from "../sys/libc.ts";
+import { failedWith, tolerate } from "../sys/libc.ts";
 import { decodeIp } from "./address.ts";
 import type { NetlinkConnection } from "./connection.ts";
 import { AF, NLM_F } from "./message.ts";
@@ -242,11 +242,7 @@ function deleteEach(nl: NetlinkConnection, flows: readonly TrackedFlow[]): void 
       flags: index === part.length - 1 ? NLM_F.ACK : 0,
       payload: nfgenmsg(family === 4 ? AF.INET : AF.INET6).bytes(identity).finish(),
     }));
-    try {
-      nl.batch(requests, subject);
-    } catch (error) {
-      // One ended by itself, or another took its place; the kernel went on to the next.
-      if (!failedWith(error, "ENOENT")) throw error;
-    }
+    // One may end by itself, or another take its place; the kernel goes on to the next.
+    tolerate(["ENOENT"], () => nl.batch(requests, subject));
   }
 }

@@ -8,7 +8,7 @@
  */
 
 import { BPF_INSTRUCTION_SIZE, type BpfInstruction, decodeBpf, encodeBpf } from "../sys/bpf.ts";
-import { Errno, failedWith } from "../sys/libc.ts";
+import { Errno, failedWith, tolerate } from "../sys/libc.ts";
 import type { NetlinkConnection } from "./connection.ts";
 import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
 import { linkLabel } from "./link.ts";
@@ -318,11 +318,8 @@ export function deleteFilter(nl: NetlinkConnection, key: FilterKey): boolean {
     action: "delete",
     object: () => `filters of ${linkLabel(nl, key.index)}`,
   };
-  try {
-    nl.request(RTM.DELTFILTER, 0, encodeFilterKey(key), subject);
-    return true;
-  } catch (error) {
-    if (failedWith(error, "ENOENT", "ENODEV")) return false;
-    throw error;
-  }
+  return tolerate(
+    ["ENOENT", "ENODEV"],
+    () => nl.request(RTM.DELTFILTER, 0, encodeFilterKey(key), subject),
+  ) !== undefined;
 }

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { Errno, failedWith } from "../sys/libc.ts";
+import { Errno, failedWith, tolerate } from "../sys/libc.ts";
 import type { NetlinkConnection } from "./connection.ts";
 import { NetlinkError, type Subject } from "./errors.ts";
 import {
@@ -80,12 +80,11 @@ export function getLink(nl: NetlinkConnection, key: LinkKey): Link | undefined {
   if (!canExist(key)) return undefined;
   const payload = encodeLink({ ...byKey(key), skipStats: true });
   const object = typeof key === "string" ? `link "${key}"` : `link ${key}`;
-  try {
-    return decodeLink(nl.query(RTM.GETLINK, payload, { action: "read", object }).payload);
-  } catch (error) {
-    if (failedWith(error, "ENODEV")) return undefined;
-    throw error;
-  }
+  const found = tolerate(
+    ["ENODEV"],
+    () => nl.query(RTM.GETLINK, payload, { action: "read", object }),
+  );
+  return found && decodeLink(found.payload);
 }
 
 /**
@@ -227,13 +226,8 @@ export function setBridgePort(
 export function deleteLink(nl: NetlinkConnection, key: LinkKey): boolean {
   if (!canExist(key)) return false;
   const subject: Subject = { action: "delete", object: () => linkLabel(nl, key) };
-  try {
-    nl.request(RTM.DELLINK, 0, encodeLink(byKey(key)), subject);
-    return true;
-  } catch (error) {
-    if (failedWith(error, "ENODEV")) return false;
-    throw error;
-  }
+  const payload = encodeLink(byKey(key));
+  return tolerate(["ENODEV"], () => nl.request(RTM.DELLINK, 0, payload, subject)) !== undefined;
 }
 
 /**

@@ -5,7 +5,7 @@
  */
 
 import { canonicalIp, ipToBytes, isIp, parseCidr } from "../inet/ip.ts";
-import { failedWith } from "../sys/libc.ts";
+import { failedWith, tolerate } from "../sys/libc.ts";
 import { addressFamily, decodeIp, ipFamily, RT_SCOPE, type Scope, scopeOf } from "./address.ts";
 import type { NetlinkConnection } from "./connection.ts";
 import { DecodeError, type Subject } from "./errors.ts";
@@ -272,7 +272,12 @@ function listFamily(
   if (table > 0xff) encoder.attrU32(RTA.TABLE, table);
   if (oif !== undefined) encoder.attrU32(RTA.OIF, oif);
   const routes: Route[] = [];
-  for (const message of dumpRoutes(nl, encoder.finish())) {
+  // ENOENT: no such table. ENODEV: no such link. The others: no IPv6.
+  const found = tolerate(
+    ["ENOENT", "ENODEV", "EAFNOSUPPORT", "EOPNOTSUPP"],
+    () => nl.dump(RTM.GETROUTE, encoder.finish(), { action: "list", object: "routes" }),
+  );
+  for (const message of found ?? []) {
     if (message.type !== RTM.NEWROUTE) continue;
     const route = decodeRoute(message.payload);
     if (route === undefined || route.family !== family) continue;
@@ -281,16 +286,6 @@ function listFamily(
     routes.push(route);
   }
   return routes;
-}
-
-function dumpRoutes(nl: NetlinkConnection, payload: Uint8Array) {
-  try {
-    return nl.dump(RTM.GETROUTE, payload, { action: "list", object: "routes" });
-  } catch (error) {
-    // ENOENT: no such table. ENODEV: no such link. EAFNOSUPPORT, EOPNOTSUPP: no IPv6.
-    if (failedWith(error, "ENOENT", "ENODEV", "EAFNOSUPPORT", "EOPNOTSUPP")) return [];
-    throw error;
-  }
 }
 
 /**
@@ -353,6 +348,16 @@ export function matchRoute(nl: NetlinkConnection, destination: string): Route | 
   return askRoute(nl, destination, RTM_F.FIB_MATCH);
 }
 
+/** No route, a route that refuses (EACCES: prohibit, EINVAL: blackhole), or no IPv6. */
+const UNREACHABLE = [
+  "ENETUNREACH",
+  "EHOSTUNREACH",
+  "EACCES",
+  "EINVAL",
+  "EAFNOSUPPORT",
+  "EOPNOTSUPP",
+] as const;
+
 function askRoute(nl: NetlinkConnection, destination: string, match: number): Route | undefined {
   const bytes = ipToBytes(destination);
   const family = bytes.length === 4 ? 4 : 6;
@@ -360,15 +365,9 @@ function askRoute(nl: NetlinkConnection, destination: string, match: number): Ro
   const flags = match | (family === 4 ? RTM_F.LOOKUP_TABLE : 0);
   const payload = new Encoder(32).u8(addressFamily(family)).u8(8 * bytes.length).zero(6)
     .u32(flags).attrBytes(RTA.DST, bytes).finish();
-  try {
-    const subject = { action: "find", object: `route to ${destination}` };
-    return decodeRoute(nl.query(RTM.GETROUTE, payload, subject).payload);
-  } catch (error) {
-    // The other errors: a route that refuses (EACCES: prohibit, EINVAL: blackhole), or no IPv6.
-    const refuses = failedWith(error, "EACCES", "EINVAL", "EAFNOSUPPORT", "EOPNOTSUPP");
-    if (refuses || failedWith(error, "ENETUNREACH", "EHOSTUNREACH")) return undefined;
-    throw error;
-  }
+  const subject = { action: "find", object: `route to ${destination}` };
+  const found = tolerate(UNREACHABLE, () => nl.query(RTM.GETROUTE, payload, subject));
+  return found && decodeRoute(found.payload);
 }
 
 /**

@@ -5,7 +5,7 @@
  */
 
 import type { Family } from "../inet/ip.ts";
-import { failedWith } from "../sys/libc.ts";
+import { tolerate } from "../sys/libc.ts";
 import { addressFamily } from "./address.ts";
 import type { NetlinkConnection } from "./connection.ts";
 import { getLink, type Link } from "./link.ts";
@@ -65,12 +65,11 @@ export function scanRoutes(
     }
     visit(route);
   };
-  try {
-    nl.scan(RTM.GETROUTE, request, { action: "list", object: "routes" }, look);
-  } catch (error) {
-    // No IPv6.
-    if (!failedWith(error, "EAFNOSUPPORT", "EOPNOTSUPP")) throw error;
-  }
+  // Without IPv6 there are none.
+  tolerate(
+    ["EAFNOSUPPORT", "EOPNOTSUPP"],
+    () => nl.scan(RTM.GETROUTE, request, { action: "list", object: "routes" }, look),
+  );
 }
 
 /** The offset of an attribute's value. `end` is the end of the message. */

@@ -234,6 +234,16 @@ export function failedWith(
   return error instanceof SyscallError && codes.some((code) => code === error.code);
 }
 
+/** The result of `act`; undefined if the kernel refused for one of these reasons. */
+export function tolerate<T>(codes: readonly (keyof typeof Errno)[], act: () => T): T | undefined {
+  try {
+    return act();
+  } catch (error) {
+    if (failedWith(error, ...codes)) return undefined;
+    throw error;
+  }
+}
+
 const MENDS: Readonly<Record<string, string>> = {
   EPERM: "run as root, or with the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN",
   EACCES: "run as root, or with the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN",

@@ -20,6 +20,7 @@ import {
   O_RDONLY,
   openFd,
   syscall,
+  tolerate,
 } from "./libc.ts";
 
 /** The directory of named namespaces, as for `ip netns`. */
@@ -185,11 +186,10 @@ function mount(source: string, target: string, flags: number): void {
 export function deleteNamedNetns(name: string): boolean {
   const path = netnsPath(name);
   const target = cstr(path);
-  try {
-    syscall("umount2", path, () => libc().umount2(target, MNT_DETACH));
-  } catch (error) {
-    // EINVAL: a plain file, left by a crash between creation and mount. ENOENT: nothing.
-    if (!failedWith(error, "EINVAL", "ENOENT")) throw error;
-  }
+  // EINVAL: a plain file, left by a crash between creation and mount. ENOENT: nothing.
+  tolerate(
+    ["EINVAL", "ENOENT"],
+    () => syscall("umount2", path, () => libc().umount2(target, MNT_DETACH)),
+  );
   return removeIfThere(path);
 }

@@ -27,9 +27,10 @@ import { decodeFields, encodeFields, type Field, isPrefix, type SetDefinition } 
 import {
   beginPayload,
   decodeComment,
+  dumpObjects,
+  lookUp,
   nftType,
   readAttributes,
-  tolerateAbsence,
 } from "./objects.ts";
 
 /** How many seconds' worth of its rate an element lets pass at once. */
@@ -241,13 +242,7 @@ export function isEmptySet(nl: NetlinkConnection, set: NftSet): boolean {
 }
 
 function dumpSet(nl: NetlinkConnection, set: NftSet): Message[] {
-  return tolerateAbsence(() =>
-    nl.dump(nftType("GETSETELEM"), encodeSet(set).finish(), {
-      op: "NFT_MSG_GETSETELEM",
-      action: "list",
-      object: `nftables set "${set.name}"`,
-    })
-  ) ?? [];
+  return dumpObjects(nl, "GETSETELEM", encodeSet(set).finish(), `nftables set "${set.name}"`) ?? [];
 }
 
 /**
@@ -265,13 +260,8 @@ export function readElements(
 }
 
 function readElement(nl: NetlinkConnection, element: Element, set: NftSet): Element[] {
-  const message = tolerateAbsence(() =>
-    nl.query(nftType("GETSETELEM"), encodeElements(set, [element], "key"), {
-      op: "NFT_MSG_GETSETELEM",
-      action: "look up",
-      object: `element ${element.key.join(" . ")} of nftables set "${set.name}"`,
-    })
-  );
+  const object = `element ${element.key.join(" . ")} of nftables set "${set.name}"`;
+  const message = lookUp(nl, "GETSETELEM", encodeElements(set, [element], "key"), object);
   return message === undefined ? [] : decodeElements(set, message.payload);
 }
 

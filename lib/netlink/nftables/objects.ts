@@ -4,7 +4,7 @@
  * @module
  */
 
-import { failedWith } from "../../sys/libc.ts";
+import { tolerate } from "../../sys/libc.ts";
 import type { BatchedRequest, NetlinkConnection } from "../connection.ts";
 import type { Subject } from "../errors.ts";
 import { AF, NLM_F } from "../message.ts";
@@ -75,15 +75,21 @@ function familyName(number: number): string {
   return FAMILIES.get(number) ?? `${number}`;
 }
 
-/** What a look-up gives; undefined where what it asks for, or nf_tables at all, is not there. */
-export function tolerateAbsence<T>(read: () => T): T | undefined {
-  try {
-    return read();
-  } catch (error) {
-    // EINVAL is nfnetlink's answer where the kernel has no nf_tables.
-    if (failedWith(error, "ENOENT", "EINVAL")) return undefined;
-    throw error;
-  }
+/** ENOENT: it is not there. EINVAL is nfnetlink's answer where the kernel has no nf_tables. */
+const ABSENT = ["ENOENT", "EINVAL"] as const;
+
+type Get = "GETTABLE" | "GETCHAIN" | "GETRULE" | "GETSETELEM";
+
+/** Reads a whole list; undefined where what it is of, or nf_tables at all, is not there. */
+export function dumpObjects(nl: NetlinkConnection, get: Get, payload: Uint8Array, object: string) {
+  const subject = { op: `NFT_MSG_${get}`, action: "list", object };
+  return tolerate(ABSENT, () => nl.dump(nftType(get), payload, subject));
+}
+
+/** Reads one object; undefined where it, or nf_tables at all, is not there. */
+export function lookUp(nl: NetlinkConnection, get: Get, payload: Uint8Array, object: string) {
+  const subject = { op: `NFT_MSG_${get}`, action: "look up", object };
+  return tolerate(ABSENT, () => nl.query(nftType(get), payload, subject));
 }
 
 /**
@@ -94,13 +100,8 @@ export function tolerateAbsence<T>(read: () => T): T | undefined {
  * @returns undefined where the kernel has no nf_tables
  */
 export function listTables(nl: NetlinkConnection): NftTable[] | undefined {
-  return tolerateAbsence(() =>
-    nl.dump(nftType("GETTABLE"), nfgenmsg(AF.UNSPEC).finish(), {
-      op: "NFT_MSG_GETTABLE",
-      action: "list",
-      object: "nftables tables",
-    })
-  )?.map(({ payload }) => {
+  const everywhere = nfgenmsg(AF.UNSPEC).finish();
+  return dumpObjects(nl, "GETTABLE", everywhere, "nftables tables")?.map(({ payload }) => {
     const attribute = readAttributes(new Decoder(payload).skip(NFGENMSG_LEN));
     return {
       family: familyName(payload[0]!),
@@ -111,36 +112,19 @@ export function listTables(nl: NetlinkConnection): NftTable[] | undefined {
 
 /** Whether a table is there. */
 export function tableExists(nl: NetlinkConnection, table: NftTable): boolean {
-  return tolerateAbsence(() =>
-    nl.query(nftType("GETTABLE"), tablePayload(table), {
-      op: "NFT_MSG_GETTABLE",
-      action: "look up",
-      object: tableLabel(table),
-    })
-  ) !== undefined;
+  return lookUp(nl, "GETTABLE", tablePayload(table), tableLabel(table)) !== undefined;
 }
 
 /** All chains of all families; none where the kernel has no nf_tables. */
 export function listChains(nl: NetlinkConnection): BaseChain[] {
-  const messages = tolerateAbsence(() =>
-    nl.dump(nftType("GETCHAIN"), nfgenmsg(AF.UNSPEC).finish(), {
-      op: "NFT_MSG_GETCHAIN",
-      action: "list",
-      object: "nftables chains",
-    })
-  );
-  return (messages ?? []).map(({ payload }) => decodeChain(payload));
+  const everywhere = nfgenmsg(AF.UNSPEC).finish();
+  const messages = dumpObjects(nl, "GETCHAIN", everywhere, "nftables chains") ?? [];
+  return messages.map(({ payload }) => decodeChain(payload));
 }
 
 /** One chain; undefined where it is not there. */
 export function getChain(nl: NetlinkConnection, chain: NftChain): BaseChain | undefined {
-  const found = tolerateAbsence(() =>
-    nl.query(nftType("GETCHAIN"), chainPayload(chain), {
-      op: "NFT_MSG_GETCHAIN",
-      action: "look up",
-      object: chainLabel(chain),
-    })
-  );
+  const found = lookUp(nl, "GETCHAIN", chainPayload(chain), chainLabel(chain));
   return found && decodeChain(found.payload);
 }
 
@@ -163,14 +147,9 @@ export function listRules(nl: NetlinkConnection, filter: RuleFilter = {}): NftRu
   const payload = family === undefined ? nfgenmsg(AF.UNSPEC) : beginPayload(family);
   if (table !== undefined) payload.attrString(NFTA_RULE.TABLE, table);
   if (chain !== undefined) payload.attrString(NFTA_RULE.CHAIN, chain);
-  const messages = tolerateAbsence(() =>
-    nl.dump(nftType("GETRULE"), payload.finish(), {
-      op: "NFT_MSG_GETRULE",
-      action: "list",
-      object: table === undefined ? "nftables rules" : `the rules of nftables table "${table}"`,
-    })
-  );
-  return (messages ?? []).map(({ payload }) => decodeRule(payload))
+  const what = table === undefined ? "nftables rules" : `the rules of nftables table "${table}"`;
+  const messages = dumpObjects(nl, "GETRULE", payload.finish(), what) ?? [];
+  return messages.map(({ payload }) => decodeRule(payload))
     .filter((rule) => table === undefined || rule.table === table);
 }
 
@@ -225,6 +204,12 @@ export function tableCreation(table: NftTable, exclusive = false): BatchedReques
 /** Deletes a table with all that is in it. */
 export function tableDeletion(table: NftTable): BatchedRequest {
   return { type: nftType("DELTABLE"), flags: 0, payload: tablePayload(table) };
+}
+
+/** Deletes a table, if it is there: somebody else may have deleted it just now. */
+export function deleteTable(nl: NetlinkConnection, table: NftTable, object: string): void {
+  const subject = { op: "NFT_MSG_DELTABLE", action: "delete", object };
+  tolerate(ABSENT, () => commit(nl, [tableDeletion(table)], subject));
 }
 
 /** Deletes a chain that no rule jumps to, with its rules. */
