@@ -12,8 +12,7 @@ import type { GuestRules } from "../firewall/model.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import type { Netns } from "../sys/netns.ts";
 import type { UndoStack } from "../undo.ts";
-import { type Dns, type IpConfig, misconfigured, type PluginConfig } from "./types.ts";
-import type { Result, RouteConfig } from "./types.ts";
+import { misconfigured, type PluginConfig, type Result } from "./types.ts";
 
 /** What identifies an attachment to a network. */
 export interface Holder {
@@ -90,11 +89,7 @@ export interface BuiltinPlugin {
 }
 
 /** What IPAM returns: a result without interfaces. */
-export interface IpamResult {
-  readonly ips: readonly IpConfig[];
-  readonly routes: readonly RouteConfig[];
-  readonly dns: Dns;
-}
+export type IpamResult = Pick<Result, "ips" | "routes" | "dns">;
 
 /** The first key that is neither common to all plugins nor in `known`. */
 export function unknownKey(

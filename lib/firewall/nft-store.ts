@@ -20,6 +20,7 @@ import {
   commit,
   deleteTable,
   listRules,
+  type NftRule,
   tableCreation,
   tableDeletion,
   tableExists,
@@ -168,8 +169,7 @@ export class NftStore implements ElementStore {
   }
 
   #lackingRules(): Finding[] {
-    const text = ({ chain, comment }: { readonly chain: string; readonly comment: string }) =>
-      `${chain}: ${comment}`;
+    const text = ({ chain, comment }: Pick<NftRule, "chain" | "comment">) => `${chain}: ${comment}`;
     const { family, name } = this.#table;
     const present = new Set(listRules(this.#nl, { family, table: name }).map(text));
     return marksOf(this.#table).map(text).filter((mark) => !present.has(mark))

@@ -6,6 +6,7 @@
 
 import { BURST_SECONDS, type NftSet } from "../netlink/nftables/elements.ts";
 import { isPrefix, type SetDefinition } from "../netlink/nftables/fields.ts";
+import type { NftRule } from "../netlink/nftables/objects.ts";
 import type { Entry } from "./place.ts";
 
 /**
@@ -45,14 +46,8 @@ export function setOf({ family, name, sets }: Table, set: string): NftSet {
   return { family, table: name, name: set, definition: sets[set]! };
 }
 
-/** A rule as it is recognised in the kernel. */
-export interface RuleMark {
-  readonly chain: string;
-  readonly comment: string;
-}
-
 /** All rules of a table in the kernel's order. The first one's comment tells the layout. */
-export function marksOf({ chains, layout }: Table): RuleMark[] {
+export function marksOf({ chains, layout }: Table): Pick<NftRule, "chain" | "comment">[] {
   return chains.flatMap(({ name, rules }, index) =>
     rules.map(([comment], position) => ({
       chain: name,

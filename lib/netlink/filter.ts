@@ -46,9 +46,6 @@ const U32_NODE_MASK = 0xfff;
 /** Handle of a program, unless another is given. */
 const BPF_HANDLE = 1;
 
-/** The parent of a filter; by default the ingress qdisc. */
-export type FilterParent = number;
-
 /** A filter in the kernel. */
 export interface Filter {
   /** Index of its link. */
@@ -58,7 +55,7 @@ export interface Filter {
   /** Ethernet type; 3 (ETH_P_ALL) for all. */
   readonly protocol: number;
   readonly handle: number;
-  readonly parent: FilterParent;
+  readonly parent: number;
   /** Whether a u32 filter matches every frame. */
   readonly matchAll?: boolean;
   /** Index of the link that frames are redirected to (mirred egress redirect). */
@@ -69,37 +66,31 @@ export interface Filter {
   readonly directAction?: boolean;
 }
 
-/** A filter that redirects every frame to another link. */
-export interface RedirectFilter {
+/** The key of a filter. */
+export interface FilterKey {
   readonly index: number;
-  /** Index of the link that sends the frames. */
-  readonly target: number;
   /** 1 to 65535. */
   readonly priority: number;
-  readonly parent?: FilterParent;
+  /** 0 means all filters of the priority. */
+  readonly handle: number;
+  /** By default the ingress qdisc. */
+  readonly parent?: number;
+}
+
+/** A filter that redirects every frame to another link. */
+export interface RedirectFilter extends Omit<FilterKey, "handle"> {
+  /** Index of the link that sends the frames. */
+  readonly target: number;
 }
 
 /** A filter that is a program. */
-export interface BpfFilter {
-  readonly index: number;
-  /** 1 to 65535. */
-  readonly priority: number;
+export interface BpfFilter extends Omit<FilterKey, "handle"> {
   /** Gets the frame from its Ethernet header on, and returns a {@linkcode TC_ACT}. */
   readonly program: readonly BpfInstruction[];
   /** Its name in errors. The kernel keeps no name for a classic program. */
   readonly name: string;
-  readonly parent?: FilterParent;
   /** 1 unless given. Distinguishes programs of the same priority. */
   readonly handle?: number;
-}
-
-/** The key of a filter. */
-export interface FilterKey {
-  readonly index: number;
-  readonly priority: number;
-  /** 0 means all filters of the priority. */
-  readonly handle: number;
-  readonly parent?: FilterParent;
 }
 
 function encodeFilterHeader(filter: FilterKey, protocol: number, capacity: number): Encoder {
@@ -234,7 +225,7 @@ function decodeProgram(filter: Mutable<Filter>, options: Decoder): void {
 export function listFilters(
   nl: NetlinkConnection,
   index: number,
-  parent: FilterParent = TC_H.INGRESS_HANDLE,
+  parent: number = TC_H.INGRESS_HANDLE,
 ): Filter[] {
   const payload = encodeTcHeader({ index, handle: 0, parent, info: 0 }).finish();
   const subject = { action: "list", object: () => `filters of ${linkLabel(nl, index)}` };

@@ -85,30 +85,21 @@ export interface Link {
   readonly bridgePort?: BridgePortOptions;
 }
 
-/** The other end of a veth pair to create. */
-export interface VethPeer {
-  readonly name: string;
-  readonly mac?: string;
-  readonly mtu?: number;
-  /** Descriptor of the namespace to create it in; by default the connection's. */
-  readonly netnsFd?: number;
-  /** The link's group. */
-  readonly group?: number;
-}
-
 /** The fields of a message about one link. */
 export interface LinkRequest {
   /** 0 to find or create the link by its name. */
   readonly index?: number;
   readonly name?: string;
+  /** A bridge with a given MAC keeps it as ports are added and removed. */
   readonly mac?: string;
   readonly mtu?: number;
-  /** 0 removes the link from its bridge. */
+  /** Index of the bridge that it is a port of; 0 removes it from its bridge. */
   readonly master?: number;
+  /** The empty text removes it. */
   readonly alias?: string;
   readonly up?: boolean;
   readonly promiscuous?: boolean;
-  /** Descriptor of the namespace to move the link to. */
+  /** Descriptor of the namespace to move the link to, or to create it in. */
   readonly netnsFd?: number;
   readonly group?: number;
   readonly kind?: string;
@@ -116,6 +107,11 @@ export interface LinkRequest {
   readonly peer?: VethPeer;
   /** Omits counters from the answer. */
   readonly skipStats?: boolean;
+}
+
+/** The other end of a veth pair to create. */
+export interface VethPeer extends Pick<LinkRequest, "mac" | "mtu" | "netnsFd" | "group"> {
+  readonly name: string;
 }
 
 function encodeHeader(encoder: Encoder, index: number, flags = 0, change = 0): Encoder {

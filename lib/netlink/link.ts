@@ -104,13 +104,8 @@ export function requireLink(nl: NetlinkConnection, key: LinkKey): Link {
 }
 
 /** A veth pair to create. */
-export interface VethRequest {
+export interface VethRequest extends Pick<LinkRequest, "mac" | "mtu" | "master" | "up"> {
   readonly name: string;
-  readonly mac?: string;
-  readonly mtu?: number;
-  /** Index of the bridge that the near end becomes a port of. */
-  readonly master?: number;
-  readonly up?: boolean;
   /** The other end, created directly in the namespace `netnsFd`. It stays down. */
   readonly peer: VethPeer;
 }
@@ -129,12 +124,8 @@ export function createVeth(nl: NetlinkConnection, request: VethRequest): number 
 }
 
 /** A bridge to create. */
-export interface BridgeRequest extends BridgeOptions {
+export interface BridgeRequest extends BridgeOptions, Pick<LinkRequest, "mac" | "mtu" | "up"> {
   readonly name: string;
-  /** If given, it does not change as ports are added and removed. */
-  readonly mac?: string;
-  readonly mtu?: number;
-  readonly up?: boolean;
 }
 
 /**
@@ -170,25 +161,11 @@ function createLink(
 }
 
 /** What {@linkcode setLink} can change. */
-export interface LinkChanges {
-  readonly up?: boolean;
-  readonly mtu?: number;
-  readonly mac?: string;
-  /** Index of a bridge; 0 removes the link from its bridge. */
-  readonly master?: number;
-  /** The empty text removes it. */
-  readonly alias?: string;
-  readonly promiscuous?: boolean;
-  readonly name?: string;
-  /** Descriptor of the namespace to move it to. Other changes are applied there. */
-  readonly netnsFd?: number;
-  /** The link's group. */
-  readonly group?: number;
-}
+export type LinkChanges = Omit<LinkRequest, "index" | "kind" | "bridge" | "peer" | "skipStats">;
 
 /**
  * Changes a link with one message. The kernel applies address, name, bridge and state in this
- * order.
+ * order; all of them in the new namespace, where it is moved to one.
  *
  * Equivalent to: `ip link set NAME …`
  */

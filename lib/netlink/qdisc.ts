@@ -50,12 +50,8 @@ export function decodeTcHeader(decoder: Decoder): TcHeader {
 }
 
 /** A queueing discipline. */
-export interface Qdisc {
-  /** Index of its link. */
-  readonly index: number;
+export interface Qdisc extends Omit<TcHeader, "info"> {
   readonly kind: string;
-  readonly handle: number;
-  readonly parent: number;
 }
 
 /** The qdiscs with filters on received frames. */

@@ -21,7 +21,14 @@ import { randomMac } from "../../inet/mac.ts";
 import { deleteLink, getLink, requireLink, setBridgePort } from "../../netlink/link.ts";
 import { linksOut } from "../../netlink/routing.ts";
 import { failedWith } from "../../sys/libc.ts";
-import type { AddContext, AddOutcome, BuiltinPlugin, CheckContext, DelContext } from "../plugin.ts";
+import type {
+  AddContext,
+  AddOutcome,
+  BuiltinPlugin,
+  CheckContext,
+  DelContext,
+  IpamResult,
+} from "../plugin.ts";
 import { CniCode, CniError, type IpConfig, type PluginConfig, type Result } from "../types.ts";
 import {
   type BridgeConfig,
@@ -34,7 +41,6 @@ import {
 import { ensureBridge, ensureGateway, removeBridgeIfUnused } from "./bridge-device.ts";
 import { allocate, holdsAddress, release } from "./host-local.ts";
 import {
-  type Addresses,
   checkHostEnd,
   checkInterface,
   configureInterface,
@@ -169,7 +175,7 @@ function refuseMtu(message: string, mend: string): never {
 }
 
 /** The addresses and routes of IPAM, with default routes by the gateways. */
-function requestAddresses(context: AddContext, config: BridgeConfig): Addresses {
+function requestAddresses(context: AddContext, config: BridgeConfig): IpamResult {
   if (config.ipam === undefined) return { ips: [], routes: [], dns: {} };
   const given = allocate(config.ipam, context, context.undo, context.fresh);
   const routes = [...given.routes];

@@ -25,15 +25,8 @@ import { linksOut } from "../../netlink/routing.ts";
 import { failedWith } from "../../sys/libc.ts";
 import { withNetns } from "../../sys/netns.ts";
 import { writeSysctl } from "../../sys/sysctl.ts";
-import type { AddContext, CheckContext, Holder } from "../plugin.ts";
-import {
-  CniCode,
-  CniError,
-  type IpConfig,
-  type PluginConfig,
-  type Result,
-  type RouteConfig,
-} from "../types.ts";
+import type { AddContext, CheckContext, Holder, IpamResult } from "../plugin.ts";
+import { CniCode, CniError, type PluginConfig, type RouteConfig } from "../types.ts";
 
 /** The alias of links that tapkit made. */
 export const ALIAS = "tapkit";
@@ -156,13 +149,6 @@ function prepareIpv6({ ownNetns, ifName }: AddContext, ipv6: boolean, enabledad:
   if (enabledad) writeSysctl(`net/ipv6/conf/${ifName}/enhanced_dad`, "1");
 }
 
-/** What IPAM gave to an interface. */
-export interface Addresses {
-  readonly ips: readonly IpConfig[];
-  readonly routes: readonly RouteConfig[];
-  readonly dns: Result["dns"];
-}
-
 /**
  * Gives the namespace's interface its addresses and routes, which go with it.
  *
@@ -173,7 +159,7 @@ export interface Addresses {
 export function configureInterface(
   { vmNl }: AddContext,
   index: number,
-  { ips, routes }: Addresses,
+  { ips, routes }: IpamResult,
   { enabledad, up }: { readonly enabledad: boolean; readonly up: boolean },
 ): RouteConfig[] {
   for (const { address } of ips) addAddressTo(vmNl, index, address, !enabledad);
