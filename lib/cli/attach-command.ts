@@ -50,8 +50,8 @@ export async function readAttachCommand(parsed: Parsed<typeof ATTACH_VM>): Promi
     if (flags["network-plugin"] === undefined) refusePlugin(pluginOfEnvironment());
   }
   const requests = flags.from === undefined
-    ? words.map((name) => ({ name, ...shape(flags) }))
-    : await readRequests(flags.from, shape(flags));
+    ? words.map((name) => ({ name, ...requestOf(flags) }))
+    : await readRequests(flags.from, requestOf(flags));
   const all = requests.length === 0;
   const names = requests.map(({ name }) => name);
   const twice = names.find((name, i) => names.indexOf(name) !== i);
@@ -69,7 +69,7 @@ export async function readAttachCommand(parsed: Parsed<typeof ATTACH_VM>): Promi
   return { verb, requests, all, output, vmm: rest ?? [] };
 }
 
-function shape(flags: ShapingFlags): Omit<AttachRequest, "name"> {
+function requestOf(flags: ShapingFlags): Omit<AttachRequest, "name"> {
   refusePlugin(flags["network-plugin"]);
   return withoutUndefined({
     ports: listOrNone("ports", flags.ports),
@@ -140,7 +140,7 @@ async function readRequests(
   return (await readVmLines(path, SHAPING)).map(({ where, name, flags }) =>
     locating(where, () => {
       refuseVerbs([name]);
-      return { name, ...defaults, ...shape(flags) };
+      return { name, ...defaults, ...requestOf(flags) };
     })
   );
 }

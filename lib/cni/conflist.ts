@@ -143,7 +143,7 @@ export function parseConfig(text: string, path: string): NetworkConfigList {
  */
 export function findNetwork(directory: string, name?: string): NetworkConfigList | undefined {
   const files = listConfigFiles(directory);
-  if (name === undefined) return firstNetwork(files);
+  if (name === undefined) return firstBesideLoopback(files);
   validateNetworkName(name);
   const known: string[] = [];
   let broken: unknown;
@@ -168,7 +168,7 @@ export function findNetwork(directory: string, name?: string): NetworkConfigList
 }
 
 /** Networks of loopback alone, which container runtimes configure, are skipped. */
-function firstNetwork(files: readonly string[]): NetworkConfigList | undefined {
+function firstBesideLoopback(files: readonly string[]): NetworkConfigList | undefined {
   if (files.length === 0) return undefined;
   for (const path of files) {
     const list = readConfigFile(path);
@@ -230,7 +230,7 @@ function readPlugins(path: string, name: string): PluginConfig[] {
   // Few networks have one, and Deno throws for a directory that is absent.
   if (!namesIn(parent === "" ? "." : parent).includes(name)) return [];
   return listFiles(`${parent}${name}`, [".conf"])
-    .map((file) => requirePlugin(parseJson(readText(file), file), failing(file)));
+    .map((file) => checkPlugin(parseJson(readText(file), file), failing(file)));
 }
 
 function validate(
@@ -253,7 +253,7 @@ function validate(
   }
   const onlyInlined = readFlag(raw, "loadOnlyInlinedPlugins", fail);
   const plugins = inlined.map((plugin: unknown, index) =>
-    requirePlugin(plugin, single ? fail : failing(`${path}, plugin ${index},`))
+    checkPlugin(plugin, single ? fail : failing(`${path}, plugin ${index},`))
   );
   if (plugins.length === 0 && ("plugins" in raw || onlyInlined)) {
     return fail(`has an empty list "plugins"`, "add a plugin to it");
@@ -283,7 +283,7 @@ function failing(path: string): Fail {
 }
 
 /** Checks the keys of a plugin's configuration that libcni itself reads. */
-function requirePlugin(plugin: unknown, fail: Fail): PluginConfig {
+function checkPlugin(plugin: unknown, fail: Fail): PluginConfig {
   if (!isObject(plugin)) return fail("is no JSON object", "correct it");
   const { type } = plugin;
   if (typeof type !== "string" || type === "") {

@@ -79,7 +79,7 @@ export function formatResult(result: Result, version: string): Json {
     cniVersion: version,
     ...interfaces.length === 0 ? {} : { interfaces },
     ...ips.length === 0 ? {} : {
-      ips: ips.map((ip) => withFamily ? { version: `${familyOf(ip.address)}`, ...ip } : ip),
+      ips: ips.map((ip) => withFamily ? { version: `${parseCidr(ip.address).family}`, ...ip } : ip),
     },
     ...routes.length === 0 ? {} : { routes },
     dns,
@@ -100,9 +100,9 @@ function parseFamilies(value: Json): Pick<Result, "interfaces" | "ips" | "routes
 
 function formatFamilies({ ips, routes, dns }: Result, cniVersion: string): Json {
   const part = (family: number) => {
-    const first = ips.find(({ address }) => familyOf(address) === family);
+    const first = ips.find(({ address }) => parseCidr(address).family === family);
     if (first === undefined) return undefined;
-    const own = routes.filter(({ dst }) => familyOf(dst) === family)
+    const own = routes.filter(({ dst }) => parseCidr(dst).family === family)
       .map(({ dst, gw }) => ({ dst, ...gw === undefined ? {} : { gw } }));
     return {
       ip: first.address,
@@ -157,10 +157,6 @@ function cidr(value: unknown, what: string): string {
     throw new TypeError(`${what} is "${address}", which is no address with prefix length`);
   }
   return address;
-}
-
-function familyOf(address: string): number {
-  return parseCidr(address).family;
 }
 
 function object(value: unknown, what: string): Json {

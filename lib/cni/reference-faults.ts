@@ -172,9 +172,9 @@ export async function removeRemains(
       if (link?.kind === "veth" && link.mac === mac?.toLowerCase()) deleteLink(hostNl, link.index);
     });
   }
-  const { removeRemains: removeRules } = await import("../firewall/remains.ts");
+  const { removeRulesOf } = await import("../firewall/remains.ts");
   const chains = [await chainName(attachment), await chainName(attachment, "CNI-DN-")];
-  step(() => removeRules(containerId, chains));
+  step(() => removeRulesOf(containerId, chains));
   return failures;
 }
 

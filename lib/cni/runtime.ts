@@ -10,7 +10,7 @@
 import { asError, TapkitError } from "../errors.ts";
 import { sentence } from "../finding.ts";
 import type { GuestRules } from "../firewall/model.ts";
-import { parseCidr } from "../inet/ip.ts";
+import { addressOf } from "../inet/ip.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { deleteLink } from "../netlink/link.ts";
 import { linkTowards } from "../netlink/route.ts";
@@ -109,7 +109,7 @@ export async function addNetwork(
       continue;
     }
     const context = contextOf(attachment, environment, config, result);
-    const outcome = requirePlugin(type).add({ ...context, fresh });
+    const outcome = requireBuiltin(type).add({ ...context, fresh });
     result = outcome.result;
     guest = { ...guest, ...outcome.guest };
   }
@@ -165,7 +165,7 @@ export async function delNetwork(
         if (await outside(() => faults!.delTwice(executed, result))) remains = true;
       } else {
         const { type, config } = plugin;
-        requirePlugin(type).del(contextOf(attachment, environment, config, attachment.result));
+        requireBuiltin(type).del(contextOf(attachment, environment, config, attachment.result));
       }
     } catch (error) {
       failures.push(asError(error));
@@ -213,7 +213,7 @@ export async function checkNetwork(
   for (const [index, plugin] of plugins.entries()) {
     if (plugin.implementation === "builtin") {
       const context = contextOf(attachment, environment, plugin.config, result);
-      const found = requirePlugin(plugin.type).check({ ...context, prevResult: result });
+      const found = requireBuiltin(plugin.type).check({ ...context, prevResult: result });
       findings.push(...found);
     } else if (environment.identityMoved !== true) {
       const { checkExecuted } = await import("./executed.ts");
@@ -280,7 +280,7 @@ export function hasExecuted({ plugins }: NetworkAttachment): boolean {
   return plugins.some(({ implementation }) => implementation === "exec");
 }
 
-function requirePlugin(type: string): BuiltinPlugin {
+function requireBuiltin(type: string): BuiltinPlugin {
   const plugin = builtinPlugin(type);
   if (plugin !== undefined) return plugin;
   throw new TapkitError(`plugin "${type}" is not built in`, {
@@ -307,7 +307,7 @@ function completeRules(
   const { masquerade = false, forward = false, ports = [] } = guest;
   if (!masquerade && !forward && ports.length === 0) return undefined;
   // An executed plugin does not say which link leads to the guest.
-  const addresses = guest.addresses ?? result.ips.map(({ address }) => parseCidr(address).address);
+  const addresses = guest.addresses ?? result.ips.map(({ address }) => addressOf(address));
   const [first] = addresses;
   const link = guest.link ?? (first && linkTowards(hostNl, first)) ?? "";
   return { owner, link, addresses, masquerade, forward, ports };

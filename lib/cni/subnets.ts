@@ -102,7 +102,7 @@ export function usedByConfigurations(directory: string, except?: string): UsedPr
   for (const where of new Set([directory, ...NETWORK_DIRECTORIES])) {
     for (const path of filesOf(where)) {
       if (path === except) continue;
-      for (const subnet of subnetsOf(path)) {
+      for (const subnet of subnetsIn(path)) {
         used.push({
           prefix: subnet,
           what: `subnet ${subnet.network}/${subnet.prefixLength} of ${path}`,
@@ -127,7 +127,7 @@ function filesOf(directory: string): string[] {
 }
 
 /** Every value of a key `subnet`, however deep. */
-function subnetsOf(path: string): Cidr[] {
+function subnetsIn(path: string): Cidr[] {
   const found: string[] = [];
   try {
     JSON.parse(Deno.readTextFileSync(path), (key, value) => {

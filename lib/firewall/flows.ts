@@ -8,6 +8,7 @@
  */
 
 import { familyOf } from "../inet/ip.ts";
+import { protocolName } from "../inet/ports.ts";
 import type { Flow, FlowMatch } from "../netlink/conntrack.ts";
 import { hostPortOf } from "./guest-elements.ts";
 import { type Entry, entryId } from "./place.ts";
@@ -60,12 +61,10 @@ export function flowIsStale(
   return target === undefined || target[0] !== reply.source || target[1] !== `${reply.sourcePort}`;
 }
 
-const PROTOCOL_NAMES: Readonly<Record<number, string>> = { 6: "tcp", 17: "udp", 132: "sctp" };
-
 /** The identities of the elements that a flow's first packet may have met, in their order. */
 function elementIds({ destination, protocol, destinationPort }: Flow["original"]): string[] {
   const family = familyOf(destination);
-  const port = [PROTOCOL_NAMES[protocol] ?? "", `${destinationPort}`];
+  const port = [protocolName(protocol), `${destinationPort}`];
   return [
     entryId({ set: `ports_at${family}`, key: [destination, ...port] }),
     entryId({ set: `ports${family}`, key: port }),

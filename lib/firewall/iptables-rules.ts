@@ -222,7 +222,7 @@ export function savedElements(saved: SavedRules, family: Family): Entry[] {
     ...specs("nat", "TAPKIT-PORTS"),
     ...specs("nat", "TAPKIT-MASQUERADE"),
     ...specs("filter", "TAPKIT-FORWARD"),
-  ].flatMap((spec) => readElement(readOptions(spec), family) ?? []);
+  ].flatMap((spec) => evidentElement(readOptions(spec), family) ?? []);
   return elements.filter((element) =>
     rulesOfElement(element).every((rule) => isSaved(saved, rule))
   );
@@ -232,7 +232,7 @@ export function savedElements(saved: SavedRules, family: Family): Entry[] {
  * The element that a rule is evidently of. Of those with several rules one tells it; whether it is
  * one is seen by comparing all of them.
  */
-function readElement(options: readonly SavedOption[], family: Family): Entry | undefined {
+function evidentElement(options: readonly SavedOption[], family: Family): Entry | undefined {
   const option = (name: string) => optionOf(options, name);
   const host = option("-d")?.replace(/\/\d+$/, "");
   const [from, to, owner] = [option("-i"), option("-o"), option("--comment")];

@@ -72,8 +72,6 @@ function libnftables(): Symbols<typeof SYMBOLS> {
   });
 }
 
-export { NftablesError };
-
 function refusedBy(action: string, report: string): NftablesError {
   const first = report.split("\n", 1)[0]!.replace(/^.*?Error: /, "");
   const code = CODES.find(([text]) => first.includes(text))?.[1];

@@ -7,7 +7,13 @@
 import { InputError } from "../errors.ts";
 import { canonicalIp, cidrsOverlap, type Family, familyOf, isIp, parseCidr } from "../inet/ip.ts";
 import { formatMac, parseMac } from "../inet/mac.ts";
-import { findPortOverlap, formatPort, portFamilies, type PortMapping } from "../inet/ports.ts";
+import {
+  findPortOverlap,
+  formatPort,
+  isProtocol,
+  portFamilies,
+  type PortMapping,
+} from "../inet/ports.ts";
 
 /** The largest limit: the kernel takes a burst of 32 bits. */
 export const MOST = 100_000_000;
@@ -145,7 +151,7 @@ function validatePort(owner: string, port: PortMapping, families: readonly Famil
   const sane = (first: number) =>
     Number.isInteger(first) && first >= 1 && first + range - 1 <= 65535;
   if (
-    !["tcp", "udp", "sctp"].includes(protocol) || !Number.isInteger(range) || range < 1 ||
+    !isProtocol(protocol) || !Number.isInteger(range) || range < 1 ||
     !sane(hostPort) || !sane(vmPort) || (hostIP !== "" && isIp(hostIP) === 0)
   ) {
     throw new InputError(`the rules of ${owner}: ${JSON.stringify(port)} is no port mapping`);

@@ -5,12 +5,12 @@
  * @module
  */
 
+import { isProtocol, protocolName } from "../inet/ports.ts";
 import type { Match, NatRule } from "./nat-rules.ts";
 
 /** Some of libnftables' JSON: libnftables-json(5). */
 type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json };
 
-const PROTOCOLS: Readonly<Record<string, string>> = { 6: "tcp", 17: "udp", 132: "sctp" };
 /** Where the transport header has the destination's port, in bits. */
 const DPORT = { OFFSET: 16, LENGTH: 16 } as const;
 
@@ -120,7 +120,9 @@ function readMatches(left: Json | undefined, right: Json | undefined, sets: Name
 
 function readField(field: Json | undefined, values: readonly Json[]): Match {
   const { payload, meta } = asObject(field ?? null);
-  if (asObject(meta ?? null).key === "l4proto") return { protocols: values.map(protocolName) };
+  if (asObject(meta ?? null).key === "l4proto") {
+    return { protocols: values.map(String).map(protocolName) };
+  }
   const { protocol, field: name, base, offset, len } = asObject(payload ?? null);
   const isPort = name === "dport" ||
     base === "th" && offset === DPORT.OFFSET && len === DPORT.LENGTH;
@@ -128,10 +130,12 @@ function readField(field: Json | undefined, values: readonly Json[]): Match {
     const own = String(protocol);
     return {
       ports: values.flatMap(portRange),
-      ...Object.values(PROTOCOLS).includes(own) ? { protocols: [own] } : {},
+      ...isProtocol(own) ? { protocols: [own] } : {},
     };
   }
-  if (name === "protocol" || name === "nexthdr") return { protocols: values.map(protocolName) };
+  if (name === "protocol" || name === "nexthdr") {
+    return { protocols: values.map(String).map(protocolName) };
+  }
   if (name !== "daddr") return {};
   const addresses = values.map(addressText);
   return addresses.includes(undefined) ? {} : { addresses: addresses as string[] };
@@ -162,10 +166,6 @@ function addressText(value: Json): string | undefined {
   if (typeof value === "string") return value;
   const { addr, len } = asObject(asObject(value).prefix ?? null);
   return addr === undefined ? undefined : `${addr}/${len}`;
-}
-
-function protocolName(value: Json): string {
-  return PROTOCOLS[String(value)] ?? String(value);
 }
 
 function asObject(value: Json): { readonly [key: string]: Json } {

@@ -29,7 +29,7 @@ function parseRule(chain: string, spec: string): NatRule {
   const protocol = optionOf(options, "-p");
   const address = optionOf(options, "-d");
   const ports = options.filter(({ name, negated }) => DESTINATION_PORTS.has(name) && !negated)
-    .flatMap(({ value }) => parsePorts(value));
+    .flatMap(({ value }) => parseRanges(value));
   const match: Match = {
     ...protocol === undefined ? {} : { protocols: [protocol] },
     ...address === undefined ? {} : { addresses: [address] },
@@ -49,7 +49,7 @@ function parseRule(chain: string, spec: string): NatRule {
 }
 
 /** `80`, `80,443,8000:8010`. */
-function parsePorts(text: string): [number, number][] {
+function parseRanges(text: string): [number, number][] {
   return text.split(",").map((part): [number, number] => {
     const [first = "", last = first] = part.split(":");
     return [Number(first || 0), Number(last || 65535)];

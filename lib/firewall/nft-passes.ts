@@ -20,10 +20,14 @@ import {
 } from "../netlink/nftables/objects.ts";
 import { Decoder } from "../netlink/wire.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
+import type { NetnsView } from "./foreign-ports.ts";
 import { Nftables } from "./libnftables.ts";
 import type { GuestRules } from "./model.ts";
 import { byId, type Entry, type Found, type Place, type PlaceChange } from "./place.ts";
 import { CLOSED_TABLE } from "./ruleset.ts";
+
+/** The network namespace of a chain. */
+type NetnsHandles = Pick<NetnsView, "netns" | "netfilter">;
 
 /** A rule in a chain. Its comment identifies it: the owner's tag and the purpose. */
 interface Pass extends Entry {
@@ -48,13 +52,13 @@ export class NftPasses implements Place<Pass> {
   readonly #making: string;
 
   private constructor(
-    { netns, nl }: NetnsHandles,
+    { netns, netfilter }: NetnsHandles,
     chain: NftChain,
     wanted: Wanted,
     making = "",
   ) {
     this.#netns = netns;
-    this.#nl = nl;
+    this.#nl = netfilter;
     this.#chain = chain;
     this.#wanted = wanted;
     this.#making = making;
@@ -141,12 +145,6 @@ export class NftPasses implements Place<Pass> {
       ...rest,
     };
   }
-}
-
-/** The network namespace of a chain, and a connection in it. */
-export interface NetnsHandles {
-  readonly netns: Netns;
-  readonly nl: NetlinkConnection;
 }
 
 /** The rules that let a guest pass, in reverse order. */

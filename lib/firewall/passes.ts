@@ -51,7 +51,7 @@ export function otherFirewalls(netns: Netns, nl: NetlinkConnection): OtherFirewa
   const iptables = variants.map((variant) => new Xtables(variant, netns)).flatMap((xtables) =>
     ([4, 6] as const).map((family) => new IptablesPasses(xtables, family, areOpen))
   );
-  const host = { netns, nl };
+  const host = { netns, netfilter: nl };
   const others: OtherFirewalls = {
     closing: firewalld || tables.some(({ name }) => name === CLOSED_TABLE)
       // Without firewalld, no port is closed.

@@ -41,8 +41,6 @@ const POLICIES: readonly Contents[] = [
   },
 ];
 
-export { LimitsError };
-
 /**
  * The policies of one network namespace. A guest without one costs nothing.
  *

@@ -38,7 +38,7 @@ const MIN_ID = 32;
  * @param own names of chains that are the container's alone
  * @throws {NetlinkError} or {TapkitError} when some cannot be deleted
  */
-export function removeRemains(id: string, own: readonly string[] = []): void {
+export function removeRulesOf(id: string, own: readonly string[] = []): void {
   if (id.length < MIN_ID) return;
   using nl = openNetfilter();
   removeFromNft(nl, id, own);

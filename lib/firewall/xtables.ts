@@ -18,8 +18,6 @@ import { type Netns, withNetns } from "../sys/netns.ts";
  */
 export type Variant = "nft" | "legacy";
 
-export { XtablesError };
-
 const DIRECTORIES = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin"];
 /** How long another process may hold the lock of the old tables. */
 const LOCK_SECONDS = 10;

@@ -29,6 +29,14 @@ export interface PortMapping {
 
 /** All of them. */
 export const PROTOCOLS: readonly Protocol[] = ["tcp", "udp", "sctp"];
+
+/** Their numbers (linux/in.h). */
+export const IPPROTO: Readonly<Record<Protocol, number>> = { tcp: 6, udp: 17, sctp: 132 };
+
+/** The name of a protocol by its number; the number itself for one that has no ports to map. */
+export function protocolName(number: number | string): string {
+  return PROTOCOLS.find((name) => `${IPPROTO[name]}` === `${number}`) ?? `${number}`;
+}
 const MEND = "write it as [HOST_ADDRESS:]HOST_PORT:VM_PORT[/tcp|udp|sctp], as in 8080:80";
 
 /**
@@ -72,7 +80,8 @@ function parsePort(text: string): PortMapping {
   return host.length === 1 ? mapping : { ...mapping, range: host.length };
 }
 
-function isProtocol(text: string): text is Protocol {
+/** Whether ports of a protocol can be mapped. */
+export function isProtocol(text: string): text is Protocol {
   return PROTOCOLS.some((protocol) => protocol === text);
 }
 

@@ -5,6 +5,7 @@
  */
 
 import { ipToBytes, isIp } from "../inet/ip.ts";
+import { IPPROTO, type Protocol } from "../inet/ports.ts";
 import { failedWith, tolerate } from "../sys/libc.ts";
 import { decodeIp } from "./address.ts";
 import type { NetlinkConnection } from "./connection.ts";
@@ -23,9 +24,6 @@ const CTA_STATS_GLOBAL_ENTRIES = 1;
 
 /** The fields of a tuple that a dump is filtered by (net/netfilter/nf_internals.h). */
 const CTA_FILTER_F = { IP_SRC: 1 << 0, PROTO_NUM: 1 << 3, PROTO_DST_PORT: 1 << 5 } as const;
-
-/** linux/in.h. */
-const IPPROTO: Readonly<Record<string, number>> = { tcp: 6, udp: 17, sctp: 132 };
 
 /** Up to this many flows one whole dump costs less than a filtered one for each match. */
 const WHOLE_DUMP_FLOWS = 512;
@@ -52,7 +50,7 @@ export interface Flow {
 
 /** Which flows are meant: those that agree in every field given. */
 export interface FlowMatch {
-  readonly protocol?: "tcp" | "udp" | "sctp";
+  readonly protocol?: Protocol;
   readonly originalSource?: string;
   readonly originalDestination?: string;
   readonly originalDestinationPort?: number;
@@ -182,7 +180,7 @@ export function encodeFilter(match: FlowMatch): Uint8Array<ArrayBuffer> {
         tuple.attrNested(
           nested(CTA_TUPLE.PROTO),
           (proto) =>
-            proto.attrU8(CTA_PROTO.NUM, IPPROTO[protocol]!)
+            proto.attrU8(CTA_PROTO.NUM, IPPROTO[protocol])
               .attrU16be(CTA_PROTO.DST_PORT, originalDestinationPort),
         ),
     );

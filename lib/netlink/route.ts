@@ -77,6 +77,7 @@ export interface Route {
   readonly family: 4 | 6;
   /** With its prefix length; the default route is `"0.0.0.0/0"` or `"::/0"`. */
   readonly dst: string;
+  /** Of the destination's family, or IPv6 for an IPv4 destination. */
   readonly gateway?: string;
   /** Index of the outgoing link; absent with several next hops. */
   readonly oif?: number;
@@ -99,13 +100,8 @@ export interface Route {
 }
 
 /** A route to add. */
-export interface RouteRequest {
-  /** With its prefix length; the default route is `"0.0.0.0/0"` or `"::/0"`. */
-  readonly dst: string;
-  /** Of the destination's family, or IPv6 for an IPv4 destination. */
-  readonly gateway?: string;
-  readonly oif?: number;
-  readonly src?: string;
+export interface RouteRequest
+  extends Pick<Route, "dst" | "gateway" | "oif" | "src" | "metric" | "mtu" | "onlink"> {
   /** `RT_TABLE.MAIN` unless given. */
   readonly table?: number;
   /** By default as in `ip route`: link for IPv4 without a gateway, otherwise global. */
@@ -114,9 +110,6 @@ export interface RouteRequest {
   readonly type?: RouteType;
   /** `"boot"` unless given, as in `ip route`. */
   readonly protocol?: keyof typeof RTPROT;
-  readonly metric?: number;
-  readonly mtu?: number;
-  readonly onlink?: boolean;
 }
 
 function routeScope(request: RouteRequest): Scope {

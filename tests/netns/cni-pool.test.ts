@@ -1,12 +1,7 @@
 import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
-import {
-  AddressHeldError,
-  allocate,
-  holdsAddress,
-  release,
-} from "../../lib/cni/plugins/host-local.ts";
+import { allocate, holdsAddress, release } from "../../lib/cni/plugins/host-local.ts";
 import { parseHostLocal } from "../../lib/cni/plugins/host-local-config.ts";
-import { CniCode, CniError } from "../../lib/cni/types.ts";
+import { AddressHeldError, CniCode, CniError } from "../../lib/cni/types.ts";
 import { UndoStack } from "../../lib/undo.ts";
 
 type Ipam = Record<string, unknown>;

@@ -5,11 +5,12 @@
 
 import { assertEquals, assertInstanceOf, assertMatch, assertThrows } from "@std/assert";
 import { chooseHostPorts, findListener, refuseListeners } from "../../lib/firewall/host-ports.ts";
-import { Nftables, NftablesError } from "../../lib/firewall/libnftables.ts";
+import { NftablesError } from "../../lib/errors.ts";
+import { Nftables } from "../../lib/firewall/libnftables.ts";
 import { LIMITS_TABLE } from "../../lib/firewall/limits-table.ts";
 import { openFirewall } from "../../lib/firewall/open.ts";
 import { MAIN_TABLE } from "../../lib/firewall/ruleset.ts";
-import { removeRemains } from "../../lib/firewall/remains.ts";
+import { removeRulesOf } from "../../lib/firewall/remains.ts";
 import { Journal } from "../../lib/firewall/journal.ts";
 import { sentence } from "../../lib/finding.ts";
 import { checkNeeded, neededSysctls, returnSysctls } from "../../lib/firewall/sysctls.ts";
@@ -449,14 +450,14 @@ testBackend({
   ],
 });
 
-Deno.test("removeRemains: own chains go with their rules, or empty; one that is jumped to stays", () => {
+Deno.test("removeRulesOf: own chains go with their rules, or empty; one that is jumped to stays", () => {
   using netns = newNetns();
   const id = "0123456789abcdef0123456789abcdef";
   const own = ["CNI-a", "CNI-DN-a"];
   const load = (lines: readonly string[]) =>
     runInside(netns, `nft -f - <<'.'\ntable ip nat {\n${lines.join("\n")}\n}\n.`);
   const list = () => runInside(netns, "nft list table ip nat").match(/(chain|jump) [\w-]+/g);
-  const remove = () => withNetns(netns, () => removeRemains(id, own));
+  const remove = () => withNetns(netns, () => removeRulesOf(id, own));
 
   load([
     "chain CNI-a { accept; }",

@@ -16,7 +16,7 @@
  */
 
 import type { Finding } from "../../finding.ts";
-import { parseCidr } from "../../inet/ip.ts";
+import { addressOf, parseCidr } from "../../inet/ip.ts";
 import { randomMac } from "../../inet/mac.ts";
 import { deleteLink, getLink, requireLink, setBridgePort } from "../../netlink/link.ts";
 import { linksOut } from "../../netlink/routing.ts";
@@ -109,7 +109,7 @@ export const bridge: BuiltinPlugin = {
       result,
       guest: {
         link: bridge.name,
-        addresses: addressesOf(result),
+        addresses: bareAddresses(result),
         ...(config.ipMasq ? { masquerade: true } : {}),
       },
     };
@@ -121,7 +121,7 @@ export const bridge: BuiltinPlugin = {
     const veth = findHostVeth(hostNl, context, context.vmNl);
     if (veth !== undefined) deleteLink(hostNl, veth.index);
     if (config.ipam !== undefined) {
-      release(config.ipam, context, prevResult && addressesOf(prevResult));
+      release(config.ipam, context, prevResult && bareAddresses(prevResult));
     }
     removeBridgeIfUnused(hostNl, config.bridge);
   },
@@ -243,10 +243,10 @@ function checkHost(context: CheckContext, config: BridgeConfig): Finding[] {
 function checkPool(context: CheckContext, { ipam }: BridgeConfig): Finding[] {
   if (ipam === undefined) return [];
   const problem = `is not reserved in ${ipam.directory}`;
-  return addressesOf(context.prevResult).filter((ip) => !holdsAddress(ipam, context, ip))
+  return bareAddresses(context.prevResult).filter((ip) => !holdsAddress(ipam, context, ip))
     .map((ip) => ({ object: `address ${ip}`, problem }));
 }
 
-function addressesOf({ ips }: Pick<Result, "ips">): string[] {
-  return ips.map(({ address }) => parseCidr(address).address);
+function bareAddresses({ ips }: Pick<Result, "ips">): string[] {
+  return ips.map(({ address }) => addressOf(address));
 }

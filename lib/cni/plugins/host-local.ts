@@ -33,8 +33,6 @@ import {
 
 const PLUGIN = "host-local";
 
-export { AddressHeldError };
-
 /**
  * Reserves one address of each range set.
  *
@@ -103,7 +101,7 @@ function allocateRequested(
   holder: Holder,
   undo: UndoStack,
 ): IpConfig {
-  if (reserve(config, index, ip, holder, undo)) return addressOf(rangeOf(set, ip)!, ip);
+  if (reserve(config, index, ip, holder, undo)) return ipConfigOf(rangeOf(set, ip)!, ip);
   const other = parseHolder(readFile(`${config.directory}/${ip}`) ?? "");
   throw new AddressHeldError(
     `address ${ip} of network "${config.network}" is held by container ${other.containerId}` +
@@ -125,7 +123,7 @@ function allocateNext(
   let taken: Set<string> | undefined;
   for (const { range, ip } of candidates(set, lastReserved(config, index))) {
     if (taken?.has(ip)) continue;
-    if (reserve(config, index, ip, holder, undo)) return addressOf(range, ip);
+    if (reserve(config, index, ip, holder, undo)) return ipConfigOf(range, ip);
     taken ??= new Set(listNames(config.directory));
   }
   const used = (taken === undefined ? [] : [...taken])
@@ -260,7 +258,7 @@ function parseHolder(content: string): Holder {
   return { containerId, ifName };
 }
 
-function addressOf(range: Range, ip: string): IpConfig {
+function ipConfigOf(range: Range, ip: string): IpConfig {
   return { address: `${ip}/${range.subnet.prefixLength}`, gateway: range.gateway };
 }
 

@@ -9,14 +9,13 @@
 
 import { InputError } from "../../errors.ts";
 import { isIp } from "../../inet/ip.ts";
-import type { PortMapping, Protocol } from "../../inet/ports.ts";
+import { isProtocol, type PortMapping, PROTOCOLS } from "../../inet/ports.ts";
 import type { AddContext, AddOutcome, BuiltinPlugin } from "../plugin.ts";
 import { requirePrevResult, unknownKey } from "../plugin.ts";
 import type { CapabilityPortMapping, PluginConfig } from "../types.ts";
 
 const PLUGIN = "portmap";
 const MAX_PORT = 65535;
-const PROTOCOLS: readonly string[] = ["tcp", "udp", "sctp"] satisfies Protocol[];
 
 /** The built-in `portmap`. */
 export const portmap: BuiltinPlugin = {
@@ -69,7 +68,7 @@ function toPortMapping(raw: CapabilityPortMapping): PortMapping {
       mend: `choose one of 1 to ${MAX_PORT}`,
     });
   }
-  if (!PROTOCOLS.includes(protocol)) {
+  if (!isProtocol(protocol)) {
     throw new InputError(`protocol "${protocol}" cannot be mapped`, {
       mend: `choose one of ${PROTOCOLS.join(", ")}`,
     });
@@ -81,6 +80,6 @@ function toPortMapping(raw: CapabilityPortMapping): PortMapping {
     hostIP,
     hostPort: raw.hostPort,
     vmPort: raw.containerPort,
-    protocol: protocol as Protocol,
+    protocol,
   };
 }

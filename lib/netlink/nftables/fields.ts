@@ -5,6 +5,7 @@
  */
 
 import { bytesToIp, ipToBytes } from "../../inet/ip.ts";
+import { IPPROTO, isProtocol, protocolName } from "../../inet/ports.ts";
 import { formatMac, parseMac } from "../../inet/mac.ts";
 import { align, Decoder, Encoder } from "../wire.ts";
 
@@ -52,8 +53,6 @@ const address = (size: number): FieldCodec => ({
   decode: bytesToIp,
 });
 
-const PROTOCOLS: Readonly<Record<string, number>> = { tcp: 6, udp: 17, sctp: 132 };
-
 const CODECS: Readonly<Record<Field, FieldCodec>> = {
   ipv4_addr: address(4),
   ipv6_addr: address(16),
@@ -61,9 +60,8 @@ const CODECS: Readonly<Record<Field, FieldCodec>> = {
   ipv6_prefix: address(16),
   inet_proto: {
     size: 1,
-    encode: (text) => Uint8Array.of(PROTOCOLS[text] ?? 0),
-    decode: ([number]) =>
-      Object.keys(PROTOCOLS).find((name) => PROTOCOLS[name] === number) ?? `${number}`,
+    encode: (text) => Uint8Array.of(isProtocol(text) ? IPPROTO[text] : 0),
+    decode: ([number]) => protocolName(number!),
   },
   inet_service: {
     size: 2,

@@ -7,7 +7,7 @@
 
 import type { Firewall } from "../../firewall/firewall.ts";
 import type { GuestRules } from "../../firewall/model.ts";
-import { LimitsError } from "../../firewall/policy.ts";
+import { LimitsError } from "../../errors.ts";
 import { subtractPorts } from "../../inet/ports.ts";
 import { type Served, shownRules } from "../record/served.ts";
 import type { Difference } from "../types.ts";

@@ -7,7 +7,7 @@
 import { findNetwork } from "../../cni/conflist.ts";
 import { DEFAULT_NETWORK, installDefaultCni } from "../../cni/default-network.ts";
 import { declares, type NetworkAttachment, planNetwork, portMappings } from "../../cni/plan.ts";
-import { AddressHeldError } from "../../cni/plugins/host-local.ts";
+import { AddressHeldError } from "../../cni/types.ts";
 import { hasExecuted } from "../../cni/runtime.ts";
 import { assertNoOverlap } from "../../cni/subnets.ts";
 import { CniError, type IpConfig, type NetworkConfigList, type Result } from "../../cni/types.ts";
