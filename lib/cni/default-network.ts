@@ -71,16 +71,12 @@ export interface DefaultCniOptions {
 }
 
 /** What {@linkcode installDefaultCni} found or did. */
-export interface DefaultCniReport {
+export interface DefaultCniReport extends Partial<Omit<DefaultNetwork, "allowOverlap">> {
   /** The default network's file. */
   readonly path: string;
   /** Whether this call wrote it; with `check`, whether tapkit's own is there. */
   readonly installed: boolean;
   readonly network?: string;
-  readonly bridge?: string;
-  readonly subnet?: string;
-  readonly ipv6?: string;
-  readonly mtu?: number;
   /** Why it was not written, or not removed. */
   readonly reason?: string;
   /** With `print`: the file's text. */

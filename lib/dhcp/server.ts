@@ -97,9 +97,7 @@ const LAST_LOOK = 1000;
  */
 export class DhcpServer implements Disposable {
   readonly #epoll = new Epoll();
-  readonly #note: (text: string) => void;
-  readonly #beforeAnswer: () => void;
-  readonly #onLease: (key: string) => void;
+  readonly #options: DhcpServerOptions;
   readonly #stations = new Map<string, Station>();
   readonly #byFd = new Map<number, Station>();
   readonly #watches = new Map<number, () => void>();
@@ -111,9 +109,7 @@ export class DhcpServer implements Disposable {
   readonly #frame = new Uint8Array(FRAME_SIZE);
 
   constructor(options: DhcpServerOptions = {}) {
-    this.#note = options.note ?? (() => {});
-    this.#beforeAnswer = options.beforeAnswer ?? (() => {});
-    this.#onLease = options.onLease ?? (() => {});
+    this.#options = options;
   }
 
   /** The counters of each TAP since it was opened, by key. */
@@ -155,7 +151,7 @@ export class DhcpServer implements Disposable {
       const error = asError(thrown);
       const told = this.#errors.get(tap.key)?.message === error.message;
       this.#errors.set(tap.key, error);
-      if (!told) this.#note(`warning: no DHCP for ${tap.key}: ${describe(error)}`);
+      if (!told) this.#options.note?.(`warning: no DHCP for ${tap.key}: ${describe(error)}`);
     }
   }
 
@@ -213,7 +209,7 @@ export class DhcpServer implements Disposable {
     // One frame at a time, so that a guest that floods does not delay the others.
     const length = this.#receive(station);
     if (length === undefined) return this.#examine(station);
-    this.#beforeAnswer();
+    this.#options.beforeAnswer?.();
     if (this.#byFd.get(fd) === station) this.#answer(station, this.#frame.subarray(0, length));
   }
 
@@ -256,7 +252,7 @@ export class DhcpServer implements Disposable {
         : { outcome: "ignored" };
       counters[answer.outcome]++;
       if ("reply" in answer) sendReply(station, answer);
-      if (answer.outcome === "acked") this.#onLease(station.tap.key);
+      if (answer.outcome === "acked") this.#options.onLease?.(station.tap.key);
     } catch (error) {
       if (error instanceof DhcpFormatError) {
         counters.malformed++;

@@ -41,6 +41,18 @@ export interface FirewallDifference extends Finding {
   readonly layer: FirewallLayer;
 }
 
+/** What a {@linkcode Firewall} works with, beside the store of its elements. */
+interface Parts {
+  readonly policies: readonly Place[];
+  readonly netfilter: NetlinkConnection;
+  /** The addresses of the namespace, without prefix lengths. */
+  readonly ownAddresses: () => ReadonlySet<string>;
+  readonly isMixed: () => boolean;
+  /** Finds other firewalls. */
+  readonly others: () => OtherFirewalls;
+  readonly lookAtPorts: () => Promise<MappedPorts>;
+}
+
 /**
  * tapkit's rules in the network namespace where this was opened. The thread may enter others later.
  *
@@ -53,44 +65,26 @@ export interface FirewallDifference extends Finding {
  */
 export class Firewall implements Disposable {
   readonly #store: ElementStore;
-  readonly #policies: readonly Place[];
-  readonly #netfilter: NetlinkConnection;
-  readonly #ownAddresses: () => ReadonlySet<string>;
+  readonly #parts: Parts;
   /** Changes whose connections have not been ended yet. */
   readonly #putOff: FlowChange[] = [];
   #putOffLimit = 0;
-  /** Whether the other backend may have rules of tapkit's too. */
-  readonly isMixed: () => boolean;
-  readonly #others: () => OtherFirewalls;
   #remade = false;
-  readonly #lookAtPorts: () => Promise<MappedPorts>;
 
   /** @param store closed with this, like the connection; all belong to one namespace */
-  constructor(
-    store: ElementStore,
-    { policies, netfilter, ownAddresses, isMixed, others, lookAtPorts }: {
-      readonly policies: readonly Place[];
-      readonly netfilter: NetlinkConnection;
-      /** The addresses of the namespace, without prefix lengths. */
-      readonly ownAddresses: () => ReadonlySet<string>;
-      readonly isMixed: () => boolean;
-      /** Finds other firewalls. */
-      readonly others: () => OtherFirewalls;
-      readonly lookAtPorts: () => Promise<MappedPorts>;
-    },
-  ) {
+  constructor(store: ElementStore, parts: Parts) {
     this.#store = store;
-    this.#policies = policies;
-    this.#netfilter = netfilter;
-    this.#ownAddresses = ownAddresses;
-    this.isMixed = isMixed;
-    this.#others = others;
-    this.#lookAtPorts = lookAtPorts;
+    this.#parts = parts;
   }
 
   /** Whether a change has recreated the rules that all guests share. */
   get remade(): boolean {
     return this.#remade;
+  }
+
+  /** Whether the other backend may have rules of tapkit's too. */
+  isMixed(): boolean {
+    return this.#parts.isMixed();
   }
 
   /** The backend. */
@@ -118,9 +112,9 @@ export class Firewall implements Disposable {
   ): boolean {
     const before = typeof have === "object" ? validateRules(have) : have;
     const after = want && validateRules(want);
-    const { closing, passes } = this.#others();
+    const { closing, passes } = this.#parts.others();
     // Rules that drop are added before those that accept, and removed after them.
-    const places = [...this.#policies, ...closing, this.#store, ...passes];
+    const places = [...this.#parts.policies, ...closing, this.#store, ...passes];
     if (after === undefined) places.reverse();
     return places.map((place) => this.#bring(place, owner, before, after)).includes(true);
   }
@@ -149,8 +143,8 @@ export class Firewall implements Disposable {
   /** Compares a guest's rules with the kernel's. */
   differences(rules: GuestRules): FirewallDifference[] {
     const valid = validateRules(rules);
-    const { closing, passes } = this.#others();
-    return [...this.#policies, this.#store, ...valid.forward ? [...passes, ...closing] : []]
+    const { closing, passes } = this.#parts.others();
+    return [...this.#parts.policies, this.#store, ...valid.forward ? [...passes, ...closing] : []]
       .flatMap((place) =>
         compare(place, valid.owner, place.want(valid))
           .map((finding) => ({ layer: place.layer, ...finding }))
@@ -159,7 +153,7 @@ export class Firewall implements Disposable {
 
   /** Whether another firewall drops forwarded packets by default. */
   dropsForwarded(): boolean {
-    return this.#others().drops();
+    return this.#parts.others().drops();
   }
 
   /**
@@ -168,7 +162,7 @@ export class Firewall implements Disposable {
    */
   closedBy({ forward, openPorts, ports }: GuestRules): string | undefined {
     if (!forward || openPorts || ports.length === 0) return undefined;
-    return this.#others().denies();
+    return this.#parts.others().denies();
   }
 
   /**
@@ -186,7 +180,7 @@ export class Firewall implements Disposable {
 
   /** Reads which host ports are mapped in this namespace, by tapkit and by others. */
   async mappedPorts(): Promise<MappedPorts> {
-    return await this.#lookAtPorts();
+    return await this.#parts.lookAtPorts();
   }
 
   /**
@@ -249,7 +243,7 @@ export class Firewall implements Disposable {
 
   [Symbol.dispose](): void {
     using stack = new DisposableStack();
-    for (const part of [this.#netfilter, this.#store]) stack.use(part);
+    for (const part of [this.#parts.netfilter, this.#store]) stack.use(part);
     this.#endPutOffFlows();
   }
 
@@ -298,8 +292,8 @@ export class Firewall implements Disposable {
     };
     let local: ReadonlySet<string> | undefined;
     const isLocal = (address: string) =>
-      isLoopback(address) || (local ??= this.#ownAddresses()).has(address);
-    deleteFlows(this.#netfilter, {
+      isLoopback(address) || (local ??= this.#parts.ownAddresses()).has(address);
+    deleteFlows(this.#parts.netfilter, {
       addresses: change.leaving,
       matches: flowMatches(change),
       confirm: (flow) => flowIsStale(flow, change, isLocal),

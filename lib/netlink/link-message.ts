@@ -218,29 +218,13 @@ export function decodeLink(payload: Uint8Array): Link {
     promiscuous: (flags & IFF.PROMISC) !== 0,
   };
   for (const { type, value } of decoder.attributes()) {
-    switch (type) {
-      case IFLA.IFNAME:
-        link.name = value.asString();
-        break;
-      case IFLA.ADDRESS:
-        if (value.remaining === 6) link.mac = formatMac(value.asBytes());
-        break;
-      case IFLA.MTU:
-        link.mtu = value.asU32();
-        break;
-      case IFLA.LINK:
-        link.peerIndex = value.asU32();
-        break;
-      case IFLA.MASTER:
-        link.master = value.asU32();
-        break;
-      case IFLA.IFALIAS:
-        link.alias = value.asString();
-        break;
-      case IFLA.LINKINFO:
-        decodeLinkInfo(link, value);
-        break;
-    }
+    if (type === IFLA.IFNAME) link.name = value.asString();
+    else if (type === IFLA.ADDRESS && value.remaining === 6) link.mac = formatMac(value.asBytes());
+    else if (type === IFLA.MTU) link.mtu = value.asU32();
+    else if (type === IFLA.LINK) link.peerIndex = value.asU32();
+    else if (type === IFLA.MASTER) link.master = value.asU32();
+    else if (type === IFLA.IFALIAS) link.alias = value.asString();
+    else if (type === IFLA.LINKINFO) decodeLinkInfo(link, value);
   }
   return link;
 }

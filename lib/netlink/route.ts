@@ -170,39 +170,19 @@ export function decodeRoute(payload: Uint8Array): Route | undefined {
   let dst = family === 4 ? "0.0.0.0" : "::";
   const more: Partial<Mutable<Route>> = {};
   for (const { type: attribute, value } of decoder.attributes()) {
-    switch (attribute) {
-      case RTA.DST:
-        dst = decodeIp(value, family);
-        break;
-      case RTA.GATEWAY:
-        more.gateway = decodeIp(value, family);
-        break;
-      case RTA.VIA:
-        more.gateway = decodeVia(value);
-        break;
-      case RTA.OIF:
-        more.oif = value.asU32();
-        break;
-      case RTA.MULTIPATH:
-        more.hops = decodeHops(value);
-        break;
-      case RTA.NH_ID:
-        more.nexthop = value.asU32();
-        break;
-      case RTA.PREFSRC:
-        more.src = decodeIp(value, family);
-        break;
-      case RTA.PRIORITY:
-        more.metric = value.asU32();
-        break;
-      case RTA.TABLE:
-        table = value.asU32();
-        break;
-      case RTA.METRICS:
-        for (const metric of value.attributes()) {
-          if (metric.type === RTAX.MTU) more.mtu = metric.value.asU32();
-        }
-        break;
+    if (attribute === RTA.DST) dst = decodeIp(value, family);
+    else if (attribute === RTA.GATEWAY) more.gateway = decodeIp(value, family);
+    else if (attribute === RTA.VIA) more.gateway = decodeVia(value);
+    else if (attribute === RTA.OIF) more.oif = value.asU32();
+    else if (attribute === RTA.MULTIPATH) more.hops = decodeHops(value);
+    else if (attribute === RTA.NH_ID) more.nexthop = value.asU32();
+    else if (attribute === RTA.PREFSRC) more.src = decodeIp(value, family);
+    else if (attribute === RTA.PRIORITY) more.metric = value.asU32();
+    else if (attribute === RTA.TABLE) table = value.asU32();
+    else if (attribute === RTA.METRICS) {
+      for (const metric of value.attributes()) {
+        if (metric.type === RTAX.MTU) more.mtu = metric.value.asU32();
+      }
     }
   }
   return {
