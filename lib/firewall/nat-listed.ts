@@ -120,10 +120,10 @@ function readMatches(left: Json | undefined, right: Json | undefined, sets: Name
 
 function readField(field: Json | undefined, values: readonly Json[]): Match {
   const { payload, meta } = asObject(field ?? null);
-  if (asObject(meta ?? null).key === "l4proto") {
-    return { protocols: values.map(String).map(protocolName) };
-  }
   const { protocol, field: name, base, offset, len } = asObject(payload ?? null);
+  const isProtocols = asObject(meta ?? null).key === "l4proto" || name === "protocol" ||
+    name === "nexthdr";
+  if (isProtocols) return { protocols: values.map(String).map(protocolName) };
   const isPort = name === "dport" ||
     base === "th" && offset === DPORT.OFFSET && len === DPORT.LENGTH;
   if (isPort) {
@@ -132,9 +132,6 @@ function readField(field: Json | undefined, values: readonly Json[]): Match {
       ports: values.flatMap(portRange),
       ...isProtocol(own) ? { protocols: [own] } : {},
     };
-  }
-  if (name === "protocol" || name === "nexthdr") {
-    return { protocols: values.map(String).map(protocolName) };
   }
   if (name !== "daddr") return {};
   const addresses = values.map(addressText);
