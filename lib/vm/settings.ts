@@ -199,13 +199,15 @@ function* recordedNeeds(
 }
 
 function needs(served: Served) {
-  const { asymmetric, executed } = served;
-  // Forwarding is what plugins of other makers turned on, whether the rules tell of it or not.
-  const forwarding = executed ? FORWARDING.map(({ path }) => path) : [];
-  return shownRules(served).map((rules) => ({
+  const { asymmetric, executed, owners } = served;
+  const own = shownRules(served).map((rules) => ({
     owner: rules.owner,
-    paths: [...pathsOf(rules, { asymmetric }), ...forwarding],
+    paths: pathsOf(rules, { asymmetric }),
   }));
+  if (!executed) return own;
+  // Plugins of other makers turn forwarding on, even before anything is known of their guests.
+  const forwarding = FORWARDING.map(({ path }) => path);
+  return [...own, ...owners.map((owner) => ({ owner, paths: forwarding }))];
 }
 
 /** Of a record that cannot be read the kernel may have the rules. */
