@@ -294,16 +294,28 @@ Deno.test("attach-vm: refuses policies that nothing could keep, and touches noth
       assertMatch(stderr, message, flags);
     });
   }
-  for (
-    const [flag, message] of [
-      ["--isolated", /"eth0" cannot be isolated: network "past" is not a bridge of this host/],
-      ["--deny-egress=::/0", /this host is not the router of network "past"/],
-    ] as const
-  ) {
+  const unenforceable = [
+    ["--isolated", /"eth0" cannot be isolated: network "past" is not a bridge of this host/],
+    ["--deny-egress=::/0", /this host is not the router of network "past"/],
+  ] as const;
+  for (const [flag, message] of unenforceable) {
     const { code, stderr } = await host.tapkit("attach-vm", "a", "--network", "past", flag);
     assertEquals(code, 1, stderr);
     assertMatch(stderr, message);
   }
+  await host.assertRestored(before);
+  await t.step("while the VM is attached, too", async () => {
+    const { json: plain } = await host.mustTapkit("attach-vm", "a", "--network", "past");
+    for (const [flag, message] of unenforceable) {
+      const { code, stderr } = await host.tapkit("attach-vm", "a", flag);
+      assertEquals(code, 1, stderr);
+      assertMatch(stderr, message);
+      assertEquals((await host.mustTapkit("attach-vm", "a", "--list")).json, plain);
+      const check = await host.tapkit("attach-vm", "a", "--check");
+      assertEquals(check.code, 0, check.stdout);
+    }
+    await host.mustTapkit("attach-vm", "a", "--remove");
+  });
   await host.assertRestored(before);
   const deny = ["attach-vm", "a", "--deny-egress", "10.0.0.0/8", ...BUILTIN] as const;
   await host.sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0");
