@@ -46,7 +46,8 @@ export function rulesLayer<B>({ served, require, withoutLimits }: RulesOf<B>): L
     also: ["policy", "passes"],
     on: "network",
 
-    want: (at) => served(at).guests,
+    // Of ports that a plugin publishes, the connections are ended here.
+    want: (at) => [served(at).guests, served(at).shown],
 
     describe: (at) => `the rules of ${served(at).owners.join(", ")}`,
 
