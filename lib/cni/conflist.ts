@@ -29,31 +29,20 @@
 import { describe, InputError, TapkitError } from "../errors.ts";
 import { namesIn } from "../files.ts";
 import { locateJsonError } from "./json-error.ts";
-import { CNI_VERSIONS, type NetworkConfigList, type PluginConfig } from "./types.ts";
+import {
+  CNI_VERSIONS,
+  IDENTIFIER,
+  IDENTIFIER_MEND,
+  type NetworkConfigList,
+  type PluginConfig,
+  validateNetworkName,
+} from "./types.ts";
 
 const EXTENSIONS = [".conf", ".conflist", ".json"];
 /** `IFNAMSIZ` of linux/if.h without the terminating zero. */
 const IFNAME_MAX = 15;
 /** The version of a configuration that names none. */
 const OLDEST_VERSION = "0.1.0";
-const IDENTIFIER = /^[a-zA-Z0-9][a-zA-Z0-9_.-]*$/;
-const IDENTIFIER_MEND = "start with a letter or digit, then use letters, digits, '_', '.' and '-'";
-
-/** Checks a container id by the specification's grammar. */
-export function validateContainerId(id: string): void {
-  validateIdentifier("container id", id);
-}
-
-/** Checks a network's name by the specification's grammar. */
-export function validateNetworkName(name: string): void {
-  validateIdentifier("network name", name);
-}
-
-function validateIdentifier(what: string, text: string): void {
-  if (IDENTIFIER.test(text)) return;
-  throw new InputError(`${what} "${text}" is malformed`, { mend: IDENTIFIER_MEND });
-}
-
 /** Checks the name of a link that is to be made. */
 export function validateInterfaceName(name: string): void {
   const problem = malformedLinkName(name) ?? linkNameProblem(name);

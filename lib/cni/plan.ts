@@ -9,18 +9,20 @@ import { InputError, TapkitError } from "../errors.ts";
 import { isFile } from "../files.ts";
 import type { Finding } from "../finding.ts";
 import { expandPorts, type PortMapping } from "../inet/ports.ts";
-import { validateContainerId, validateInterfaceName, validateNetworkName } from "./conflist.ts";
+import { validateInterfaceName } from "./conflist.ts";
 import type { BuiltinPlugin } from "./plugin.ts";
 import { bridge } from "./plugins/bridge.ts";
 import { firewall } from "./plugins/firewall.ts";
 import { loopback } from "./plugins/loopback.ts";
 import { portmap } from "./plugins/portmap.ts";
-import type {
-  CapabilityPortMapping,
-  NetworkConfigList,
-  PluginConfig,
-  Result,
-  RuntimeConfig,
+import {
+  type CapabilityPortMapping,
+  type NetworkConfigList,
+  type PluginConfig,
+  type Result,
+  type RuntimeConfig,
+  validateContainerId,
+  validateNetworkName,
 } from "./types.ts";
 
 const BUILTIN: Readonly<Record<string, BuiltinPlugin>> = { bridge, firewall, loopback, portmap };

@@ -8,7 +8,7 @@
  * @module
  */
 
-import { TapkitError, type TapkitErrorOptions } from "../errors.ts";
+import { InputError, TapkitError, type TapkitErrorOptions } from "../errors.ts";
 
 /** The specification versions understood, oldest first. */
 export const CNI_VERSIONS: readonly string[] = [
@@ -20,6 +20,26 @@ export const CNI_VERSIONS: readonly string[] = [
   "1.0.0",
   "1.1.0",
 ];
+
+/** The grammar of network names and container ids. */
+export const IDENTIFIER = /^[a-zA-Z0-9][a-zA-Z0-9_.-]*$/;
+export const IDENTIFIER_MEND =
+  "start with a letter or digit, then use letters, digits, '_', '.' and '-'";
+
+/** Checks a container id by the specification's grammar. */
+export function validateContainerId(id: string): void {
+  validateIdentifier("container id", id);
+}
+
+/** Checks a network's name by the specification's grammar. */
+export function validateNetworkName(name: string): void {
+  validateIdentifier("network name", name);
+}
+
+function validateIdentifier(what: string, text: string): void {
+  if (IDENTIFIER.test(text)) return;
+  throw new InputError(`${what} "${text}" is malformed`, { mend: IDENTIFIER_MEND });
+}
 
 /** DNS settings for the interface's user. */
 export interface Dns {

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { validateNetworkName } from "../cni/conflist.ts";
+import { validateNetworkName } from "../cni/types.ts";
 import { InputError } from "../errors.ts";
 import { MOST } from "../firewall/model.ts";
 import { addressOf, asPrefix, cidrContains, isIp, parseCidr } from "../inet/ip.ts";

@@ -4,11 +4,10 @@ import {
   listConfigFiles,
   parseConfig,
   readConfigFile,
-  validateContainerId,
   validateInterfaceName,
-  validateNetworkName,
 } from "../../lib/cni/conflist.ts";
 import { locateJsonError } from "../../lib/cni/json-error.ts";
+import { validateContainerId, validateNetworkName } from "../../lib/cni/types.ts";
 import { InputError, TapkitError } from "../../lib/errors.ts";
 
 function withDirectory(files: Record<string, string>, test: (directory: string) => void): void {
