@@ -51,7 +51,8 @@ export function servingLayers<B>(layers: readonly Layer<B>[]): Layer<B>[] {
   return layers.filter(({ name }) => name === "rules" || name === "sysctls");
 }
 
-async function requirePolicy({ host }: Context<Both>, to: Both): Promise<void> {
+/** Refuses a policy that the VM's networks leave no means to enforce. */
+export async function requirePolicy({ host }: Context<Both>, to: Both): Promise<void> {
   if (!isPoliced(to.spec.policy)) return;
   const { requireEnforceable } = await import("../policy.ts");
   requireEnforceable(to, { hostNl: host.session.nl, note: (text) => host.note(text) });

@@ -17,7 +17,7 @@ import type { Context, Layer } from "./layer.ts";
 /** What the layer has to know of a kind of attachment. */
 export interface RulesOf<B> {
   readonly served: (at: B) => Served;
-  /** Refuses what the rules cannot enforce. */
+  /** Refuses what rules that are made cannot enforce. */
   readonly require?: (context: Context<B>, to: B) => void | Promise<void>;
   /** The attachment without the limits of one of its interfaces; undefined where they were asked for. */
   readonly withoutLimits?: (at: B, index: number) => B | undefined;
@@ -74,7 +74,6 @@ export function rulesLayer<B>({ served, require, withoutLimits }: RulesOf<B>): L
     },
 
     async change(context, from, to) {
-      await require?.(context, to);
       const { undo, cutOff } = context;
       const firewall = await context.host.session.firewall(served(to).firewall);
       const before = served(from);

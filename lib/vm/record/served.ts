@@ -109,8 +109,7 @@ export function guestsOf(both: Both): GuestRules[] {
       ports: index === 0 ? publishedPorts(both) : [],
       openPorts: spec.openPorts,
       ...policed || limits !== undefined ? { mac: link.mac } : {},
-      // An interface without one is refused: see requireEnforceable.
-      ...isolated ? { isolatedPort: hostEnd ?? "" } : {},
+      ...isolated && hostEnd !== undefined ? { isolatedPort: hostEnd } : {},
       ...egress.length > 0 ? { egress } : {},
       ...reachableFrom.length > 0 ? { reachableFrom } : {},
       ...limits === undefined ? {} : { limits },

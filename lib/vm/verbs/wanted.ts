@@ -10,6 +10,7 @@ import { addressOf } from "../../inet/ip.ts";
 import type { PortMapping } from "../../inet/ports.ts";
 import { findHostEnd, reachableByPorts } from "../network/host-end.ts";
 import { isSame } from "../layers/bring.ts";
+import { requirePolicy } from "../layers/kinds.ts";
 import type { Context } from "../layers/layer.ts";
 import { limitsOf } from "../limits.ts";
 import { claimPorts, verifyClaims } from "../ports.ts";
@@ -82,7 +83,10 @@ export async function wantedOf(context: Context<Both>, wanting: Wanting): Promis
   const spec = withRun(context, { ...merged, claims }, wanting);
   if (from === undefined) return { spec, facts: newFacts(spec) };
   const had = { ...from, spec: { ...spec, claims: from.spec.claims } };
-  return refreshed(context, from, await withClaims(had, claims));
+  const to = refreshed(context, from, await withClaims(had, claims));
+  // Where the networks are made anew, that is for them to say.
+  if (!remade && !isSame(to.spec.policy, from.spec.policy)) await requirePolicy(context, to);
+  return to;
 
   function withRun({ host }: Context<Both>, spec: Spec, { from }: Wanting): Spec {
     const { run: had, ...rest } = spec;
