@@ -59,7 +59,7 @@ async function startDhcpServer(host: HostPaths, command: readonly string[]): Pro
 const START_MS = 10_000;
 const LOOK_EVERY_MS = 20;
 
-/** Reports that no server answers the DHCP of a VM. Waits for the server of a VM attached just now. */
+/** Reports that no DHCP server runs for a VM. After an attach it waits for the server to start. */
 export async function checkDhcp(host: HostPaths, record: VmRecord): Promise<Difference[]> {
   if (!record.interfaces.some(ipv4Of)) return [];
   const deadline = recordTime(host, record.vm) + START_MS;

@@ -19,7 +19,10 @@ import { attachedSide, inRecordsDir, readVms } from "./record/store.ts";
 import { currentResolvers, HostResolvers } from "./resolvers.ts";
 import type { HostOptions, VmDns } from "./types.ts";
 
-/** A guest renews every hour, to learn about new resolvers. Without an answer it keeps its address for a day. */
+/**
+ * A guest renews every hour, to learn about new resolvers. Without an answer it keeps its address
+ * for a day.
+ */
 const RENEWAL_SECONDS = 3600;
 const LEASE_SECONDS = 24 * RENEWAL_SECONDS;
 
@@ -42,7 +45,7 @@ export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
   const host = hostPaths(options);
   const { exitWhenIdle = false, signal } = options;
   try {
-    // A VM may be attached between the last look and the release of the lock: it saw a server running.
+    // A VM that is attached just before the lock is released starts no server.
     do {
       using lock = await lockSoon(host);
       if (lock === undefined) {

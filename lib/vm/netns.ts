@@ -7,7 +7,7 @@
 import { SyscallError, TapkitError } from "../errors.ts";
 import { isThere } from "../files.ts";
 import { type Finding, sentence } from "../finding.ts";
-import { isSameNetns, netnsIdentity } from "../netlink/identity.ts";
+import { isSameNetns, type NetnsIdentity, netnsIdentity } from "../netlink/identity.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { Errno } from "../sys/libc.ts";
 import { type Netns, openNetns, withNetns } from "../sys/netns.ts";
@@ -92,8 +92,13 @@ export function requireSuccessor(name: string, vm: KnownNetns): void {
 function isOfNewBoot({ path, is }: KnownNetns): boolean {
   if (is === undefined || path.startsWith("/proc/") || isHostsOwn(path)) return false;
   using netns = openNetns(path);
+  return identify(netns).boot !== is.boot;
+}
+
+/** The identity of an open namespace. */
+export function identify(netns: Netns): NetnsIdentity {
   using nl = withNetns(netns, () => NetlinkConnection.open());
-  return netnsIdentity(netns, nl).boot !== is.boot;
+  return netnsIdentity(netns, nl);
 }
 
 /** Whether an open namespace is the VM's. */

@@ -15,7 +15,7 @@ import type { Attached, OutputFormat, VmInterface, VmRecord } from "./types.ts";
  * - `json`: one line of JSON.
  * - `env`: shell assignments, one a line, quoted so that `eval` is safe.
  * - `cmdline`: the kernel's `ip=`, for the first interface with an IPv4 address.
- * - `dracut`: arguments for dracut's initramfs, for all interfaces and families (dracut.cmdline(7)).
+ * - `dracut`: arguments for dracut's initramfs, for all interfaces (dracut.cmdline(7)).
  * - `qemu`: QEMU arguments on one line. No value has a space.
  */
 export function formatRecord(record: VmRecord, format: OutputFormat): string {

@@ -1,6 +1,6 @@
 /**
- * The name servers a guest can use: its network's, else the host's, never one on a loopback address.
- * The host's may appear late at boot, and change while the guest runs.
+ * The name servers a guest can use: its network's, else the host's, never one on loopback. The
+ * host's may appear late at boot, and change while the guest runs.
  *
  * @module
  */

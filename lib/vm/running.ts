@@ -10,13 +10,12 @@
 
 import { describe, TapkitError } from "../errors.ts";
 import { isThere, readIfThere, removeIfThere } from "../files.ts";
-import { NetlinkConnection } from "../netlink/connection.ts";
-import { bootId, isSameNetns, type NetnsIdentity, netnsIdentity } from "../netlink/identity.ts";
+import { bootId, isSameNetns } from "../netlink/identity.ts";
 import { type Link, listLinks } from "../netlink/link.ts";
 import { lockFile } from "../sys/flock.ts";
-import { type Netns, openNetns, withNetns } from "../sys/netns.ts";
+import { openNetns } from "../sys/netns.ts";
 import type { TapUser } from "../sys/tap-users.ts";
-import { type KnownNetns, openVm } from "./netns.ts";
+import { identify, type KnownNetns, openVm } from "./netns.ts";
 import { type HostPaths, inDirectory, runningDir } from "./record/paths.ts";
 
 /** A process. The start time tells it from a later one with the same id. */
@@ -138,11 +137,6 @@ async function tapUsersOf(vm: KnownNetns): Promise<TapUser[]> {
 }
 
 const isTap = (name: string) => name.startsWith("vm_");
-
-function identify(netns: Netns): NetnsIdentity {
-  using nl = withNetns(netns, () => NetlinkConnection.open());
-  return netnsIdentity(netns, nl);
-}
 
 /** The processes that have the TAP of a VM open, for a message; undefined if there are none. */
 export async function describeTapUsers(vm: KnownNetns): Promise<string | undefined> {

@@ -159,7 +159,7 @@ export interface Collected {
   readonly error?: unknown;
 }
 
-/** Directories and callbacks of a call. Directories default to the environment, then to a fixed path. */
+/** Directories and callbacks of a call. A directory is from here, the environment, or fixed. */
 export interface HostOptions {
   /** Records and locks: `TAPKIT_STATE_DIR`, then `/var/lib/tapkit`. */
   readonly stateDir?: string;
@@ -208,9 +208,9 @@ export interface MapOptions extends HostOptions {
 export interface AttachRequest {
   /** 1–63 of `a-z A-Z 0-9 . _ -`. It starts with a letter or a digit. */
   readonly name: string;
-  /** Published ports, `"8080:80"`, `"127.0.0.1:8080:80/udp"`, … or mappings; `"none"` clears them. */
+  /** Published ports: `"8080:80"`, `"127.0.0.1:8080:80/udp"`, … or mappings. `"none"`: no ports. */
   readonly ports?: readonly (string | PortMapping)[] | "none";
-  /** The address to ask the network for, with a prefix length only if the network does not know it. */
+  /** The address to ask the network for. Add a prefix length only if the network has none. */
   readonly ip?: string;
   /** A unicast MAC address. */
   readonly mac?: string;

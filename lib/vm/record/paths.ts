@@ -104,7 +104,7 @@ export function recordNames(host: HostPaths): string[] {
   return jsonNames(vmsDir(host));
 }
 
-/** The addresses with a record, sorted: ports are mapped to them, and tapkit did not attach them. */
+/** The addresses that have a record of map-port --to, sorted. */
 export function addressNames(host: HostPaths): string[] {
   return jsonNames(addressesDir(host));
 }

@@ -51,7 +51,7 @@ export function bindTo(ports: readonly PortMapping[], addresses: readonly string
   return bindPorts(ports, addresses.map(isIp).filter((family): family is Family => family !== 0));
 }
 
-/** The ports that tapkit's firewall publishes: only those of map-port if a plugin publishes ports. */
+/** The ports that tapkit publishes: only those of map-port if a plugin publishes ports. */
 export function publishedPorts(
   { spec: { claims }, facts: { networks: [first] } }: Both,
 ): PortMapping[] {

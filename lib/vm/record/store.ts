@@ -109,7 +109,7 @@ export function readVmsNaming(host: HostPaths, words: readonly string[]): Attach
   return readVms(host, names);
 }
 
-/** Replaces the record of a VM atomically; if `durable`, which is the default, also over a power failure. */
+/** Replaces the record of a VM atomically; by default also over a power failure. */
 export function writeVm(host: HostPaths, name: string, to: Attachment, options?: Durable): void {
   write(VMS, host, name, to, options);
 }

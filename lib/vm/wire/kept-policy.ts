@@ -26,7 +26,7 @@ import { guestsOf } from "../record/served.ts";
 /** With more ranges of ports than this, a guard allows all ports. */
 const MAX_RANGES = 64;
 
-/** What the guards of each interface enforce; undefined if it is neither isolated nor restricted. */
+/** What the guards of each interface enforce; undefined if there is nothing to enforce. */
 export function keptPolicies(
   hostNl: NetlinkConnection,
   at: Both,

@@ -285,7 +285,7 @@ function upperSteps({ reachable, udp, sctp }: GuestEgress): BpfSource {
     ifEqual(Denied.NO, "not denied"),
     bpf.recall(Memory.TYPE),
     ifEqual(IPPROTO_TCP, "tcp"),
-    // The host, and others if they reach the guest, may send datagrams to ports that are not published.
+    // The host, and others that reach the guest, may also ask ports that are not published.
     ...reachable ? [] : [bpf.recall(Memory.DENIED), ifEqual(Denied.FAR, "far")],
     ...["not denied", bpf.goTo("may pass")],
     "tcp",

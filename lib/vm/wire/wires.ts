@@ -112,7 +112,7 @@ export function addWire(request: WireRequest, made: Wireable): AttachMode {
   throw new RangeError("no mode is given");
 }
 
-/** Modes in the order `auto` tries them. With leased addresses, only those that leave them there. */
+/** Modes in the order `auto` tries them. Leased addresses must stay on the interface. */
 function modesFor({ leased }: Wireable): AttachMode[] {
   return leased ? MODES.filter((mode) => !movesIdentity(mode)) : MODES;
 }
