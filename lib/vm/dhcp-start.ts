@@ -8,7 +8,7 @@ import { describe } from "../errors.ts";
 import { isThere } from "../files.ts";
 import { ipv4Of } from "./record/derive.ts";
 import { type HostPaths, hostPaths, recordNames } from "./record/paths.ts";
-import { dhcpFile, isDhcpServed, lockDhcpServer } from "./record/locks.ts";
+import { dhcpFile, formerDhcpServer, isDhcpServed, lockDhcpServer } from "./record/locks.ts";
 import { recordTime } from "./record/store.ts";
 import type { Difference, HostOptions, VmRecord } from "./types.ts";
 
@@ -40,7 +40,11 @@ async function startDhcpServer(host: HostPaths, command: readonly string[]): Pro
   if (recordNames(host).length === 0) return;
   {
     using free = lockDhcpServer(host);
-    if (free === undefined) return;
+    if (free === undefined) {
+      const former = formerDhcpServer(host);
+      if (former !== undefined) host.note(`warning: ${former} ${FORMER}`);
+      return;
+    }
   }
   const { spawnDetached } = await import("../exec.ts");
   const [program = "", ...args] = command;
@@ -67,8 +71,14 @@ export async function checkDhcp(host: HostPaths, record: VmRecord): Promise<Diff
     if (Date.now() >= deadline) return [NOT_SERVED];
     await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY_MS));
   }
-  return [];
+  const former = formerDhcpServer(host);
+  return former === undefined ? [] : [{ ...NOT_SERVED, object: former, problem: FORMER }];
 }
+
+/** Said of the server's process. */
+const FORMER =
+  "is the DHCP server of an earlier version, which gives no lease to VMs attached by " +
+  "this one: end it with kill, or restart its unit; the next attach-vm starts one where there is none";
 
 const NOT_SERVED: Difference = {
   layer: "dhcp",

@@ -14,7 +14,7 @@ import { interfacesOf, ipv4Of } from "./record/derive.ts";
 import { ownerTag, vmOfTag } from "./record/identity.ts";
 import { LeaseBook } from "./leases.ts";
 import { type HostPaths, hostPaths, namesOfRecords, recordNames } from "./record/paths.ts";
-import { lockDhcpServer, tidyState } from "./record/locks.ts";
+import { lockDhcpServer, signDhcpServer, tidyState } from "./record/locks.ts";
 import { attachedSide, inRecordsDir, readVms } from "./record/store.ts";
 import { currentResolvers, HostResolvers } from "./resolvers.ts";
 import type { HostOptions, VmDns } from "./types.ts";
@@ -54,6 +54,7 @@ export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
           mend: "end that process first, or let it serve",
         });
       }
+      signDhcpServer(host);
       await serveUntilDone(host, exitWhenIdle, signal);
     } while (signal?.aborted !== true && recordNames(host).length > 0);
   } finally {

@@ -39,6 +39,30 @@ Deno.test("attach-vm --check: a VM whose DHCP nobody answers; attaching again ha
   await host.assertRestored(before);
 });
 
+Deno.test("attach-vm, --check: the DHCP server of a version that cannot read these records", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await host.must("mkdir", ["-p", "/var/lib/tapkit"]);
+  // Stands in for a server of that version: it held this lock, and left the file empty.
+  await using former = host.spawn("flock", ["-F", LOCK, "sleep", "infinity"]);
+  await eventually(
+    5000,
+    "it holds the lock",
+    async () => (await host.run("flock", ["-n", LOCK, "true"])).code !== 0,
+  );
+  await host.must("touch", ["-d", "1 minute ago", LOCK]);
+  const said = /sleep infinity \(pid \d+\).* is the DHCP server of an earlier version/;
+  const { stderr } = await host.mustTapkit("attach-vm", "web");
+  assertMatch(stderr, said);
+  const { code, json: [{ problems }] } = await host.tapkit("attach-vm", "web", "--check");
+  assertEquals([code, problems.length], [3, 1]);
+  assertMatch(problems[0], said);
+  await former[Symbol.asyncDispose]();
+  await host.mustTapkit("attach-vm", "web");
+  await serverOf(host);
+  assertEquals((await host.tapkit("attach-vm", "web", "--check")).code, 0);
+});
+
 Deno.test("attach-vm --check: what has no IPv4 address asks no DHCP server", async () => {
   await using host = await Host.create();
   await host.addLan();

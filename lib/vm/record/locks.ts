@@ -14,6 +14,7 @@ import {
   type WaitOptions,
 } from "../../sys/flock.ts";
 import { retire } from "./elsewhere.ts";
+import { RECORD_VERSION } from "./shape.ts";
 import {
   addressesDir,
   addressNames,
@@ -93,6 +94,30 @@ export function lockDhcpServer(host: HostPaths): Lock | undefined {
     () => lockFile(`${host.stateDir}/${DHCP_LOCK}`, { remove: true, wait: false }),
   );
 }
+
+/** Notes in the held lock of the DHCP server which records it reads. */
+export function signDhcpServer(host: HostPaths): void {
+  Deno.writeTextFileSync(`${host.stateDir}/${DHCP_LOCK}`, `${RECORD_VERSION}\n`);
+}
+
+/**
+ * The process of a DHCP server that an earlier version of tapkit started: it cannot read the records
+ * of this one. Undefined if there is none.
+ */
+export function formerDhcpServer(host: HostPaths): string | undefined {
+  const path = `${host.stateDir}/${DHCP_LOCK}`;
+  try {
+    const { size, mtime } = Deno.statSync(path);
+    // A server signs its lock at once, which versions before 2 did not; a process that looks for a server holds it for a moment.
+    if (size > 0 || Date.now() - (mtime?.getTime() ?? 0) < SIGNED_WITHIN_MS) return undefined;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
+  return lockHolder(path);
+}
+
+const SIGNED_WITHIN_MS = 1000;
 
 /** The path of a file of the DHCP server. */
 export function dhcpFile(host: HostPaths, name: "log" | "leases"): string {

@@ -4,6 +4,9 @@
  * @module
  */
 
+/** The version of the records' format that is written. */
+export const RECORD_VERSION = 2;
+
 /**
  * A type, a list of one shape, or the keys that an object has at least. A key that ends in `?` may
  * be absent.
@@ -96,7 +99,7 @@ export function isAddressAttachment(value: unknown): boolean {
 }
 
 function isState(value: unknown, side: Shape): boolean {
-  if (!isVersion(2, value)) return false;
+  if (!isVersion(RECORD_VERSION, value)) return false;
   const { is } = value as { is?: unknown };
   if (is === "attached") return hasShape(value, { at: side });
   return is === "changing" && hasShape(value, { "from?": side, "to?": side });

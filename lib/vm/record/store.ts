@@ -28,7 +28,13 @@ import type { AddressAttachment } from "./address.ts";
 import type { Attachment, Both } from "./attachment.ts";
 import { type HostPaths, inDirectory } from "./paths.ts";
 import { addressesDir, addressNames, recordNames, recordPath, vmsDir } from "./paths.ts";
-import { isAddress1, isAddressAttachment, isAttachment, isRecord1 } from "./shape.ts";
+import {
+  isAddress1,
+  isAddressAttachment,
+  isAttachment,
+  isRecord1,
+  RECORD_VERSION,
+} from "./shape.ts";
 import { type Address1, fromAddress1, fromRecord1, type Record1 } from "./version-1.ts";
 
 /** How one kind of attachment is stored. */
@@ -176,7 +182,7 @@ function write<B>(
   attachment: Attachment<B>,
   options?: Durable,
 ): void {
-  const text = `${JSON.stringify({ version: 2, ...attachment })}\n`;
+  const text = `${JSON.stringify({ version: RECORD_VERSION, ...attachment })}\n`;
   const path = pathOf(store, host, name);
   inDirectory(store.directory(host), () => replaceFile(path, text, options));
 }
