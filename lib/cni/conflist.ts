@@ -273,7 +273,7 @@ function failing(path: string): Fail {
 
 /** Checks the keys of a plugin's configuration that libcni itself reads. */
 function checkPlugin(plugin: unknown, fail: Fail): PluginConfig {
-  if (!isObject(plugin)) return fail("is no JSON object", "correct it");
+  if (!isObject(plugin)) return fail("is not a JSON object", "correct it");
   const { type } = plugin;
   if (typeof type !== "string" || type === "") {
     return fail(`has no "type"`, `add "type": "PLUGIN"`);
@@ -283,7 +283,7 @@ function checkPlugin(plugin: unknown, fail: Fail): PluginConfig {
     return fail(`has the type "${type}", which is a path`, "name the plugin alone");
   }
   for (const key of ["capabilities", "ipam", "dns"]) {
-    if (!isObject(plugin[key] ?? {})) fail(`has "${key}" that is no JSON object`, "correct it");
+    if (!isObject(plugin[key] ?? {})) fail(`has "${key}" that is not a JSON object`, "correct it");
   }
   for (const [name, value] of Object.entries(plugin.capabilities ?? {})) {
     if (typeof value === "boolean" || value === null) continue;

@@ -154,14 +154,14 @@ function cidr(value: unknown, what: string): string {
   try {
     parseCidr(address);
   } catch {
-    throw new TypeError(`${what} is "${address}", which is no address with prefix length`);
+    throw new TypeError(`${what} is "${address}", which is not an address with a prefix length`);
   }
   return address;
 }
 
 function object(value: unknown, what: string): Json {
   if (typeof value === "object" && value !== null && !Array.isArray(value)) return { ...value };
-  throw new TypeError(`${what} is no JSON object`);
+  throw new TypeError(`${what} is not a JSON object`);
 }
 
 /** Go writes an empty list as null. */

@@ -159,7 +159,7 @@ function refusal(call: PluginCall, outcome: PipedOutcome): CniError {
     return failure(
       call,
       `failed with exit code ${outcome.code} and ` +
-        (printed === "" ? "no message" : `what is no CNI error: ${printed}`),
+        (printed === "" ? "no message" : `what is not a CNI error: ${printed}`),
       { refused: true, mend: "run it by hand to see why", outcome },
     );
   }

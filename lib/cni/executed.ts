@@ -48,7 +48,7 @@ export async function addExecuted(executed: ExecutedPlugin, prevResult?: Result)
   } catch (cause) {
     const reason = cause instanceof TypeError
       ? cause.message
-      : `what it printed is no JSON: ${printed.trim().slice(0, 200) || "nothing"}`;
+      : `what it printed is not JSON: ${printed.trim().slice(0, 200) || "nothing"}`;
     throw new CniError(`ADD gave no usable result: ${reason}`, {
       plugin: plugin.type,
       code: CniCode.DECODING_FAILURE,

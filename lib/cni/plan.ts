@@ -35,7 +35,7 @@ export interface RecordedPlugin {
   readonly config: PluginConfig;
   /** What ADD got from the plugin before, if it differs from the result of the chain. */
   readonly prevResult?: Result;
-  /** What CHECK said right after ADD. The same words later are no difference. */
+  /** What CHECK said right after ADD. The same words later are not a difference. */
   readonly checkFailure?: string;
 }
 

@@ -210,7 +210,7 @@ export function parsePrefix(text: string, family: 4 | 6): Cidr {
     ODD.find((other) => cidrsOverlap(parseCidr(other), prefix));
   if (special !== undefined) {
     throw new InputError(
-      `subnet ${text} has addresses of ${special}, which is no place for guests`,
+      `subnet ${text} has addresses of ${special}, where guests cannot be`,
       {
         mend: family === 4 ? "choose one as 10.61.0.0/16" : "choose one as fd00:61::/64, or auto",
       },

@@ -98,7 +98,7 @@ export function validateRules(rules: GuestRules): GuestRules {
   }
   for (const name of [link === "" ? undefined : link, isolatedPort, limits?.link]) {
     if (name === undefined || LINK.test(name)) continue;
-    throw new InputError(`the rules of ${owner}: "${name}" is no name of a link`);
+    throw new InputError(`the rules of ${owner}: "${name}" is not the name of a link`);
   }
   for (const number of [limits?.connections, limits?.openings]) {
     if (number === undefined || Number.isInteger(number) && number >= 1 && number <= MOST) continue;
@@ -154,7 +154,7 @@ function validatePort(owner: string, port: PortMapping, families: readonly Famil
     !isProtocol(protocol) || !Number.isInteger(range) || range < 1 ||
     !sane(hostPort) || !sane(vmPort) || (hostIP !== "" && isIp(hostIP) === 0)
   ) {
-    throw new InputError(`the rules of ${owner}: ${JSON.stringify(port)} is no port mapping`);
+    throw new InputError(`the rules of ${owner}: ${JSON.stringify(port)} is not a port mapping`);
   }
   if (portFamilies(port, families).length > 0) return;
   throw new InputError(

@@ -34,17 +34,17 @@ import type { Host } from "./session.ts";
  * Sets what somebody's rules need of the kernel, and says what was changed. Where that is forwarding,
  * what is no guest's goes on not being forwarded.
  *
- * @param mends whether something is there already that may have to be mended
+ * @param repairs whether something is there already that may need repair
  */
 export async function bringSettings(
   host: Host,
   served: Served,
-  { firewall, mends }: { readonly firewall: Firewall; readonly mends: boolean },
+  { firewall, repairs }: { readonly firewall: Firewall; readonly repairs: boolean },
 ): Promise<void> {
   const { nl } = host.session;
-  const mending = { firewall, mends: mends || firewall.remade };
+  const repairing = { firewall, repairs: repairs || firewall.remade };
   const options = {
-    apart: await keepApart(nl, served.guests, mending),
+    apart: await keepApart(nl, served.guests, repairing),
     // The journal is lost, or an older version kept none.
     wasOpened: (link: string) => {
       const path = `net/ipv4/conf/${link}/route_localnet`;
@@ -59,7 +59,7 @@ export async function bringSettings(
 async function keepApart(
   nl: NetlinkConnection,
   guests: readonly GuestRules[],
-  { firewall, mends }: { readonly firewall: Firewall; readonly mends: boolean },
+  { firewall, repairs }: { readonly firewall: Firewall; readonly repairs: boolean },
 ): Promise<Readonly<Record<string, readonly LinkPair[]>>> {
   const needed = new Set(guests.flatMap((rules) => pathsOf(rules)));
   const links = guests.flatMap(({ link, relayed }) => relayed ? [] : link);
@@ -79,7 +79,7 @@ async function keepApart(
     const kept = pairs.filter((pair) => !pair.some((link) => links.includes(link)));
     const joins = kept.length < pairs.length;
     if (path in known && joins) journal.remember(path, { ...known[path]!, apart: kept });
-    if (turnsOn || joins || mends) firewall.keepApart(family, kept);
+    if (turnsOn || joins || repairs) firewall.keepApart(family, kept);
     all[path] = kept;
   }
   return all;

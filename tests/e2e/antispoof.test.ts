@@ -175,7 +175,7 @@ for (const mode of ["tc-redirect", "dhcp-bridge"] as const) {
           const { code, json: [found] } = await host.tapkit("attach-vm", "a", "--check");
           assertEquals([code, found.problems], [3, [`the guard of "vm_eth0" is missing`]]);
           const mended = await host.mustTapkit("attach-vm", "a");
-          assertStringIncludes(mended.stderr, 'mending: the guard of "vm_eth0" is missing');
+          assertStringIncludes(mended.stderr, 'repairing: the guard of "vm_eth0" is missing');
           assertEquals(await reach(way, forged), []);
         },
       );

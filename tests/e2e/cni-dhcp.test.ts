@@ -215,7 +215,7 @@ Deno.test("attach-vm: the dhcp plugin's daemon hears the server after each chang
   // The guards go with the rest of the wire, and come back with it.
   await host.must("tc", ["-n", "tapkit-web", "qdisc", "delete", "dev", "eth0", "ingress"]);
   const mended = await host.mustTapkit("attach-vm", "web", { env: { TAPKIT_DEBUG: "1" } });
-  assertMatch(mended.stderr, /mending: the guard of "eth0" is missing/);
+  assertMatch(mended.stderr, /repairing: the guard of "eth0" is missing/);
   await passesCheck();
   // A new daemon knows of no lease until CHECK asks it.
   second.kill();

@@ -79,7 +79,7 @@ for (const { variant, plugins, portmap } of VARIANTS) {
     await using guest = await start();
     await passes(guest);
     await host.sh(`ip link set $(ls /sys/class/net | grep vethmu) nomaster`);
-    assertMatch((await check(host)).problems.join("\n"), /is no port of "mubr0"/);
+    assertMatch((await check(host)).problems.join("\n"), /is not a port of "mubr0"/);
     await host.mustTapkit("attach-vm", "web", options);
     await passes(guest);
 
@@ -182,11 +182,11 @@ Deno.test("attach-vm --check: sees without the plugin what became of the interfa
   const remake = `ip link delete ${network.bridge}`;
   const losses: [loss: string, problem: RegExp, cuts?: boolean][] = [
     [`ip link set ${port} down`, /link "vethmu.*" is down/, true],
-    [`ip link set ${port} nomaster`, /link "vethmu.*" is no port of "mubr0"$/m, true],
+    [`ip link set ${port} nomaster`, /link "vethmu.*" is not a port of "mubr0"$/m, true],
     ["ip -n tapkit-web link set eth0 down", /link "eth0" is down/, true],
     ["ip -n tapkit-web address flush dev eth0", /lacks the address 10\.40\.0\.2\/24/],
     ["ip -n tapkit-web route del default", /route to 0\.0\.0\.0\/0 by 10\.40\.0\.1 is gone/],
-    [remake, /link "vethmu.*" is no port of "mubr0", which is gone/, true],
+    [remake, /link "vethmu.*" is not a port of "mubr0", which is gone/, true],
   ];
   for (const [loss, problem, cuts = false] of losses) {
     await t.step(loss, async () => {
@@ -197,7 +197,7 @@ Deno.test("attach-vm --check: sees without the plugin what became of the interfa
       if (cuts) assertEquals(await reaches(), "closed");
       if (loss === remake) await network.makeBridge();
       const again = await host.mustTapkit("attach-vm", "web");
-      assertMatch(again.stderr, /mending/);
+      assertMatch(again.stderr, /repairing/);
       assertEquals(again.json, [record]);
       assertEquals(await check(host), { code: 0, problems: [] });
       assertEquals([await reaches(), await network.calls()], ["peer", []]);

@@ -22,7 +22,7 @@ import {
 } from "../support/effects.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
-import { type Machine, ROOT } from "../support/machine.ts";
+import { eventually, type Machine, ROOT } from "../support/machine.ts";
 import type { Running } from "../support/running.ts";
 
 requireReference();
@@ -79,8 +79,10 @@ class Talk {
 
   /** Its next word is answered by a reset. */
   async ends(): Promise<void> {
+    let ended = false;
+    this.#client.status.then(() => ended = true);
     await this.#client.write("word\n");
-    await this.#client.status;
+    await eventually(10_000, "its connection ends", () => ended);
   }
 }
 
@@ -265,7 +267,7 @@ Deno.test("attach-vm: what a plugin by itself cannot bring back is attached over
   );
   // Its ADD refuses the queueing discipline that its DEL leaves on the host's link.
   const { json, stderr } = await host.mustTapkit("attach-vm", "web");
-  assertMatch(stderr, /mending: bandwidth: CHECK .*ifb device/);
+  assertMatch(stderr, /repairing: bandwidth: CHECK .*ifb device/);
   assertMatch(stderr, /attaching anew: .*bandwidth: ADD failed/);
   assertEquals(json, [record]);
   await checkPasses(host);

@@ -1,5 +1,5 @@
 /**
- * Death at each single effect of changing and mending. `TAPKIT_CRASH=all` takes every effect; the ordinary run takes
+ * Death at each single effect of changing and repairing. `TAPKIT_CRASH=all` takes every effect; the ordinary run takes
  * a sample of them, always the same.
  *
  * @module

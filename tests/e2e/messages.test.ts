@@ -95,8 +95,8 @@ Deno.test("attach-vm, map-port: what is typed wrong, and what was meant", async 
     [
       "install-default-cni --subnet 127.0.0.0/16",
       2,
-      "subnet 127.0.0.0/16 has addresses of 127.0.0.0/8 (loopback), which is no place for " +
-      "guests: choose one as 10.61.0.0/16",
+      "subnet 127.0.0.0/16 has addresses of 127.0.0.0/8 (loopback), where guests cannot be: " +
+      "choose one as 10.61.0.0/16",
     ],
   ]);
   // Of several VMs it is said of which.

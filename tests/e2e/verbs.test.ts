@@ -84,13 +84,13 @@ Deno.test("attach-vm: what a flush took is mended with a line, and TAPKIT_DEBUG 
   };
   const { problems, lines } = await flush({});
   assertEquals(lines, [
-    `attach-vm: mending of "web": its rules and settings (${problems.length}); ` +
+    `attach-vm: repairing "web": its rules and settings (${problems.length}); ` +
     "TAPKIT_DEBUG=1 names each difference",
   ]);
   const detailed = await flush({ TAPKIT_DEBUG: "1" });
   assertEquals(
     detailed.lines.slice(1),
-    problems.map((problem: string) => `attach-vm: mending: ${problem}`),
+    problems.map((problem: string) => `attach-vm: repairing: ${problem}`),
   );
 });
 

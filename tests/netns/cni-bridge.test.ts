@@ -549,7 +549,7 @@ Deno.test("bridge: CHECK says what is missing", async () => {
     ["guest", "ip link set eth0 address 02:00:00:00:00:99", `link "eth0" has the MAC`],
     ["guest", "ip link set eth0 down", `link "eth0" is down`],
     ["guest", "ip link del eth0", `link "eth0" in`],
-    ["host", "ip link set VETH nomaster", `link "VETH" is no port of bridge "br0"`],
+    ["host", "ip link set VETH nomaster", `link "VETH" is not a port of bridge "br0"`],
     ["host", "bridge link set dev VETH hairpin off", `bridge port "VETH" has its hairpin flag off`],
     ["host", "ip link set VETH down", `link "VETH" is down`],
     ["host", "ip link set br0 promisc off", `bridge "br0" is not promiscuous`],

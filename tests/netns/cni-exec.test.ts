@@ -165,9 +165,9 @@ Deno.test("executed plugins: one that fails is named with its words, and everyth
     ],
     [
       `echo garbage; exit 1`,
-      /^two: ADD failed with exit code 1 and what is no CNI error: garbage$/,
+      /^two: ADD failed with exit code 1 and what is not a CNI error: garbage$/,
     ],
-    [`echo garbage`, /^two: ADD gave no usable result: what it printed is no JSON: garbage$/],
+    [`echo garbage`, /^two: ADD gave no usable result: what it printed is not JSON: garbage$/],
     [`:`, /^two: ADD gave no usable result: .*nothing$/],
     [`echo '{"ips": [{"address": "x"}]}'`, /no usable result: an address is "x"/],
     [`echo '{"cniVersion": "7.0.0"}'`, /unknown cniVersion "7\.0\.0"/],

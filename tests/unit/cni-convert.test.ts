@@ -61,11 +61,14 @@ Deno.test("parseResult: nothing, null lists, keys of later versions", () => {
 
 Deno.test("parseResult: what is malformed is named", () => {
   const cases: [raw: unknown, words: string][] = [
-    [[], "the result is no JSON object"],
-    ["x", "the result is no JSON object"],
+    [[], "the result is not a JSON object"],
+    ["x", "the result is not a JSON object"],
     [{ cniVersion: "9.9.9" }, `unknown cniVersion "9.9.9"`],
     [{ ips: {} }, `"ips" is no list`],
-    [{ ips: [{ address: "10.0.0.2" }] }, `"10.0.0.2", which is no address with prefix length`],
+    [
+      { ips: [{ address: "10.0.0.2" }] },
+      `"10.0.0.2", which is not an address with a prefix length`,
+    ],
     [{ ips: [{ address: "10.0.0.2/24", gateway: "x" }] }, `"x", which is no address`],
     [{ ips: [{ address: "10.0.0.2/24", interface: "0" }] }, `"interface" is no number`],
     [{ interfaces: [{}] }, `an interface's "name" is no text`],

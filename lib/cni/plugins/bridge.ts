@@ -228,7 +228,7 @@ function checkHost(context: CheckContext, config: BridgeConfig): Finding[] {
   }
   found.push(...checkHostEnd(context, prevResult.interfaces[1]?.name, (port): Finding[] => {
     if (port.master !== link.index) {
-      return [{ object: `link "${port.name}"`, problem: `is no port of ${object}` }];
+      return [{ object: `link "${port.name}"`, problem: `is not a port of ${object}` }];
     }
     if (port.bridgePort?.hairpin === true) return [];
     return [{ object: `bridge port "${port.name}"`, problem: "has its hairpin flag off" }];

@@ -44,20 +44,20 @@ export function sysctlLayer<B>(served: (at: B) => Served): Layer<B> {
         await returnSettings(host, { firewall: kind });
         const firewall = await host.session.firewall(kind);
         if (from === undefined) return firewall.removeIfUnused();
-        await bringSettings(host, served(from), { firewall, mends: true });
+        await bringSettings(host, served(from), { firewall, repairs: true });
       });
     },
 
     async make({ host }, to, before) {
       const firewall = await host.session.firewall(served(to).firewall);
-      await bringSettings(host, served(to), { firewall, mends: before !== undefined });
+      await bringSettings(host, served(to), { firewall, repairs: before !== undefined });
       return to;
     },
 
     async change({ host }, from, to) {
       const [before, after] = [served(from), served(to)];
       const firewall = await host.session.firewall(after.firewall);
-      await bringSettings(host, after, { firewall, mends: true });
+      await bringSettings(host, after, { firewall, repairs: true });
       await returnSettings(host, {
         leaves: owns(to),
         gone: shownRules(before),

@@ -237,7 +237,7 @@ function compareHostEnd(
     const object = `link "${link.name}"`;
     const problem = master === undefined
       ? `has become a port of "${end.master!.name}"`
-      : `is no port of "${master}"${wanted === undefined ? ", which is gone" : ""}`;
+      : `is not a port of "${master}"${wanted === undefined ? ", which is gone" : ""}`;
     // What is no bridge of the kernel's own is told of its ports by other means.
     const mend = wanted?.kind === "bridge"
       ? () => {

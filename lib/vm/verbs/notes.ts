@@ -28,10 +28,10 @@ export function noteRepairs(host: Host, vm: string, found: readonly Difference[]
     host.note(`warning: ${sentence(conflict)}`);
   }
   const repaired = told.filter(({ repair }) => repair !== "none");
-  if (repaired.length === 1) host.note(`mending: ${sentence(repaired[0]!)}`);
+  if (repaired.length === 1) host.note(`repairing: ${sentence(repaired[0]!)}`);
   if (repaired.length < 2) return;
   const counts = [...Map.groupBy(repaired, ({ layer }) => PARTS[layer])]
     .map(([part, { length }]) => `its ${part} (${length})`);
-  host.note(`mending of "${vm}": ${counts.join(", ")}; TAPKIT_DEBUG=1 names each difference`);
-  for (const difference of repaired) host.detail(`mending: ${sentence(difference)}`);
+  host.note(`repairing "${vm}": ${counts.join(", ")}; TAPKIT_DEBUG=1 names each difference`);
+  for (const difference of repaired) host.detail(`repairing: ${sentence(difference)}`);
 }
