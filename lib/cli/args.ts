@@ -126,7 +126,7 @@ function* normalized(
       continue;
     }
     const next = words[i + 1];
-    // A value such as -1 is no flag. The code that reads the value says what is wrong with it.
+    // A value such as -1 is not a flag. The code that reads the value says what is wrong with it.
     if (value === undefined && next !== undefined && !/^-(?!$|\d)/.test(next)) {
       value = next;
       i++;

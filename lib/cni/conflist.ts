@@ -305,7 +305,7 @@ function readFlag(raw: Record<string, unknown>, key: string, fail: Fail): boolea
 function chooseVersion(raw: Record<string, unknown>, fail: Fail): string {
   const { cniVersion = "", cniVersions = [] } = raw;
   if (!Array.isArray(cniVersions)) {
-    return fail(`has "cniVersions" that is no list`, "write a list of versions");
+    return fail(`has "cniVersions" that is not a list`, "write a list of versions");
   }
   const offered: unknown[] = cniVersion === "" ? cniVersions : [...cniVersions, cniVersion];
   if (offered.length === 0) return OLDEST_VERSION;

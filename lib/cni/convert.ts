@@ -53,7 +53,7 @@ export function parseResult(raw: unknown, version: string): Result {
       const { version: _, ...ip } = object(raw, "an address");
       const { interface: index } = ip;
       if (index !== undefined && index !== null && !Number.isInteger(index)) {
-        throw new TypeError(`an address's "interface" is no number`);
+        throw new TypeError(`an address's "interface" is not a number`);
       }
       return {
         address: cidr(ip.address, "an address"),
@@ -145,7 +145,7 @@ function parseDns(raw: unknown): Dns {
 function gateway(value: unknown, what = "a gateway"): { gateway?: string } {
   if (value === undefined || value === null || value === "") return {};
   const address = text(value, what);
-  if (isIp(address) === 0) throw new TypeError(`${what} is "${address}", which is no address`);
+  if (isIp(address) === 0) throw new TypeError(`${what} is "${address}", which is not an address`);
   return { gateway: address };
 }
 
@@ -168,10 +168,10 @@ function object(value: unknown, what: string): Json {
 function list(value: unknown, what: string): readonly unknown[] {
   if (value === undefined || value === null) return [];
   if (Array.isArray(value)) return value;
-  throw new TypeError(`${what} is no list`);
+  throw new TypeError(`${what} is not a list`);
 }
 
 function text(value: unknown, what: string): string {
   if (typeof value === "string") return value;
-  throw new TypeError(`${what} is no text`);
+  throw new TypeError(`${what} is not text`);
 }

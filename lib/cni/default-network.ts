@@ -185,7 +185,7 @@ function choose(
   const { bridge = BRIDGE, subnet, ipv6, mtu, force = false } = options;
   const link = getLink(nl, bridge);
   if (link !== undefined && link.kind !== "bridge") {
-    throw new InputError(`link "${bridge}" is there already and is no bridge`, {
+    throw new InputError(`link "${bridge}" is there already and is not a bridge`, {
       mend: "choose another name with --bridge",
     });
   }

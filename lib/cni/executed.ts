@@ -36,7 +36,7 @@ export interface ExecutedPlugin {
 /**
  * Runs ADD and returns the result in the shape of spec 1.0.0.
  *
- * @throws {CniError} when the plugin fails, or prints what is no result
+ * @throws {CniError} when the plugin fails, or prints something else than a result
  */
 export async function addExecuted(executed: ExecutedPlugin, prevResult?: Result): Promise<Result> {
   const { plugin } = executed;

@@ -126,7 +126,7 @@ export interface ChainFinding extends Finding {
   readonly executed?: number;
   /** It is about masquerading, which no plugin checks: see reference-faults.ts. */
   readonly masquerade?: true;
-  /** The plugin said so right after ADD: it is no difference. */
+  /** The plugin said so right after ADD: it is not a difference. */
   readonly ignored?: true;
 }
 

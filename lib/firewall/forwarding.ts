@@ -76,7 +76,7 @@ function isLan(link: Link, links: readonly Link[]): boolean {
   return kind === undefined || up;
 }
 
-/** Whether a port of a bridge leads to a LAN: it is no container's and no VM's. */
+/** Whether a port of a bridge leads to a LAN: it belongs neither to a container nor to a VM. */
 function isCard({ kind }: Link): boolean {
   return kind !== "veth" && kind !== "tun";
 }

@@ -157,7 +157,7 @@ function isFree(port: PortMapping): boolean {
  * Whether a socket can be bound to a host port. The kernel answers at once, where the tables of
  * /proc take the longer the more connections there are.
  *
- * @param lenient whether TCP connections that live or linger on the port are no obstacle
+ * @param lenient whether TCP connections that live or linger on the port do not count
  */
 function canBind(port: PortMapping, family: Family, lenient: boolean): boolean {
   const { protocol, hostIP, hostPort } = port;

@@ -131,7 +131,7 @@ function passes(rules: GuestRules, areOpen: boolean, family: Family): string[] {
     const state = (name: string) =>
       `-d ${host}${to} -m conntrack --ctstate ${name} ${whose} -j ACCEPT`;
     return [
-      // A relayed address is no guest of tapkit's: it may answer, but not connect.
+      // A relayed address is not a guest of tapkit: it may answer, but not connect.
       relayed
         ? `-s ${host}${from} -m conntrack --ctstate RELATED,ESTABLISHED ${whose} -j ACCEPT`
         : `-s ${host}${from} ${whose} -j ACCEPT`,

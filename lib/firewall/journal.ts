@@ -91,7 +91,7 @@ export class Journal {
   }
 }
 
-/** Nobody but root writes it; what is damaged all the same is no knowledge. */
+/** Nobody but root writes it; what is damaged all the same is ignored. */
 function parse(text: string): Content {
   try {
     const { boot, changes } = JSON.parse(text);

@@ -33,7 +33,7 @@ const HANDLE = 0x746b;
 const PRIORITIES = [1, 2, 3, 4, 5, 6, 7, 8];
 const PARENT = TC_H.CLSACT_INGRESS;
 
-/** Drops IPv4 from and to 127.0.0.0/8 that is no known answer, also behind VLAN tags in the frame. */
+/** Drops IPv4 from and to 127.0.0.0/8 that is not a known answer, also behind VLAN tags in the frame. */
 export const LOOPBACK_DROP = assembleBpf([
   bpf.loadAncillary(Bpf.SKF_AD_MARK),
   bpf.ifEqual(ANSWER_MARK, "pass"),

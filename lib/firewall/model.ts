@@ -43,7 +43,7 @@ export interface GuestRules {
   readonly ports: readonly PortMapping[];
   /**
    * Whether what comes by its ports reaches it under the host's address: it may have no route back
-   * through the host. Then `link` is no network of guests, and nothing else is done for it.
+   * through the host. Then `link` is not a network of guests, and nothing else is done for it.
    */
   readonly relayed?: true;
   /** Whether its ports are open also where ufw or firewalld denies what is not allowed. */
@@ -102,7 +102,7 @@ export function validateRules(rules: GuestRules): GuestRules {
   }
   for (const number of [limits?.connections, limits?.openings]) {
     if (number === undefined || Number.isInteger(number) && number >= 1 && number <= MOST) continue;
-    throw new InputError(`the rules of ${owner}: ${number} is no limit`);
+    throw new InputError(`the rules of ${owner}: ${number} is not a limit`);
   }
   if (mac === undefined && (isolatedPort !== undefined || egress.length > 0 || limits)) {
     throw new InputError(`the rules of ${owner} need the guest's MAC address`);

@@ -157,7 +157,7 @@ function passes(rules: GuestRules, areOpen: boolean, family: string): ReturnType
       const ip = nameOf(address);
       const wanted = (what: string, rule: string) => ({ what: `${what} ${address}`, rule });
       return [
-        // A relayed address is no guest of tapkit's: it may answer, but not connect.
+        // A relayed address is not a guest of tapkit: it may answer, but not connect.
         wanted("out", `${from}${ip} saddr ${address} ${relayed ? known : ""} accept`),
         wanted("in", `${to}${ip} daddr ${address} ${known} accept`),
         // From its own network, for hosts that also filter bridged packets.

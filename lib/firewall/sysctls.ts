@@ -65,7 +65,7 @@ export function neededSysctls(
   const needed: Sysctl[] = [];
   // Whose network asks nothing of the firewall is nothing to the host's forwarding either.
   if (link === "" && ports.length === 0) return needed;
-  // The link of what is no guest of tapkit's is the host's own affair.
+  // The link of an address that is not a guest of tapkit is left to the host.
   const shared = link !== "" && !relayed;
   const ofLink = (family: 4 | 6, name: string, value: string) =>
     needed.push({ path: `net/ipv${family}/conf/${link}/${name}`, value, link });
@@ -82,7 +82,7 @@ export function neededSysctls(
   if (addresses.some((address) => isIp(address) === 6)) {
     if (shared) ofLink(6, "disable_ipv6", "0");
     needed.push({ path: IP6_FORWARD, value: "1" });
-    // Else the host's neighbour advertisements say that it is no router.
+    // Else the host's neighbour advertisements say that it is not a router.
     if (shared) ofLink(6, "forwarding", "1");
   }
   return needed;

@@ -32,7 +32,7 @@ import type { Host } from "./session.ts";
 
 /**
  * Sets what somebody's rules need of the kernel, and says what was changed. Where that is forwarding,
- * what is no guest's goes on not being forwarded.
+ * what is not a guest's is still not forwarded.
  *
  * @param repairs whether something is there already that may need repair
  */
@@ -220,7 +220,7 @@ function tolerate<T>(read: () => T): T | undefined {
   }
 }
 
-/** The kernel does not tell by which link those are reached that are no guests of tapkit's. */
+/** The kernel does not tell by which link addresses that are not guests of tapkit are reached. */
 function present(nl: NetlinkConnection, firewall: Firewall): GuestRules[] {
   return firewall.listGuests().map((rules) => {
     const [address] = rules.addresses;

@@ -111,7 +111,7 @@ export interface Difference {
    * that depends on it again, `none` does nothing.
    */
   readonly repair: "live" | "recreate" | "none";
-  /** The plugin reported this right after its ADD too, so it is no problem. */
+  /** The plugin reported this right after its ADD too, so it is not a problem. */
   readonly ignored?: true;
   /** For the work of network plugins: which network, and which part. */
   readonly place?: {

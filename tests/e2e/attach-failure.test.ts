@@ -31,7 +31,7 @@ Deno.test("attach-vm: a step that fails leaves nothing of those before it", asyn
       "the bridge's name is another link's",
       "ip link add ignite0 type veth peer name other",
       [],
-      /"ignite0" is no bridge/,
+      /"ignite0" is not a bridge/,
     ],
     [
       "the bridge has another address",

@@ -447,7 +447,7 @@ Deno.test("bridge: what is in the way is refused, and stays", async () => {
   run(host, `ip link add ${hostVethName(OURS)} type veth peer other`);
   await refused(hostVethName(OURS));
   run(host, `ip link del other; ip link add br0 type veth peer other`);
-  await refused(`"br0" is no bridge`);
+  await refused(`"br0" is not a bridge`);
 });
 
 Deno.test("bridge: any request that fails is undone with all before it", async () => {

@@ -431,7 +431,7 @@ export function testBackend(backend: Backend): void {
     });
   }
 
-  Deno.test(`published ports: strict reverse path filters are no obstacle (${backend.name})`, async () => {
+  Deno.test(`published ports: strict reverse path filters do not count (${backend.name})`, async () => {
     await using lan = await Topology.start({ bridgeNetfilter: true });
     runInside(lan.host, "for file in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 >$file; done");
     using firewall = await backend.open(lan.host);

@@ -169,7 +169,7 @@ ADD)
   ip link set $outer master ${this.bridge} up || { ip link del $outer; fail "${this.bridge} does not exist"; }
   inside link set $CNI_IFNAME up
   number=2
-  exec 9>${state}/lock; flock 9
+  exec 9<${state}/ips; flock 9
   [ -e $own ] || {
     while grep -qx ${this.#prefix}.$number ${state}/ips/* 2>/dev/null; do number=$((number + 1)); done
     echo ${this.#prefix}.$number >$own

@@ -202,7 +202,7 @@ Deno.test("parseConfig: an error names the file, what is wrong and the mend", ()
     ['{"name":"a","cniVersion":"1.0.0","type":"../x"}', "is a path"],
     ['{"name":"a","cniVersion":"1.0.0","type":3}', '7.conf has no "type"'],
     ['{"name":"a","cniVersions":["9.0.0"],"type":"b"}', 'unknown cniVersion "9.0.0"'],
-    ['{"name":"a","cniVersions":"1.0.0","type":"b"}', '"cniVersions" that is no list'],
+    ['{"name":"a","cniVersions":"1.0.0","type":"b"}', '"cniVersions" that is not a list'],
     ['{"name":"a","type":"b","capabilities":[]}', '"capabilities" that is not a JSON object'],
     ['{"name":"a","type":"b","capabilities":{"ips":"true"}}', 'the capability "ips" "true"'],
     ['{"name":"a","type":"b","ipam":"host-local"}', '"ipam" that is not a JSON object'],

@@ -64,16 +64,16 @@ Deno.test("parseResult: what is malformed is named", () => {
     [[], "the result is not a JSON object"],
     ["x", "the result is not a JSON object"],
     [{ cniVersion: "9.9.9" }, `unknown cniVersion "9.9.9"`],
-    [{ ips: {} }, `"ips" is no list`],
+    [{ ips: {} }, `"ips" is not a list`],
     [
       { ips: [{ address: "10.0.0.2" }] },
       `"10.0.0.2", which is not an address with a prefix length`,
     ],
-    [{ ips: [{ address: "10.0.0.2/24", gateway: "x" }] }, `"x", which is no address`],
-    [{ ips: [{ address: "10.0.0.2/24", interface: "0" }] }, `"interface" is no number`],
-    [{ interfaces: [{}] }, `an interface's "name" is no text`],
-    [{ routes: [{}] }, "a route is no text"],
-    [{ dns: { nameservers: "x" } }, `"dns.nameservers" is no list`],
+    [{ ips: [{ address: "10.0.0.2/24", gateway: "x" }] }, `"x", which is not an address`],
+    [{ ips: [{ address: "10.0.0.2/24", interface: "0" }] }, `"interface" is not a number`],
+    [{ interfaces: [{}] }, `an interface's "name" is not text`],
+    [{ routes: [{}] }, "a route is not text"],
+    [{ dns: { nameservers: "x" } }, `"dns.nameservers" is not a list`],
     [{ cniVersion: "0.2.0", ip4: { ip: "x" } }, `"ip4" is "x"`],
   ];
   for (const [raw, words] of cases) {

@@ -104,9 +104,18 @@ Deno.test("validateRules: lets nothing into nft's language but what it must be",
     [{ addresses: ["172.18.0.2"] }, /port "\[2001:db8::1\]:90-91:80-81" needs an address/],
     [{ ports: parsePorts(["0:80"]) }, /is not a port mapping/],
     [{ ports: [{ hostIP: "", hostPort: 65535, vmPort: 1, protocol: "tcp", range: 2 }] }, /is no/],
-    [{ ports: [{ hostIP: "", hostPort: 1.5, vmPort: 1, protocol: "tcp" }] }, /is not a port mapping/],
-    [{ ports: [{ hostIP: "x", hostPort: 1, vmPort: 1, protocol: "tcp" }] }, /is not a port mapping/],
-    [{ ports: [{ hostIP: "", hostPort: 1, vmPort: 1, protocol: "icmp" as "tcp" }] }, /is not a port mapping/],
+    [
+      { ports: [{ hostIP: "", hostPort: 1.5, vmPort: 1, protocol: "tcp" }] },
+      /is not a port mapping/,
+    ],
+    [
+      { ports: [{ hostIP: "x", hostPort: 1, vmPort: 1, protocol: "tcp" }] },
+      /is not a port mapping/,
+    ],
+    [
+      { ports: [{ hostIP: "", hostPort: 1, vmPort: 1, protocol: "icmp" as "tcp" }] },
+      /is not a port mapping/,
+    ],
     [{ ports: [...parsePorts(["80:80"]), ...parsePorts(["0.0.0.0:80:81"])] }, /overlap/],
   ];
   for (const [change, why] of cases) {

@@ -82,7 +82,7 @@ export function parseBridge(
     return fail(conf, `"${key}" that is neither true nor false`);
   };
   const bridge = conf.bridge ?? DEFAULT_BRIDGE;
-  if (typeof bridge !== "string") return fail(conf, `"bridge" that is no name`);
+  if (typeof bridge !== "string") return fail(conf, `"bridge" that is not a name`);
   const malformed = malformedLinkName(bridge);
   if (malformed !== undefined) {
     return fail(conf, `the bridge "${bridge}", a name that ${malformed}`);

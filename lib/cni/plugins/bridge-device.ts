@@ -57,7 +57,7 @@ export function ensureBridge(
   if (found === undefined) return makeBridge(nl, name, promiscMode, mtu, undo);
   if (found.kind !== "bridge") {
     const mend = "delete it, or name another bridge in the network's configuration";
-    throw misconfigured("bridge", `link "${name}" is no bridge`, mend);
+    throw misconfigured("bridge", `link "${name}" is not a bridge`, mend);
   }
   const up = !found.up;
   const promiscuous = promiscMode && !found.promiscuous;

@@ -219,7 +219,7 @@ function checkHost(context: CheckContext, config: BridgeConfig): Finding[] {
   const object = `bridge "${config.bridge}"`;
   if (link === undefined) return [{ object, problem: "is gone" }];
   if (link.kind !== "bridge") {
-    return [{ object: `link "${config.bridge}"`, problem: "is no bridge" }];
+    return [{ object: `link "${config.bridge}"`, problem: "is not a bridge" }];
   }
   const found: Finding[] = [];
   if (!link.up) found.push({ object, problem: "is down" });

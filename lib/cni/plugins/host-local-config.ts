@@ -224,7 +224,7 @@ function record(value: unknown): Record<string, unknown> {
 
 function text(network: string, key: string, value: unknown): string | undefined {
   if (value === undefined || value === "") return undefined;
-  return typeof value === "string" ? value : fail(network, `"${key}" that is no text`);
+  return typeof value === "string" ? value : fail(network, `"${key}" that is not text`);
 }
 
 function optional<K extends string>(key: K, value: string | undefined): { [P in K]?: string } {

@@ -238,7 +238,7 @@ function compareHostEnd(
     const problem = master === undefined
       ? `has become a port of "${end.master!.name}"`
       : `is not a port of "${master}"${wanted === undefined ? ", which is gone" : ""}`;
-    // What is no bridge of the kernel's own is told of its ports by other means.
+    // What is not a kernel bridge learns of its ports by other means.
     const mend = wanted?.kind === "bridge"
       ? () => {
         setLink(hostNl, link.index, { master: wanted.index });
