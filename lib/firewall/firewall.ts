@@ -197,9 +197,9 @@ export class Firewall implements Disposable {
 
   /** Finds the pairs of links that {@linkcode keepApart} should have set, but are missing. */
   differencesApart(family: Family, pairs: readonly LinkPair[]): FirewallDifference[] {
-    const want = apartElements(family, pairs);
-    const { entries } = this.#store.read([], want);
-    return want.filter((element) => !entries.has(entryId(element)))
+    if (pairs.length === 0) return [];
+    const entries = byId(this.#store.readSets([`apart${family}`]));
+    return apartElements(family, pairs).filter((element) => !entries.has(entryId(element)))
       .map((element) => ({ layer: "rules", ...this.#store.missing(element) }));
   }
 
