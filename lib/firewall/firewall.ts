@@ -69,7 +69,8 @@ export class Firewall implements Disposable {
   /** Changes whose connections have not been ended yet. */
   readonly #putOff: FlowChange[] = [];
   #putOffLimit = 0;
-  #remade = false;
+  /** Families whose links are to be kept apart anew: a change has recreated the rules that all guests share. */
+  readonly #remade = new Set<Family>();
 
   /** @param store closed with this, like the connection; all belong to one namespace */
   constructor(store: ElementStore, parts: Parts) {
@@ -77,9 +78,9 @@ export class Firewall implements Disposable {
     this.#parts = parts;
   }
 
-  /** Whether a change has recreated the rules that all guests share. */
-  get remade(): boolean {
-    return this.#remade;
+  /** Whether a change has recreated the rules that all guests share since the last {@linkcode keepApart}. */
+  isRemade(family: Family): boolean {
+    return this.#remade.has(family);
   }
 
   /** Whether the other backend may have rules of tapkit's too. */
@@ -192,7 +193,9 @@ export class Firewall implements Disposable {
   keepApart(family: Family, pairs: readonly LinkPair[]): boolean {
     if (pairs.length === 0 && !this.#store.exists()) return false;
     const have = this.#store.readSets([`apart${family}`]);
-    return this.#apply({ owner: HOST_OWNER, have, want: apartElements(family, pairs) });
+    const changed = this.#apply({ owner: HOST_OWNER, have, want: apartElements(family, pairs) });
+    this.#remade.delete(family);
+    return changed;
   }
 
   /** Finds the pairs of links that {@linkcode keepApart} should have set, but are missing. */
@@ -256,7 +259,7 @@ export class Firewall implements Disposable {
       wish,
       refuseConflict,
     );
-    if (mended) this.#remade = true;
+    if (mended) { for (const family of [4, 6] as const) this.#remade.add(family); }
     const kept = new Set(addressesOf(want));
     const left = have === "any"
       ? addressesOf(stale).filter((address) => !kept.has(address))

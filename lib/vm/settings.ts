@@ -42,9 +42,8 @@ export async function bringSettings(
   { firewall, repairs }: { readonly firewall: Firewall; readonly repairs: boolean },
 ): Promise<void> {
   const { nl } = host.session;
-  const repairing = { firewall, repairs: repairs || firewall.remade };
   const options = {
-    apart: await keepApart(nl, served.guests, repairing),
+    apart: await keepApart(nl, served.guests, { firewall, repairs }),
     // The journal is lost, or an older version kept none.
     wasOpened: (link: string) => {
       const path = `net/ipv4/conf/${link}/route_localnet`;
@@ -79,7 +78,7 @@ async function keepApart(
     const kept = pairs.filter((pair) => !pair.some((link) => links.includes(link)));
     const joins = kept.length < pairs.length;
     if (path in known && joins) journal.remember(path, { ...known[path]!, apart: kept });
-    if (turnsOn || joins || repairs) firewall.keepApart(family, kept);
+    if (turnsOn || joins || repairs || firewall.isRemade(family)) firewall.keepApart(family, kept);
     all[path] = kept;
   }
   return all;
