@@ -81,7 +81,8 @@ export async function addNetwork(
   const got: (Result | undefined)[] = [];
   let guest: GuestContribution = {};
   if (hasExecuted(attachment)) {
-    await (await import("./executed.ts")).requireReady(attachment, host);
+    const { requireReady } = await import("./executed.ts");
+    await outside(() => requireReady(attachment, host));
     environment.undo.push(`what the plugins of "${network}" leave`, async () => {
       const { removeRemains } = await import("./reference-faults.ts");
       const made = result === undefined ? attachment : { ...attachment, result };

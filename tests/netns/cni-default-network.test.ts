@@ -219,9 +219,9 @@ Deno.test("installDefaultCni: malformed options are refused before anything is t
     [{ subnet: "10.5.0.0/31" }, "no room"],
     [{ subnet: "fd00::/64" }, "not IPv4"],
     [{ subnet: "127.0.0.0/16" }, "127.0.0.0/8"],
-    [{ subnet: "224.1.0.0/16" }, "no place for guests"],
+    [{ subnet: "224.1.0.0/16" }, "where guests cannot be"],
     [{ subnet: "169.254.0.0/16" }, "169.254.0.0/16"],
-    [{ subnet: "0.0.0.0/0" }, "no place"],
+    [{ subnet: "0.0.0.0/0" }, "where guests cannot be"],
     [{ ipv6: "10.0.0.0/8" }, "not IPv6"],
     [{ ipv6: "fe80::/64" }, "fe80::/10"],
     [{ ipv6: "fd00::/127" }, "no room"],
@@ -231,7 +231,7 @@ Deno.test("installDefaultCni: malformed options are refused before anything is t
     [{ mtu: 65536 }, "MTU 65536"],
     [{ mtu: 1279, ipv6: "auto" }, "MTU 1279"],
     [{ print: true, remove: true }, "exclude"],
-    [{ bridge: "lo" }, "no bridge"],
+    [{ bridge: "lo" }, "not a bridge"],
   ];
   for (const [options, words] of cases) {
     const error = assertThrows(() => host.install(options), InputError, words);

@@ -120,6 +120,20 @@ export const CHANGING: readonly Row[] = [
     },
     on: { nftables: 4, iptablesNft: 6 },
   },
+  {
+    scenario: {
+      name: "map more ports to an address, then fewer",
+      command: ["map-port", "--to", TARGET, "9090:80"],
+      prepare: [["map-port", "--to", TARGET, "8080:80", "8081:81"]],
+      again: [
+        ["map-port", "--to", TARGET, "--remove", "8080:80"],
+        ["map-port", "--to", TARGET, "--remove", "9090:80"],
+      ],
+      check: ["map-port", "--to", TARGET, "--check"],
+      remove: ["map-port", "--to", TARGET, "--remove", "8080:80", "8081:81", "9090:80"],
+    },
+    on: { nftables: 2, iptablesNft: 6 },
+  },
 ];
 
 /** What takes away. */

@@ -10,7 +10,15 @@ import { InputError, TapkitError } from "../../errors.ts";
 import type { Firewall } from "../../firewall/firewall.ts";
 import { formatPort, type PortMapping } from "../../inet/ports.ts";
 import { reachableByPorts } from "../network/host-end.ts";
-import { bring, hasNamespace, isSame, look, planCourse, takeAway } from "../layers/bring.ts";
+import {
+  bring,
+  type Course,
+  hasNamespace,
+  isSame,
+  look,
+  planCourse,
+  takeAway,
+} from "../layers/bring.ts";
 import { layersOf, servingLayers } from "../layers/kinds.ts";
 import type { Layer } from "../layers/layer.ts";
 import { choosingAgain, claimPorts, findSecondOwners, holdsAny, withoutPorts } from "../ports.ts";
@@ -74,7 +82,12 @@ export async function mapPorts(
   { openFirewall = false, ...options }: MapOptions = {},
 ): Promise<MappedPorts> {
   const asked = parseAsked(ports);
-  const add = async <B>(work: Work, holder: Holder<B>, from: B | undefined, at: B) =>
+  const add = async <B>(
+    work: Work,
+    holder: Holder<B>,
+    stored: Attachment<B> | undefined,
+    at: B,
+  ) =>
     await choosingAgain(asked, async () => {
       const firewall = await work.host.session.firewall(holder.served(at).firewall);
       const had = holder.claims(at);
@@ -89,17 +102,17 @@ export async function mapPorts(
       const fresh = withoutPorts(claimed, own);
       const claims = fresh.length === 0 ? had : [...had, ...fresh];
       const to = await holder.with(at, claims, openFirewall || holder.opened(at));
-      return await changeClaims(work, holder, from, to);
+      return await changeClaims(work, holder, stored, to);
     });
   if (typeof target !== "string") {
     return await changeAddress(target.to, options, async (work, holder, stored) => {
-      const from = stored && sideOf(stored);
-      return await add(work, holder, from, from ?? await newAddress(work.host, target.to));
+      const at = stored && sideOf(stored);
+      return await add(work, holder, stored, at ?? await newAddress(work.host, target.to));
     });
   }
   return await changeVm(target, options, async (work, holder, at) => {
     await requireThere(work, at);
-    return await add(work, holder, at, at);
+    return await add(work, holder, { is: "attached", at }, at);
   });
 }
 
@@ -118,22 +131,26 @@ export async function unmapPorts(
   const asked = parseAsked(ports);
   refuseUnchosen(asked);
   const gone = boundBoth(asked);
-  const drop = async <B>(work: Work, holder: Holder<B>, at: B) => {
+  const drop = async <B>(work: Work, holder: Holder<B>, stored: Attachment<B>, at: B) => {
     const had = holder.claims(at);
-    if (!holdsAny(had, gone)) return portsOf(had);
+    if (stored.is === "attached" && !holdsAny(had, gone)) return portsOf(had);
     const to = await holder.with(at, withoutPorts(had, gone), holder.opened(at));
-    return await changeClaims(work, holder, at, to);
+    return await changeClaims(work, holder, stored, to);
   };
   if (typeof target !== "string") {
     return await changeAddress(target.to, options, async (work, holder, stored) => {
       const at = stored && sideOf(stored);
-      if (at !== undefined) return await drop(work, holder, at);
+      if (at !== undefined) return await drop(work, holder, stored!, at);
       // Of a process that was killed before it had done anything.
       holder.write(undefined);
       return [];
     });
   }
-  return await changeVm(target, options, drop);
+  return await changeVm(
+    target,
+    options,
+    async (work, holder, at) => await drop(work, holder, { is: "attached", at }, at),
+  );
 }
 
 /** The mappings of one VM or address, or of all. A VM that is not there is refused. */
@@ -193,28 +210,26 @@ export async function checkPorts(
 export async function restoreAddress(to: string, options: HostOptions): Promise<void> {
   await changeAddress(to, options, async (work, holder, stored) => {
     const at = stored && sideOf(stored);
-    return at === undefined ? [] : await changeClaims(work, holder, at, at, stored);
+    return at === undefined ? [] : await changeClaims(work, holder, stored, at);
   });
 }
 
 /**
  * Brings something from the claims that it has to others.
  *
- * @param from what it has; absent for an address of which nothing is recorded
+ * @param stored what it has, or what a process that was killed left of it; absent for an address of
+ * which nothing is recorded
  * @returns all mappings then
  */
 async function changeClaims<B>(
   work: Work,
   holder: Holder<B>,
-  from: B | undefined,
+  stored: Attachment<B> | undefined,
   to: B,
-  stored?: Attachment<B>,
 ): Promise<PortMapping[]> {
   const { claims } = holder;
-  const before: Attachment<B> | undefined = from === undefined
-    ? undefined
-    : { is: "attached", at: from };
-  using context = contextOf(work, stored ?? before);
+  const from = stored && sideOf(stored);
+  using context = contextOf(work, stored);
   // A VM may be gone, by a reboot say: what is mapped to it goes all the same.
   const whole = from === undefined || await hasNamespace(holder.layers, context, from);
   const layers = whole ? holder.layers : servingLayers(holder.layers);
@@ -225,9 +240,7 @@ async function changeClaims<B>(
       ? await look(servingLayers(layers), context, from)
       : [];
     if (from !== undefined && holder.portsOnly && claims(to).length === 0) {
-      undo.push(`the record of ${holder.owner}`, (failures) => {
-        if (failures.length === 0) holder.write(before);
-      });
+      // What is being taken away does not come back: the same command goes on with the rest.
       holder.write({ is: "changing", from });
       await takeAway(layers, context, from);
       holder.write(undefined);
@@ -236,14 +249,15 @@ async function changeClaims<B>(
     const looked = { ...context, found };
     const course = await planCourse(layers, looked, { from, to });
     undo.push(`the record of ${holder.owner}`, (failures) => {
-      if (failures.length === 0) holder.write(before);
+      if (failures.length === 0) holder.write(stored);
     });
-    if (from === undefined || !isSame(from, to)) {
-      holder.write({ is: "changing", ...from === undefined ? {} : { from }, to: course.to });
-    }
-    const { at } = await bring(layers, looked, course, () => {});
+    const isNew = stored?.is !== "attached" || !isSame(from, course.to);
+    const journal = (planned: Course<B>) =>
+      holder.write({ is: "changing", ...from === undefined ? {} : { from }, to: planned.to });
+    if (isNew) journal(course);
+    const { at } = await bring(layers, looked, course, journal);
     await checkpoint(work.host.signal);
-    if (from === undefined || !isSame(from, at)) holder.write({ is: "attached", at });
+    if (isNew || !isSame(from, at)) holder.write({ is: "attached", at });
     return portsOf(claims(at));
   } catch (error) {
     throw await undo.fail(error);
