@@ -266,7 +266,7 @@ export class FakeKernel {
         for (const [name, holder] of this.things) {
           if (name.startsWith("address ") && holder === from.spec.id.name) this.remove(name);
         }
-        return await plain.take(context, from);
+        return await plain.take!(context, from);
       },
     };
   }

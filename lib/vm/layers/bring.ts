@@ -138,7 +138,7 @@ export async function takeAway<B>(
   from: B,
 ): Promise<void> {
   const failures: unknown[] = [];
-  let left = layers;
+  let left = layers.filter(({ take }) => take !== undefined);
   while (left.length > 0) {
     const ending = left.filter(({ outlives }) => !outlives);
     const upmost = ending.length === 0
@@ -147,7 +147,7 @@ export async function takeAway<B>(
     left = left.filter((layer) => !upmost.includes(layer));
     const taken = await Promise.all(upmost.map(async (layer) => {
       try {
-        return await layer.take(context, from);
+        return await layer.take!(context, from);
       } catch (error) {
         return [error];
       }

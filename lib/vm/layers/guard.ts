@@ -65,9 +65,6 @@ export const guardLayer: Layer<Both> = {
     putGuards(nl, to, await keptPolicies(host, to, { fixing: true }));
     return to;
   },
-
-  // They go with what they are on.
-  take: () => [],
 };
 
 /** Puts the guards of all interfaces in the place of those there are. */

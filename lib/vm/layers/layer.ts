@@ -70,6 +70,9 @@ export interface Layer<B> {
    * @returns the attachment with what was given; `"recreate"` where only making it anew does
    */
   change(context: Context<B>, from: B, to: B): B | "recreate" | Promise<B | "recreate">;
-  /** Takes away what is there; what is not there is no error. Returns what failed. */
-  take(context: Context<B>, from: B): readonly unknown[] | Promise<readonly unknown[]>;
+  /**
+   * Takes away what is there; what is not there is no error. Returns what failed. Absent where it goes
+   * with the layer that it stands on.
+   */
+  take?(context: Context<B>, from: B): readonly unknown[] | Promise<readonly unknown[]>;
 }
