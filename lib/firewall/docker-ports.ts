@@ -11,11 +11,9 @@ import { type PortConflict, PortConflictError } from "../inet/ports.ts";
 /** How the owners of Docker's ports begin; the container's address follows. */
 export const DOCKER_OWNER = "docker:";
 
-/** The refusal of a port that Docker has, with the container's name where Docker tells it. */
-export function dockerConflict(conflict: PortConflict): PortConflictError {
+/** The refusal of a port that Docker has. */
+export function dockerConflict(conflict: PortConflict, name?: string): PortConflictError {
   const address = conflict.owner.slice(DOCKER_OWNER.length);
-  const { hostPort, protocol } = conflict;
-  const name = containerName(hostPort, protocol);
   return new PortConflictError(
     conflict,
     `published by ${
@@ -23,6 +21,16 @@ export function dockerConflict(conflict: PortConflict): PortConflictError {
     }`,
     "choose another host port, or stop that container",
   );
+}
+
+/**
+ * The same error, with the container's name where it is a port of Docker's and Docker tells the name.
+ * Called with no lock held, because Docker is asked.
+ */
+export function nameContainer(error: unknown): unknown {
+  if (!(error instanceof PortConflictError) || !error.owner.startsWith(DOCKER_OWNER)) return error;
+  const name = containerName(error.hostPort, error.protocol);
+  return name === undefined ? error : dockerConflict(error, name);
 }
 
 /**

@@ -46,7 +46,7 @@ import { type Host, openHost } from "../session.ts";
 import type { Difference, HostOptions, MapOptions, MappedPorts, PortTarget } from "../types.ts";
 import { newAddress, validateAddress } from "./mapped-address.ts";
 import { withClaims } from "./wanted.ts";
-import { changingVm, contextOf, lookingAt, type Work } from "./work.ts";
+import { changingVm, contextOf, explained, lookingAt, type Work } from "./work.ts";
 
 /** One port, as text or as a mapping. */
 type Port = string | PortMapping;
@@ -331,6 +331,8 @@ async function changeAddress(
     using lock = await HostLock.take(host);
     const work = { host, outside: lock.outside };
     return { to, ports: await act(work, addressHolder(host, to), readAddress(host, to)) };
+  } catch (error) {
+    throw await explained(error);
   } finally {
     tidyState(host);
   }

@@ -7,6 +7,7 @@
 import { checkpoint } from "../../checkpoint.ts";
 import { tidyDefaultCni } from "../../cni/default-network.ts";
 import type { Outside } from "../../cni/plan.ts";
+import { PortConflictError } from "../../inet/ports.ts";
 import { UndoStack } from "../../undo.ts";
 import type { Context } from "../layers/layer.ts";
 import { OpenNetns } from "../layers/open-netns.ts";
@@ -47,12 +48,21 @@ export async function changingVm<T>(
     using _vm = await lockVm(host, name);
     using lock = await HostLock.take(host);
     return await act({ host, id: await identityOf(name), outside: lock.outside });
+  } catch (error) {
+    throw await explained(error);
   } finally {
     if (!hasVm(host, name)) {
       tidyState(host);
       tidyDefaultCni(host.confDir);
     }
   }
+}
+
+/** An error, by now with no lock held, with what programs of others know of it. */
+export async function explained(error: unknown): Promise<unknown> {
+  if (!(error instanceof PortConflictError)) return error;
+  const { nameContainer } = await import("../../firewall/docker-ports.ts");
+  return nameContainer(error);
 }
 
 /**
