@@ -199,11 +199,11 @@ export class Firewall implements Disposable {
   }
 
   /** Finds the pairs of links that {@linkcode keepApart} should have set, but are missing. */
-  differencesApart(family: Family, pairs: readonly LinkPair[]): FirewallDifference[] {
+  differencesApart(family: Family, pairs: readonly LinkPair[]): Finding[] {
     if (pairs.length === 0) return [];
     const entries = byId(this.#store.readSets([`apart${family}`]));
     return apartElements(family, pairs).filter((element) => !entries.has(entryId(element)))
-      .map((element) => ({ layer: "rules", ...this.#store.missing(element) }));
+      .map((element) => this.#store.missing(element));
   }
 
   /**

@@ -13,6 +13,7 @@ const LAYERS: readonly (readonly string[])[] = [
     "lib/errors.ts",
     "lib/files.ts",
     "lib/finding.ts",
+    "lib/same.ts",
     "lib/signals.ts",
     "lib/turns.ts",
     "lib/undo.ts",

@@ -6,6 +6,7 @@
  */
 
 import { asError, TapkitError } from "../../errors.ts";
+import { isSame } from "../../same.ts";
 import type { Change, Difference, LayerName } from "../types.ts";
 import type { Context, Layer } from "./layer.ts";
 
@@ -115,15 +116,6 @@ export async function bring<B>(
     );
   }
   return { at, changes };
-}
-
-/** Whether two plain values are equal. What both share is not looked into. */
-export function isSame(one: unknown, other: unknown): boolean {
-  if (Object.is(one, other)) return true;
-  if (typeof one !== "object" || typeof other !== "object" || !one || !other) return false;
-  const [a, b] = [Object.entries(one), Object.entries(other)];
-  return Array.isArray(one) === Array.isArray(other) && a.length === b.length &&
-    a.every(([key, value]) => isSame(value, (other as Record<string, unknown>)[key]));
 }
 
 /**

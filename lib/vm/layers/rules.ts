@@ -9,9 +9,9 @@ import type { Firewall } from "../../firewall/firewall.ts";
 import type { GuestRules } from "../../firewall/model.ts";
 import { LimitsError } from "../../errors.ts";
 import { subtractPorts } from "../../inet/ports.ts";
+import { isSame } from "../../same.ts";
 import { type Served, shownRules } from "../record/served.ts";
 import type { Difference } from "../types.ts";
-import { isSame } from "./bring.ts";
 import type { Context, Layer } from "./layer.ts";
 
 /** What the layer has to know of a kind of attachment. */

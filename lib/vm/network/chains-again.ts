@@ -14,9 +14,9 @@ import {
 import { rememberFailures, replace } from "../../cni/rerun.ts";
 import type { PluginConfig } from "../../cni/types.ts";
 import { describe, TapkitError } from "../../errors.ts";
+import { isSame } from "../../same.ts";
 import { checkChains } from "./chains.ts";
 import { mendSeen } from "./executed-link.ts";
-import { isSame } from "../layers/bring.ts";
 import type { Context } from "../layers/layer.ts";
 import type { Both } from "../record/attachment.ts";
 import { guardSettings } from "../settings.ts";

@@ -13,7 +13,7 @@ import {
 import { checkNetwork, hasExecuted } from "../../cni/runtime.ts";
 import type { NetlinkConnection } from "../../netlink/connection.ts";
 import { getLink } from "../../netlink/link.ts";
-import { isSame } from "../layers/bring.ts";
+import { isSame } from "../../same.ts";
 import type { Context } from "../layers/layer.ts";
 import type { Both } from "../record/attachment.ts";
 import type { Difference } from "../types.ts";

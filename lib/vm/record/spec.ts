@@ -8,6 +8,7 @@ import { TapkitError } from "../../errors.ts";
 import type { FirewallKind } from "../../firewall/store.ts";
 import { addressOf, asPrefix } from "../../inet/ip.ts";
 import { formatMac, parseMac } from "../../inet/mac.ts";
+import { isSame } from "../../same.ts";
 import { parseRate, validatePolicy } from "../request.ts";
 import type { AttachRequest } from "../types.ts";
 import { resolveOwner } from "../users.ts";
@@ -44,7 +45,7 @@ export function specOf(request: AttachRequest, id: Identity, firewall: FirewallK
     ...bandwidth === undefined ? {} : { bandwidth: parseRate(bandwidth) },
     plugins: "auto",
     mode: request.mode ?? "auto",
-    firewall: request.firewall ?? firewall,
+    firewall,
     capabilities: request.capabilities ?? {},
     cniArgs: request.cniArgs ?? {},
     antispoof: true,
@@ -129,13 +130,4 @@ function changedIdentity({ spec, facts }: Both, request: AttachRequest): string 
 function isSameOwner(one: string, other: string | undefined): boolean {
   return one === other ||
     other !== undefined && isSame({ ...resolveOwner(one) }, { ...resolveOwner(other) });
-}
-
-/** Whether two objects have the same fields, whatever their order. */
-function isSame(
-  one: Readonly<Record<string, unknown>>,
-  other: Readonly<Record<string, unknown>>,
-): boolean {
-  const sorted = (fields: object) => JSON.stringify(Object.entries(fields).sort());
-  return sorted(one) === sorted(other);
 }

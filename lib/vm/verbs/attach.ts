@@ -8,7 +8,8 @@ import { checkpoint } from "../../checkpoint.ts";
 import { mayGiveAgain } from "../../cni/runtime.ts";
 import { CniError } from "../../cni/types.ts";
 import { describe } from "../../errors.ts";
-import { bring, isSame, look, planCourse, type PlannedCourse } from "../layers/bring.ts";
+import { isSame } from "../../same.ts";
+import { bring, look, planCourse, type PlannedCourse } from "../layers/bring.ts";
 import { layersOf } from "../layers/kinds.ts";
 import type { Context } from "../layers/layer.ts";
 import { nameHolder } from "../network/plan.ts";
@@ -159,7 +160,7 @@ async function attachOnce(
       if (failures.length === 0 || stored === undefined) putBack(work, stored);
     });
     const record = async (planned: PlannedCourse<Both>) => {
-      if (from !== undefined && planned.made.has("wire")) await noteTapUsers(work, from);
+      if (from !== undefined && planned.made.has("wire")) await noteTapReplaced(work, from);
       journal(work, from, planned);
     };
     await record(course);
@@ -216,7 +217,7 @@ function mayKeep({ facts: { networks } }: Both): boolean {
 }
 
 /** Who runs the guest has to know that its TAP becomes another one. */
-async function noteTapUsers({ host }: VmWork, { facts }: Both): Promise<void> {
+async function noteTapReplaced({ host }: VmWork, { facts }: Both): Promise<void> {
   const users = await describeTapUsers(facts.netns);
   if (users === undefined) return;
   host.note(`warning: the TAP that ${users} has open is made anew, and has to be opened again`);

@@ -9,16 +9,9 @@ import { checkpoint } from "../../checkpoint.ts";
 import { InputError, TapkitError } from "../../errors.ts";
 import type { Firewall } from "../../firewall/firewall.ts";
 import { formatPort, type PortMapping } from "../../inet/ports.ts";
+import { isSame } from "../../same.ts";
 import { reachableByPorts } from "../network/host-end.ts";
-import {
-  bring,
-  type Course,
-  hasNamespace,
-  isSame,
-  look,
-  planCourse,
-  takeAway,
-} from "../layers/bring.ts";
+import { bring, type Course, hasNamespace, look, planCourse, takeAway } from "../layers/bring.ts";
 import { layersOf, servingLayers } from "../layers/kinds.ts";
 import type { Layer } from "../layers/layer.ts";
 import { choosingAgain, claimPorts, findSecondOwners, holdsAny, withoutPorts } from "../ports.ts";

@@ -8,8 +8,8 @@
 import { publisherOf, withPorts } from "../../cni/plan.ts";
 import { addressOf } from "../../inet/ip.ts";
 import type { PortMapping } from "../../inet/ports.ts";
+import { isSame } from "../../same.ts";
 import { findHostEnd, reachableByPorts } from "../network/host-end.ts";
-import { isSame } from "../layers/bring.ts";
 import { requirePolicy } from "../layers/kinds.ts";
 import type { Context } from "../layers/layer.ts";
 import { limitsOf } from "../limits.ts";
