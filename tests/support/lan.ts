@@ -53,6 +53,11 @@ export class Lan implements AsyncDisposable {
       ...addresses.map((address) => `address add ${address} dev ${link}`),
       ...gateways.map((gateway) => `route add default via ${gateway} dev ${link}`),
       "END",
+      // The kernel makes an IPv6 address usable somewhat later.
+      ...addresses.filter((address) => address.includes(":")).map((address) =>
+        `timeout 5 bash -c 'until ip -6 route show table local dev ${link} | ` +
+        `grep -qF "local ${address.replace(/\/.*/, "")} "; do sleep 0.002; done'`
+      ),
     ].join("\n"));
   }
 
