@@ -71,6 +71,18 @@ export class VmmError extends TapkitError {
   }
 }
 
+/** A docker command failed. */
+export class DockerError extends TapkitError {
+  override readonly name: string = "DockerError";
+  /** What it wrote to its standard error. */
+  readonly stderr: string;
+
+  constructor(message: string, stderr: string, mend?: string) {
+    super(message, { mend });
+    this.stderr = stderr;
+  }
+}
+
 /** The fields of a failed system call. */
 export interface SyscallFailure {
   /** The call, by its C name: `"setns"`. */
