@@ -241,6 +241,13 @@ export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
 
 // The other errors that it throws.
 export { AddressHeldError, CniError } from "./lib/cni/types.ts";
-export { DockerError, LimitsError, NftablesError, UndoError, XtablesError } from "./lib/errors.ts";
+export {
+  DockerError,
+  LimitsError,
+  NftablesError,
+  UndoError,
+  WeaveError,
+  XtablesError,
+} from "./lib/errors.ts";
 export { PortConflictError } from "./lib/inet/ports.ts";
 export { DecodeError, NetlinkError } from "./lib/netlink/errors.ts";

@@ -83,6 +83,18 @@ export class DockerError extends TapkitError {
   }
 }
 
+/** Weave Net's router did not answer, or refused. */
+export class WeaveError extends TapkitError {
+  override readonly name: string = "WeaveError";
+  /** The HTTP status of a refusal; absent when it did not answer. */
+  readonly status?: number;
+
+  constructor(message: string, options: TapkitErrorOptions & { readonly status?: number } = {}) {
+    super(message, options);
+    if (options.status !== undefined) this.status = options.status;
+  }
+}
+
 /** The fields of a failed system call. */
 export interface SyscallFailure {
   /** The call, by its C name: `"setns"`. */
