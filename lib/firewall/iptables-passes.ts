@@ -123,9 +123,16 @@ function asEntry(spec: string): Entry {
 
 /** The rules that let a guest pass, as `iptables-save` prints them, without quotes. */
 function passes(rules: GuestRules, areOpen: boolean, family: Family): string[] {
-  const { owner, link, addresses, relayed, reachableFrom = [] } = rules;
+  const { owner, link, addresses, relayed, whole, reachableFrom = [] } = rules;
   const whose = `-m comment --comment ${owner}`;
   const [from, to] = link === "" ? ["", ""] : [` -i ${link}`, ` -o ${link}`];
+  if (whole) {
+    const states = ["RELATED,ESTABLISHED", ...areOpen ? ["DNAT"] : []];
+    const into = states.map((state) =>
+      `${to.trim()} -m conntrack --ctstate ${state} ${whose} -j ACCEPT`
+    );
+    return [`${from.trim()} ${whose} -j ACCEPT`, ...into];
+  }
   return addresses.filter((address) => isIp(address) === family).flatMap((address) => {
     const host = `${address}/${BITS[family]}`;
     const state = (name: string) =>

@@ -46,6 +46,11 @@ export interface GuestRules {
    * through the host. Then `link` is not a network of guests, and nothing else is done for it.
    */
   readonly relayed?: true;
+  /**
+   * Whether they are of all that is on `link`, which other firewalls then let pass as a whole. It has
+   * no addresses here, and nothing else is done for it.
+   */
+  readonly whole?: true;
   /** Whether its ports are open also where ufw or firewalld denies what is not allowed. */
   readonly openPorts?: boolean;
   /** The guest's MAC address, by which the host knows what an isolated or restricted guest sends. */

@@ -149,9 +149,16 @@ export class NftPasses implements Place<Pass> {
 
 /** The rules that let a guest pass, in reverse order. */
 function passes(rules: GuestRules, areOpen: boolean, family: string): ReturnType<Wanted> {
-  const { link, addresses, relayed, reachableFrom = [] } = rules;
+  const { link, addresses, relayed, whole, reachableFrom = [] } = rules;
   const known = "ct state established,related";
   const [from, to] = link === "" ? ["", ""] : [`iifname "${link}" `, `oifname "${link}" `];
+  if (whole) {
+    return [
+      { what: "out", rule: `${from}accept` },
+      { what: "in", rule: `${to}${known} accept` },
+      ...areOpen ? [{ what: "ports", rule: `${to}ct status dnat accept` }] : [],
+    ];
+  }
   return addresses.filter((address) => family === "inet" || family === nameOf(address))
     .flatMap((address) => {
       const ip = nameOf(address);
@@ -172,8 +179,12 @@ function passes(rules: GuestRules, areOpen: boolean, family: string): ReturnType
     });
 }
 
-function closings({ link, addresses }: GuestRules): ReturnType<Wanted> {
+function closings({ link, addresses, whole }: GuestRules): ReturnType<Wanted> {
   const from = link === "" ? "" : `iifname != "${link}" `;
+  if (whole) {
+    const rule = `${from}oifname "${link}" ct state new ct status dnat drop`;
+    return [{ what: "closed", rule }];
+  }
   return addresses.map((address) => ({
     what: `closed ${address}`,
     rule: `${from}${nameOf(address)} daddr ${address} ct state new ct status dnat drop`,

@@ -61,7 +61,8 @@ export function neededSysctls(
   rules: GuestRules,
   { asymmetric = false }: SysctlOptions = {},
 ): Sysctl[] {
-  const { addresses, link, ports, relayed = false } = rules;
+  const { addresses, link, ports, relayed = false, whole = false } = rules;
+  if (whole) return [{ path: IP_FORWARD, value: "1" }];
   const needed: Sysctl[] = [];
   // Whose network asks nothing of the firewall is nothing to the host's forwarding either.
   if (link === "" && ports.length === 0) return needed;

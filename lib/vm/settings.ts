@@ -24,10 +24,10 @@ import {
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { linkTowards } from "../netlink/route.ts";
 import { readSysctl } from "../sys/sysctl.ts";
-import { servedAddress } from "./record/address.ts";
-import { addressNames, type HostPaths, recordNames } from "./record/paths.ts";
+import { servedAddress, servedBridge } from "./record/address.ts";
+import { addressNames, bridgeNames, type HostPaths, recordNames } from "./record/paths.ts";
 import { type Served, servedVm, shownRules } from "./record/served.ts";
-import { readAddress, readVm, sidesOf } from "./record/store.ts";
+import { readAddress, readBridge, readVm, sidesOf } from "./record/store.ts";
 import type { Host } from "./session.ts";
 
 /**
@@ -194,6 +194,10 @@ function* recordedNeeds(
   for (const to of addressNames(host)) {
     const attachment = tolerate(() => readAddress(host, to));
     if (attachment !== undefined) yield* sidesOf(attachment).map(servedAddress).flatMap(needs);
+  }
+  for (const link of bridgeNames(host)) {
+    const attachment = tolerate(() => readBridge(host, link));
+    if (attachment !== undefined) yield* sidesOf(attachment).map(servedBridge).flatMap(needs);
   }
 }
 

@@ -14,7 +14,12 @@ import { isThere } from "../../lib/files.ts";
 import type { Firewall } from "../../lib/firewall/firewall.ts";
 import { PortConflictError, type PortMapping, portsOverlap } from "../../lib/inet/ports.ts";
 import type { Context, Layer } from "../../lib/vm/layers/layer.ts";
-import { type AddressAttachment, servedAddress } from "../../lib/vm/record/address.ts";
+import {
+  type AddressAttachment,
+  type BridgeAttachment,
+  servedAddress,
+  servedBridge,
+} from "../../lib/vm/record/address.ts";
 import type { Both, NetworkFact } from "../../lib/vm/record/attachment.ts";
 import { linkNames } from "../../lib/vm/record/identity.ts";
 import { bindClaims, type Served, servedVm, shownRules } from "../../lib/vm/record/served.ts";
@@ -180,6 +185,7 @@ export class FakeKernel {
     return {
       vm: [this.#netns(), this.#network(), this.#wire(), this.#guard(), ...serving(servedVm)],
       address: serving<AddressAttachment>(servedAddress),
+      bridge: serving<BridgeAttachment>(servedBridge),
     };
   }
 

@@ -4,7 +4,12 @@
  * @module
  */
 
-import { type AddressAttachment, servedAddress } from "../record/address.ts";
+import {
+  type AddressAttachment,
+  type BridgeAttachment,
+  servedAddress,
+  servedBridge,
+} from "../record/address.ts";
 import type { Both } from "../record/attachment.ts";
 import { asksForLimits } from "../limits.ts";
 import { isPoliced, servedVm } from "../record/served.ts";
@@ -33,10 +38,17 @@ const ADDRESS_LAYERS: readonly Layer<AddressAttachment>[] = [
   sysctlLayer(servedAddress),
 ];
 
+/** What letting a bridge pass consists of. */
+const BRIDGE_LAYERS: readonly Layer<BridgeAttachment>[] = [
+  rulesLayer({ served: servedBridge }),
+  sysctlLayer(servedBridge),
+];
+
 /** The layers of each kind. A session that keeps others, as tests do, has no kernel. */
 export class Layers implements Disposable {
   readonly vm: readonly Layer<Both>[] = VM_LAYERS;
   readonly address: readonly Layer<AddressAttachment>[] = ADDRESS_LAYERS;
+  readonly bridge: readonly Layer<BridgeAttachment>[] = BRIDGE_LAYERS;
 
   [Symbol.dispose](): void {}
 }

@@ -7,7 +7,7 @@
 
 import { Journal } from "../../firewall/journal.ts";
 import { type Served, shownRules } from "../record/served.ts";
-import { addressNames, recordNames } from "../record/paths.ts";
+import { countRecords } from "../record/paths.ts";
 import { bringSettings, checkSettings, returnSettings } from "../settings.ts";
 import type { Difference } from "../types.ts";
 import type { Layer } from "./layer.ts";
@@ -73,7 +73,7 @@ export function sysctlLayer<B>(served: (at: B) => Served): Layer<B> {
       // What plugins of others opened, rules need not say.
       const gone = executed || cutOff !== undefined ? {} : { gone: shownRules(served(from)) };
       await returnSettings(host, { leaves: owns(from), ...gone, firewall });
-      if (recordNames(host).length + addressNames(host).length > 1) return [];
+      if (countRecords(host) > 1) return [];
       for (const one of await host.session.firewalls(firewall)) one.removeIfUnused();
       new Journal().tidy();
       return [];

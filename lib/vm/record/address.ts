@@ -1,5 +1,6 @@
 /**
- * An address that tapkit did not attach and that ports are mapped to. Pure.
+ * What tapkit did not attach, and the host has rules for: an address that ports are mapped to, and a
+ * bridge of other makers whose traffic other firewalls let pass as a whole. Pure.
  *
  * @module
  */
@@ -7,7 +8,7 @@
 import type { FirewallKind } from "../../firewall/store.ts";
 import type { Claim } from "./attachment.ts";
 import { portsOf } from "./derive.ts";
-import { addressTag } from "./identity.ts";
+import { addressTag, bridgeTag } from "./identity.ts";
 import type { Served } from "./served.ts";
 
 /** What is mapped to an address. */
@@ -44,5 +45,34 @@ export function servedAddress(
     asymmetric: false,
     executed: false,
     command: `map-port --to ${to} …`,
+  };
+}
+
+/** What is recorded of a bridge. */
+export interface BridgeAttachment {
+  /** Its name. The rules need no such link. */
+  readonly link: string;
+  /** The backend of its rules. */
+  readonly firewall: FirewallKind;
+}
+
+/** The rules for a bridge. */
+export function servedBridge({ link, firewall }: BridgeAttachment): Served {
+  const owner = bridgeTag(link);
+  return {
+    firewall,
+    owners: [owner],
+    guests: [{
+      owner,
+      link,
+      addresses: [],
+      masquerade: false,
+      forward: true,
+      ports: [],
+      whole: true,
+    }],
+    asymmetric: false,
+    executed: false,
+    command: "setup-weave",
   };
 }

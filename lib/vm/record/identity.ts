@@ -70,6 +70,11 @@ export function addressTag(address: string): string {
   return `${ADDRESS_TAG}${address}`;
 }
 
+/** The owner tag of a bridge whose traffic passes as a whole. */
+export function bridgeTag(link: string): string {
+  return `bridge@${link}`;
+}
+
 /** The address of an owner tag; undefined for the tag of a VM. */
 export function addressOfTag(owner: string): string | undefined {
   return owner.startsWith(ADDRESS_TAG) ? owner.slice(ADDRESS_TAG.length) : undefined;

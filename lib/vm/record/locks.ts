@@ -17,15 +17,15 @@ import { retire } from "./elsewhere.ts";
 import { RECORD_VERSION } from "./shape.ts";
 import {
   addressesDir,
-  addressNames,
   ATTEMPTS,
+  bridgesDir,
+  countRecords,
   type HostPaths,
   idsDir,
   inDirectory,
   isVanished,
   locksDir,
   makeDirectory,
-  recordNames,
   runningDir,
   unusable,
   vmsDir,
@@ -181,6 +181,7 @@ export function tidyState(host: HostPaths): void {
       removeIfEmpty(idsDir(host));
       removeIfEmpty(vmsDir(host));
       removeIfEmpty(addressesDir(host));
+      removeIfEmpty(bridgesDir(host));
     }
   }
   sweepLocks(host);
@@ -200,5 +201,5 @@ export function sweepLocks(host: HostPaths): void {
 }
 
 function isUsed(host: HostPaths): boolean {
-  return recordNames(host).length + addressNames(host).length > 0;
+  return countRecords(host) > 0;
 }

@@ -56,6 +56,9 @@ export const idsDir = (host: HostPaths): string => `${host.stateDir}/ids`;
 /** The directory of the locks of VMs that run. */
 export const runningDir = (host: HostPaths): string => `${host.stateDir}/running`;
 
+/** The directory of the records of bridges that other firewalls let pass as a whole. */
+export const bridgesDir = (host: HostPaths): string => `${host.stateDir}/bridges`;
+
 /** The directory of the records of addresses that map-port --to maps to. */
 export const addressesDir = (host: HostPaths): string => `${host.stateDir}/addresses`;
 
@@ -107,6 +110,16 @@ export function recordNames(host: HostPaths): string[] {
 /** The addresses that have a record of map-port --to, sorted. */
 export function addressNames(host: HostPaths): string[] {
   return jsonNames(addressesDir(host));
+}
+
+/** The bridges that have a record, sorted. */
+export function bridgeNames(host: HostPaths): string[] {
+  return jsonNames(bridgesDir(host));
+}
+
+/** How many records there are, of VMs and of all else. */
+export function countRecords(host: HostPaths): number {
+  return recordNames(host).length + addressNames(host).length + bridgeNames(host).length;
 }
 
 /** The VMs or addresses whose records are among these files. */

@@ -88,6 +88,8 @@ const ADDRESS: Shape = {
   openPorts: "boolean",
 };
 
+const BRIDGE: Shape = { link: "string", firewall: "string" };
+
 /** Whether a value is a record of a VM in the present format. */
 export function isAttachment(value: unknown): boolean {
   return isState(value, BOTH);
@@ -96,6 +98,11 @@ export function isAttachment(value: unknown): boolean {
 /** Whether a value is a record of an address in the present format. */
 export function isAddressAttachment(value: unknown): boolean {
   return isState(value, ADDRESS);
+}
+
+/** Whether a value is a record of a bridge. */
+export function isBridgeAttachment(value: unknown): boolean {
+  return isState(value, BRIDGE);
 }
 
 function isState(value: unknown, side: Shape): boolean {

@@ -7,6 +7,7 @@
  *   vms/NAME.json     {"version":2,"is":"attached","at":{"spec":…,"facts":…}}
  *                     {"version":2,"is":"changing","from":…,"to":…}
  *   addresses/ADDRESS.json   the same for an address that map-port --to maps to
+ *   bridges/LINK.json        the same for a bridge that other firewalls let pass as a whole
  *   ids/XXXXXXX       a link to the NAME whose container id begins like this
  *   elsewhere/        links to state directories other than the default one
  *   running/NAME      locked while `-- VMM` runs the VM
@@ -17,21 +18,31 @@
  *   serve-dhcp.log    the DHCP server's messages, where there is no journal
  * ```
  *
- * The directory is deleted with the last VM.
+ * The directory is deleted with the last record.
  *
  * @module
  */
 
 import { describe, TapkitError } from "../../errors.ts";
 import { discardFile, isThere, readIfThere, replaceFile } from "../../files.ts";
-import type { AddressAttachment } from "./address.ts";
+import type { AddressAttachment, BridgeAttachment } from "./address.ts";
 import type { Attachment, Both } from "./attachment.ts";
-import { type HostPaths, inDirectory } from "./paths.ts";
-import { addressesDir, addressNames, recordNames, recordPath, vmsDir } from "./paths.ts";
+import {
+  addressesDir,
+  addressNames,
+  bridgeNames,
+  bridgesDir,
+  type HostPaths,
+  inDirectory,
+  recordNames,
+  recordPath,
+  vmsDir,
+} from "./paths.ts";
 import {
   isAddress1,
   isAddressAttachment,
   isAttachment,
+  isBridgeAttachment,
   isRecord1,
   RECORD_VERSION,
 } from "./shape.ts";
@@ -66,6 +77,15 @@ const ADDRESSES: Store<AddressAttachment> = {
   convert: (value) => isAddress1(value) ? fromAddress1(value as Address1) : undefined,
   nameOf: ({ to }) => to,
   mend: (to) => `move the file away, then map the ports of ${to} again`,
+};
+
+const BRIDGES: Store<BridgeAttachment> = {
+  directory: bridgesDir,
+  names: bridgeNames,
+  isCurrent: isBridgeAttachment,
+  convert: () => undefined,
+  nameOf: ({ link }) => link,
+  mend: () => "move the file away, then run setup-weave again",
 };
 
 /** One side of an attachment: the old one if there is one, else the new one. */
@@ -165,6 +185,28 @@ export function writeAddress(
 /** Deletes the record of an address. */
 export function deleteAddress(host: HostPaths, to: string): void {
   discardFile(pathOf(ADDRESSES, host, to));
+}
+
+/** Reads what is recorded of a bridge; undefined if nothing is. */
+export function readBridge(
+  host: HostPaths,
+  link: string,
+): Attachment<BridgeAttachment> | undefined {
+  return read(BRIDGES, host, link);
+}
+
+/** Replaces the record of a bridge. */
+export function writeBridge(
+  host: HostPaths,
+  link: string,
+  attachment: Attachment<BridgeAttachment>,
+): void {
+  write(BRIDGES, host, link, attachment);
+}
+
+/** Deletes the record of a bridge. */
+export function deleteBridge(host: HostPaths, link: string): void {
+  discardFile(pathOf(BRIDGES, host, link));
 }
 
 interface Durable {

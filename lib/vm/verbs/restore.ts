@@ -6,7 +6,7 @@
 
 import { InputError, TapkitError } from "../../errors.ts";
 import { inTurns } from "../../turns.ts";
-import { addressNames, hostPaths, recordNames } from "../record/paths.ts";
+import { addressNames, bridgeNames, hostPaths, recordNames } from "../record/paths.ts";
 import { OpenSession } from "../session.ts";
 import type { HostOptions, HostSession, Restored } from "../types.ts";
 import { restoreVm } from "./attach.ts";
@@ -19,6 +19,10 @@ import { restoreVm } from "./attach.ts";
 export async function* restoreVms(options: HostOptions = {}): AsyncGenerator<Restored> {
   using own = options.session === undefined ? new OpenSession({ batch: true }) : undefined;
   const session = options.session ?? own!;
+  if (bridgeNames(hostPaths(options)).length > 0) {
+    const { restoreBridges } = await import("./bridge.ts");
+    yield* restoreBridges({ ...options, session });
+  }
   yield* restoreAddresses(options, session);
   const restore = async (name: string, waits: () => void): Promise<Restored | undefined> => {
     try {
