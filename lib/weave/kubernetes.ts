@@ -14,7 +14,8 @@ interface Layout {
   /** What only this one has. A directory counts when something is in it. */
   readonly signs: readonly string[];
   readonly confDir: string;
-  readonly binDir: string;
+  /** Where its plugins are, the first that is there. */
+  readonly binDirs: readonly string[];
 }
 
 const CONF_DIR = "/etc/cni/net.d";
@@ -26,20 +27,26 @@ const LAYOUTS: readonly Layout[] = [
     name: "k3s",
     signs: ["/var/lib/rancher/k3s/agent/etc/cni/net.d", "/etc/rancher/k3s/k3s.yaml"],
     confDir: "/var/lib/rancher/k3s/agent/etc/cni/net.d",
-    binDir: "/var/lib/rancher/k3s/data/current/bin",
+    // The first from 1.32 on.
+    binDirs: ["/var/lib/rancher/k3s/data/cni", "/var/lib/rancher/k3s/data/current/bin"],
   },
   {
     name: "MicroK8s",
     signs: ["/var/snap/microk8s/current/args"],
     confDir: "/var/snap/microk8s/current/args/cni-network",
-    binDir: "/var/snap/microk8s/current/opt/cni/bin",
+    binDirs: ["/var/snap/microk8s/current/opt/cni/bin"],
   },
-  { name: "kind", signs: ["/kind/kubeadm.conf"], confDir: CONF_DIR, binDir: BIN_DIR },
+  {
+    name: "kind",
+    signs: ["/etc/systemd/system/kubelet.service.d/11-kind.conf"],
+    confDir: CONF_DIR,
+    binDirs: [BIN_DIR],
+  },
   {
     name: "a kubelet",
     signs: ["/etc/kubernetes/kubelet.conf", "/var/lib/kubelet"],
     confDir: CONF_DIR,
-    binDir: BIN_DIR,
+    binDirs: [BIN_DIR],
   },
 ];
 
@@ -60,20 +67,20 @@ const CONTAINERD_CONFIG = "/etc/containerd/config.toml";
 /**
  * Refuses a host whose network is that of Kubernetes.
  *
- * @param confDir the CNI configuration directory that Weave Net would write to
+ * @param directory the CNI configuration directory that Weave Net would write to
  * @throws {TapkitError} naming what runs there, and how attach-vm uses its network
  */
-export function refuseKubernetes(confDir: string): void {
-  const found = findKubernetes() ?? findOverlay(confDir);
+export function refuseKubernetes(directory: string): void {
+  const found = findKubernetes() ?? findOverlay(directory);
   if (found === undefined) return;
-  const { what, layout } = found;
-  const network = configured(layout.confDir);
+  const { what, confDir, binDir } = found;
+  const network = configured(confDir);
   throw new TapkitError(
     `this host has the network of Kubernetes already: ${what}` +
       (network === undefined ? "" : `, and its network is "${network}"`),
     {
       mend: `attach-vm works with it as it is: run attach-vm NAME --cni-conf-dir ` +
-        `${layout.confDir} --cni-bin-dir ${layout.binDir}`,
+        `${confDir} --cni-bin-dir ${binDir}`,
     },
   );
 }
@@ -81,19 +88,20 @@ export function refuseKubernetes(confDir: string): void {
 interface Found {
   /** For people: `"k3s (/var/lib/rancher/k3s/agent/etc/cni/net.d)"`. */
   readonly what: string;
-  readonly layout: Pick<Layout, "confDir" | "binDir">;
+  readonly confDir: string;
+  readonly binDir: string;
 }
 
 function findKubernetes(): Found | undefined {
   for (const layout of LAYOUTS) {
     const sign = layout.signs.find(isUsed);
-    if (sign !== undefined) return { what: `${layout.name} (${sign})`, layout: placed(layout) };
+    if (sign !== undefined) return { what: `${layout.name} (${sign})`, ...placed(layout) };
   }
   for (const pid of namesIn("/proc").filter((name) => /^\d+$/.test(name))) {
     const program = readIfThere(`/proc/${pid}/comm`)?.trim() ?? "";
     const layout = LAYOUTS.find(({ name }) => name === KUBELETS[program]);
     if (layout !== undefined) {
-      return { what: `${program} runs here, process ${pid}`, layout: placed(layout) };
+      return { what: `${program} runs here, process ${pid}`, ...placed(layout) };
     }
   }
   return undefined;
@@ -107,12 +115,12 @@ function findOverlay(confDir: string): Found | undefined {
   });
   if (path === undefined) return undefined;
   const layout = LAYOUTS.find((layout) => layout.confDir === confDir);
-  return { what: path, layout: { confDir, binDir: layout?.binDir ?? BIN_DIR } };
+  return { what: path, confDir, binDir: layout === undefined ? BIN_DIR : placed(layout).binDir };
 }
 
 /** With the directories that containerd was configured with, where those are a kubelet's. */
-function placed(layout: Layout): Pick<Layout, "confDir" | "binDir"> {
-  if (layout.confDir !== CONF_DIR) return layout;
+function placed({ confDir, binDirs }: Layout): Omit<Found, "what"> {
+  if (confDir !== CONF_DIR) return { confDir, binDir: binDirs.find(isUsed) ?? binDirs.at(-1)! };
   const config = readIfThere(CONTAINERD_CONFIG) ?? "";
   const named = (key: string) =>
     new RegExp(`^\\s*${key}\\s*=\\s*["']([^"']+)`, "m").exec(config)?.[1];
