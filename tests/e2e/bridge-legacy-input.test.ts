@@ -134,7 +134,8 @@ Deno.test("bridge-legacy: networks of one's own, IPv6, images, containers, a VMM
     ] as const;
     for (const [words, message] of refused) {
       const outcome = await host.tapkit(
-        ...["attach-vm", "x", "--network-plugin", "docker-bridge", ...words] as const,
+        "attach-vm",
+        ...["x", "--network-plugin", "docker-bridge", ...words],
       );
       assertEquals(outcome.code, 2, outcome.stderr);
       assertMatch(outcome.stderr, message);
