@@ -35,6 +35,8 @@ import type {
 import type { GcOptions } from "./lib/vm/verbs/gc.ts";
 import type { RemoveOptions } from "./lib/vm/verbs/remove.ts";
 import type { VmmOptions } from "./lib/vm/vmm.ts";
+import type { LeaveOptions } from "./lib/weave/remove.ts";
+import type { WeaveRequest, WeaveState } from "./lib/weave/types.ts";
 
 export { InputError, InterruptedError, SyscallError, TapkitError, VmmError } from "./lib/errors.ts";
 export { sentence } from "./lib/finding.ts";
@@ -61,7 +63,9 @@ export type {
   VmRoute,
 } from "./lib/vm/types.ts";
 export type { DefaultCniOptions, DefaultCniReport } from "./lib/cni/default-network.ts";
+export type { PeerConnection } from "./lib/weave/report.ts";
 export type { GcOptions, InstallOptions, RemoveOptions, ServeOptions, VmmOptions };
+export type { LeaveOptions, WeaveRequest, WeaveState };
 export { ensureDhcpServer } from "./lib/vm/dhcp-start.ts";
 export { type GuestLease, listLeases } from "./lib/vm/leases.ts";
 export { getVm, listVms, vmNames } from "./lib/vm/verbs/list.ts";
@@ -84,20 +88,6 @@ export async function attachVm(
   options: HostOptions = {},
 ): Promise<Attached> {
   return await (await import("./lib/vm/verbs/attach.ts")).attachVm(request, options);
-}
-
-/**
- * Attaches a VM to a bridge network of Docker's: {@linkcode attachVm} with the network plugin
- * `docker-bridge`, which is deprecated.
- *
- * @throws {InputError} for what Docker's networks cannot do; nothing was touched
- * @throws {TapkitError} when a step failed; everything before it is undone
- */
-export async function attachDockerContainer(
-  request: AttachRequest,
-  options: HostOptions = {},
-): Promise<Attached> {
-  return await attachVm({ ...request, networkPlugin: "docker-bridge" }, options);
 }
 
 /**
@@ -251,6 +241,47 @@ export async function installDefaultCni(options: InstallOptions = {}): Promise<D
  */
 export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
   await (await import("./lib/vm/dhcp.ts")).serveDhcp(options);
+}
+
+/**
+ * Starts Weave Net's router on this host, or changes the one that runs, and waits until it gives out
+ * addresses: VMs that are attached then are on one network with those of its peers.
+ *
+ * @throws {InputError} when the request is malformed
+ * @throws {TapkitError} when a step failed; what was begun is undone. Where only peers are missing, it
+ * goes on
+ */
+export async function setupWeave(
+  request: WeaveRequest = {},
+  options: HostOptions = {},
+): Promise<WeaveState> {
+  return await (await import("./lib/vm/verbs/weave.ts")).setupWeave(request, options);
+}
+
+/** Looks whether Weave Net is as it is wanted, and at its connections. Changes nothing. */
+export async function checkWeave(
+  request: WeaveRequest = {},
+  options: HostOptions = {},
+): Promise<WeaveState> {
+  return await (await import("./lib/vm/verbs/weave.ts")).checkWeave(request, options);
+}
+
+/** The `docker run` command by which Weave Net would be started, as text for a shell. */
+export async function weaveCommand(
+  request: WeaveRequest = {},
+  options: HostOptions = {},
+): Promise<string> {
+  return await (await import("./lib/vm/verbs/weave.ts")).weaveCommand(request, options);
+}
+
+/**
+ * Leaves Weave Net's network.
+ *
+ * @returns whether there was anything to remove
+ * @throws {TapkitError} while VMs are on it; nothing was touched
+ */
+export async function removeWeave(options: HostOptions & LeaveOptions = {}): Promise<boolean> {
+  return await (await import("./lib/vm/verbs/weave.ts")).removeWeave(options);
 }
 
 // The other errors that it throws.

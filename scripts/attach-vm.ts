@@ -5,7 +5,6 @@
  */
 
 import { ATTACH_VM, flagOptions, readAttachCommand } from "../lib/cli/attach-command.ts";
-import type { AttachTable } from "../lib/cli/attach-table.ts";
 import {
   BECOME_SERVE_DHCP,
   EXIT,
@@ -22,18 +21,18 @@ import {
 } from "../lib/cli/main.ts";
 import type { Attached, AttachRequest, Collected, Restored, VmRecord } from "../mod.ts";
 
-/** Runs attach-vm, or a command of its kind, with `args`; returns its exit code. */
-export async function main(args: readonly string[], command: AttachTable = ATTACH_VM) {
+/** Runs attach-vm with `args`; returns its exit code. */
+export async function main(args: readonly string[]): Promise<number> {
   if (args[0] === BECOME_SERVE_DHCP) {
     return await (await import("./serve-dhcp.ts")).main(args.slice(1));
   }
-  return await runScript(command, args, async (parsed, heed) => {
-    const { verb, requests, all, output, vmm } = await readAttachCommand(parsed, command);
+  return await runScript(ATTACH_VM, args, async (parsed, heed) => {
+    const { verb, requests, all, output, vmm } = await readAttachCommand(parsed);
     const tapkit = await import("../mod.ts");
     validateEach(verb, requests, tapkit.validateAttach);
     // What only looks ends at once, and a VMM gets its signals itself.
     const signal = ["list", "check", "run"].includes(verb) ? undefined : await heed();
-    const host = hostOptions(command.name, parsed.flags, signal);
+    const host = hostOptions(ATTACH_VM.name, parsed.flags, signal);
     const vms = all ? tapkit.vmNames(host).map((name) => ({ name })) : requests;
     using session = verb === "list" ? undefined : await tapkit.openSession(vms.length);
     const options = { ...host, ...flagOptions(parsed.flags), ...session && { session } };
@@ -41,7 +40,7 @@ export async function main(args: readonly string[], command: AttachTable = ATTAC
     const print = (record: VmRecord) => printText(tapkit.formatRecord(record, output));
     const report = (vm: Attached) => (printText(tapkit.formatAttached(vm, output)), ensureDhcp());
     const failed = verb === "run" ? EXIT.notStarted : EXIT.failed;
-    const doing = { script: command.name, verb, failed, signal };
+    const doing = { script: ATTACH_VM.name, verb, failed, signal };
     const forEach = (act: (vm: AttachRequest, now: typeof options) => Promise<number | void>) =>
       forEachVm(doing, vms, (vm, waits) => (requireRoot(), act(vm, { ...options, waits })));
     switch (verb) {
@@ -53,8 +52,9 @@ export async function main(args: readonly string[], command: AttachTable = ATTAC
       case "restore":
       case "gc": {
         requireRoot();
-        const all = verb === "restore" ? tapkit.restoreVms : tapkit.collectVms;
-        const vms: AsyncIterable<Restored | Collected> = all(options);
+        const vms: AsyncIterable<Restored | Collected> = verb === "restore"
+          ? tapkit.restoreVms(options)
+          : tapkit.collectVms(options);
         return await forEachVm(doing, vms, (vm) => {
           if (vm.error !== undefined) throw vm.error;
           return vm.record === undefined ? printJson({ vm: vm.name, removed: true }) : report(vm);
@@ -68,10 +68,10 @@ export async function main(args: readonly string[], command: AttachTable = ATTAC
         return await forEach(async ({ name: vm }, now) =>
           printJson({ vm, removed: await tapkit.removeVm(vm, now) })
         );
-      case "run":
-        return await forEach((request, now) =>
-          tapkit.runVmm(request, vmm, { ...now, onAttached: ensureDhcp })
-        );
+      case "run": {
+        const running = { ...options, onAttached: ensureDhcp };
+        return await forEach((request) => tapkit.runVmm(request, vmm, running));
+      }
     }
   });
 }

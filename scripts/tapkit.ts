@@ -19,13 +19,13 @@ const SCRIPTS: Readonly<Record<string, { does: string; load: () => Promise<{ mai
     does: "attach virtual machines to CNI networks",
     load: () => import("./attach-vm.ts"),
   },
-  "bridge-legacy": {
-    does: "attach virtual machines to a network of Docker's (deprecated)",
-    load: () => import("./bridge-legacy.ts"),
-  },
   "map-port": {
     does: "map ports of the host to a running VM",
     load: () => import("./map-port.ts"),
+  },
+  "setup-weave": {
+    does: "connect this host's VMs to those of other hosts by Weave Net",
+    load: () => import("./setup-weave.ts"),
   },
   "serve-dhcp": {
     does: "answer DHCP for every attached VM",

@@ -10,6 +10,7 @@ import { parseCidr } from "../inet/ip.ts";
 import { listAddresses } from "../netlink/address.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink } from "../netlink/link.ts";
+import { isSame } from "../same.ts";
 import { listConfigFiles, parseConfig, validateInterfaceName } from "./conflist.ts";
 import {
   chooseIpv6,
@@ -23,7 +24,8 @@ import {
 } from "./subnets.ts";
 import type { NetworkConfigList } from "./types.ts";
 
-const FILE = "10-ignite.conflist";
+/** The name of its file. */
+export const DEFAULT_NETWORK_FILE = "10-ignite.conflist";
 /** The default network's name. */
 export const DEFAULT_NETWORK = "ignite-cni-bridge";
 const BRIDGE = "ignite0";
@@ -94,7 +96,7 @@ export interface DefaultCniReport extends Partial<Omit<DefaultNetwork, "allowOve
  * @throws {TapkitError} when no candidate is free, or the directory cannot be written
  */
 export function installDefaultCni(options: DefaultCniOptions): DefaultCniReport {
-  const path = `${options.confDir.replace(/\/+$/, "")}/${FILE}`;
+  const path = `${options.confDir.replace(/\/+$/, "")}/${DEFAULT_NETWORK_FILE}`;
   if ([options.print, options.check, options.remove].filter((flag) => flag === true).length > 1) {
     throw new InputError("print, check and remove exclude each other", { mend: "choose one" });
   }
@@ -114,7 +116,7 @@ export function installDefaultCni(options: DefaultCniOptions): DefaultCniReport 
 
 /** Removes temporary files of a process that was killed while it installed the network. */
 export function tidyDefaultCni(confDir: string): void {
-  sweepTemporaries(confDir, FILE);
+  sweepTemporaries(confDir, DEFAULT_NETWORK_FILE);
 }
 
 /** The file's text. */
@@ -147,7 +149,7 @@ export function renderDefaultNetwork(network: DefaultNetwork): string {
 export function recognizeDefaultNetwork(text: string): DefaultNetwork | undefined {
   let list: NetworkConfigList;
   try {
-    list = parseConfig(text, FILE);
+    list = parseConfig(text, DEFAULT_NETWORK_FILE);
   } catch (error) {
     if (error instanceof TapkitError) return undefined;
     throw error;
@@ -163,6 +165,22 @@ export function recognizeDefaultNetwork(text: string): DefaultNetwork | undefine
     ...(list.allowOverlap ? { allowOverlap: true } : {}),
   };
   return renderDefaultNetwork(network) === text ? network : undefined;
+}
+
+/** Ignite's own subnets: the documentation's, and the later default. */
+const IGNITE_SUBNETS = ["172.18.0.0/16", "10.61.0.0/16"];
+
+/** Whether a text is tapkit's, or says what Ignite itself writes, in any layout. */
+export function isDefaultNetwork(text: string): boolean {
+  if (recognizeDefaultNetwork(text) !== undefined) return true;
+  try {
+    const found = JSON.parse(text);
+    return IGNITE_SUBNETS.some((subnet) =>
+      isSame(found, JSON.parse(renderDefaultNetwork({ subnet, bridge: BRIDGE })))
+    );
+  } catch {
+    return false;
+  }
 }
 
 function validateOptions({ subnet, ipv6, bridge, mtu }: DefaultCniOptions): void {

@@ -12,7 +12,7 @@ import { align, Decoder, LITTLE_ENDIAN } from "./wire.ts";
 export const NLMSG_HDRLEN = 16;
 
 /** Protocols of the netlink family (linux/netlink.h). */
-export const NETLINK = { ROUTE: 0, NETFILTER: 12 } as const;
+export const NETLINK = { ROUTE: 0, NETFILTER: 12, GENERIC: 16 } as const;
 
 /** Message types of all protocols (linux/netlink.h). */
 export const NLMSG = { NOOP: 1, ERROR: 2, DONE: 3, OVERRUN: 4 } as const;

@@ -8,7 +8,7 @@
 
 import type { Finding } from "../finding.ts";
 import { parseSaved, readOptions } from "../firewall/iptables-save.ts";
-import { installedVariants, legacyTables, Xtables } from "../firewall/xtables.ts";
+import { installedVariants, legacyTables, type Variant, Xtables } from "../firewall/xtables.ts";
 import { openNetfilter } from "../netlink/nfnetlink.ts";
 import { listTables } from "../netlink/nftables/objects.ts";
 import { currentNetns, type Netns } from "../sys/netns.ts";
@@ -69,7 +69,7 @@ function leftIn(netns: Netns): Left[] {
 }
 
 /** Variants that are not used are not asked: the old tables come into being when they are. */
-function usedVariants() {
+export function usedVariants(): Variant[] {
   using netfilter = openNetfilter();
   const used = {
     nft: (listTables(netfilter) ?? []).some(({ family, name }) =>

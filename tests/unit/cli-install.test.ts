@@ -46,10 +46,10 @@ Deno.test("install.ts: installs commands that run, twice the same, and removes t
     assertEquals(JSON.parse(first.out).written, [
       `${prefix}/bin/tapkit`,
       `${prefix}/bin/attach-vm`,
-      `${prefix}/bin/bridge-legacy`,
       `${prefix}/bin/install-default-cni`,
       `${prefix}/bin/map-port`,
       `${prefix}/bin/serve-dhcp`,
+      `${prefix}/bin/setup-weave`,
       `${units}/tapkit-dhcp.service`,
     ]);
     assertStringIncludes(run(`${prefix}/bin/attach-vm`, "--version").out, "attach-vm ");

@@ -16,7 +16,14 @@ import { ATTACH_VM, readAttachCommand } from "../../lib/cli/attach-command.ts";
 import { InputError, validateAttach } from "../../mod.ts";
 
 const SCRIPTS = fromFileUrl(new URL("../../scripts", import.meta.url));
-const NAMES = ["attach-vm", "install-default-cni", "map-port", "serve-dhcp", "tapkit"] as const;
+const NAMES = [
+  "attach-vm",
+  "install-default-cni",
+  "map-port",
+  "serve-dhcp",
+  "setup-weave",
+  "tapkit",
+] as const;
 
 interface Ran {
   readonly code: number;
@@ -69,6 +76,11 @@ Deno.test("scripts: what is wrong is refused with exit code 2, one line and its 
     ["tapkit", ["serve-dchp"], "did you mean serve-dhcp?"],
     ["tapkit", ["toString"], '"toString"'],
     ["serve-dhcp", ["web"], '"web"'],
+    ["setup-weave", ["web"], '"web"'],
+    ["setup-weave", ["--peer", "192.0.2.1"], "did you mean --peers?"],
+    ["setup-weave", ["--print", "--check"], "--print and --check do not go together"],
+    ["setup-weave", ["--purge"], "--purge is for --remove: add --remove, or leave out --purge"],
+    ["setup-weave", ["--mtu", "big"], "is not a whole number"],
     ["serve-dhcp", ["--exit-when-idel"], "did you mean --exit-when-idle?"],
     ["install-default-cni", ["--print", "--remove"], "--print and --remove"],
     ["install-default-cni", ["--mtu", "fast"], '"fast"'],
@@ -91,8 +103,7 @@ Deno.test("scripts: what is wrong is refused with exit code 2, one line and its 
     ["attach-vm", ["--restore", "--ports", "8080:80"], "--ports does not go with --restore"],
     ["attach-vm", ["--restore", "--list"], "--list and --restore"],
     ["attach-vm", ["web", "--gc"], "--gc"],
-    ["attach-vm", ["web", "--network-plugin", "podman"], '"podman"'],
-    ["bridge-legacy", ["web", "--plugins", "exec"], "--plugins"],
+    ["attach-vm", ["web", "--network-plugin", "docker-bridge"], "plugin docker-bridge"],
     ["attach-vm", ["web", "--mode", "macvtap"], '"macvtap"'],
     ["attach-vm", ["web", "--plugins", "all"], '"all"'],
     ["attach-vm", ["web", "--exclusive"], "--exclusive is for --gc"],

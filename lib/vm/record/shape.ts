@@ -59,13 +59,11 @@ const BOTH: Shape = {
     },
     claims: CLAIMS,
     openPorts: "boolean",
-    "docker?": { "image?": "string", "container?": "string" },
   },
   facts: {
     netns: { path: "string", given: "boolean", "is?": NETNS },
     networks: [{
       attachment: CHAIN,
-      "docker?": { "container?": "string", ports: [PORT] },
       "link?": { mac: "string", mtu: "number", addresses: ADDRESSES, routes: ROUTES },
       "reach?": {
         link: "string",
