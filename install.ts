@@ -10,7 +10,14 @@ import { EXIT, printJson, printNote, printText, runScript } from "./lib/cli/main
 import { describe, TapkitError } from "./lib/errors.ts";
 import { runSync } from "./lib/exec.ts";
 
-const COMMANDS = ["attach-vm", "install-default-cni", "map-port", "serve-dhcp", "setup-weave"];
+const COMMANDS = [
+  "attach-vm",
+  "bridge-legacy",
+  "install-default-cni",
+  "map-port",
+  "serve-dhcp",
+  "setup-weave",
+];
 
 const INSTALL = {
   name: "install.ts",

@@ -91,6 +91,20 @@ export async function attachVm(
 }
 
 /**
+ * Attaches a VM to a bridge network of Docker's: {@linkcode attachVm} with the network plugin
+ * `docker-bridge`, which is deprecated.
+ *
+ * @throws {InputError} for what Docker's networks cannot do; nothing was touched
+ * @throws {TapkitError} when a step failed; everything before it is undone
+ */
+export async function attachDockerContainer(
+  request: AttachRequest,
+  options: HostOptions = {},
+): Promise<Attached> {
+  return await attachVm({ ...request, networkPlugin: "docker-bridge" }, options);
+}
+
+/**
  * Takes a VM off its networks. Of a VM whose record is lost, all that bears its name or its
  * container id goes.
  *

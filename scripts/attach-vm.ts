@@ -5,6 +5,7 @@
  */
 
 import { ATTACH_VM, flagOptions, readAttachCommand } from "../lib/cli/attach-command.ts";
+import type { AttachTable } from "../lib/cli/attach-table.ts";
 import {
   BECOME_SERVE_DHCP,
   EXIT,
@@ -21,18 +22,18 @@ import {
 } from "../lib/cli/main.ts";
 import type { Attached, AttachRequest, Collected, Restored, VmRecord } from "../mod.ts";
 
-/** Runs attach-vm with `args`; returns its exit code. */
-export async function main(args: readonly string[]): Promise<number> {
+/** Runs attach-vm, or a command of its kind, with `args`; returns its exit code. */
+export async function main(args: readonly string[], command: AttachTable = ATTACH_VM) {
   if (args[0] === BECOME_SERVE_DHCP) {
     return await (await import("./serve-dhcp.ts")).main(args.slice(1));
   }
-  return await runScript(ATTACH_VM, args, async (parsed, heed) => {
-    const { verb, requests, all, output, vmm } = await readAttachCommand(parsed);
+  return await runScript(command, args, async (parsed, heed) => {
+    const { verb, requests, all, output, vmm } = await readAttachCommand(parsed, command);
     const tapkit = await import("../mod.ts");
     validateEach(verb, requests, tapkit.validateAttach);
     // What only looks ends at once, and a VMM gets its signals itself.
     const signal = ["list", "check", "run"].includes(verb) ? undefined : await heed();
-    const host = hostOptions(ATTACH_VM.name, parsed.flags, signal);
+    const host = hostOptions(command.name, parsed.flags, signal);
     const vms = all ? tapkit.vmNames(host).map((name) => ({ name })) : requests;
     using session = verb === "list" ? undefined : await tapkit.openSession(vms.length);
     const options = { ...host, ...flagOptions(parsed.flags), ...session && { session } };
@@ -40,7 +41,7 @@ export async function main(args: readonly string[]): Promise<number> {
     const print = (record: VmRecord) => printText(tapkit.formatRecord(record, output));
     const report = (vm: Attached) => (printText(tapkit.formatAttached(vm, output)), ensureDhcp());
     const failed = verb === "run" ? EXIT.notStarted : EXIT.failed;
-    const doing = { script: ATTACH_VM.name, verb, failed, signal };
+    const doing = { script: command.name, verb, failed, signal };
     const forEach = (act: (vm: AttachRequest, now: typeof options) => Promise<number | void>) =>
       forEachVm(doing, vms, (vm, waits) => (requireRoot(), act(vm, { ...options, waits })));
     switch (verb) {
@@ -52,9 +53,8 @@ export async function main(args: readonly string[]): Promise<number> {
       case "restore":
       case "gc": {
         requireRoot();
-        const vms: AsyncIterable<Restored | Collected> = verb === "restore"
-          ? tapkit.restoreVms(options)
-          : tapkit.collectVms(options);
+        const all = verb === "restore" ? tapkit.restoreVms : tapkit.collectVms;
+        const vms: AsyncIterable<Restored | Collected> = all(options);
         return await forEachVm(doing, vms, (vm) => {
           if (vm.error !== undefined) throw vm.error;
           return vm.record === undefined ? printJson({ vm: vm.name, removed: true }) : report(vm);
@@ -68,10 +68,10 @@ export async function main(args: readonly string[]): Promise<number> {
         return await forEach(async ({ name: vm }, now) =>
           printJson({ vm, removed: await tapkit.removeVm(vm, now) })
         );
-      case "run": {
-        const running = { ...options, onAttached: ensureDhcp };
-        return await forEach((request) => tapkit.runVmm(request, vmm, running));
-      }
+      case "run":
+        return await forEach((request, now) =>
+          tapkit.runVmm(request, vmm, { ...now, onAttached: ensureDhcp })
+        );
     }
   });
 }

@@ -19,6 +19,10 @@ const SCRIPTS: Readonly<Record<string, { does: string; load: () => Promise<{ mai
     does: "attach virtual machines to CNI networks",
     load: () => import("./attach-vm.ts"),
   },
+  "bridge-legacy": {
+    does: "attach virtual machines to a network of Docker's (deprecated)",
+    load: () => import("./bridge-legacy.ts"),
+  },
   "map-port": {
     does: "map ports of the host to a running VM",
     load: () => import("./map-port.ts"),

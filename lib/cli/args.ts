@@ -36,6 +36,8 @@ export interface Command {
   /** What follows `--`, if the command takes it. */
   readonly rest?: { readonly metavar: string; readonly help: string };
   readonly options: readonly Option[];
+  /** The names of options that it shares with another command, and does not take. */
+  readonly without?: readonly string[];
   readonly examples: readonly { readonly does: string; readonly command: string }[];
   /** Exit codes beyond 0, 1 and 2. */
   readonly exitCodes?: readonly (readonly [code: string, meaning: string])[];
@@ -72,7 +74,7 @@ export function parseCommand<const C extends Command>(
   command: C,
   args: readonly string[],
 ): Parsed<C> | "help" | "version" {
-  const options = [...command.options, ...COMMON];
+  const options = [...taken(command), ...COMMON];
   const end = args.indexOf("--");
   const words = end === -1 ? args : args.slice(0, end);
   if (words.includes("--help") || words.includes("-h")) return "help";
@@ -95,6 +97,11 @@ export function parseCommand<const C extends Command>(
     words: freeWords(command, parsed._.map(String)),
     rest: end === -1 ? undefined : args.slice(end + 1),
   };
+}
+
+/** The options that a command takes. */
+function taken({ options, without = [] }: Command): readonly Option[] {
+  return options.filter(({ name }) => !without.includes(name));
 }
 
 /**
@@ -179,7 +186,7 @@ function freeWords(command: Command, words: readonly string[]): readonly string[
     throw unknownWord(
       `the word ${JSON.stringify(first)} is not accepted here`,
       first,
-      command.options.map(({ name }) => name).map((name) => `--${name}`),
+      taken(command).map(({ name }) => name).map((name) => `--${name}`),
       command,
     );
   }
@@ -187,7 +194,7 @@ function freeWords(command: Command, words: readonly string[]): readonly string[
 }
 
 function unknownFlag(command: Command, flag: string): InputError {
-  const options = [...command.options, ...COMMON];
+  const options = [...taken(command), ...COMMON];
   const same = options.find(({ alias }) => alias?.includes(flag));
   const message = `unknown flag ${flag}`;
   if (same !== undefined) return new InputError(message, { mend: `did you mean --${same.name}?` });
@@ -236,7 +243,7 @@ function distance(a: string, b: string): number {
 
 /** The text of `--help`. */
 export function helpText(command: Command): string {
-  const options = [...command.options, ...COMMON];
+  const options = [...taken(command), ...COMMON];
   const left = (option: Option) =>
     `--${option.name}${option.metavar === undefined ? "" : ` ${option.metavar}`}`;
   const rows = options.map((option): readonly [string, string] => {

@@ -10,9 +10,9 @@ import { apart, type Parsed, wholeNumber } from "./args.ts";
 import { type AttachVerb, refuseForSeveral, refuseUnlessPlain, verbOf } from "./attach-rules.ts";
 import { listOrNone, pairs } from "./flag-values.ts";
 import {
-  type ATTACH_VM,
+  ATTACH_VM,
   type AttachFlags,
-  NETWORK_PLUGINS,
+  type AttachTable,
   SHAPING,
   type ShapingFlags,
 } from "./attach-table.ts";
@@ -39,19 +39,19 @@ export function flagOptions({ exclusive, force, keep, user, ...flags }: AttachFl
 }
 
 /** Checks the flags, and reads `--from`. Throws {@linkcode InputError}. */
-export async function readAttachCommand(parsed: Parsed<typeof ATTACH_VM>): Promise<AttachCommand> {
+export async function readAttachCommand(
+  parsed: Parsed<AttachTable>,
+  { asks }: AttachTable = ATTACH_VM,
+): Promise<AttachCommand> {
   const { flags, words, rest } = parsed;
   const verb = verbOf(flags, rest);
   const attaches = verb === "attach" || verb === "run";
   const output = flags.output ?? "json";
   refuseUnlessPlain(verb, flags, words);
-  if (attaches) {
-    refuseVerbs(words);
-    if (flags["network-plugin"] === undefined) refusePlugin(pluginOfEnvironment());
-  }
+  if (attaches) refuseVerbs(words);
   const requests = flags.from === undefined
-    ? words.map((name) => ({ name, ...requestOf(flags) }))
-    : await readRequests(flags.from, requestOf(flags));
+    ? words.map((name) => ({ ...asks, ...requestOf(flags), name }))
+    : await readRequests(flags.from, { ...asks, ...requestOf(flags) });
   const all = requests.length === 0;
   const names = requests.map(({ name }) => name);
   const twice = names.find((name, i) => names.indexOf(name) !== i);
@@ -70,8 +70,10 @@ export async function readAttachCommand(parsed: Parsed<typeof ATTACH_VM>): Promi
 }
 
 function requestOf(flags: ShapingFlags): Omit<AttachRequest, "name"> {
-  refusePlugin(flags["network-plugin"]);
   return withoutUndefined({
+    networkPlugin: flags["network-plugin"],
+    image: flags.image,
+    container: flags.container,
     ports: listOrNone("ports", flags.ports),
     ip: flags.ip,
     mac: flags.mac,
@@ -97,23 +99,6 @@ function requestOf(flags: ShapingFlags): Omit<AttachRequest, "name"> {
     ),
     openFirewall: eitherOf(flags, "open-firewall", "no-open-firewall"),
     networks: flags.network.length === 0 ? undefined : flags.network,
-  });
-}
-
-function pluginOfEnvironment(): string | undefined {
-  const variable = "TAPKIT_NETWORK_PLUGIN";
-  const plugin = Deno.env.get(variable) || undefined;
-  if (plugin === undefined || NETWORK_PLUGINS.some((name) => name === plugin)) return plugin;
-  throw new InputError(`${variable} is ${JSON.stringify(plugin)}, which is not a network plugin`, {
-    mend: `set it to ${NETWORK_PLUGINS[0]}, or unset it`,
-  });
-}
-
-/** Refuses network plugins that this version does not have. */
-function refusePlugin(plugin: string | undefined): void {
-  if (plugin === undefined || plugin === "cni") return;
-  throw new InputError(`this version does not have the network plugin ${plugin}`, {
-    mend: "use cni; it does not affect Docker",
   });
 }
 

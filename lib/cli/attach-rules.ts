@@ -97,7 +97,9 @@ export async function refuseForSeveral(
   rest: readonly string[] | undefined,
   requests: readonly AttachRequest[],
 ) {
-  const single = (["ip", "mac", "netns"] as const).find((name) => flags[name] !== undefined);
+  const single = (["ip", "mac", "netns", "container"] as const).find((name) =>
+    flags[name] !== undefined
+  );
   const refused = single === undefined ? rest && "-- VMM" : `--${single}`;
   if (refused !== undefined) {
     throw new InputError(`${refused} is for one VM`, {

@@ -4,11 +4,9 @@
  * @module
  */
 
+import type { AttachRequest } from "../vm/types.ts";
 import type { Command, Flags, Option, Parsed } from "./args.ts";
 import { HOST_OPTIONS } from "./main.ts";
-
-/** The network plugins that `--network-plugin` takes. */
-export const NETWORK_PLUGINS = ["cni", "docker-bridge"] as const;
 
 /** The flags about an attachment: only attaching accepts them, and they are the keys of `--from`. */
 export const SHAPING = [
@@ -59,15 +57,27 @@ export const SHAPING = [
     alias: ["--net"],
     metavar: "NET",
     repeat: true,
-    help: "put eth0, eth1, … on these CNI networks",
-    default: "the first one in the CNI directory; if there is none, the default network",
+    help: "put eth0, eth1, … on these CNI networks, or eth0 on this bridge network of Docker's",
+    default: "the first one in the CNI directory; if there is none, the default network; " +
+      "bridge with docker-bridge",
   },
   {
     name: "network-plugin",
     metavar: "PLUGIN",
-    choices: NETWORK_PLUGINS,
-    help: "what makes the network: cni; docker-bridge is not available yet",
+    choices: ["cni", "docker-bridge"],
+    help: "what makes the network of a new VM: cni, or docker-bridge, which is deprecated",
     default: "$TAPKIT_NETWORK_PLUGIN, then cni",
+  },
+  {
+    name: "image",
+    metavar: "IMAGE",
+    help: "with docker-bridge, the image of the sandbox container; its program has to keep running",
+    default: "an image that tapkit makes",
+  },
+  {
+    name: "container",
+    metavar: "ID",
+    help: "with docker-bridge, give the VM the interface of this running container",
   },
   {
     name: "mode",
@@ -260,5 +270,11 @@ export const ATTACH_VM = {
   ],
 } as const satisfies Command;
 
+/** attach-vm's table, or that of a command that takes some of its flags. */
+export type AttachTable = Command & Pick<typeof ATTACH_VM, "options"> & {
+  /** What its requests have unless the flags say otherwise. */
+  readonly asks?: Partial<AttachRequest>;
+};
+
 /** The values of all flags. */
-export type AttachFlags = Parsed<typeof ATTACH_VM>["flags"];
+export type AttachFlags = Parsed<AttachTable>["flags"];

@@ -68,9 +68,13 @@ export function findListener(mapping: PortMapping): Listener | undefined {
 /**
  * Refuses mappings of host ports that a process listens on.
  *
+ * @param isOwn whether a container, as `docker:ADDRESS`, for which Docker listens is the asker's own
  * @throws {PortConflictError} naming the process
  */
-export function refuseListeners(mappings: readonly PortMapping[]): void {
+export function refuseListeners(
+  mappings: readonly PortMapping[],
+  isOwn: (container: string) => boolean = () => false,
+): void {
   for (const mapping of mappings) {
     const listener = findListener(mapping);
     if (listener === undefined) continue;
@@ -78,6 +82,7 @@ export function refuseListeners(mappings: readonly PortMapping[]): void {
     const owner = process === undefined ? "the kernel" : `${process.name} (pid ${process.pid})`;
     const { protocol, hostIP } = mapping;
     const container = process && proxiedContainer(process.pid);
+    if (container !== undefined && isOwn(container)) continue;
     if (container !== undefined) {
       throw dockerConflict({ protocol, hostIP, hostPort, owner: container });
     }

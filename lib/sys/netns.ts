@@ -133,19 +133,25 @@ export function netnsPath(name: string): string {
 }
 
 /**
- * Creates a namespace with a name that `ip netns` sees.
+ * Creates a namespace with a name that `ip netns` sees, or names one that is there.
  *
- * Equivalent to: `ip netns add NAME`
+ * Equivalent to: `ip netns add NAME`; `touch /run/netns/NAME; mount --bind PATH /run/netns/NAME`
  *
+ * @param from the namespace to name. It is taken over: it is closed if this fails
  * @throws {SyscallError} EEXIST when the name is taken
  */
-export function createNamedNetns(name: string): Netns {
+export function createNamedNetns(name: string, from?: Netns): Netns {
   shareNetnsDir();
   const path = netnsPath(name);
-  closeFd(openFd(path, O_CREAT | O_EXCL | O_RDONLY, 0));
-  let netns: Netns | undefined;
+  let netns = from;
   try {
-    netns = newNetns(path);
+    closeFd(openFd(path, O_CREAT | O_EXCL | O_RDONLY, 0));
+  } catch (error) {
+    netns?.[Symbol.dispose]();
+    throw error;
+  }
+  try {
+    netns ??= newNetns(path);
     mount(`/proc/self/fd/${netns.fd}`, path, MS_BIND);
     return netns;
   } catch (error) {

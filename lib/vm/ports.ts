@@ -8,7 +8,7 @@ import { TapkitError } from "../errors.ts";
 import { DOCKER_OWNER, dockerConflict } from "../firewall/docker-ports.ts";
 import type { Firewall } from "../firewall/firewall.ts";
 import { chooseHostPorts, refuseListeners } from "../firewall/host-ports.ts";
-import { isIp } from "../inet/ip.ts";
+import { addressOf, isIp } from "../inet/ip.ts";
 import {
   findPortConflict,
   formatHostPort,
@@ -29,6 +29,7 @@ import { claimsBy, portsOf } from "./record/derive.ts";
 import { addressOfTag, identityOf, vmOfTag } from "./record/identity.ts";
 import { nameOfId } from "./record/ids.ts";
 import { bindTo } from "./record/served.ts";
+import { readVms, sidesOf } from "./record/store.ts";
 import { RecordedPorts } from "./recorded-ports.ts";
 import type { Host } from "./session.ts";
 import type { Difference } from "./types.ts";
@@ -98,7 +99,10 @@ export async function verifyClaims(
   const look = await kernelLookup(host, firewall, owner);
   const ports = portsOf(claims);
   refuseTaken(ports, look(ports));
-  refuseListeners(claimsBy(claims, "attach"));
+  refuseListeners(
+    claimsBy(claims, "attach"),
+    (container) => vmInSandbox(host, container) === owner,
+  );
 }
 
 /** Claims without some ports. All are bound to addresses. */
@@ -260,6 +264,17 @@ async function portLookup(host: Host, firewall: Firewall, except: string): Promi
   return (wanted) => [...recorded, ...inKernel(wanted)];
 }
 
+/** The VM whose sandbox is the container that Docker publishes a port for. */
+function vmInSandbox(host: Host, owner: string): string | undefined {
+  if (!owner.startsWith(DOCKER_OWNER)) return undefined;
+  const address = owner.slice(DOCKER_OWNER.length);
+  const both = readVms(host).flatMap(sidesOf).find(({ spec, facts: { networks: [first] } }) =>
+    spec.docker !== undefined &&
+    (first?.link?.addresses ?? []).some((one) => addressOf(one.address) === address)
+  );
+  return both?.spec.id.name;
+}
+
 /** The warnings that a session gave. */
 class Said implements Disposable {
   readonly texts = new Set<string>();
@@ -278,7 +293,9 @@ async function kernelLookup(host: Host, firewall: Firewall, except: string): Pro
   return (wanted) =>
     mapped.of(wanted)
       .map(({ owner, by, mappings }): TakenPorts => {
-        if (by === undefined) return { owner: vmOfTag(owner), mappings };
+        if (by === undefined) {
+          return { owner: vmInSandbox(host, owner) ?? vmOfTag(owner), mappings };
+        }
         // An executed plugin marks its rules with the container id.
         const vm = owner === own ? except : nameOfId(host, owner);
         return vm === undefined ? { owner, by, mappings } : { owner: vm, mappings };

@@ -13,7 +13,7 @@ import { formatPort, parsePorts, type PortMapping } from "../inet/ports.ts";
 import { DEFAULT_LINK_LOCAL } from "./record/derive.ts";
 import { validateName } from "./record/identity.ts";
 import { validateNetns } from "./record/netns-path.ts";
-import type { AttachRequest } from "./types.ts";
+import type { AttachRequest, NetworkPlugin } from "./types.ts";
 import { resolveOwner } from "./users.ts";
 
 /** The minimum of IPv4 (RFC 791), and the maximum of a veth in the kernel. */
@@ -34,6 +34,7 @@ export function validateAttach(request: AttachRequest): void {
   if (request.tapOwner !== undefined) resolveOwner(request.tapOwner);
   if (request.netns !== undefined) validateNetns(request.netns);
   for (const network of request.networks ?? []) validateNetworkName(network);
+  if (networkPluginOf(request) === "cni") refuseOfDocker(request);
   Object.keys(request.capabilities ?? {}).forEach(validateCapability);
   for (const [key, value] of Object.entries(request.cniArgs ?? {})) validateCniArg(key, value);
   if (request.linkLocal !== undefined) validateLinkLocal(request.linkLocal);
@@ -48,6 +49,35 @@ export function validateAttach(request: AttachRequest): void {
     const denied = denyEgress === "none" ? [] : denyEgress;
     validatePolicy({ denyEgress: denied, allowEgress: [], antispoof: false });
   }
+}
+
+/** The network plugins that there are. */
+const NETWORK_PLUGINS: readonly NetworkPlugin[] = ["cni", "docker-bridge"];
+
+/**
+ * What makes the network of a VM that is new.
+ *
+ * @throws {InputError} when TAPKIT_NETWORK_PLUGIN names no network plugin
+ */
+export function networkPluginOf({ networkPlugin }: AttachRequest): NetworkPlugin {
+  const variable = "TAPKIT_NETWORK_PLUGIN";
+  const named = networkPlugin ?? (Deno.env.get(variable) || "cni");
+  const plugin = NETWORK_PLUGINS.find((plugin) => plugin === named);
+  if (plugin !== undefined) return plugin;
+  const message = `${variable} is ${JSON.stringify(named)}, which is not a network plugin`;
+  throw new InputError(message, { mend: `set it to ${NETWORK_PLUGINS.join(" or ")}, or unset it` });
+}
+
+function refuseOfDocker({ image, container }: AttachRequest): void {
+  const flag = image !== undefined
+    ? "--image"
+    : container !== undefined
+    ? "--container"
+    : undefined;
+  if (flag === undefined) return;
+  throw new InputError(`${flag} is for Docker's network`, {
+    mend: `leave it out, or add --network-plugin docker-bridge`,
+  });
 }
 
 /**

@@ -10,6 +10,9 @@ import type { FirewallKind } from "../firewall/store.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 
+/** What makes a VM's network: CNI's plugins, or Docker (deprecated). */
+export type NetworkPlugin = "cni" | "docker-bridge";
+
 /** How frames pass between a VM's TAP and its interface. */
 export type AttachMode = "tc-redirect" | "dhcp-bridge";
 
@@ -32,7 +35,7 @@ export interface VmRoute {
 export interface VmInterface {
   /** Its name in the VM's namespace: `"eth0"`. */
   readonly name: string;
-  /** The CNI network it is on: `"ignite-cni-bridge"`. */
+  /** The network that it is on: `"ignite-cni-bridge"`; of Docker's, `"bridge"`. */
   readonly network: string;
   readonly mode: AttachMode;
   /** The TAP device that the VMM opens: `"vm_eth0"`. */
@@ -68,7 +71,7 @@ export interface VmRecord {
   readonly vm: string;
   /** The CNI container id: the SHA-256 of the name, in hexadecimal. */
   readonly id: string;
-  readonly networkPlugin: "cni";
+  readonly networkPlugin: NetworkPlugin;
   /** The path of the VM's network namespace. */
   readonly netns: string;
   readonly interfaces: readonly VmInterface[];
@@ -230,7 +233,13 @@ export interface AttachRequest {
   readonly mode?: "auto" | AttachMode;
   /** The backend of rules. The default is nftables if the kernel has it. */
   readonly firewall?: FirewallKind;
-  /** CNI network names: eth0 is on the first, eth1 on the second, … */
+  /** What makes the network of a new VM. The default is `TAPKIT_NETWORK_PLUGIN`, then `"cni"`. */
+  readonly networkPlugin?: NetworkPlugin;
+  /** With `docker-bridge`: the image of the sandbox container, whose program has to keep running. */
+  readonly image?: string;
+  /** With `docker-bridge`: a running container whose interface the VM gets. It is never removed. */
+  readonly container?: string;
+  /** Network names: eth0 is on the first, eth1 on the second, … Docker's bridge is one alone. */
   readonly networks?: readonly string[];
   /**
    * CNI capability arguments that have no field of their own: `{ aliases: ["web"] }`. Plugins that

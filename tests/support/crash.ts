@@ -16,6 +16,7 @@ import {
   runWithFault,
   traceEffects,
 } from "./effects.ts";
+import { DockerEngine, DOCKERS } from "./docker.ts";
 import { Host } from "./host.ts";
 import { ROOT } from "./machine.ts";
 import { END_DHCP, reboot } from "./reboot.ts";
@@ -28,6 +29,8 @@ export interface Backend {
   readonly name: string;
   /** What stands for `@` in a command's words. */
   readonly flags: readonly string[];
+  /** Starts what the host has before anything else. */
+  readonly start?: (host: Host) => Promise<AsyncDisposable>;
   /** Shell commands that make the host what it is. */
   readonly prepare?: string;
   /** Lines of the snapshot that are not tapkit's. */
@@ -109,6 +112,8 @@ export class CrashBench implements AsyncDisposable {
     await this.#host?.[Symbol.asyncDispose]();
     this.#host = await Host.create();
     await this.#host.addLan();
+    const started = await this.#backend.start?.(this.#host);
+    if (started !== undefined) this.#host.own(started);
     await this.#host.sh(this.#backend.prepare ?? ":");
     this.#bare = await this.#host.snapshot();
     await this.#prepare();
@@ -380,6 +385,18 @@ export const BACKENDS = {
     flags: [],
     prepare: conflist("10-net.conflist", REFERENCE_NETWORK),
     except: SHARED,
+  },
+  docker: {
+    name: "Docker's bridge",
+    flags: ["--network-plugin", "docker-bridge"],
+    start: (host) => DockerEngine.start(host, "nft"),
+    // The engine turns forwarding on. Its first sandbox brings the image, and what the engine makes once.
+    prepare: `echo 1 >/proc/sys/net/ipv4/ip_forward
+      docker image inspect tapkit-sandbox:1 >/dev/null 2>&1 ||
+        { cd ${ROOT} && ${Deno.execPath()} run -A scripts/bridge-legacy.ts warm >/dev/null 2>&1 &&
+          ${Deno.execPath()} run -A scripts/attach-vm.ts warm --remove >/dev/null; }
+      while [ -e /var/lib/tapkit ]; do sleep 0.02; done`,
+    except: [...DOCKERS, ...IPTABLES_KEPT],
   },
   twoNetworks: {
     name: "two networks",

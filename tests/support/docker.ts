@@ -6,6 +6,8 @@
  */
 
 import type { Host } from "./host.ts";
+import { eventually } from "./machine.ts";
+import type { Running } from "./running.ts";
 
 const RUNTIME = "/run/nocap-runc";
 const WRAPPER = `#!/bin/bash
@@ -19,14 +21,21 @@ done
 exec runc "$@"
 `;
 
+/** Lines of a snapshot that are the engine's own: its files, and what docker0 gets with its first port. */
+export const DOCKERS = [
+  /\/run\/(docker|containerd)/,
+  / docker0 .*fe80|fe80.* docker0|ff00::.* docker0/,
+] as const;
+
 /** The engine, with an image `busybox`. It ends with the host. */
 export class DockerEngine implements AsyncDisposable {
   readonly #host: Host;
-  readonly #daemon: AsyncDisposable;
+  readonly #flags: readonly string[];
+  #daemon: Running | undefined;
 
-  private constructor(host: Host, daemon: AsyncDisposable) {
+  private constructor(host: Host, flags: readonly string[]) {
     this.#host = host;
-    this.#daemon = daemon;
+    this.#flags = flags;
   }
 
   /**
@@ -45,18 +54,11 @@ export class DockerEngine implements AsyncDisposable {
          ln -s "$(command -v $name-${variant})" /run/docker-bin/$name
        done`,
     );
-    const daemon = host.spawn("dockerd", [
-      ...["--data-root", "/run/docker-data", "--exec-root", "/run/docker-exec"],
-      ...["--storage-driver", "vfs", "--pidfile", "/run/docker.pid"],
-      ...["-H", "unix:///run/docker.sock"],
-      ...["--add-runtime", `nocap=${RUNTIME}`, "--default-runtime", "nocap"],
-      ...flags,
-    ], { env: { PATH: `/run/docker-bin:${Deno.env.get("PATH")}` } });
-    const engine = new DockerEngine(host, daemon);
+    const engine = new DockerEngine(host, flags);
     try {
+      await engine.resume();
       await host.sh(
-        `for i in $(seq 150); do docker info >/dev/null 2>&1 && break; sleep 0.1; done
-         mkdir -p /run/image/bin
+        `mkdir -p /run/image/bin
          cp "$(command -v busybox)" /run/image/bin/busybox
          tar -C /run/image -c . | docker import - busybox >/dev/null`,
       );
@@ -65,6 +67,28 @@ export class DockerEngine implements AsyncDisposable {
       await engine[Symbol.asyncDispose]();
       throw error;
     }
+  }
+
+  /** Starts the engine again, on the data that it had. */
+  async resume(): Promise<void> {
+    this.#daemon = this.#host.spawn("dockerd", [
+      ...["--data-root", "/run/docker-data", "--exec-root", "/run/docker-exec"],
+      ...["--storage-driver", "vfs", "--pidfile", "/run/docker.pid"],
+      ...["-H", "unix:///run/docker.sock"],
+      ...["--add-runtime", `nocap=${RUNTIME}`, "--default-runtime", "nocap"],
+      ...this.#flags,
+    ], { env: { PATH: `/run/docker-bin:${Deno.env.get("PATH")}` } });
+    await eventually(
+      20_000,
+      "Docker's engine answers",
+      async () => (await this.#host.run("docker", ["info"])).code === 0,
+    );
+  }
+
+  /** Ends the engine, as its unit does: containers end with it. */
+  async stop(): Promise<void> {
+    await this.#daemon?.[Symbol.asyncDispose]();
+    this.#daemon = undefined;
   }
 
   /** Runs a container that serves its name on port 80, which is published. */
@@ -81,6 +105,6 @@ export class DockerEngine implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#host.run("bash", ["-c", "docker rm -f $(docker ps -aq)"]);
-    await this.#daemon[Symbol.asyncDispose]();
+    await this.stop();
   }
 }

@@ -30,6 +30,7 @@ export const ATTACHING: readonly Row[] = [
       iptablesLegacy: 40,
       dropPolicy: 40,
       executed: 40,
+      docker: 16,
       twoNetworks: 50,
     },
   },
@@ -52,7 +53,7 @@ export const ATTACHING: readonly Row[] = [
       prepare: [ATTACH, "reboot"],
       keeps: true,
     },
-    on: { nftables: 50, executed: 80 },
+    on: { nftables: 50, executed: 80, docker: 40 },
   },
 ];
 
@@ -70,7 +71,7 @@ export const CHANGING: readonly Row[] = [
       keeps: true,
       broken: true,
     },
-    on: { nftables: 32, iptablesNft: 80, executed: 80, twoNetworks: 80 },
+    on: { nftables: 32, iptablesNft: 80, executed: 80, docker: 40, twoNetworks: 80 },
   },
   {
     scenario: {
@@ -109,7 +110,7 @@ export const CHANGING: readonly Row[] = [
       again: [SAME, MAP],
       keeps: true,
     },
-    on: { nftables: 3, iptablesNft: 6, iptablesLegacy: 6, executed: 6 },
+    on: { nftables: 3, iptablesNft: 6, iptablesLegacy: 6, executed: 6, docker: 12 },
   },
   {
     scenario: {
@@ -151,6 +152,7 @@ export const REMOVING: readonly Row[] = [
       iptablesLegacy: 20,
       dropPolicy: 20,
       executed: 20,
+      docker: 12,
       twoNetworks: 30,
     },
   },
@@ -179,7 +181,7 @@ export const REMOVING: readonly Row[] = [
       prepare: [ATTACH, NO_SERVER, "ip netns delete tapkit-web"],
       ends: "gone",
     },
-    on: { nftables: 10, executed: 20 },
+    on: { nftables: 10, executed: 20, docker: 12 },
   },
   {
     scenario: {

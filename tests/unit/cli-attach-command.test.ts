@@ -1,6 +1,8 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { parseCommand } from "../../lib/cli/args.ts";
 import { ATTACH_VM, readAttachCommand } from "../../lib/cli/attach-command.ts";
+import type { AttachTable } from "../../lib/cli/attach-table.ts";
+import { validateAttach } from "../../lib/vm/request.ts";
 import { InputError } from "../../lib/errors.ts";
 
 function read(...args: string[]) {
@@ -119,7 +121,7 @@ Deno.test("readAttachCommand: refuses what does not go together", async () => {
     ["--all", "--", "qemu"],
     ["--list", "--output", "env"],
     ["a", "b", "--list", "--output", "env"],
-    ["web", "--network-plugin", "docker-bridge"],
+    ["a", "b", "--container", "c1"],
     ["--list", "--network-plugin", "cni"],
     ["web", "web"],
     ["web", "--check", "--remove"],
@@ -226,25 +228,32 @@ Deno.test("readAttachCommand: words that are verbs elsewhere name no VM, and the
   }
 });
 
-Deno.test("readAttachCommand: the network plugin, by flag or by variable", async () => {
-  assertEquals((await read("web", "--network-plugin", "cni")).requests, [{ name: "web" }]);
+Deno.test("readAttachCommand: the network plugin, by flag or by the command", async () => {
+  const { requests: [cni] } = await read("web", "--network-plugin", "cni");
+  assertEquals(cni, { name: "web", networkPlugin: "cni" });
+  const table: AttachTable = { ...ATTACH_VM, asks: { networkPlugin: "docker-bridge" } };
+  const parsed = parseCommand(table, ["web", "--image", "busybox"]);
+  assert(typeof parsed !== "string");
+  const { requests: [docker] } = await readAttachCommand(parsed, table);
+  assertEquals(docker, { name: "web", networkPlugin: "docker-bridge", image: "busybox" });
+});
+
+Deno.test("validateAttach: the network plugin by variable", () => {
   const variable = "TAPKIT_NETWORK_PLUGIN";
   const before = Deno.env.get(variable);
   try {
-    const cases: readonly (readonly [value: string, message: string | undefined])[] = [
-      ["", undefined],
-      ["cni", undefined],
-      ["docker-bridge", "this version does not have the network plugin docker-bridge"],
-      ["weave", `${variable} is "weave", which is not a network plugin`],
-    ];
-    for (const [value, message] of cases) {
+    for (const value of ["", "cni", "docker-bridge"]) {
       Deno.env.set(variable, value);
-      if (message === undefined) assertEquals((await read("web")).requests, [{ name: "web" }]);
-      else await assertRejects(() => read("web"), InputError, message);
-      // The flag comes before it, and what attaches nothing does not ask.
-      assertEquals((await read("web", "--network-plugin", "cni")).verb, "attach");
-      assertEquals((await read("web", "--remove")).verb, "remove");
+      validateAttach({ name: "web" });
     }
+    validateAttach({ name: "web", image: "busybox" });
+    Deno.env.set(variable, "weave");
+    const message = `${variable} is "weave", which is not a network plugin`;
+    assertThrows(() => validateAttach({ name: "web" }), InputError, message);
+    // What is said comes before it.
+    validateAttach({ name: "web", networkPlugin: "cni" });
+    const refused = () => validateAttach({ name: "web", networkPlugin: "cni", container: "c1" });
+    assertThrows(refused, InputError, "--container is for Docker's network");
   } finally {
     if (before === undefined) Deno.env.delete(variable);
     else Deno.env.set(variable, before);

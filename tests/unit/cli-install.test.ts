@@ -46,6 +46,7 @@ Deno.test("install.ts: installs commands that run, twice the same, and removes t
     assertEquals(JSON.parse(first.out).written, [
       `${prefix}/bin/tapkit`,
       `${prefix}/bin/attach-vm`,
+      `${prefix}/bin/bridge-legacy`,
       `${prefix}/bin/install-default-cni`,
       `${prefix}/bin/map-port`,
       `${prefix}/bin/serve-dhcp`,

@@ -10,6 +10,7 @@ import { netnsIdentity } from "../../netlink/identity.ts";
 import { requireLink, setLink } from "../../netlink/link.ts";
 import { createNamedNetns, deleteNamedNetns, openNetns } from "../../sys/netns.ts";
 import { leadsElsewhere, netnsProblem, requireSuccessor } from "../netns.ts";
+import { driverOf } from "../network/drivers.ts";
 import type { Both } from "../record/attachment.ts";
 import { netnsName } from "../record/identity.ts";
 import { validateNetns } from "../record/netns-path.ts";
@@ -50,7 +51,7 @@ export const netnsLayer: Layer<Both> = {
     }];
   },
 
-  make(context, to) {
+  async make(context, to, before) {
     const { spec, facts: { netns } } = to;
     if (netns.given) return withIdentity(to, context.vm.adopt(openNetns(netns.path)));
     let made = false;
@@ -58,11 +59,12 @@ export const netnsLayer: Layer<Both> = {
       context.vm.forget();
       if (made) deleteNamedNetns(netnsName(spec.id));
     });
-    const created = createNamedNetns(netnsName(spec.id));
+    const given = await (await driverOf(to)).makeNetns?.(context, to, before);
+    const created = createNamedNetns(netnsName(spec.id), given?.netns);
     made = true;
     const inside = context.vm.adopt(created);
     setLink(inside.nl, requireLink(inside.nl, "lo").index, { up: true });
-    return withIdentity(to, inside);
+    return withIdentity(given?.at ?? to, inside);
   },
 
   // Of a change that was cut off it may be a later one.

@@ -9,8 +9,7 @@ import { TapkitError } from "../../errors.ts";
 import type { NetlinkConnection } from "../../netlink/connection.ts";
 import { getLink } from "../../netlink/link.ts";
 import { limitsOf } from "../limits.ts";
-import { cni } from "../network/cni.ts";
-import type { NetworkDriver } from "../network/driver.ts";
+import { driverOf } from "../network/drivers.ts";
 import { noteFilteredBridge, reachableByPorts } from "../network/host-end.ts";
 import type { Both, NetworkFact } from "../record/attachment.ts";
 import { linkNames } from "../record/identity.ts";
@@ -19,9 +18,6 @@ import { hostResolvers, resolversOf } from "../resolvers.ts";
 import type { Host } from "../session.ts";
 import type { VmDns } from "../types.ts";
 import type { Layer } from "./layer.ts";
-
-/** The driver of all networks. */
-const driver: NetworkDriver = cni;
 
 /** The interfaces `eth0`, `eth1`, … that the VM's networks make in its namespace. */
 export const networkLayer: Layer<Both> = {
@@ -36,7 +32,7 @@ export const networkLayer: Layer<Both> = {
       .map(({ attachment: { network, ifName } }) => `${ifName} on network "${network}"`).join(", "),
 
   async plan(context, to, before) {
-    const networks = await driver.plan(context, to, before);
+    const networks = await (await driverOf(to)).plan(context, to, before);
     const names = networks.map(({ attachment }) => attachment.network);
     const planned = {
       spec: { ...to.spec, networks: names },
@@ -49,13 +45,15 @@ export const networkLayer: Layer<Both> = {
   },
 
   async observe(context, at) {
-    return context.vm.find(at.facts.netns) === undefined ? [] : await driver.check(context, at);
+    if (context.vm.find(at.facts.netns) === undefined) return [];
+    return await (await driverOf(at)).check(context, at);
   },
 
   async make(context, to, before) {
     const { spec } = to;
     const { host, host: { session } } = context;
     const firewall = await session.firewall(spec.firewall);
+    const driver = await driverOf(to);
     const made: NetworkFact[] = [];
     const dns: (Dns | undefined)[] = [];
     for (const index of to.facts.networks.keys()) {
@@ -74,9 +72,9 @@ export const networkLayer: Layer<Both> = {
     return await driver.settle(context, reachableByPorts(session.nl, at));
   },
 
-  change: async (context, from, to) => await driver.change(context, from, to),
+  change: async (context, from, to) => await (await driverOf(to)).change(context, from, to),
 
-  take: async (context, from) => await driver.del(context, from),
+  take: async (context, from) => await (await driverOf(from)).del(context, from),
 };
 
 /** @throws {TapkitError} where a link of a namespace that was given has a name to be used */

@@ -5,6 +5,7 @@
  */
 
 import type { Dns } from "../../cni/types.ts";
+import type { Netns } from "../../sys/netns.ts";
 import type { Context } from "../layers/layer.ts";
 import type { Both, NetworkFact } from "../record/attachment.ts";
 import type { Difference } from "../types.ts";
@@ -35,6 +36,16 @@ export interface NetworkDriver {
    * @throws {TapkitError} for a network that is not there, or cannot do what is asked
    */
   plan(context: Context<Both>, to: Both, before: Both | undefined): Promise<NetworkFact[]>;
+  /**
+   * Makes the VM's own namespace, where the network makes it, with its interfaces.
+   *
+   * @returns the open namespace, which gets the VM's name, and the attachment with what was given
+   */
+  makeNetns?(
+    context: Context<Both>,
+    to: Both,
+    before: Both | undefined,
+  ): Promise<{ readonly netns: Netns; readonly at: Both }>;
   /** Makes one interface; every step pushes its undo. */
   add(context: Context<Both>, to: Both, wanted: WantedNetwork): Promise<MadeNetwork>;
   /** Compares the interfaces of a VM, whose namespace is there, with what was given. */

@@ -6,7 +6,7 @@
  */
 
 import { checkFirst } from "../../cni/reference-faults.ts";
-import type { MadeAttachment, PluginHost, SeenLink } from "../../cni/plan.ts";
+import type { MadeAttachment, NetworkAttachment, PluginHost, SeenLink } from "../../cni/plan.ts";
 import { writeCache } from "../../cni/cache.ts";
 import { type Added, type CheckEnvironment, checkNetwork } from "../../cni/runtime.ts";
 import { CniCode, CniError, type Result } from "../../cni/types.ts";
@@ -51,7 +51,7 @@ export async function settleLink(added: Added, options: SettleOptions): Promise<
   const attachment = await checkFirst(added.attachment, { host, netns, note, outside });
   setMtu(attachment, options);
   const settled = await giveMac({ ...added, attachment }, options);
-  const seen = look(settled.attachment, options);
+  const seen = lookAtLink(settled.attachment, options);
   return { ...settled, attachment: { ...settled.attachment, seen } };
 }
 
@@ -138,7 +138,11 @@ function setMtu({ ifName, network }: MadeAttachment, options: SettleOptions): vo
   );
 }
 
-function look({ ifName }: MadeAttachment, ends: LinkEnds): SeenLink {
+/** What is seen of an interface, which {@linkcode checkSeen} compares later. */
+export function lookAtLink(
+  { ifName }: Pick<MadeAttachment, "ifName">,
+  ends: LinkEnds,
+): SeenLink {
   const end = findHostEnd(ifName, ends);
   const routes = madeRoutes(requireLink(ends.vmNl, ifName), ends);
   if (end === undefined) return { routes };
@@ -174,12 +178,15 @@ interface Difference extends Finding {
  * @param link as recorded
  */
 export function checkSeen(
-  attachment: MadeAttachment,
+  attachment: SeenAttachment,
   link: GuestLink,
   options: SeenOptions,
 ): Finding[] {
   return compare(attachment, link, options).map(({ object, problem }) => ({ object, problem }));
 }
+
+/** An interface, and what was seen of it. */
+type SeenAttachment = Pick<NetworkAttachment, "ifName" | "seen">;
 
 /** Where an interface is looked at. */
 export interface SeenOptions extends LinkEnds {
@@ -193,7 +200,7 @@ export interface SeenOptions extends LinkEnds {
  * @returns whether nothing differs any more
  */
 export function mendSeen(
-  attachment: MadeAttachment,
+  attachment: SeenAttachment,
   link: GuestLink,
   options: SeenOptions,
 ): boolean {
@@ -205,7 +212,7 @@ export function mendSeen(
 }
 
 function compare(
-  { ifName, seen }: MadeAttachment,
+  { ifName, seen }: SeenAttachment,
   recorded: GuestLink,
   options: SeenOptions,
 ): Difference[] {

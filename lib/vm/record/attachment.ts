@@ -34,6 +34,14 @@ export interface Policy {
   readonly newConnections: Limit;
 }
 
+/** What is wanted of Docker. */
+export interface DockerSpec {
+  /** The image of the sandbox, if it is not tapkit's own. */
+  readonly image?: string;
+  /** A container that was given. It is never removed. */
+  readonly container?: string;
+}
+
 /** What is wanted of a VM. Settings that were not asked for have their defaults. */
 export interface Spec {
   readonly id: Identity;
@@ -65,6 +73,8 @@ export interface Spec {
   readonly claims: readonly Claim[];
   /** Whether ufw and firewalld are told to accept published ports. */
   readonly openPorts: boolean;
+  /** There if Docker's network is wanted instead of CNI's. */
+  readonly docker?: DockerSpec;
   /** The `-- VMM` call whose end removes the attachment. */
   readonly run?: string;
 }
@@ -102,6 +112,8 @@ export interface Reach {
 export interface NetworkFact {
   /** The plugins that run or ran for it. */
   readonly attachment: NetworkAttachment;
+  /** For a network of Docker's. */
+  readonly docker?: DockerFact;
   /** Absent until the network has created the interface. */
   readonly link?: GuestLink;
   readonly reach?: Reach;
@@ -113,6 +125,14 @@ export interface NetworkFact {
     /** False if the kernel lacks what guards need. */
     readonly guarded: boolean;
   };
+}
+
+/** The container whose interface a VM has. */
+export interface DockerFact {
+  /** Its id. Absent until it exists. */
+  readonly container?: string;
+  /** The ports that Docker publishes. They stay as they are as long as the container does. */
+  readonly ports: readonly PortMapping[];
 }
 
 /** What the namespace and the networks are. */

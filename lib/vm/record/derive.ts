@@ -5,8 +5,8 @@
  */
 
 import { type PortMapping, subtractPorts } from "../../inet/ports.ts";
-import type { VmAddress, VmInterface, VmRecord } from "../types.ts";
-import type { Both, Claim, Policy } from "./attachment.ts";
+import type { NetworkPlugin, VmAddress, VmInterface, VmRecord } from "../types.ts";
+import type { Both, Claim, Policy, Spec } from "./attachment.ts";
 import { linkNames } from "./identity.ts";
 
 /** The guest derives its link-local address from its MAC. */
@@ -42,6 +42,11 @@ export function ipv4Of({ addresses }: Pick<VmInterface, "addresses">): VmAddress
   return addresses.find(({ address }) => !address.includes(":"));
 }
 
+/** What makes a VM's network. */
+export function pluginOf({ docker }: Pick<Spec, "docker">): NetworkPlugin {
+  return docker === undefined ? "cni" : "docker-bridge";
+}
+
 /** The record of an attachment, as it is printed. */
 export function recordOf(both: Both): VmRecord {
   const { spec: { id, policy, claims }, facts: { netns, dns } } = both;
@@ -49,7 +54,7 @@ export function recordOf(both: Both): VmRecord {
     version: 1,
     vm: id.name,
     id: id.containerId,
-    networkPlugin: "cni",
+    networkPlugin: pluginOf(both.spec),
     netns: netns.path,
     interfaces: interfacesOf(both),
     dns,

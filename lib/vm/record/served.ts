@@ -33,7 +33,7 @@ export interface Served {
   readonly asymmetric: boolean;
   /** All ports of the first interface, if a plugin publishes some of them. */
   readonly shown?: readonly PortMapping[];
-  /** Whether executed plugins are involved: they turn forwarding on. */
+  /** Whether executed plugins or Docker are involved: they turn forwarding on. */
   readonly executed: boolean;
   /** The command that opens its ports: `"attach-vm web"`. */
   readonly command: string;
@@ -51,10 +51,11 @@ export function bindTo(ports: readonly PortMapping[], addresses: readonly string
   return bindPorts(ports, addresses.map(isIp).filter((family): family is Family => family !== 0));
 }
 
-/** The ports that tapkit publishes: only those of map-port if a plugin publishes ports. */
+/** The ports that tapkit publishes: those that neither a plugin nor Docker does. */
 export function publishedPorts(
   { spec: { claims }, facts: { networks: [first] } }: Both,
 ): PortMapping[] {
+  if (first?.docker !== undefined) return subtractPorts(portsOf(claims), first.docker.ports);
   if (first === undefined || publisherOf(first.attachment) === "tapkit") return portsOf(claims);
   return subtractPorts(claimsBy(claims, "map"), claimsBy(claims, "attach"));
 }
@@ -128,7 +129,8 @@ export function servedVm(both: Both): Served {
     guests,
     asymmetric: guests.length > 1 && !spec.antispoof,
     ...published ? { shown: portsOf(spec.claims) } : {},
-    executed: networks.some(({ attachment }) => hasExecuted(attachment)),
+    executed: spec.docker !== undefined ||
+      networks.some(({ attachment }) => hasExecuted(attachment)),
     command: `attach-vm ${spec.id.name}`,
   };
 }

@@ -59,11 +59,13 @@ const BOTH: Shape = {
     },
     claims: CLAIMS,
     openPorts: "boolean",
+    "docker?": { "image?": "string", "container?": "string" },
   },
   facts: {
     netns: { path: "string", given: "boolean", "is?": NETNS },
     networks: [{
       attachment: CHAIN,
+      "docker?": { "container?": "string", ports: [PORT] },
       "link?": { mac: "string", mtu: "number", addresses: ADDRESSES, routes: ROUTES },
       "reach?": {
         link: "string",

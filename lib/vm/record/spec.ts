@@ -9,11 +9,11 @@ import type { FirewallKind } from "../../firewall/store.ts";
 import { addressOf, asPrefix } from "../../inet/ip.ts";
 import { formatMac, parseMac } from "../../inet/mac.ts";
 import { isSame } from "../../same.ts";
-import { parseRate, validatePolicy } from "../request.ts";
+import { networkPluginOf, parseRate, validatePolicy } from "../request.ts";
 import type { AttachRequest } from "../types.ts";
 import { resolveOwner } from "../users.ts";
 import type { Both, Limit, Policy, Spec } from "./attachment.ts";
-import { DEFAULT_LINK_LOCAL } from "./derive.ts";
+import { DEFAULT_LINK_LOCAL, pluginOf } from "./derive.ts";
 import type { Identity } from "./identity.ts";
 import { leadToOne } from "./netns-path.ts";
 
@@ -34,6 +34,7 @@ const OPEN: Policy = {
  */
 export function specOf(request: AttachRequest, id: Identity, firewall: FirewallKind): Spec {
   const { ip, mac, mtu, netns, tapOwner, bandwidth } = request;
+  const { image, container } = request;
   return withRequest({
     id,
     networks: request.networks ?? [],
@@ -53,6 +54,12 @@ export function specOf(request: AttachRequest, id: Identity, firewall: FirewallK
     policy: OPEN,
     claims: [],
     openPorts: false,
+    ...networkPluginOf(request) === "cni" ? {} : {
+      docker: {
+        ...image === undefined ? {} : { image },
+        ...container === undefined ? {} : { container },
+      },
+    },
   }, request);
 }
 
@@ -106,7 +113,7 @@ function limitOf(asked: AttachRequest["maxConnections"]): Limit | undefined {
 /** The first field that a request changes although it cannot change while the VM is attached. */
 function changedIdentity({ spec, facts }: Both, request: AttachRequest): string | undefined {
   const { ip, mac, mtu, netns, tapOwner, mode = "auto", networks, bandwidth, firewall } = request;
-  const { capabilities, cniArgs } = request;
+  const { capabilities, cniArgs, networkPlugin, image, container } = request;
   const [first] = facts.networks;
   const addresses = (first?.link?.addresses ?? []).map(({ address }) => addressOf(address));
   const names = facts.networks.map(({ attachment }) => attachment.network);
@@ -121,6 +128,9 @@ function changedIdentity({ spec, facts }: Both, request: AttachRequest): string 
     ["firewall backend", firewall !== undefined && firewall !== spec.firewall],
     ["capability argument", capabilities !== undefined && !isSame(capabilities, spec.capabilities)],
     ["CNI argument", cniArgs !== undefined && !isSame(cniArgs, spec.cniArgs)],
+    ["network plugin", networkPlugin !== undefined && networkPlugin !== pluginOf(spec)],
+    ["image", image !== undefined && image !== spec.docker?.image],
+    ["container", container !== undefined && container !== spec.docker?.container],
     ["network", networks !== undefined && networks.join() !== names.join()],
   ];
   return checks.find(([, changed]) => changed)?.[0];

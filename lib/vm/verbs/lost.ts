@@ -40,9 +40,30 @@ export async function removeLost(work: VmWork): Promise<boolean> {
     },
   };
   await noteTapUsers(work, to);
+  const sandbox = await hasSandbox(work);
+  if (sandbox) {
+    const { plannedFact } = await import("../network/docker.ts");
+    const spec = { ...to.spec, docker: {} };
+    const facts = { ...to.facts, networks: [plannedFact(spec)] };
+    await removeRecorded(work, { is: "changing", to: { spec, facts } });
+  }
   await removeRecorded(work, { is: "changing", to });
-  return found;
+  return found || sandbox;
 }
+
+/** Whether Docker has a container of the VM's, as far as Docker can be asked. */
+async function hasSandbox({ id, host, outside }: VmWork): Promise<boolean> {
+  if (!isThere(DOCKER_SOCKET) && Deno.env.get("DOCKER_HOST") === undefined) return false;
+  const { findSandbox } = await import("../../docker/sandbox.ts");
+  try {
+    return await outside(() => findSandbox(id.name, { signal: host.signal })) !== undefined;
+  } catch (error) {
+    if (error instanceof TapkitError) return false;
+    throw error;
+  }
+}
+
+const DOCKER_SOCKET = "/run/docker.sock";
 
 /** eth0 on each network of the directory; one that is broken is passed over. */
 function knownNetworks(

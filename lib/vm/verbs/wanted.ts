@@ -7,7 +7,8 @@
 
 import { publisherOf, withPorts } from "../../cni/plan.ts";
 import { addressOf } from "../../inet/ip.ts";
-import type { PortMapping } from "../../inet/ports.ts";
+import { TapkitError } from "../../errors.ts";
+import { formatHostPort, type PortMapping, subtractPorts } from "../../inet/ports.ts";
 import { isSame } from "../../same.ts";
 import { findHostEnd, reachableByPorts } from "../network/host-end.ts";
 import { requirePolicy } from "../layers/kinds.ts";
@@ -15,7 +16,7 @@ import type { Context } from "../layers/layer.ts";
 import { limitsOf } from "../limits.ts";
 import { claimPorts, verifyClaims } from "../ports.ts";
 import type { Both, Claim, NetworkFact, Spec } from "../record/attachment.ts";
-import { claimsBy } from "../record/derive.ts";
+import { claimsBy, portsOf } from "../record/derive.ts";
 import { type Identity, ownNetnsPath } from "../record/identity.ts";
 import { isPoliced, unboundPorts } from "../record/served.ts";
 import { mergeSpec, specOf, withRequest } from "../record/spec.ts";
@@ -109,17 +110,33 @@ function newFacts({ id, netns }: Spec): Both["facts"] {
 /**
  * An attachment with other claims, and what plugins are told of them.
  *
- * @throws {TapkitError} where a plugin publishes ports that cannot be told of others
+ * @throws {TapkitError} where a plugin publishes ports that cannot be told of others, or Docker publishes
+ * one that is to go
  */
 export async function withClaims(at: Both, claims: readonly Claim[]): Promise<Both> {
   const [first, ...others] = at.facts.networks;
   const spec = { ...at.spec, claims };
   const told = (of: readonly Claim[]) => unboundPorts(claimsBy(of, "attach"), first?.link);
+  refuseWithdrawn(at.spec.id.name, first, claims);
   const isPlugins = first !== undefined && publisherOf(first.attachment) === "plugin";
   if (!isPlugins || isSame(told(at.spec.claims), told(claims))) return { ...at, spec };
   (await import("../network/chains-again.ts")).requireRepublishable(at);
   const attachment = withPorts(first.attachment, told(claims));
   return { spec, facts: { ...at.facts, networks: [{ ...first, attachment }, ...others] } };
+}
+
+/** What Docker publishes stays as long as the container does. */
+function refuseWithdrawn(
+  name: string,
+  first: NetworkFact | undefined,
+  claims: readonly Claim[],
+): void {
+  const [gone] = subtractPorts(first?.docker?.ports ?? [], portsOf(claims));
+  if (gone === undefined) return;
+  throw new TapkitError(
+    `Docker publishes host port ${formatHostPort(gone)} as long as the VM's container runs`,
+    { mend: `run attach-vm ${name} --remove, then attach it with the ports that it is to have` },
+  );
 }
 
 /** An attached VM with what the host's side of its interfaces is by now, as far as that matters. */
