@@ -10,6 +10,7 @@ import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { fetchName, serveName } from "../support/http.ts";
 import { eventually } from "../support/machine.ts";
+import { QemuGuest } from "../support/qemu.ts";
 import { reboot } from "../support/reboot.ts";
 
 const HOST = "192.0.2.1";
@@ -99,6 +100,25 @@ Deno.test("bridge-legacy: a guest has Docker's address, and is reached through D
     assertEquals(await fetchName(peer, HOST, 8080), "closed");
     await host.assertRestored(before, { except: DOCKERS });
   });
+});
+
+Deno.test("bridge-legacy: a real guest, its lease, its page for another machine, and the LAN for it", async () => {
+  await using host = await Host.create();
+  const peer = await host.addLan();
+  await peer.serveHttp(8000, "from the LAN");
+  await using _docker = await DockerEngine.start(host, "legacy");
+  const { json: [record] } = await host.mustTapkit("bridge-legacy", "web", "--ports", "8080:80");
+  await using guest = await QemuGuest.boot(host, record);
+  const { ip, router, mtu, hostname } = guest.lease;
+  assertEquals([`${ip}/16`, router, mtu, hostname], [
+    record.interfaces[0].addresses[0].address,
+    ["172.17.0.1"],
+    "1500",
+    "web",
+  ]);
+  assertEquals((await peer.fetch(`http://${HOST}:8080/`)).status, 200);
+  assertEquals((await guest.fetch("http://192.0.2.2:8000/")).body, "from the LAN");
+  await host.mustTapkit("bridge-legacy", "web", "--remove");
 });
 
 Deno.test("bridge-legacy: the container, the engine and the host end, and the VM comes back", async (t) => {
