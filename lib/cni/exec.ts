@@ -170,7 +170,7 @@ function refusal(call: PluginCall, outcome: PipedOutcome): CniError {
     code,
     refused: true,
     taken: TAKEN.test(`${error.msg}${details}`),
-    mend: MENDS[code] ?? (UNHEARD.test(`${error.msg}${details}`) ? DAEMON_MEND : undefined),
+    mend: MENDS[code] ?? (UNHEARD.test(`${error.msg}${details}`) ? daemonMend(call) : undefined),
     outcome,
   });
 }
@@ -181,6 +181,11 @@ const TAKEN = /\b(?:already|duplicate|(?<!not |n't |no longer )exists?)\b/i;
 /** What plugins say when their daemon does not answer. */
 const UNHEARD = /connection refused|dial (?:tcp|unix)|no such host/i;
 const DAEMON_MEND = "see that what the network runs on this host is up";
+
+function daemonMend({ type }: PluginCall): string {
+  if (type !== "weave-net") return DAEMON_MEND;
+  return "start Weave Net's router: docker start weave; setup-weave --check says what it lacks";
+}
 
 const MENDS: Readonly<Record<number, string>> = {
   [CniCode.INCOMPATIBLE_CNI_VERSION]:

@@ -164,7 +164,7 @@ async function exchange(
   } catch (cause) {
     throw new WeaveError(
       `Weave Net's router does not answer at ${HOSTNAME}:${PORT}: ${describe(cause)}`,
-      { mend: "run setup-weave, or see docker logs weave", cause },
+      { mend: "start it: docker start weave; setup-weave --check says what it lacks", cause },
     );
   }
   let late = false;

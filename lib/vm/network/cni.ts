@@ -20,7 +20,13 @@ import { guardSettings } from "../settings.ts";
 import { checkChains } from "./chains.ts";
 import type { NetworkDriver, WantedNetwork } from "./driver.ts";
 import { reachOf } from "./host-end.ts";
-import { assertAsAsked, describeLink, explainSecond, planNetworks } from "./plan.ts";
+import {
+  allocatedByWeave,
+  assertAsAsked,
+  describeLink,
+  explainSecond,
+  planNetworks,
+} from "./plan.ts";
 
 /** Networks of CNI's configuration directory. */
 export const cni: NetworkDriver = {
@@ -35,6 +41,10 @@ export const cni: NetworkDriver = {
     const { spec, facts } = to;
     const { index, earlier, before } = wanted;
     const { network, ifName } = facts.networks[index]!.attachment;
+    if (allocatedByWeave(facts.networks[index]!.attachment)) {
+      const { claimWanted } = await import("./weave.ts");
+      await claimWanted(context, to, wanted);
+    }
     const added = await addOne(context, to, wanted).catch((error) => {
       throw explainSecond(error, network, earlier.map(({ attachment }) => attachment));
     });

@@ -160,6 +160,12 @@ export function isLeased({ plugins }: NetworkAttachment): boolean {
   return plugins.some(({ config }) => config.ipam?.type === "dhcp");
 }
 
+/** Whether Weave Net's router gives it its addresses. */
+export function allocatedByWeave({ plugins: [maker] }: NetworkAttachment): boolean {
+  if (maker?.type !== "weave-net" || maker.implementation !== "exec") return false;
+  return [undefined, "", "weave-ipam"].includes(maker.config.ipam?.type);
+}
+
 /** The `bandwidth` capability: the same both ways, with room for what comes at once. */
 function shape(rate: number) {
   const burst = Math.min(Math.max(rate / BURSTS_A_SECOND, MIN_BURST_BITS), MAX_BURST_BITS);

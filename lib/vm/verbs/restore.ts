@@ -5,6 +5,7 @@
  */
 
 import { InputError, TapkitError } from "../../errors.ts";
+import { isThere } from "../../files.ts";
 import { inTurns } from "../../turns.ts";
 import { addressNames, bridgeNames, hostPaths, recordNames } from "../record/paths.ts";
 import { OpenSession } from "../session.ts";
@@ -24,6 +25,10 @@ export async function* restoreVms(options: HostOptions = {}): AsyncGenerator<Res
     yield* restoreBridges({ ...options, session });
   }
   yield* restoreAddresses(options, session);
+  const host = hostPaths(options);
+  if (host.binDirs.some((directory) => isThere(`${directory}/weave-net`))) {
+    await (await import("../network/weave.ts")).awaitRouter(host);
+  }
   const restore = async (name: string, waits: () => void): Promise<Restored | undefined> => {
     try {
       const restored = await restoreVm(name, { ...options, session, waits });
@@ -32,7 +37,7 @@ export async function* restoreVms(options: HostOptions = {}): AsyncGenerator<Res
       return { name, error: asFailure(error) };
     }
   };
-  const names = recordNames(hostPaths(options));
+  const names = recordNames(host);
   for await (const { result } of inTurns(names, restore, options.signal)) {
     if (result !== undefined) yield result;
   }

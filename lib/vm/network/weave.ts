@@ -1,0 +1,289 @@
+/**
+ * Addresses on Weave Net: its plugin takes whichever its router gives, so the one that a VM is to have is
+ * claimed before ADD. A router that has lost its memory is told first which addresses the VMs have.
+ *
+ * @module
+ */
+
+import { describe, DockerError, TapkitError, WeaveError } from "../../errors.ts";
+import { addressOf, cidrContains, parseCidr } from "../../inet/ip.ts";
+import type { WeaveReport } from "../../weave/report.ts";
+import { claimAddress, ownerAddresses, releaseAddresses, report } from "../../weave/router.ts";
+import type { Context } from "../layers/layer.ts";
+import type { Both } from "../record/attachment.ts";
+import { elsewhere } from "../record/elsewhere.ts";
+import { nameOfId } from "../record/ids.ts";
+import type { HostPaths } from "../record/paths.ts";
+import { attachedSide, readVm, readVms } from "../record/store.ts";
+import type { Host } from "../session.ts";
+import type { WantedNetwork } from "./driver.ts";
+import { allocatedByWeave } from "./plan.ts";
+
+/** How long a router that answers may take until it gives out addresses. */
+const READY_MS = 10_000;
+const POLL_MS = 250;
+/** How long a router may take that is started at the same time as the VMs are restored. */
+const COMING_MS = 60_000;
+/** After how long a note says what is waited for. */
+const PATIENCE_MS = 1000;
+/** How long what a session has heard of the router holds. */
+const HEARD_MS = 5000;
+
+/**
+ * Makes sure that the next ADD for an interface gives the address that is wanted: that of the request,
+ * or the one that it had. Every step pushes its undo.
+ *
+ * @throws {TapkitError} when the router does not answer, or gives out no addresses; when the address of a
+ * request is another one's, or is not of its range
+ */
+export async function claimWanted(
+  context: Context<Both>,
+  to: Both,
+  { index, before }: WantedNetwork,
+): Promise<void> {
+  const { host, undo } = context;
+  const { signal } = host;
+  const { containerId } = to.facts.networks[index]!.attachment;
+  const had = before?.link?.addresses[0]?.address;
+  const asked = had ?? (index === 0 ? to.spec.ip : undefined);
+  await context.outside(async () => {
+    const { range } = await heard(host);
+    if (asked === undefined) return;
+    const cidr = inRange(asked, range);
+    const owned = (await ownerAddresses({ signal })).get(containerId) ?? [];
+    if (isSame(owned, [cidr])) return;
+    // Of two, ADD may give either.
+    if (owned.length > 0) await releaseAddresses(containerId, { signal });
+    if (had === undefined) {
+      undo.push(`the address ${cidr} of Weave Net`, () => releaseAddresses(containerId));
+    }
+    try {
+      await claimAddress(containerId, cidr, { signal });
+    } catch (error) {
+      if (!isRefusal(error)) throw error;
+      if (had === undefined) throw heldBy(host, error, cidr);
+      // Whichever it gives now, the caller compares.
+      host.note(`warning: ${explain(host, error)}`);
+    }
+  });
+}
+
+/**
+ * Tells the router which addresses the recorded VMs have, where it does not know them.
+ *
+ * @returns the VMs whose addresses it did not know
+ * @throws {TapkitError} when it does not answer
+ */
+export async function claimRecorded(host: HostPaths): Promise<string[]> {
+  const { signal } = host;
+  const owners = await ownerAddresses({ signal });
+  const told: string[] = [];
+  for (const each of [host, ...elsewhere(host)]) {
+    for (const { name, containerId, cidr } of recordedOn(each)) {
+      if (owners.get(containerId)?.includes(cidr)) continue;
+      try {
+        await claimAddress(containerId, cidr, { signal });
+        told.push(name);
+      } catch (error) {
+        if (!isRefusal(error)) throw error;
+        const why = explain(host, error);
+        host.note(`warning: VM "${name}" has the address ${addressOf(cidr)}, but ${why}`);
+        continue;
+      }
+      // What was removed meanwhile had nothing to give back.
+      if (attachedSide(readVm(each, name)) === undefined) await releaseAddresses(containerId);
+    }
+  }
+  return told;
+}
+
+/** What the VMs of a state directory have of Weave Net. */
+function recordedOn(host: HostPaths) {
+  return readVms(host).flatMap((stored) => attachedSide(stored) ?? []).flatMap(({ spec, facts }) =>
+    facts.networks.filter(({ attachment }) => allocatedByWeave(attachment))
+      .flatMap(({ attachment: { containerId }, link }) =>
+        (link?.addresses ?? []).map(({ address: cidr }) => ({
+          name: spec.id.name,
+          containerId,
+          cidr,
+        }))
+      )
+  );
+}
+
+/** What the router says of its addresses. */
+type Ipam = WeaveReport["ipam"];
+
+/** What a session has heard of the router, and when. */
+class Heard implements Disposable {
+  at = -Infinity;
+  ipam!: Promise<Ipam>;
+
+  [Symbol.dispose](): void {}
+}
+
+/**
+ * Waits until the router gives out addresses, and knows those that the VMs have: once for all that are
+ * attached together.
+ */
+function heard(host: Host): Promise<Ipam> {
+  const last = host.session.keep("Weave Net's router", () => new Heard());
+  if (Date.now() - last.at > HEARD_MS) {
+    last.at = Date.now();
+    last.ipam = listen(host);
+  }
+  return last.ipam;
+}
+
+async function listen(host: Host): Promise<Ipam> {
+  const ipam = await ready(host);
+  const told = await claimRecorded(host);
+  if (told.length > 0) {
+    const many = told.length > 1;
+    host.note(
+      `Weave Net's router had forgotten the address${many ? "es" : ""} of ${told.join(", ")}: ` +
+        `it knows ${many ? "them" : "it"} again`,
+    );
+  }
+  return ipam;
+}
+
+/** @throws {TapkitError} saying what the router waits for, when it does so for too long */
+async function ready({ note, signal }: HostPaths): Promise<Ipam> {
+  let lacks: string | undefined;
+  const waiting = setTimeout(
+    () => note(`waiting for Weave Net's router${lacks === undefined ? "" : `: ${lacks}`}`),
+    PATIENCE_MS,
+  );
+  try {
+    for (const end = Date.now() + READY_MS;;) {
+      const { ipam } = await report({ signal });
+      lacks = lackOf(ipam);
+      if (lacks === undefined) return ipam;
+      if (Date.now() > end) break;
+      await pause(POLL_MS, signal);
+    }
+  } finally {
+    clearTimeout(waiting);
+  }
+  throw new TapkitError(`Weave Net's router gives out no addresses: ${lacks}`, {
+    mend: "start the other hosts' routers; setup-weave --check says which are missing",
+  });
+}
+
+/**
+ * Waits for the router, where recorded VMs have addresses of it and its container is set to come up:
+ * after a reboot it may come later than the VMs. What keeps it from coming up is for those to say who
+ * need it.
+ */
+export async function awaitRouter(host: HostPaths): Promise<void> {
+  if (recordedOn(host).length === 0) return;
+  const { signal } = host;
+  let lacks = await routerLack(signal);
+  if (lacks === undefined || !await comesUp(signal)) return;
+  host.note(`waiting for Weave Net's router, ${COMING_MS / 1000} s at most: ${lacks}`);
+  for (const end = Date.now() + COMING_MS; lacks !== undefined && Date.now() < end;) {
+    await pause(POLL_MS, signal);
+    lacks = await routerLack(signal);
+  }
+}
+
+/** Why the router is of no use yet; undefined where it is. */
+async function routerLack(signal: AbortSignal | undefined): Promise<string | undefined> {
+  try {
+    return lackOf((await report({ signal })).ipam);
+  } catch (error) {
+    signal?.throwIfAborted();
+    return describe(error);
+  }
+}
+
+/** Whether Docker is going to start the router, or has just done so. */
+async function comesUp(signal: AbortSignal | undefined): Promise<boolean> {
+  const { docker, inspectContainer } = await import("../../docker/docker.ts");
+  try {
+    // Whoever started it, and by whichever name, mounted its db there.
+    const ids = await docker(["ps", "-aq", "--filter", "volume=/weavedb"], { signal });
+    for (const id of ids.split("\n").filter(Boolean)) {
+      const { Running, Restarting } = (await inspectContainer(id, { signal }))?.State ?? {};
+      if (Running || Restarting) return true;
+    }
+    return false;
+  } catch (error) {
+    signal?.throwIfAborted();
+    if (!(error instanceof TapkitError)) throw error;
+    // An engine that does not answer yet starts it when it does.
+    return error instanceof DockerError;
+  }
+}
+
+/** What keeps the router from giving out addresses. */
+function lackOf({ state, quorum, known }: Ipam): string | undefined {
+  switch (state) {
+    case "awaiting consensus":
+      return quorum === undefined
+        ? "it waits for a majority of its peers"
+        : `it waits for ${quorum} of its peers, of which ${known ?? 0} are there`;
+    case "owners unreachable":
+      return "they belong to hosts that it cannot reach";
+  }
+  return undefined;
+}
+
+/** @throws {TapkitError} for an address that is not the router's to give */
+function inRange(asked: string, range: string): string {
+  const { address, prefixLength } = parseCidr(asked.includes("/") ? asked : `${asked}/32`);
+  const all = parseCidr(range);
+  const length = asked.includes("/") ? prefixLength : all.prefixLength;
+  if (!cidrContains(all, address)) {
+    throw new TapkitError(`${address} is not of Weave Net's range ${range}`, {
+      mend: "ask for an address of that, or leave --ip out",
+    });
+  }
+  if (length === all.prefixLength) return `${address}/${length}`;
+  throw new TapkitError(`Weave Net's addresses have the prefix length ${all.prefixLength}`, {
+    mend: `write --ip ${address}`,
+  });
+}
+
+/** Whether the router answered that it does not give an address, as it does for several reasons. */
+function isRefusal(error: unknown): error is WeaveError {
+  return error instanceof WeaveError && error.status === 400;
+}
+
+const OWNER = /is already owned by (\S+)/;
+
+function heldBy(host: HostPaths, error: WeaveError, cidr: string): TapkitError {
+  const vm = vmOf(host, error);
+  return new TapkitError(`it cannot have ${addressOf(cidr)}: ${explain(host, error)}`, {
+    mend: "ask for another address" + (vm === undefined ? "" : `, or run attach-vm ${vm} --remove`),
+    cause: error,
+  });
+}
+
+/** Why the router does not give an address, with the VM's name in place of its container id. */
+function explain(host: HostPaths, error: WeaveError): string {
+  const [, owner] = OWNER.exec(error.message) ?? [];
+  if (owner === undefined) return describe(error);
+  const vm = vmOf(host, error);
+  if (vm !== undefined) return `Weave Net gave it to VM "${vm}"`;
+  if (owner === "weave:expose") return "it is that of Weave Net's bridge";
+  return `Weave Net gave it to container ${owner}`;
+}
+
+function vmOf(host: HostPaths, { message }: WeaveError): string | undefined {
+  const [, owner] = OWNER.exec(message) ?? [];
+  return owner && nameOfId(host, owner);
+}
+
+function isSame(a: readonly string[], b: readonly string[]): boolean {
+  return a.join() === b.join();
+}
+
+async function pause(ms: number, signal: AbortSignal | undefined): Promise<void> {
+  await new Promise<void>((resolve) => {
+    const timer = setTimeout(resolve, ms);
+    signal?.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+  });
+  signal?.throwIfAborted();
+}

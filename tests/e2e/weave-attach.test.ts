@@ -1,0 +1,277 @@
+/** VMs on Weave Net: see tests/support/weave/launch.sh for what its stand-in does, and cannot show. */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { NetnsGuest } from "../support/guest-netns.ts";
+import { Host } from "../support/host.ts";
+import { fetchName, serveName } from "../support/http.ts";
+import { scriptWords } from "../support/bundle.ts";
+import { eventually, type Machine } from "../support/machine.ts";
+import { reboot } from "../support/reboot.ts";
+import { WeaveRouter } from "../support/weave/router.ts";
+
+interface Scene extends AsyncDisposable {
+  readonly host: Host;
+  readonly peer: Machine;
+  readonly router: WeaveRouter;
+}
+
+async function scene(options: Parameters<typeof WeaveRouter.start>[1] = {}): Promise<Scene> {
+  const host = await Host.create();
+  try {
+    const peer = await host.addLan();
+    await serveName(peer, 8000);
+    const router = await WeaveRouter.start(host, options);
+    return { host, peer, router, [Symbol.asyncDispose]: () => host[Symbol.asyncDispose]() };
+  } catch (error) {
+    await host[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+/** The addresses that the router knows of VMs, by their names. */
+async function addresses({ host, router }: Scene): Promise<Record<string, string>> {
+  const owners = await router.owners();
+  const { json } = await host.mustTapkit("attach-vm", "--list");
+  return Object.fromEntries(
+    json.flatMap(({ vm, id }) => owners[id] === undefined ? [] : [[vm, owners[id]]]),
+  );
+}
+
+async function check(host: Host, name: string): Promise<{ code: number; problems: string[] }> {
+  const { code, json } = await host.tapkit("attach-vm", name, "--check");
+  return { code, problems: json[0].problems };
+}
+
+const first = ({ interfaces }: { interfaces: { addresses: { address: string }[] }[] }) =>
+  interfaces[0]!.addresses[0]!.address;
+
+for (const variant of ["nft", "legacy"] as const) {
+  Deno.test(`attach-vm: on Weave Net beside Docker's DROP in iptables-${variant}`, async (t) => {
+    await using at = await scene({ variant });
+    const { host, peer, router } = at;
+    const { json: [record], stderr } = await host.mustTapkit(
+      "attach-vm",
+      "web",
+      "--ports",
+      "8080:80",
+    );
+    await t.step("the address is the router's, and the MTU that of its bridge", async () => {
+      const { network, mtu } = record.interfaces[0];
+      assertEquals([network, mtu, stderr.includes("warning")], ["weave", 1376, false], stderr);
+      assertEquals(await addresses(at), { web: first(record) });
+      assertEquals(await check(host, "web"), { code: 0, problems: [] });
+    });
+    await using guest = await NetnsGuest.start(host, record);
+    const passes = async () => {
+      const reached = await fetchName(guest, "192.0.2.2", 8000);
+      assertEquals([reached, await fetchName(peer, "192.0.2.1", 8080)], ["peer", "web"]);
+    };
+    await t.step("DHCP tells the guest both; it reaches out, and its port is reached", async () => {
+      await guest.dhcp();
+      await serveName(guest);
+      const [link] = JSON.parse(await guest.must("ip", ["-j", "link", "show", "eth0"]));
+      assertEquals(link.mtu, 1376);
+      await passes();
+    });
+    await t.step("it goes on while the router is down, and when it is there again", async () => {
+      await router.stop();
+      await passes();
+      assertEquals(await check(host, "web"), { code: 0, problems: [] });
+      await router.restart();
+      await passes();
+      assertEquals(await addresses(at), { web: first(record) });
+      const again = await host.mustTapkit("attach-vm", "web");
+      assertEquals([again.json, again.done[0]!.changes], [[record], []]);
+    });
+    await t.step("removing it gives the address back", async () => {
+      await host.mustTapkit("attach-vm", "web", "--remove");
+      assertEquals(await router.owners(), {});
+      assertEquals(await host.sh("ls /sys/class/net | grep vethwepl || true"), "");
+    });
+  });
+}
+
+Deno.test("attach-vm --ip: on Weave Net an address is claimed, or refused by the name of who has it", async (t) => {
+  await using at = await scene();
+  const { host, router } = at;
+  const { json: [record] } = await host.mustTapkit("attach-vm", "web", "--ip", "10.32.0.77");
+  assertEquals(first(record), "10.32.0.77/12");
+  assertEquals(await addresses(at), { web: "10.32.0.77/12" });
+  await router.allocate("0123456789abcdef");
+  const before = await host.snapshot();
+  const owners = await router.owners();
+  const refusals: [ip: string, says: RegExp][] = [
+    ["10.32.0.77", /10\.32\.0\.77: Weave Net gave it to VM "web": ask .* attach-vm web --remove$/m],
+    ["10.32.0.1", /10\.32\.0\.1: it is that of Weave Net's bridge: ask for another address$/m],
+    ["10.32.0.2", /10\.32\.0\.2: Weave Net gave it to container 0123456789abcdef: ask/],
+    ["10.48.0.1", /10\.48\.0\.1 is not of Weave Net's range 10\.32\.0\.0\/12/],
+    ["10.32.0.9/24", /prefix length 12: write --ip 10\.32\.0\.9/],
+  ];
+  for (const [ip, says] of refusals) {
+    await t.step(ip, async () => {
+      const { code, stderr } = await host.tapkit("attach-vm", "db", "--ip", ip);
+      assertEquals(code, 1);
+      assertMatch(stderr, says);
+      assertEquals(await router.owners(), owners);
+    });
+  }
+  await t.step("what fails after the claim gives the address back", async () => {
+    await host.sh("ip link set weave name gone");
+    const { code } = await host.tapkit("attach-vm", "db", "--ip", "10.32.0.9");
+    await host.sh("ip link set gone name weave; ip link set weave up");
+    assertEquals(code, 1);
+    assertEquals(await router.owners(), owners);
+  });
+  await host.assertRestored(before, {
+    except: [/(fe80|ff00):/, /tapkit\/cni/, /forwarding|weave/],
+  });
+});
+
+Deno.test("attach-vm --restore: on Weave Net the address stays, whatever its router remembers", async (t) => {
+  await using at = await scene();
+  const { host, router } = at;
+  await host.mustTapkit("attach-vm", "first");
+  const { json: [record] } = await host.mustTapkit("attach-vm", "web", "--ports", "8080:80");
+  const { json: [db] } = await host.mustTapkit("attach-vm", "db");
+  // A lower address is free from now on.
+  await host.mustTapkit("attach-vm", "first", "--remove");
+  const known = { db: first(db), web: first(record) };
+  const restored = async () => {
+    const { json, stderr } = await host.mustTapkit("attach-vm", "--restore");
+    assertEquals(json, [db, record]);
+    assert(!stderr.includes("warning"), stderr);
+    assertEquals(await addresses(at), known);
+    return stderr;
+  };
+  await t.step("as the router knows it", async () => {
+    await host.sh("for name in web db; do ip netns delete tapkit-$name; done");
+    await restored();
+  });
+  await t.step("after the router lost its db", async () => {
+    await router.forget();
+    await host.sh("for name in web db; do ip netns delete tapkit-$name; done");
+    assertMatch(
+      await restored(),
+      /router had forgotten the addresses of db, web: it knows them again/,
+    );
+  });
+  await t.step("attaching another VM tells it first which addresses the VMs have", async () => {
+    await router.forget();
+    assertEquals(await addresses(at), {});
+    const { json: [other], stderr } = await host.mustTapkit("attach-vm", "other");
+    assertMatch(stderr, /had forgotten the addresses of db, web: it knows them again/);
+    assertEquals(await addresses(at), { ...known, other: first(other) });
+    assertEquals(new Set([...Object.values(known), first(other)]).size, 3);
+    for (const name of ["web", "db", "other"]) {
+      assertEquals(await check(host, name), { code: 0, problems: [] });
+    }
+    await host.mustTapkit("attach-vm", "other", "--remove");
+  });
+  await t.step("one that is a container's by now is told, and the VM gets another", async () => {
+    await router.forget();
+    await router.allocate("0123456789abcdef");
+    assertEquals(await router.owners(), { "0123456789abcdef": "10.32.0.2/12" });
+    await router.allocate("fedcba9876543210");
+    const taken = (await router.owners()).fedcba9876543210;
+    assertEquals(taken, known.web);
+    await host.sh("ip netns delete tapkit-web");
+    const { code, stderr, json } = await host.tapkit("attach-vm", "--restore");
+    assertEquals(code, 0, stderr);
+    assertMatch(
+      stderr,
+      /VM "web" has the address 10\.32\.0\.3, but Weave Net gave it to container fed/,
+    );
+    assertMatch(stderr, /warning: "eth0" had the address 10\.32\.0\.3, now it has 10\.32\.0\.5/);
+    assertEquals(json.map(first).sort(), ["10.32.0.4/12", "10.32.0.5/12"]);
+  });
+});
+
+Deno.test("attach-vm: while Weave Net's router is down, attaching says so, and removing loses no address", async (t) => {
+  await using at = await scene();
+  const { host, router } = at;
+  for (const name of ["a", "b", "c"]) await host.mustTapkit("attach-vm", name);
+  const ids = (await host.mustTapkit("attach-vm", "--list")).json.map(({ id }) => id);
+  await router.stop();
+  const MEND = /connection refused.*docker start weave; setup-weave --check says what it lacks/i;
+  await t.step("attaching", async () => {
+    const before = await host.snapshot();
+    const { code, stderr } = await host.tapkit("attach-vm", "web");
+    assertEquals(code, 1);
+    assertMatch(stderr, MEND);
+    assertEquals(stderr.trim().split("\n").length, 1, stderr);
+    await host.assertRestored(before, { except: [/(fe80|ff00):/] });
+  });
+  for (const name of ["a", "b", "c"]) {
+    await t.step(`removing ${name}`, async () => {
+      const { code, stderr } = await host.tapkit("attach-vm", name, "--remove");
+      assertEquals(code, 1);
+      assertMatch(stderr, /not everything could be taken away/);
+      assertMatch(stderr, MEND);
+      assertEquals((await host.run("test", ["-e", `/run/netns/tapkit-${name}`])).code, 1);
+      assertMatch((await check(host, name)).problems.join(), /was left half removed/);
+    });
+  }
+  await t.step(
+    "once it is there again, removing, attaching and collecting give the addresses back",
+    async () => {
+      await router.restart();
+      assertEquals(Object.keys(await router.owners()).sort(), ids.sort());
+      await host.mustTapkit("attach-vm", "a", "--remove");
+      assertEquals(Object.keys(await router.owners()).length, 2);
+      const { json: [again] } = await host.mustTapkit("attach-vm", "b");
+      assertEquals(Object.keys(await router.owners()).length, 2);
+      assertEquals(await addresses(at).then(({ b }) => b), first(again));
+      await host.mustTapkit("attach-vm", "--gc");
+      assertEquals(Object.values(await router.owners()), [first(again)]);
+      await host.mustTapkit("attach-vm", "b", "--remove");
+      assertEquals(await router.owners(), {});
+      await host.awaitGone("/var/lib/tapkit");
+    },
+  );
+});
+
+Deno.test("attach-vm --restore: waits for Weave Net's router, which comes up after a reboot", async () => {
+  await using at = await scene();
+  const { host, router } = at;
+  const { json: [record] } = await host.mustTapkit("attach-vm", "web");
+  await router.stop();
+  await reboot(host);
+  await host.sh("ip link delete weave");
+  // Without anybody to start it nobody waits.
+  const alone = await host.tapkit("attach-vm", "--restore");
+  assertEquals(alone.code, 1);
+  assertMatch(alone.stderr, /connection refused/i);
+  assert(!alone.stderr.includes("waiting"), alone.stderr);
+  // While something is in its way, Docker starts it again and again.
+  await host.sh("ip route add 10.33.0.0/16 via 192.0.2.2; docker start weave");
+  await using restoring = host.spawn("bash", [
+    ...["-c", 'exec "$@" 2>&1', "restore", Deno.execPath()],
+    ...[...scriptWords("attach-vm"), "--restore"],
+  ]);
+  await restoring.line((line) => line.includes("waiting for Weave Net's router, 60 s at most: "));
+  await host.sh("ip route delete 10.33.0.0/16");
+  const printed = await restoring.line((line) => line.startsWith("{"), { timeoutMs: 30_000 });
+  const { changes: _, tapReplaced: __, ...restored } = JSON.parse(printed);
+  assertEquals(restored, record);
+  assertEquals((await restoring.status).code, 0);
+});
+
+Deno.test("attach-vm: says what Weave Net's router waits for when it gives out no addresses", async () => {
+  await using at = await scene({ peers: ["192.0.2.1", "192.0.2.2"] });
+  const { host } = at;
+  await eventually(
+    20_000,
+    "the configuration is there",
+    async () => (await host.run("test", ["-e", "/etc/cni/net.d/10-weave.conflist"])).code === 0,
+  );
+  const { code, stderr } = await host.tapkit("attach-vm", "web");
+  assertEquals(code, 1);
+  assertMatch(
+    stderr,
+    /waiting for Weave Net's router: it waits for 2 of its peers, of which 1 are there/,
+  );
+  assertMatch(
+    stderr,
+    /gives out no addresses: .*: start the other hosts' routers; setup-weave --check/,
+  );
+});
