@@ -7,6 +7,7 @@
 import { dirname, fromFileUrl, join, resolve } from "@std/path";
 import { type Command, exclusive } from "./lib/cli/args.ts";
 import { EXIT, printJson, printNote, printText, runScript } from "./lib/cli/main.ts";
+import { withZx } from "./lib/docker/bundled.ts";
 import { describe, TapkitError } from "./lib/errors.ts";
 import { runSync } from "./lib/exec.ts";
 
@@ -242,13 +243,13 @@ async function putInPlace(
   }
 }
 
-// deno-lint-ignore require-await
 async function makeFrom(script: string, make: "bundle" | "compile", path: string): Promise<void> {
   printNote(INSTALL.name, `deno ${make} ${script}`);
   // Do not minify a bundle: esbuild would treat a `using` as an ordinary variable, and remove it.
   const flags = make === "compile" ? ["-A"] : [];
   try {
     runSync(Deno.execPath(), [make, "--quiet", ...flags, "--output", path, script]);
+    if (make === "bundle") await Deno.writeTextFile(path, withZx(await Deno.readTextFile(path)));
   } catch (cause) {
     throw new TapkitError(`deno ${make} ${script} failed: ${describe(cause)}`, {
       mend: "Deno downloads what it needs for that: check that this host has network, or " +

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { withZx } from "../../lib/docker/bundled.ts";
 import { cacheDirectory } from "./guest-image.ts";
 import { ROOT } from "./machine.ts";
 
@@ -43,6 +44,7 @@ export async function bundleScripts(): Promise<string | undefined> {
     await Deno.remove(directory, { recursive: true }).catch(() => {});
     return undefined;
   }
+  await Deno.writeTextFile(made, withZx(await Deno.readTextFile(made)));
   await Deno.rename(made, path);
   return path;
 }

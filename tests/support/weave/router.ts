@@ -73,7 +73,7 @@ export class WeaveRouter {
         "weave",
       ]);
       return stdout.includes(" inet ") &&
-        (await this.#host.fetch(`${CONTROL}/status`)).status === 200;
+        (await this.#host.fetch(`${CONTROL}/ip`)).body.includes("weave:expose");
     });
   }
 
