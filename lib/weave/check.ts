@@ -20,7 +20,6 @@ import { listPeers, lookAtWeave, missingPeers } from "./ready.ts";
 import { ownerAddresses } from "./router.ts";
 import { differencesOf, stateOf } from "./setup.ts";
 import type { WeaveHost, WeaveRequest, WeaveState } from "./types.ts";
-import { isXtablesLock } from "./xtables-lock.ts";
 
 const AS_DOCUMENTED: ImageStart = { asksKubernetes: false, metrics: "WEAVE_METRICS_ADDR" };
 
@@ -82,7 +81,6 @@ export async function checkWeave(request: WeaveRequest, host: WeaveHost): Promis
   if (mtu !== undefined && mtu !== launch.mtu) {
     problems.push(`the bridge "${WEAVE_BRIDGE}" has an MTU of ${mtu}, not ${launch.mtu}`);
   }
-  if (!isXtablesLock()) problems.push("/run/xtables.lock is not a file");
   problems.push(...findPolicyRules().map(({ object, problem }) => `${object} ${problem}`));
   problems.push(...await host.barred());
   const ready = report !== undefined && awaited.length === 0;

@@ -42,7 +42,7 @@ import {
   writeSettings,
 } from "./settings.ts";
 import type { WeaveHost, WeaveRequest, WeaveState } from "./types.ts";
-import { ensureXtablesLock } from "./xtables-lock.ts";
+import { ensureXtablesLock, isXtablesLock } from "./xtables-lock.ts";
 
 const LOCK = "/run/setup-weave.lock";
 const WAIT_SECONDS = 60;
@@ -169,6 +169,8 @@ export function differencesOf({ container }: Found, launch: Launch, wanted: Want
   return [
     ...differences(container, launch),
     ...changed ? ["has another password"] : [],
+    // It stays mounted as what it was when the container was made.
+    ...isXtablesLock() ? [] : ["was started without the file /run/xtables.lock"],
   ];
 }
 

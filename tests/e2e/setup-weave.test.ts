@@ -1,8 +1,9 @@
 /** setup-weave with a real Docker engine and an image that stands in for Weave Net's. */
 
-import { assertEquals, assertMatch } from "@std/assert";
-import { DockerEngine } from "../support/docker.ts";
-import { Host } from "../support/host.ts";
+import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
+import { DOCKERS } from "../support/docker.ts";
+import { eventually } from "../support/machine.ts";
+import { inspectContainer as inspect, weaveHost } from "../support/weave/host.ts";
 import { importWeave, WEAVE_IMAGE } from "../support/weave/stand-in.ts";
 
 const CONFLIST = "/etc/cni/net.d/10-weave.conflist";
@@ -10,22 +11,11 @@ const DEFAULT = "/etc/cni/net.d/10-ignite.conflist";
 
 /** What Docker keeps, directories that Weave's image makes for others too, and tables of iptables. */
 const LEFT: readonly RegExp[] = [
-  /\/run\/(docker-|containerd|xtables\.lock)/,
+  ...DOCKERS,
+  /\/run\/xtables\.lock/,
   /^directory \/opt\/cni/,
   /^iptables-legacy-save (\*|:|COMMIT)/,
 ];
-
-async function weaveHost(): Promise<Host> {
-  const host = await Host.create();
-  await host.addLan();
-  host.own(await DockerEngine.start(host, "nft"));
-  await importWeave(host);
-  return host;
-}
-
-async function inspect(host: Host) {
-  return JSON.parse(await host.must("docker", ["container", "inspect", "weave"]))[0];
-}
 
 Deno.test("setup-weave: starts the documentation's container, twice the same, and leaves", async (t) => {
   await using host = await weaveHost();
@@ -123,5 +113,205 @@ Deno.test("setup-weave: starts the documentation's container, twice the same, an
     assertEquals(twice.json, [{ removed: false }]);
     assertEquals(await host.must("docker", ["ps", "-aq"]), "");
     await host.assertRestored(before, { except: LEFT });
+  });
+});
+
+Deno.test("setup-weave: options reach the router, and stay until others are given", async (t) => {
+  await using host = await weaveHost();
+  await host.writeFile("/root-password", "s3cret word\n", 0o600);
+  const state = async (...args: string[]) =>
+    (await host.mustTapkit("setup-weave", ...args)).json[0];
+
+  await t.step("range, MTU and password; the password is nowhere to be seen", async () => {
+    const options = ["--ipalloc-range", "10.96.0.0/12", "--mtu", "1400"];
+    await state(...options, "--password-file", "/root-password");
+    assertMatch(await host.sh("ip -o address show dev weave"), / inet 10\.96\.0\.1\/12 /);
+    assertMatch(await host.sh("ip link show weave"), / mtu 1400 /);
+    const seen = [
+      await host.must("docker", ["container", "inspect", "weave"]),
+      await host.must("docker", ["logs", "weave"]),
+      await host.sh("cat /proc/[0-9]*/cmdline | tr '\\0' ' '"),
+      await host.readFile("/var/lib/weave/tapkit.json"),
+    ];
+    for (const text of seen) assert(!text.includes("s3cret"), text);
+    assertEquals(await host.sh("stat -c '%a %u' /var/lib/weave/tapkit-password"), "600 0\n");
+    const report = await host.sh(REPORT);
+    assertMatch(report, /"Encryption":true/);
+    assertMatch(report, /"Range":"10\.96\.0\.0\/12"/);
+  });
+
+  await t.step("without options all stays", async () => {
+    const { Id } = await inspect(host);
+    assertEquals([(await state()).container, (await state("--mtu", "1400")).container], [Id, Id]);
+    assertEquals((await host.mustTapkit("setup-weave", "--check")).json[0].problems, []);
+  });
+
+  await t.step("--check tells what another wish would change", async () => {
+    await host.writeFile("/other-password", "another", 0o600);
+    const { code, json: [checked] } = await host.tapkit(
+      ...["setup-weave", "--check", "--mtu", "1300", "--password-file", "/other-password"],
+    );
+    assertEquals(code, 3);
+    assertEquals(checked.problems, [
+      "the container weave has WEAVE_MTU=1400, not 1300",
+      "the container weave has another password",
+      'the bridge "weave" has an MTU of 1400, not 1300',
+    ]);
+  });
+
+  await t.step("another MTU makes the bridge anew, another password a container", async () => {
+    const { Id } = await inspect(host);
+    const options = ["--mtu", "1300", "--password-file", "/other-password"];
+    const { done } = await host.mustTapkit("setup-weave", ...options);
+    assertEquals<unknown>(done[0]?.changes, [
+      "replaced the container, which has WEAVE_MTU=1400, not 1300, has another password",
+    ]);
+    assertMatch(await host.sh("ip link show weave"), / mtu 1300 /);
+    assertNotEquals((await inspect(host)).Id, Id);
+    assertEquals((await host.must("docker", ["ps", "-aq"])).trim().split("\n").length, 1);
+  });
+
+  await t.step("neither MTU nor range changes under a VM, and the rest does", async () => {
+    const { json: [record] } = await host.mustTapkit("attach-vm", "web");
+    assertEquals(record.interfaces[0].mtu, 1300);
+    const mtu = await host.tapkit("setup-weave", "--mtu", "1376");
+    assertEquals([mtu.code, mtu.stderr], [
+      1,
+      'setup-weave: the bridge\'s MTU of 1300 cannot become 1376 while VM "web" is on it: ' +
+      "run attach-vm web --remove first\n",
+    ]);
+    const range = await host.tapkit("setup-weave", "--ipalloc-range", "10.32.0.0/12");
+    assertEquals([range.code, range.stderr], [
+      1,
+      'setup-weave: the range 10.96.0.0/12 cannot become 10.32.0.0/12 while it gives VM "web" an ' +
+      "address: run attach-vm web --remove first\n",
+    ]);
+    await state("--password-file", "none");
+    assertEquals((await inspect(host)).Config.Entrypoint, ["/home/weave/launch.sh"]);
+    assertMatch(await host.sh(REPORT), /"Encryption":false/);
+    await host.mustTapkit("attach-vm", "web", "--check");
+    await host.mustTapkit("attach-vm", "web", "--remove");
+  });
+});
+
+const REPORT = "printf 'GET /report HTTP/1.0\\r\\nAccept: application/json\\r\\n\\r\\n' | " +
+  "busybox nc 127.0.0.1 6784";
+
+/** The documentation's command, word for word. */
+const DOCUMENTED = `
+export PRIMARY_IP_ADDRESS=$(ip -o route get 1.1.1.1 | cut -d' ' -f7)
+export KUBE_PEERS="\${PRIMARY_IP_ADDRESS}"
+docker run -d \\
+  --privileged \\
+  --net host \\
+  --pid host \\
+  --restart always \\
+  -e HOSTNAME="$(hostname)" \\
+  -e KUBE_PEERS="\${KUBE_PEERS}" \\
+  -v /var/lib/weave:/weavedb \\
+  -v /opt:/host/opt \\
+  -v /home:/host/home \\
+  -v /etc:/host/etc \\
+  -v /var/lib/dbus:/host/var/lib/dbus \\
+  -v /lib/modules:/lib/modules \\
+  -v /run/xtables.lock:/run/xtables.lock \\
+  --entrypoint /home/weave/launch.sh \\
+  weaveworks/weave-kube:2.5.2
+`;
+
+Deno.test("setup-weave: takes over what was typed by hand", async (t) => {
+  await using host = await weaveHost();
+
+  await t.step("one that drops everything, as the documentation has it started", async () => {
+    const id = (await host.sh(`touch /run/xtables.lock\n${DOCUMENTED}`)).trim();
+    await eventually(10_000, "its rules are there", async () => {
+      return (await host.sh("iptables-legacy -S FORWARD")).includes("-A FORWARD -o weave -j DROP");
+    });
+    const { code, json: [checked] } = await host.tapkit("setup-weave", "--check");
+    assertEquals(code, 3);
+    const problems = checked.problems.join("\n");
+    assertMatch(problems, /lacks EXPECT_NPC=0/);
+    assertMatch(problems, /-A FORWARD -o weave -j DROP/);
+
+    const { json: [state], stderr } = await host.mustTapkit("setup-weave");
+    assertMatch(stderr, /lacks EXPECT_NPC=0, lacks WEAVE_MTU=1376, .*: it is replaced/);
+    assertNotEquals(state.container, id);
+    assertEquals(state.peers, ["192.0.2.1"]);
+    assertEquals((await inspect(host)).Id, state.container);
+    assertEquals((await host.sh("iptables-legacy -S FORWARD")).match(/DROP/g), null);
+    assertEquals((await host.mustTapkit("setup-weave", "--check")).json[0].problems, []);
+  });
+
+  await t.step("one that ends again and again for a directory in the place of a file", async () => {
+    await host.mustTapkit("setup-weave", "--remove", "--purge");
+    await host.sh(
+      `rm /run/xtables.lock\n${(await host.mustTapkit("setup-weave", "--print")).stdout}`,
+    );
+    await eventually(10_000, "it ends again and again", async () => {
+      return (await inspect(host)).RestartCount > 1;
+    });
+    assertEquals(await host.sh("stat -c %F /run/xtables.lock"), "directory\n");
+    const { code, json: [checked] } = await host.tapkit("setup-weave", "--check");
+    assertEquals(code, 3);
+    assertMatch(checked.problems.join(), /was started without the file \/run\/xtables.lock/);
+    await host.mustTapkit("setup-weave");
+    assertEquals(await host.sh("stat -c %F /run/xtables.lock"), "regular empty file\n");
+    assertEquals((await host.mustTapkit("setup-weave", "--check")).json[0].problems, []);
+  });
+
+  await t.step("one that was stopped is started", async () => {
+    const { Id } = await inspect(host);
+    await host.must("docker", ["stop", "-t", "1", "weave"]);
+    const { code, json: [checked] } = await host.tapkit("setup-weave", "--check");
+    assertEquals([code, checked.ready], [3, false]);
+    const { json: [state], done } = await host.mustTapkit("setup-weave");
+    assertEquals<unknown>([state.container, done[0]?.changes], [Id, [
+      "started the container weave",
+    ]]);
+  });
+
+  await t.step("what --print prints can be pasted, and is the same", async () => {
+    await host.mustTapkit("setup-weave", "--remove", "--purge");
+    const { stdout, stderr } = await host.mustTapkit("setup-weave", "--print");
+    assertMatch(stdout, /^docker run -d \\\n {2}--name weave/);
+    assertMatch(stderr, /before this command: touch \/run\/xtables.lock/);
+    assertEquals(await host.must("docker", ["ps", "-aq"]), "");
+    const id = (await host.sh(stdout)).trim();
+    const { json: [state] } = await host.mustTapkit("setup-weave");
+    assertEquals(state.container, id);
+  });
+
+  await t.step("a later image is started in its own way", async () => {
+    const image = "rajchaudhuri/weave-kube:2.9.0";
+    await importWeave(host, { image, asksKubernetes: true });
+    const { json: [state] } = await host.mustTapkit("setup-weave", "--image", image);
+    assertEquals([state.image, state.ready], [image, true]);
+    assertEquals((await inspect(host)).Config.Entrypoint, ["/bin/sh"]);
+    await host.must("docker", ["restart", "-t", "1", "weave"]);
+    assertEquals((await host.mustTapkit("setup-weave")).json[0].container, state.container);
+    const { json: [checked] } = await host.mustTapkit("setup-weave", "--check");
+    assertEquals(checked.problems, []);
+  });
+
+  await t.step("two containers, or another one of its name, are named", async () => {
+    await host.sh(
+      `docker run -d --name second --entrypoint sleep ${WEAVE_IMAGE} 9 /home/weave/launch.sh`,
+    );
+    const two = await host.tapkit("setup-weave");
+    assertEquals(two.code, 1);
+    assertMatch(
+      two.stderr,
+      /the containers (second and weave|weave and second) both run Weave Net/,
+    );
+    await host.sh("docker rm -f second weave");
+    await host.sh(`docker run -d --name weave --entrypoint sleep ${WEAVE_IMAGE} 100`);
+    const other = await host.tapkit("setup-weave");
+    assertEquals(other.code, 1);
+    assertMatch(
+      other.stderr,
+      /the container "weave" is of \S+ and does not run Weave Net for CNI: /,
+    );
+    await host.sh("docker rm -f weave");
+    await host.mustTapkit("setup-weave", "--remove", "--purge");
   });
 });
