@@ -245,10 +245,15 @@ function explain(args: readonly string[], stderr: string, exitCode: number): Doc
     const message = `Docker's engine does not answer${socket ? ` at ${socket}` : ""}`;
     return new DockerError(message, said, "start it: systemctl start docker");
   }
-  const line =
-    said.split("\n").findLast((text) => text.trim() !== "" && !/^See |^Run '|--help/.test(text)) ??
-      `exit code ${exitCode}`;
-  const reason = line.replace(/^(docker|Error|Error response from daemon|error): /i, "")
-    .replace(/^Error response from daemon: /, "").replace(/\.$/, "");
-  return new DockerError(`docker ${args.slice(0, 2).join(" ")}: ${reason}`, said);
+  const lines = said.split("\n")
+    .filter((text) => text.trim() !== "" && !/^See |^Run '|--help/.test(text));
+  // What the engine says comes before what the command makes of it.
+  const line = lines.find((text) => text.includes("Error response from daemon: ")) ??
+    lines.at(-1) ?? `exit code ${exitCode}`;
+  const reason = line.replace(/^.*Error response from daemon: /, "")
+    .replace(/^(docker|Error): /i, "").replace(/\.$/, "");
+  const mend = /No chain\/target\/match/.test(reason)
+    ? "somebody flushed Docker's rules: start its engine again (systemctl restart docker)"
+    : undefined;
+  return new DockerError(`docker ${args.slice(0, 2).join(" ")}: ${reason}`, said, mend);
 }

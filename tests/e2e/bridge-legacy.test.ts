@@ -163,6 +163,18 @@ Deno.test("bridge-legacy: the container, the engine and the host end, and the VM
     await host.mustTapkit("attach-vm", "web");
     await works();
   });
+  await t.step("rules that were flushed: the engine's own have to come back first", async () => {
+    await host.sh("nft flush ruleset");
+    await host.must("docker", ["rm", "-f", "tapkit-web"]);
+    const { code, stderr } = await host.tapkit("attach-vm", "web");
+    assertEquals(code, 1);
+    assertMatch(stderr, /somebody flushed Docker's rules: .*systemctl restart docker/);
+    assertEquals(await host.must("docker", ["ps", "-aq"]), "");
+    await docker.stop();
+    await docker.resume();
+    await host.mustTapkit("attach-vm", "web");
+    await works();
+  });
   await t.step(
     "an engine that was stopped: who asks is told; what is removed then goes later",
     async () => {

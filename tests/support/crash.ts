@@ -30,7 +30,7 @@ export interface Backend {
   /** What stands for `@` in a command's words. */
   readonly flags: readonly string[];
   /** Starts what the host has before anything else. */
-  readonly start?: (host: Host) => Promise<AsyncDisposable>;
+  readonly start?: (host: Host) => Promise<DockerEngine>;
   /** Shell commands that make the host what it is. */
   readonly prepare?: string;
   /** Lines of the snapshot that are not tapkit's. */
@@ -84,6 +84,7 @@ export class CrashBench implements AsyncDisposable {
   readonly #scenario: Scenario;
   readonly #backend: Backend;
   #host!: Host;
+  #engine: DockerEngine | undefined;
   #bare!: string;
   /** What has been attached beforehand. */
   // deno-lint-ignore no-explicit-any
@@ -112,8 +113,8 @@ export class CrashBench implements AsyncDisposable {
     await this.#host?.[Symbol.asyncDispose]();
     this.#host = await Host.create();
     await this.#host.addLan();
-    const started = await this.#backend.start?.(this.#host);
-    if (started !== undefined) this.#host.own(started);
+    this.#engine = await this.#backend.start?.(this.#host);
+    if (this.#engine !== undefined) this.#host.own(this.#engine);
     await this.#host.sh(this.#backend.prepare ?? ":");
     this.#bare = await this.#host.snapshot();
     await this.#prepare();
@@ -254,7 +255,7 @@ export class CrashBench implements AsyncDisposable {
 
   async #prepare(): Promise<void> {
     for (const command of this.#scenario.prepare ?? []) {
-      if (command === "reboot") await reboot(this.#host);
+      if (command === "reboot") await this.#reboot();
       else if (typeof command === "string") await this.#host.sh(command);
       else {
         const { json: [record] } = await this.#run(command);
@@ -263,6 +264,12 @@ export class CrashBench implements AsyncDisposable {
         await this.#host.awaitDhcp();
       }
     }
+  }
+
+  async #reboot(): Promise<void> {
+    await this.#engine?.stop();
+    await reboot(this.#host);
+    await this.#engine?.resume();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -28,8 +28,11 @@ export const netnsLayer: Layer<Both> = {
   plan(context, to, before) {
     const { spec, facts: { netns } } = to;
     if (before !== undefined) {
-      // One that was given and is gone is not made here: then all else stays as it is.
-      requireSuccessor(spec.id.name, before.facts.netns);
+      // One that was given and is gone is not made here: then all else stays as it is. Where a change was
+      // cut off, it may be there already.
+      if (context.vm.find(before.facts.netns) === undefined) {
+        requireSuccessor(spec.id.name, before.facts.netns);
+      }
       // It is another one from now on.
       const { is: _, ...named } = netns;
       return { ...to, facts: { ...to.facts, netns: named } };

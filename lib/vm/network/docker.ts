@@ -16,7 +16,7 @@ import { formatMac, parseMac } from "../../inet/mac.ts";
 import { expandPorts, type PortMapping } from "../../inet/ports.ts";
 import { getLink, requireLink, setLink } from "../../netlink/link.ts";
 import { listRoutes, RT_TABLE } from "../../netlink/route.ts";
-import { isSameNetns, netnsIdentity } from "../../netlink/identity.ts";
+import { isSameNetns, type NetnsIdentity, netnsIdentity } from "../../netlink/identity.ts";
 import { NetlinkConnection } from "../../netlink/connection.ts";
 import { type Netns, openNetns, withNetns } from "../../sys/netns.ts";
 import type { Context } from "../layers/layer.ts";
@@ -125,11 +125,12 @@ export const docker: NetworkDriver = {
     ];
     if (container === undefined) return lost("is missing");
     if (!container.State.Running) return lost("is not running");
-    if (!isOfContainer(at, container)) {
+    const { netns, nl } = context.vm.require(at.facts.netns);
+    if (!isOfContainer(netnsIdentity(netns, nl), container)) {
       return lost("was started again, with another network namespace");
     }
+    if (fact!.docker!.container !== container.Id) return lost("is another one than the VM's");
     const { ifName } = fact!.attachment;
-    const { nl } = context.vm.require(at.facts.netns);
     if (getLink(nl, ifName) === undefined) return lost(`has lost its interface "${ifName}"`);
     return [...checkLink(context, at), ...checkPublished(fact, container)];
   },
@@ -241,11 +242,10 @@ function resultOf(
 }
 
 /** Whether a VM's namespace is that of a running container. */
-function isOfContainer(at: Both, container: Container): boolean {
-  const { is } = at.facts.netns;
+function isOfContainer(is: NetnsIdentity, container: Container): boolean {
   using netns = openSandbox(container);
   using nl = withNetns(netns, () => NetlinkConnection.open());
-  return is === undefined || isSameNetns(is, netnsIdentity(netns, nl));
+  return isSameNetns(is, netnsIdentity(netns, nl));
 }
 
 function isMoved(fact: NetworkFact | undefined): boolean {
