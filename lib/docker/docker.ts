@@ -236,7 +236,7 @@ function absent(): TapkitError {
 /** What docker says of a failure, shortened, with a mend where the cause is known. */
 function explain(args: readonly string[], stderr: string, exitCode: number): DockerError {
   const said = stderr.trim();
-  const socket = /(?:unix|npipe|tcp):\/\/[^\s"':?]+/.exec(said)?.[0];
+  const socket = /(?:unix|npipe|tcp):\/\/[^\s"':?]*[^\s"':?.]/.exec(said)?.[0];
   if (/permission denied/i.test(said) && /socket|daemon/i.test(said)) {
     const message = `Docker's socket${socket ? ` ${socket}` : ""} is closed to this user`;
     return new DockerError(message, said, "run as root, or as a member of the group docker");
