@@ -18,7 +18,7 @@ Deno.test("bridge-legacy: networks of one's own, IPv6, images, containers, a VMM
     addresses: ["192.0.2.1/24", `${LAN}/64`],
     peer: ["192.0.2.2/24", "2001:db8:1::2/64"],
   });
-  await using _docker = await DockerEngine.start(host, "nft");
+  await using _docker = await DockerEngine.start(host, "nft", ["--dns", "192.0.2.99"]);
   const before = await host.must("docker", ["ps", "-aq"]);
   await host.sh(
     `docker network create --subnet 10.5.0.0/24 --opt com.docker.network.driver.mtu=1400 backend
@@ -164,6 +164,7 @@ Deno.test("bridge-legacy: networks of one's own, IPv6, images, containers, a VMM
     const env = { TAPKIT_NETWORK_PLUGIN: "docker-bridge" };
     const { json: [record] } = await host.mustTapkit("attach-vm", "env", { env });
     assertEquals(record.networkPlugin, "docker-bridge");
+    assertEquals(record.dns.nameservers, ["192.0.2.99"], "those that the engine was told");
     await host.mustTapkit("attach-vm", "env");
     await host.mustTapkit("attach-vm", "other", "--network-plugin", "cni", { env });
     const { done: [again] } = await host.mustTapkit("attach-vm", "other", { env });

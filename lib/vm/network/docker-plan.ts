@@ -16,12 +16,13 @@ import {
 import { findSandbox } from "../../docker/sandbox.ts";
 import { ensureSandboxImage } from "../../docker/sandbox-image.ts";
 import { describe, InputError, TapkitError } from "../../errors.ts";
+import { readIfThere } from "../../files.ts";
 import { bindPorts, formatPort } from "../../inet/ports.ts";
 import { isSame } from "../../same.ts";
 import type { Both, DockerSpec, Spec } from "../record/attachment.ts";
 import { claimsBy } from "../record/derive.ts";
 import { readVms, sidesOf } from "../record/store.ts";
-import { hostResolvers } from "../resolvers.ts";
+import { hostResolvers, isReachable } from "../resolvers.ts";
 import type { Host } from "../session.ts";
 
 /** Docker's network of containers that name none. It takes no requests for addresses. */
@@ -198,7 +199,19 @@ export function containerDns(
 ): Dns {
   const { Dns: named, DnsSearch } = HostConfig;
   if (named?.length) return { nameservers: named, search: DnsSearch ?? [] };
-  // On networks that users made it has Docker's own resolver, on a loopback address.
-  const dns = hostResolvers([ResolvConfPath]);
+  const { nameservers, search } = hostResolvers([ResolvConfPath]);
+  const dns = {
+    nameservers: nameservers.length > 0 ? nameservers : behindDockers(ResolvConfPath),
+    search,
+  };
   return dns.nameservers.length === 0 || isSame(dns, hostResolvers()) ? {} : dns;
+}
+
+/**
+ * On networks that users made a container has Docker's own resolver, on a loopback address. Engines since
+ * 25.0 note in its resolv.conf which servers are behind that: `# ExtServers: [192.0.2.53 host(127.0.0.53)]`.
+ */
+function behindDockers(path: string): string[] {
+  const [, list = ""] = /^# ExtServers: \[([^\]]*)\]/m.exec(readIfThere(path) ?? "") ?? [];
+  return list.split(" ").map((word) => word.replace(/^host\((.*)\)$/, "$1")).filter(isReachable);
 }
