@@ -10,7 +10,8 @@ tunnel() {
     remote "$1" 2>/dev/null ||
     ip link add "$name" mtu 1450 up type vxlan id 6784 dstport 6784 remote "$1"
   # Frames of one peer are not passed on to another: they are joined themselves.
-  ip link set "$name" master weave type bridge_slave isolated on
+  ip link set "$name" master weave
+  ip link set "$name" type bridge_slave isolated on
 }
 
 until answers 127.0.0.1 6783 </dev/null; do sleep 0.05; done
