@@ -26,6 +26,8 @@ export interface Change {
   readonly back: readonly Setting[];
   /** Whether the link was given the qdisc that the filter is on which goes with the setting. */
   readonly qdisc?: true;
+  /** Not of a setting: the links that were open to 127.0.0.0/8 before plugins of others ran. */
+  readonly open?: readonly string[];
   /** Of forwarding: the links that are kept apart, from each to which. */
   readonly apart?: readonly LinkPair[];
 }

@@ -197,8 +197,34 @@ export function openLinks(): string[] {
     .filter((name) => readSysctl(localnetOf(name)) === "1" && !["all", "default"].includes(name));
 }
 
+/** The journal's name for what was open before plugins of others ran. */
+const OPENING = "links that plugins open";
+
+/** Writes down which links are open, before somebody that tapkit runs may open others. */
+export function expectOpen(open: readonly string[], journal = new Journal()): void {
+  if (!(OPENING in journal.read())) journal.remember(OPENING, { back: [], open });
+}
+
+/**
+ * Takes links that were opened since {@linkcode expectOpen} for ones that tapkit opened; a call that was
+ * killed may not have.
+ *
+ * @param before the links that were open, where the journal has lost it
+ */
+export function adoptOpened(
+  nl: NetlinkConnection,
+  before?: readonly string[],
+  journal = new Journal(),
+): void {
+  const { [OPENING]: expected } = journal.read();
+  const open = expected?.open ?? before;
+  if (open === undefined) return;
+  for (const link of openLinks()) if (!open.includes(link)) adoptOpenLink(nl, link, journal);
+  if (expected !== undefined) journal.forget(OPENING);
+}
+
 /** Takes a link that somebody has opened to 127.0.0.0/8 for one that tapkit did. */
-export function adoptOpenLink(nl: NetlinkConnection, link: string, journal = new Journal()): void {
+function adoptOpenLink(nl: NetlinkConnection, link: string, journal: Journal): void {
   const sysctl = { path: localnetOf(link), value: "1", link };
   openLoopback(nl, sysctl, true, { journal, wasOpened: () => true });
 }

@@ -8,7 +8,13 @@
 import type { FirewallKind } from "../firewall/store.ts";
 import { findApart } from "../firewall/forwarding.ts";
 import { Journal } from "../firewall/journal.ts";
-import { adoptOpenLink, expectForwarding, FORWARDING, openLinks } from "../firewall/sysctls.ts";
+import {
+  adoptOpened,
+  expectForwarding,
+  expectOpen,
+  FORWARDING,
+  openLinks,
+} from "../firewall/sysctls.ts";
 import { readSysctl } from "../sys/sysctl.ts";
 import type { Host } from "./session.ts";
 
@@ -35,6 +41,7 @@ export async function watchPlugins<T>(
   const expected = off.filter(({ path }) => !(path in known));
   expected.forEach(expect);
   const open = publishes ? openLinks() : undefined;
+  if (open !== undefined) expectOpen(open, journal);
   try {
     return await run();
   } finally {
@@ -48,7 +55,6 @@ export async function watchPlugins<T>(
         journal.forget(setting.path);
       }
     }
-    const opened = open && openLinks().filter((link) => !open.includes(link));
-    for (const link of opened ?? []) adoptOpenLink(nl, link, journal);
+    if (open !== undefined) adoptOpened(nl, open, journal);
   }
 }

@@ -12,6 +12,7 @@ import type { GuestRules } from "../firewall/model.ts";
 import type { LinkPair } from "../firewall/guest-elements.ts";
 import type { FirewallKind } from "../firewall/store.ts";
 import {
+  adoptOpened,
   checkNeeded,
   FORWARDING,
   isLocalnet,
@@ -142,6 +143,7 @@ export async function returnSettings(
   host: Host,
   { leaves = () => false, gone, kept = [], firewall: kind = "nftables" }: Leaving,
 ): Promise<void> {
+  adoptOpened(host.session.nl);
   const candidates = new Set(Object.keys(new Journal().read()));
   if (candidates.size === 0) return;
   if (gone !== undefined) {

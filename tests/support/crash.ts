@@ -19,6 +19,7 @@ import {
 import { DockerEngine, DOCKERS } from "./docker.ts";
 import { Host } from "./host.ts";
 import { ROOT } from "./machine.ts";
+import { WeaveRouter } from "./weave/router.ts";
 import { END_DHCP, reboot } from "./reboot.ts";
 
 /** Whether every effect is taken, not a sample of them: `TAPKIT_CRASH=all`. */
@@ -404,6 +405,24 @@ export const BACKENDS = {
           ${Deno.execPath()} run -A scripts/attach-vm.ts warm --remove >/dev/null; }
       while [ -e /var/lib/tapkit ]; do sleep 0.02; done`,
     except: [...DOCKERS, ...IPTABLES_KEPT],
+  },
+  weave: {
+    name: "Weave Net",
+    flags: [],
+    start: async (host) => {
+      // It ends with the host.
+      await WeaveRouter.start(host);
+      return new AsyncDisposableStack();
+    },
+    // Its router goes on, and so do its addresses, which are in its db.
+    prepare: `echo 1 >/proc/sys/net/ipv4/ip_forward
+      ${
+      conflist(
+        "10-weave.conflist",
+        Deno.readTextFileSync(`${ROOT}/tests/support/weave/conflist.json`),
+      )
+    }`,
+    except: [...DOCKERS, ...IPTABLES_KEPT, ...SHARED, /^process (nc|sleep|sh) /],
   },
   twoNetworks: {
     name: "two networks",

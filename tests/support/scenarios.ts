@@ -35,6 +35,10 @@ export const ATTACHING: readonly Row[] = [
     },
   },
   {
+    scenario: { name: "attach at an address", command: [...ATTACH, "--ip", "10.32.0.77"] },
+    on: { weave: 50 },
+  },
+  {
     scenario: { name: "run a VMM", command: [...ATTACH, "--", "true"], again: [ATTACH] },
     on: { nftables: 50 },
   },
@@ -71,7 +75,7 @@ export const CHANGING: readonly Row[] = [
       keeps: true,
       broken: true,
     },
-    on: { nftables: 32, iptablesNft: 80, executed: 80, docker: 40, twoNetworks: 80 },
+    on: { nftables: 32, iptablesNft: 80, executed: 80, docker: 40, weave: 60, twoNetworks: 80 },
   },
   {
     scenario: {
@@ -153,6 +157,7 @@ export const REMOVING: readonly Row[] = [
       dropPolicy: 20,
       executed: 20,
       docker: 12,
+      weave: 20,
       twoNetworks: 30,
     },
   },

@@ -47,8 +47,13 @@ export async function claimWanted(
   const had = before?.link?.addresses[0]?.address;
   const asked = had ?? (index === 0 ? to.spec.ip : undefined);
   await context.outside(async () => {
-    const { range } = await heard(host);
-    if (asked === undefined) return;
+    const ipam = await heard(host).catch((error) => {
+      // Nobody is there: the plugin says so, too, and would know better.
+      if (isAbsent(error) && (asked === undefined || had !== undefined)) return undefined;
+      throw error;
+    });
+    if (ipam === undefined || asked === undefined) return;
+    const { range } = ipam;
     const cidr = inRange(asked, range);
     const owned = (await ownerAddresses({ signal })).get(containerId) ?? [];
     if (isSame(owned, [cidr])) return;
@@ -244,6 +249,11 @@ function inRange(asked: string, range: string): string {
   throw new TapkitError(`Weave Net's addresses have the prefix length ${all.prefixLength}`, {
     mend: `write --ip ${address}`,
   });
+}
+
+/** Whether nothing listens where the router does. */
+function isAbsent(error: unknown): boolean {
+  return error instanceof WeaveError && error.cause instanceof Deno.errors.ConnectionRefused;
 }
 
 /** Whether the router answered that it does not give an address, as it does for several reasons. */
