@@ -409,11 +409,7 @@ export const BACKENDS = {
   weave: {
     name: "Weave Net",
     flags: [],
-    start: async (host) => {
-      // It ends with the host.
-      await WeaveRouter.start(host);
-      return new AsyncDisposableStack();
-    },
+    start: async (host) => (await WeaveRouter.start(host)).engine,
     // Its router goes on, and so do its addresses, which are in its db.
     prepare: `echo 1 >/proc/sys/net/ipv4/ip_forward
       ${
