@@ -78,18 +78,20 @@ export async function setupWeave(request: WeaveRequest, host: WeaveHost): Promis
   const changes: string[] = [];
   try {
     keepSettings(wanted, replaced, undo);
-    if (ensureXtablesLock(undo)) changes.push("made /run/xtables.lock");
+    if (ensureXtablesLock(undo)) changes.push("created /run/xtables.lock");
     undo.push("the bridge's way past other firewalls", async () => {
       if (found.container === undefined) await host.revoke();
     });
-    if (await host.allow()) changes.push("lets the bridge's traffic pass");
+    if (await host.allow()) changes.push("let the bridge's traffic pass other firewalls");
     if (replaced !== undefined) {
       undo.push("the default network", () => restoreDefault(host.dirs, replaced));
       removeDefault(host.dirs);
       changes.push("removed the default network");
     }
     changes.push(...await startRouter(nl, found, launch, { reasons, host, undo }));
-    for (const { problem } of removePolicyRules()) changes.push(`removed: ${problem}`);
+    for (const { problem } of removePolicyRules()) {
+      changes.push(problem.replace(/^has /, "removed "));
+    }
     const id = (await findContainers({ signal })).container?.Id ?? CONTAINER;
     changes.push(...await connectPeers(wanted.peers, host));
     const { report, awaited } = await waitReady(id, {
@@ -302,8 +304,8 @@ async function connectPeers(peers: readonly string[], { signal }: WeaveHost): Pr
   if (added.length + left.length === 0) return [];
   await connect(peers, { signal });
   return [
-    ...added.map((peer) => `connects to ${peer}`),
-    ...left.map((peer) => `does not connect to ${peer} any more`),
+    ...added.map((peer) => `added the peer ${peer}`),
+    ...left.map((peer) => `removed the peer ${peer}`),
   ];
 }
 

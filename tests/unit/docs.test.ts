@@ -6,7 +6,14 @@ import { fromFileUrl } from "@std/path";
 const ROOT = fromFileUrl(new URL("../..", import.meta.url));
 const DOCS = [...Deno.readDirSync(`${ROOT}docs`)].map(({ name }) => `docs/${name}`).sort();
 const PAGES = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", ...DOCS];
-const COMMANDS = ["attach-vm", "map-port", "install-default-cni", "serve-dhcp", "tapkit"];
+const COMMANDS = [
+  "attach-vm",
+  "map-port",
+  "install-default-cni",
+  "serve-dhcp",
+  "setup-weave",
+  "tapkit",
+];
 
 function read(page: string): string {
   return Deno.readTextFileSync(`${ROOT}${page}`);
