@@ -6,10 +6,12 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { LIST_IPTABLES } from "../support/coexist.ts";
 import { DockerEngine } from "../support/docker.ts";
+import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { serveName } from "../support/http.ts";
 import { callLibrary } from "../support/library.ts";
 import type { Machine } from "../support/machine.ts";
+import { WeaveRouter } from "../support/weave/router.ts";
 
 const HOST = "192.0.2.1";
 const PEER = "192.0.2.2";
@@ -190,4 +192,55 @@ Deno.test("allowBridge: turns forwarding on without joining LANs, until nobody n
     nft delete table ip nat`);
   await revoke(host);
   await host.assertRestored(before, { except: [/net\.d/, /\/run\/www/] });
+});
+
+Deno.test("setup-weave: the router's control API and metrics are reached neither from guests nor from the LAN", async (t) => {
+  await using host = await Host.create();
+  const peer = await host.addLan();
+  const router = await WeaveRouter.start(host);
+  const published = ["--ports", "8080:80"] as const;
+  const { json: [record] } = await host.mustTapkit("attach-vm", "web", ...published);
+  await using guest = await NetnsGuest.start(host, record);
+  await guest.dhcp();
+  const answers = async (from: Machine, address: string, port: number) =>
+    (await from.fetch(`http://${address}:${port}/`, { timeoutSeconds: 1 })).status > 0;
+  const METRICS = 6782;
+  const CONTROL = 6784;
+  const gateway = "10.32.0.1";
+  const closed = async (metrics: boolean) => {
+    assertEquals(await answers(guest, gateway, METRICS), metrics, "metrics, from a guest");
+    assertEquals(await answers(peer, HOST, METRICS), metrics, "metrics, from the LAN");
+    for (const port of [METRICS, CONTROL]) assert(await answers(host, "127.0.0.1", port));
+    assertEquals(await answers(guest, gateway, CONTROL), false, "control, from a guest");
+    assertEquals(await answers(peer, HOST, CONTROL), false, "control, from the LAN");
+  };
+  await closed(false);
+  await t.step("by 127.0.0.1, which published ports open the bridge to, either", async () => {
+    assertEquals(await host.sh("sysctl -n net.ipv4.conf.weave.route_localnet"), "1\n");
+    // A container of Weave Net's, which has no guard of its own.
+    await host.sh(`
+      ip netns add other
+      ip link add vethwepl5 type veth peer name eth0 netns other
+      ip link set vethwepl5 master weave up
+      ip -n other link set eth0 up
+      ip -n other address add 10.32.0.99/12 dev eth0
+      ip netns exec other sysctl -qw net.ipv4.conf.eth0.route_localnet=1
+      ip -n other route add 127.0.0.1 via ${gateway} src 10.32.0.99`);
+    const reached = async () => {
+      const options = { netns: "other", timeoutSeconds: 1 };
+      return (await host.fetch(`http://127.0.0.1:${CONTROL}/`, options)).status > 0;
+    };
+    assertEquals(await reached(), false);
+    // It would be, but for what tapkit drops.
+    await host.sh("nft delete table inet tapkit; tc qdisc delete dev weave clsact");
+    assertEquals(await reached(), true);
+    await host.sh("ip netns delete other");
+  });
+  await t.step("as the documentation's command has them, the metrics are", async () => {
+    await host.mustTapkit("attach-vm", "web", "--remove");
+    await host.sh("docker rm -f weave; ip link delete weave; ip link delete vethwe-bridge");
+    await router.run({ env: { WEAVE_METRICS_ADDR: "" } });
+    await router.ready();
+    assertEquals(await answers(peer, HOST, METRICS), true);
+  });
 });

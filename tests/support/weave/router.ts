@@ -8,6 +8,7 @@ import type { Host } from "../host.ts";
 import { eventually } from "../machine.ts";
 import { importWeave, WEAVE_IMAGE } from "./stand-in.ts";
 
+const ALONE = "192.0.2.1";
 const CONTROL = "http://127.0.0.1:6784";
 
 /** How to run it. */
@@ -32,12 +33,20 @@ export class WeaveRouter {
 
   /** Starts engine and router on a host; returns when it gives out addresses. */
   static async start(host: Host, options: RouterOptions = {}): Promise<WeaveRouter> {
-    const { peers = ["192.0.2.1"], env = {}, variant = "nft" } = options;
+    const { peers = [ALONE], variant = "nft" } = options;
     const engine = host.own(await DockerEngine.start(host, variant));
     await importWeave(host);
     await host.sh("touch /run/xtables.lock; mkdir -p /var/lib/weave /var/lib/dbus /lib/modules");
+    const router = new WeaveRouter(host, engine);
+    await router.run(options);
+    if (peers.length === 1) await router.ready();
+    return router;
+  }
+
+  /** Runs its container, where there is none. */
+  async run({ peers = [ALONE], env = {} }: RouterOptions): Promise<void> {
     const all = {
-      HOSTNAME: host.name,
+      HOSTNAME: this.#host.name,
       KUBE_PEERS: peers.join(" "),
       EXPECT_NPC: "0",
       WEAVE_NO_FASTDP: "1",
@@ -45,7 +54,7 @@ export class WeaveRouter {
       WEAVE_METRICS_ADDR: "127.0.0.1:6782",
       ...env,
     };
-    await host.must("docker", [
+    await this.#host.must("docker", [
       ...["run", "-d", "--name", "weave", "--privileged", "--net", "host", "--pid", "host"],
       ...["--restart", "always"],
       ...Object.entries(all).flatMap(([name, value]) => ["-e", `${name}=${value}`]),
@@ -56,9 +65,6 @@ export class WeaveRouter {
       ...["-v", "/run/xtables.lock:/run/xtables.lock"],
       ...["--entrypoint", "/home/weave/launch.sh", WEAVE_IMAGE],
     ]);
-    const router = new WeaveRouter(host, engine);
-    if (peers.length === 1) await router.ready();
-    return router;
   }
 
   /** Waits until it gives out addresses. */
