@@ -27,7 +27,7 @@ const LAYOUTS: readonly Layout[] = [
     name: "k3s",
     signs: ["/var/lib/rancher/k3s/agent/etc/cni/net.d", "/etc/rancher/k3s/k3s.yaml"],
     confDir: "/var/lib/rancher/k3s/agent/etc/cni/net.d",
-    // The first from 1.32 on.
+    // The first is that of newer versions.
     binDirs: ["/var/lib/rancher/k3s/data/cni", "/var/lib/rancher/k3s/data/current/bin"],
   },
   {
