@@ -7,14 +7,15 @@
 
 import { describe, DockerError, TapkitError, WeaveError } from "../../errors.ts";
 import { addressOf, cidrContains, parseCidr } from "../../inet/ip.ts";
+import { WEAVE_BRIDGE } from "../../weave/host.ts";
 import type { WeaveReport } from "../../weave/report.ts";
 import { claimAddress, ownerAddresses, releaseAddresses, report } from "../../weave/router.ts";
 import type { Context } from "../layers/layer.ts";
-import type { Both } from "../record/attachment.ts";
+import type { Attachment, Both } from "../record/attachment.ts";
 import { elsewhere } from "../record/elsewhere.ts";
-import { nameOfId } from "../record/ids.ts";
-import type { HostPaths } from "../record/paths.ts";
-import { attachedSide, readVm, readVms } from "../record/store.ts";
+import { nameOfId, namesBeside } from "../record/ids.ts";
+import { bridgeNames, type HostPaths } from "../record/paths.ts";
+import { attachedSide, readVm, readVms, readVmsNaming } from "../record/store.ts";
 import type { Host } from "../session.ts";
 import type { WantedNetwork } from "./driver.ts";
 import { allocatedByWeave } from "./plan.ts";
@@ -53,8 +54,12 @@ export async function claimWanted(
       throw error;
     });
     if (ipam === undefined || asked === undefined) return;
-    const { range } = ipam;
-    const cidr = inRange(asked, range);
+    const cidr = inRange(asked, ipam.range);
+    if (cidr instanceof TapkitError) {
+      if (had === undefined) throw cidr;
+      // Another range was chosen meanwhile. It gives another address then.
+      return;
+    }
     const owned = (await ownerAddresses({ signal })).get(containerId) ?? [];
     if (isSame(owned, [cidr])) return;
     // Of two, ADD may give either.
@@ -84,8 +89,8 @@ export async function claimRecorded(host: HostPaths): Promise<string[]> {
   const owners = await ownerAddresses({ signal });
   const told: string[] = [];
   for (const each of [host, ...elsewhere(host)]) {
-    for (const { name, containerId, cidr } of recordedOn(each)) {
-      if (owners.get(containerId)?.includes(cidr)) continue;
+    const unknown = readVms(each, namesBeside(each, owners.keys()));
+    for (const { name, containerId, cidr } of unknown.flatMap(addressesOn)) {
       try {
         await claimAddress(containerId, cidr, { signal });
         told.push(name);
@@ -102,18 +107,15 @@ export async function claimRecorded(host: HostPaths): Promise<string[]> {
   return told;
 }
 
-/** What the VMs of a state directory have of Weave Net. */
-function recordedOn(host: HostPaths) {
-  return readVms(host).flatMap((stored) => attachedSide(stored) ?? []).flatMap(({ spec, facts }) =>
-    facts.networks.filter(({ attachment }) => allocatedByWeave(attachment))
-      .flatMap(({ attachment: { containerId }, link }) =>
-        (link?.addresses ?? []).map(({ address: cidr }) => ({
-          name: spec.id.name,
-          containerId,
-          cidr,
-        }))
-      )
-  );
+/** What an attached VM has of Weave Net. */
+function addressesOn(stored: Attachment) {
+  const at = attachedSide(stored);
+  if (at === undefined) return [];
+  const { spec: { id: { name } }, facts: { networks } } = at;
+  return networks.filter(({ attachment }) => allocatedByWeave(attachment))
+    .flatMap(({ attachment: { containerId }, link }) =>
+      (link?.addresses ?? []).map(({ address: cidr }) => ({ name, containerId, cidr }))
+    );
 }
 
 /** What the router says of its addresses. */
@@ -177,12 +179,14 @@ async function ready({ note, signal }: HostPaths): Promise<Ipam> {
 }
 
 /**
- * Waits for the router, where recorded VMs have addresses of it and its container is set to come up:
- * after a reboot it may come later than the VMs. What keeps it from coming up is for those to say who
- * need it.
+ * Waits for the router, where VMs or its bridge are recorded and its container is set to come up: after a
+ * reboot it may come later than the VMs. What keeps it from coming up is for those to say who need it.
  */
 export async function awaitRouter(host: HostPaths): Promise<void> {
-  if (recordedOn(host).length === 0) return;
+  const isOn = (stored: Attachment) => addressesOn(stored).length > 0;
+  const isNeeded = bridgeNames(host).includes(WEAVE_BRIDGE) ||
+    readVmsNaming(host, ['"weave-net"']).some(isOn);
+  if (!isNeeded) return;
   const { signal } = host;
   let lacks = await routerLack(signal);
   if (lacks === undefined || !await comesUp(signal)) return;
@@ -235,18 +239,18 @@ function lackOf({ state, quorum, known }: Ipam): string | undefined {
   return undefined;
 }
 
-/** @throws {TapkitError} for an address that is not the router's to give */
-function inRange(asked: string, range: string): string {
+/** An address with the length of the range's prefix, or why it is not the router's to give. */
+function inRange(asked: string, range: string): string | TapkitError {
   const { address, prefixLength } = parseCidr(asked.includes("/") ? asked : `${asked}/32`);
   const all = parseCidr(range);
   const length = asked.includes("/") ? prefixLength : all.prefixLength;
   if (!cidrContains(all, address)) {
-    throw new TapkitError(`${address} is not of Weave Net's range ${range}`, {
+    return new TapkitError(`${address} is not of Weave Net's range ${range}`, {
       mend: "ask for an address of that, or leave --ip out",
     });
   }
   if (length === all.prefixLength) return `${address}/${length}`;
-  throw new TapkitError(`Weave Net's addresses have the prefix length ${all.prefixLength}`, {
+  return new TapkitError(`Weave Net's addresses have the prefix length ${all.prefixLength}`, {
     mend: `write --ip ${address}`,
   });
 }

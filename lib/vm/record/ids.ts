@@ -5,7 +5,7 @@
  */
 
 import { TapkitError } from "../../errors.ts";
-import { isThere, removeIfThere } from "../../files.ts";
+import { isThere, namesIn, removeIfThere } from "../../files.ts";
 import type { Identity } from "./identity.ts";
 import { type HostPaths, idsDir, inDirectory, recordNames, recordPath } from "./paths.ts";
 
@@ -60,6 +60,13 @@ export function nameOfId(host: HostPaths, id: string): string | undefined {
   const path = pathOf(host, id);
   const holder = isThere(path) ? claimant(path) : undefined;
   return holder !== undefined && isThere(recordPath(host, holder)) ? holder : undefined;
+}
+
+/** The VMs whose container ids are none of these. */
+export function namesBeside(host: HostPaths, ids: Iterable<string>): string[] {
+  const known = new Set([...ids].map((id) => id.slice(0, ID_PREFIX)));
+  return namesIn(idsDir(host)).filter((prefix) => !known.has(prefix))
+    .map((prefix) => claimant(pathOf(host, prefix)));
 }
 
 /** Releases what {@linkcode claimId} reserved. */

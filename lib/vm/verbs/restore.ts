@@ -20,14 +20,14 @@ import { restoreVm } from "./attach.ts";
 export async function* restoreVms(options: HostOptions = {}): AsyncGenerator<Restored> {
   using own = options.session === undefined ? new OpenSession({ batch: true }) : undefined;
   const session = options.session ?? own!;
-  if (bridgeNames(hostPaths(options)).length > 0) {
-    const { restoreBridges } = await import("./bridge.ts");
-    yield* restoreBridges({ ...options, session });
-  }
   yield* restoreAddresses(options, session);
   const host = hostPaths(options);
   if (host.binDirs.some((directory) => isThere(`${directory}/weave-net`))) {
     await (await import("../network/weave.ts")).awaitRouter(host);
+  }
+  if (bridgeNames(host).length > 0) {
+    const { restoreBridges } = await import("./bridge.ts");
+    yield* restoreBridges({ ...options, session });
   }
   const restore = async (name: string, waits: () => void): Promise<Restored | undefined> => {
     try {

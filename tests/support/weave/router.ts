@@ -43,6 +43,14 @@ export class WeaveRouter {
     return router;
   }
 
+  /** The same by setup-weave. */
+  static async setUp(host: Host): Promise<WeaveRouter> {
+    const engine = host.own(await DockerEngine.start(host, "nft"));
+    await importWeave(host);
+    await host.mustTapkit("setup-weave");
+    return new WeaveRouter(host, engine);
+  }
+
   /** Runs its container, where there is none. */
   async run({ peers = [ALONE], env = {} }: RouterOptions): Promise<void> {
     const all = {
