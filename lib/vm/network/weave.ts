@@ -89,7 +89,7 @@ export async function claimRecorded(host: HostPaths): Promise<string[]> {
   const owners = await ownerAddresses({ signal });
   const told: string[] = [];
   for (const each of [host, ...elsewhere(host)]) {
-    const unknown = readVms(each, namesBeside(each, owners.keys()));
+    const unknown = readVms(each, namesBeside(each, owners.keys()).toSorted());
     for (const { name, containerId, cidr } of unknown.flatMap(addressesOn)) {
       try {
         await claimAddress(containerId, cidr, { signal });
