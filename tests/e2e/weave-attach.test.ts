@@ -181,6 +181,19 @@ Deno.test("attach-vm --restore: on Weave Net the address stays, whatever its rou
     }
     await host.mustTapkit("attach-vm", "other", "--remove");
   });
+  await t.step(
+    "--check names what it has forgotten, and attaching the VM again tells it",
+    async () => {
+      await router.forget();
+      const { code, problems } = await check(host, "web");
+      const problem = `the address ${first(record).split("/")[0]} is free for Weave Net's router`;
+      assertEquals([code, problems], [3, [problem]]);
+      const { json, done } = await host.mustTapkit("attach-vm", "web");
+      assertEquals([json, done[0]!.tapReplaced], [[record], false]);
+      assertEquals(await check(host, "web"), { code: 0, problems: [] });
+      assertEquals(await addresses(at), known);
+    },
+  );
   await t.step("one that is a container's by now is told, and the VM gets another", async () => {
     await router.forget();
     await router.allocate("0123456789abcdef");
@@ -188,6 +201,9 @@ Deno.test("attach-vm --restore: on Weave Net the address stays, whatever its rou
     await router.allocate("fedcba9876543210");
     const taken = (await router.owners()).fedcba9876543210;
     assertEquals(taken, known.web);
+    assertEquals((await check(host, "web")).problems, [
+      "the address 10.32.0.3 is that of fedcba9876543210 for Weave Net's router",
+    ]);
     await host.sh("ip netns delete tapkit-web");
     const { code, stderr, json } = await host.tapkit("attach-vm", "--restore");
     assertEquals(code, 0, stderr);
@@ -253,7 +269,7 @@ Deno.test("attach-vm --restore: a host that reboots comes back with Weave Net's 
     await reboot(host);
     // The engine's containers go on without it, in the machine's own process namespace.
     await host.sh(`
-      for pid in $(pgrep -f "[/]home/weave/"); do kill -9 $pid; done
+      while pids=$(pgrep -f "[/]home/weave/"); do kill -9 $pids 2>/dev/null || sleep 0.02; done
       for table in filter nat; do iptables-legacy -t $table -F; iptables-legacy -t $table -X; done
       for link in weave docker0; do ip link delete $link; done`);
   };

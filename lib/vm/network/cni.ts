@@ -62,11 +62,18 @@ export const cni: NetworkDriver = {
     const found = await checkChains(context, at, context.vm.require(at.facts.netns).nl);
     if (!isExecuted(at)) return found;
     const { findHeld } = await import("./same-address.ts");
-    return [...found, ...findHeld(context.host, at)];
+    const held = findHeld(context.host, at);
+    if (!isOnWeave(at)) return [...found, ...held];
+    const { findForgotten } = await import("./weave.ts");
+    return [...found, ...held, ...await findForgotten(context, at)];
   },
 
   async change(context, from, to) {
     if (!isExecuted(from)) return to;
+    if (isOnWeave(from) && context.found.length > 0) {
+      const { tellAgain } = await import("./weave.ts");
+      await tellAgain(context);
+    }
     return await (await import("./chains-again.ts")).runAgain(context, from, to);
   },
 
@@ -105,6 +112,11 @@ export const cni: NetworkDriver = {
 /** Whether plugins of other makers have part in a VM's networks. */
 function isExecuted({ facts }: Both): boolean {
   return facts.networks.some(({ attachment }) => hasExecuted(attachment));
+}
+
+/** Whether Weave Net's router gave an address to a VM. */
+function isOnWeave({ facts }: Both): boolean {
+  return facts.networks.some(({ attachment }) => allocatedByWeave(attachment));
 }
 
 /** Attaches one interface; what plugins of other makers made is brought to what is wanted. */

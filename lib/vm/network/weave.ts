@@ -17,6 +17,7 @@ import { nameOfId, namesBeside } from "../record/ids.ts";
 import { bridgeNames, type HostPaths } from "../record/paths.ts";
 import { attachedSide, readVm, readVms, readVmsNaming } from "../record/store.ts";
 import type { Host } from "../session.ts";
+import type { Difference } from "../types.ts";
 import type { WantedNetwork } from "./driver.ts";
 import { allocatedByWeave } from "./plan.ts";
 
@@ -107,6 +108,36 @@ export async function claimRecorded(host: HostPaths): Promise<string[]> {
   return told;
 }
 
+/**
+ * The addresses of a VM that its router does not take for the VM's. A router that does not answer is
+ * asked by who needs it.
+ */
+export async function findForgotten(
+  { host: { signal }, outside }: Context<Both>,
+  at: Both,
+): Promise<Difference[]> {
+  const own = addressesOn({ is: "attached", at });
+  let owners: ReadonlyMap<string, readonly string[]>;
+  try {
+    owners = await outside(() => ownerAddresses({ signal, timeoutMs: PATIENCE_MS }));
+  } catch (error) {
+    if (error instanceof WeaveError) return [];
+    throw error;
+  }
+  return own.filter(({ containerId, cidr }) => !owners.get(containerId)?.includes(cidr))
+    .map(({ cidr }): Difference => {
+      const [holder] = [...owners].find(([, cidrs]) => cidrs.includes(cidr)) ?? [];
+      return {
+        layer: "network",
+        object: `the address ${addressOf(cidr)}`,
+        problem: holder === undefined
+          ? "is free for Weave Net's router"
+          : `is that of ${holder} for Weave Net's router`,
+        repair: holder === undefined ? "live" : "none",
+      };
+    });
+}
+
 /** What an attached VM has of Weave Net. */
 function addressesOn(stored: Attachment) {
   const at = attachedSide(stored);
@@ -144,15 +175,26 @@ function heard(host: Host): Promise<Ipam> {
 
 async function listen(host: Host): Promise<Ipam> {
   const ipam = await ready(host);
-  const told = await claimRecorded(host);
-  if (told.length > 0) {
-    const many = told.length > 1;
-    host.note(
-      `Weave Net's router had forgotten the address${many ? "es" : ""} of ${told.join(", ")}: ` +
-        `it knows ${many ? "them" : "it"} again`,
-    );
-  }
+  noteTold(host, await claimRecorded(host));
   return ipam;
+}
+
+/** Tells the router the addresses that it has forgotten, where it answers. */
+export async function tellAgain({ host, outside }: Context<Both>): Promise<void> {
+  try {
+    noteTold(host, await outside(() => claimRecorded(host)));
+  } catch (error) {
+    if (!(error instanceof WeaveError)) throw error;
+  }
+}
+
+function noteTold({ note }: HostPaths, told: readonly string[]): void {
+  if (told.length === 0) return;
+  const many = told.length > 1;
+  note(
+    `Weave Net's router had forgotten the address${many ? "es" : ""} of ${told.join(", ")}: ` +
+      `it knows ${many ? "them" : "it"} again`,
+  );
 }
 
 /** @throws {TapkitError} saying what the router waits for, when it does so for too long */
