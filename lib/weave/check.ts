@@ -8,11 +8,10 @@ import { requireEngine } from "../docker/docker.ts";
 import { WeaveError } from "../errors.ts";
 import { ownAddresses } from "../netlink/address.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
-import { getLink } from "../netlink/link.ts";
 import { IMAGE, type ImageStart } from "./command.ts";
 import { sortsFirst } from "./conflist.ts";
 import { findContainers, nameOf } from "./containers.ts";
-import { findCollision, WEAVE_BRIDGE } from "./host.ts";
+import { findCollision } from "./host.ts";
 import { hasImage, readStart } from "./image.ts";
 import { launchOf, readRequest, wantedOf } from "./plan.ts";
 import { findPolicyRules } from "./policy-rules.ts";
@@ -53,7 +52,7 @@ export async function checkWeave(request: WeaveRequest, host: WeaveHost): Promis
     : AS_DOCUMENTED;
   const launch = launchOf(nl, wanted, { start, dirs, used });
   const name = `the container ${nameOf(container)}`;
-  problems.push(...differencesOf(found, launch, wanted).map((text) => `${name} ${text}`));
+  problems.push(...differencesOf(nl, found, launch, wanted).map((text) => `${name} ${text}`));
   const { State } = container;
   if (State.Restarting || !State.Running) {
     problems.push(`${name} is ${State.Status}, with exit code ${State.ExitCode}`);
@@ -76,10 +75,6 @@ export async function checkWeave(request: WeaveRequest, host: WeaveHost): Promis
     const collision = findCollision(report.connections);
     if (collision !== undefined) problems.push(collision);
     if (awaited.length === 0) problems.push(...await misallocated(host));
-  }
-  const mtu = getLink(nl, WEAVE_BRIDGE)?.mtu;
-  if (mtu !== undefined && mtu !== launch.mtu) {
-    problems.push(`the bridge "${WEAVE_BRIDGE}" has an MTU of ${mtu}, not ${launch.mtu}`);
   }
   problems.push(...findPolicyRules().map(({ object, problem }) => `${object} ${problem}`));
   problems.push(...await host.barred());

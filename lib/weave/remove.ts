@@ -11,7 +11,7 @@ import { NetlinkConnection } from "../netlink/connection.ts";
 import { deleteLink, getLink, listLinks } from "../netlink/link.ts";
 import { CONTAINER, IMAGE } from "./command.ts";
 import { type CniDirs, conflistPath, removeFiles, restoreDefault } from "./conflist.ts";
-import { findContainers, REPLACED } from "./containers.ts";
+import { findContainers } from "./containers.ts";
 import { WEAVE_BRIDGE } from "./host.ts";
 import { leave, report as askRouter } from "./router.ts";
 import { removeWeaveRules } from "./rules.ts";
@@ -67,7 +67,9 @@ export async function removeWeave(
       failures.push(error);
     }
   };
-  if (container !== undefined) await attempt(() => docker(["rm", "-f", container.Id]));
+  for (const each of [container, replaced]) {
+    if (each !== undefined) await attempt(() => docker(["rm", "-f", each.Id]));
+  }
   await attempt(() => takeRouterAway(host.dirs, container?.Config.Image));
   await attempt(() => host.revoke());
   await attempt(() => options.purge ? removeData() : forgetSettings());
@@ -87,7 +89,7 @@ export async function removeWeave(
 
 /** Removes what the router made, and the router. */
 export async function takeRouterAway(dirs: CniDirs, image: string = IMAGE): Promise<void> {
-  for (const name of [CONTAINER, REPLACED]) await removeContainer(name);
+  await removeContainer(CONTAINER);
   using nl = NetlinkConnection.open();
   if (getLink(nl, DATAPATH)?.kind === "openvswitch") {
     // Its internal port cannot be deleted as a link.

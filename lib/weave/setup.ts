@@ -69,7 +69,7 @@ export async function setupWeave(request: WeaveRequest, host: WeaveHost): Promis
   const start = await readStart(image, { signal });
   const vms = host.attached();
   const launch = launchOf(nl, wanted, { start, dirs: host.dirs, used: vms.length > 0 });
-  const reasons = differencesOf(found, launch, wanted);
+  const reasons = differencesOf(nl, found, launch, wanted);
   refuseUnderVms(nl, found, launch, vms.map(({ name }) => name));
   const replaced = replaceable(host.dirs, host.usersOf);
   warn(nl, wanted, found, host);
@@ -164,16 +164,29 @@ export function stateOf(
 }
 
 /** How what runs differs from what is wanted, the password too. */
-export function differencesOf({ container }: Found, launch: Launch, wanted: Wanted): string[] {
+export function differencesOf(
+  nl: NetlinkConnection,
+  { container }: Found,
+  launch: Launch,
+  wanted: Wanted,
+): string[] {
   if (container === undefined) return [];
+  const mtu = bridgeMtu(nl);
   const changed = readPassword() !== wanted.password &&
     environmentOf(container).get("WEAVE_PASSWORD") === undefined;
   return [
     ...differences(container, launch),
     ...changed ? ["has another password"] : [],
     // It stays mounted as what it was when the container was made.
+    ...mtu === undefined || mtu === launch.mtu
+      ? []
+      : [`has a bridge with an MTU of ${mtu}, not ${launch.mtu}`],
     ...isXtablesLock() ? [] : ["was started without the file /run/xtables.lock"],
   ];
+}
+
+function bridgeMtu(nl: NetlinkConnection): number | undefined {
+  return getLink(nl, WEAVE_BRIDGE)?.mtu;
 }
 
 /** What cannot change while VMs are on the bridge. */
@@ -194,7 +207,7 @@ function refuseUnderVms(
       { mend },
     );
   }
-  const mtu = getLink(nl, WEAVE_BRIDGE)?.mtu;
+  const mtu = bridgeMtu(nl);
   if (mtu !== undefined && mtu !== launch.mtu) {
     throw new TapkitError(
       `the bridge's MTU of ${mtu} cannot become ${launch.mtu} while ${names} ` +
@@ -254,10 +267,9 @@ async function startRouter(
   } else {
     host.note(`the container ${nameOf(container)} ${reasons.join(", ")}: it is replaced`);
     await setAside(container, undo, signal);
-    const bridge = getLink(nl, WEAVE_BRIDGE);
-    // The router leaves a bridge's MTU as it is. No VM is on it: that was refused.
-    if (bridge !== undefined && bridge.mtu !== launch.mtu) await takeRouterAway(host.dirs);
   }
+  // The router leaves a bridge's MTU as it is. No VM is on it: that was refused.
+  if ((bridgeMtu(nl) ?? launch.mtu) !== launch.mtu) await takeRouterAway(host.dirs);
   await docker(runArguments(launch), { signal });
   if (container === undefined) return ["started the container weave"];
   return [`replaced the container, which ${reasons.join(", ")}`];

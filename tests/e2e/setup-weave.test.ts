@@ -155,7 +155,7 @@ Deno.test("setup-weave: options reach the router, and stay until others are give
     assertEquals(checked.problems, [
       "the container weave has WEAVE_MTU=1400, not 1300",
       "the container weave has another password",
-      'the bridge "weave" has an MTU of 1400, not 1300',
+      "the container weave has a bridge with an MTU of 1400, not 1300",
     ]);
   });
 
@@ -164,7 +164,8 @@ Deno.test("setup-weave: options reach the router, and stay until others are give
     const options = ["--mtu", "1300", "--password-file", "/other-password"];
     const { done } = await host.mustTapkit("setup-weave", ...options);
     assertEquals<unknown>(done[0]?.changes, [
-      "replaced the container, which has WEAVE_MTU=1400, not 1300, has another password",
+      "replaced the container, which has WEAVE_MTU=1400, not 1300, has another password, " +
+      "has a bridge with an MTU of 1400, not 1300",
     ]);
     assertMatch(await host.sh("ip link show weave"), / mtu 1300 /);
     assertNotEquals((await inspect(host)).Id, Id);

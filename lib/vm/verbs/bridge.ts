@@ -65,13 +65,13 @@ export async function allowBridge(link: string, options: HostOptions = {}): Prom
 export async function revokeBridge(link: string, options: HostOptions = {}): Promise<void> {
   await changingHost(options, async (work) => {
     const stored = readBridge(work.host, link);
-    if (stored === undefined) return;
-    const from = sideOf(stored);
+    const from = stored && sideOf(stored);
     if (from !== undefined) {
       using context = contextOf(work, stored);
       writeBridge(work.host, link, { is: "changing", from });
       await takeAway(layersOf(work.host).bridge, context, from);
     }
+    // What a killed call wrote aside goes too.
     deleteBridge(work.host, link);
   });
 }
