@@ -7,6 +7,7 @@ import { Host } from "../support/host.ts";
 import { fetchName, serveName } from "../support/http.ts";
 import { callLibrary } from "../support/library.ts";
 import { eventually } from "../support/machine.ts";
+import { weaveHosts } from "../support/weave/host.ts";
 
 const PORTMAP = { type: "portmap", capabilities: { portMappings: true } };
 const IPAM = (subnet: string) => ({
@@ -236,4 +237,25 @@ Deno.test("machineIdFault: a host without a machine id of its own is told; findC
     /^192\.0\.2\.2 has the same name .* systemd-machine-id-setup/,
   );
   assertEquals(findCollision(tried.slice(1)), undefined);
+});
+
+Deno.test("setup-weave: of two hosts one of which is a clone of the other it says so, with what to do", async () => {
+  const [one, two] = await weaveHosts();
+  await using _one = one;
+  await using _two = two;
+  await two.writeFile("/etc/machine-id", await one.readFile("/etc/machine-id"));
+  const peers = ["--peers", "192.0.2.10,192.0.2.11", "--wait", "4"] as const;
+  const joined = () => Promise.all([one, two].map((host) => host.tapkit("setup-weave", ...peers)));
+  assertEquals((await joined()).map(({ code }) => code), [1, 1]);
+  const { code, json: [{ problems }] } = await one.tapkit("setup-weave", "--check");
+  assertEquals(code, 3);
+  assertMatch(problems.join("\n"), /192\.0\.2\.11 has the same name .* systemd-machine-id-setup/);
+  // As it says.
+  await two.mustTapkit("setup-weave", "--remove", "--purge");
+  await two.writeFile("/etc/machine-id", `${"f".repeat(32)}\n`);
+  await two.mustTapkit("setup-weave", ...peers);
+  await one.mustTapkit("setup-weave", ...peers);
+  await eventually(10_000, "both are connected", async () => {
+    return (await one.tapkit("setup-weave", "--check")).code === 0;
+  });
 });
