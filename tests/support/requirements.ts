@@ -11,8 +11,8 @@ interface Requirement {
   /** A command, or the absolute path of a file. */
   readonly needs: string;
   readonly debian: string;
-  /** Whether the demo needs it too. */
-  readonly demo?: boolean;
+  /** Whether the demo needs it too, or the one of Weave Net alone. */
+  readonly demo?: true | "weave";
 }
 
 const REQUIREMENTS: readonly Requirement[] = [
@@ -26,7 +26,7 @@ const REQUIREMENTS: readonly Requirement[] = [
   { needs: "busybox", debian: "busybox-static", demo: true },
   { needs: "qemu-system-x86_64", debian: "qemu-system-x86", demo: true },
   { needs: "xz", debian: "xz-utils", demo: true },
-  { needs: "iptables", debian: "iptables" },
+  { needs: "iptables", debian: "iptables", demo: "weave" },
   { needs: "conntrack", debian: "conntrack" },
   { needs: "strace", debian: "strace" },
   { needs: "tcpdump", debian: "tcpdump" },
@@ -37,7 +37,8 @@ const REQUIREMENTS: readonly Requirement[] = [
   { needs: "ufw", debian: "ufw" },
   { needs: "firewalld", debian: "firewalld" },
   { needs: "dbus-daemon", debian: "dbus-daemon" },
-  { needs: "dockerd", debian: "docker.io" },
+  { needs: "dockerd", debian: "docker.io", demo: "weave" },
+  { needs: "perl", debian: "perl-base", demo: "weave" },
 ];
 
 /** What the benchmark compares with; the C program is left out where there is no compiler. */
@@ -61,11 +62,15 @@ export class NotHere extends Error {}
  * @param purpose what they are for
  * @throws {NotHere} with what a person has to do
  */
-export async function ensureRequirements(purpose: "tests" | "demo" | "bench"): Promise<void> {
+export async function ensureRequirements(
+  purpose: "tests" | "demo" | "weave demo" | "bench",
+): Promise<void> {
   refuse(Deno.build.os !== "linux", "tapkit is for Linux");
   const wanted = purpose === "bench"
     ? BENCH_REQUIREMENTS
-    : REQUIREMENTS.filter(({ demo }) => purpose === "tests" || demo === true);
+    : REQUIREMENTS.filter(({ demo }) =>
+      purpose === "tests" || demo === true || purpose === "weave demo" && demo === "weave"
+    );
   const missing = await missingOf(wanted);
   const packages = [...new Set(missing.map(({ debian }) => debian))];
   const list = packages.join(" ");
