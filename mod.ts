@@ -30,6 +30,7 @@ import type {
   MapOptions,
   MappedPorts,
   PortTarget,
+  Removed,
   Restored,
 } from "./lib/vm/types.ts";
 import type { GcOptions } from "./lib/vm/verbs/gc.ts";
@@ -55,6 +56,7 @@ export type {
   MappedPorts,
   OutputFormat,
   PortTarget,
+  Removed,
   Restored,
   VmAddress,
   VmDns,
@@ -115,6 +117,30 @@ export async function attachDockerContainer(
  */
 export async function removeVm(name: string, options: RemoveOptions = {}): Promise<boolean> {
   return await (await import("./lib/vm/verbs/remove.ts")).removeVm(name, options);
+}
+
+/**
+ * Takes several VMs off their networks, each a transaction of its own, past failures. Their links are deleted
+ * together, which takes a fraction of the time.
+ *
+ * @returns each VM, with whether there was anything to take away, or the error
+ */
+export async function* removeVms(
+  names: Iterable<string>,
+  options: RemoveOptions = {},
+): AsyncGenerator<Removed> {
+  yield* (await import("./lib/vm/verbs/remove.ts")).removeVms(names, options);
+}
+
+/**
+ * Runs `act`, which removes VMs with {@linkcode removeVm} and the session of `options`. Their links are deleted
+ * together, when it has ended.
+ */
+export async function removeTogether<T>(options: HostOptions, act: () => Promise<T>): Promise<T> {
+  if (!options.session?.batch) return await act();
+  const { removingTogether } = await import("./lib/vm/verbs/take-away.ts");
+  await using _together = removingTogether({ ...options, session: options.session });
+  return await act();
 }
 
 /**

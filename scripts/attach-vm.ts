@@ -52,9 +52,8 @@ export async function main(args: readonly string[], command: AttachTable = ATTAC
         return await forEach(async (vm, now) => report(await tapkit.attachVm(vm, now)));
       case "restore":
       case "gc": {
-        requireRoot();
         const all = verb === "restore" ? tapkit.restoreVms : tapkit.collectVms;
-        const vms: AsyncIterable<Restored | Collected> = all(options);
+        const vms: AsyncIterable<Restored | Collected> = (requireRoot(), all(options));
         return await forEachVm(doing, vms, (vm) => {
           if (vm.error !== undefined) throw vm.error;
           return vm.record === undefined ? printJson({ vm: vm.name, removed: true }) : report(vm);
@@ -64,10 +63,11 @@ export async function main(args: readonly string[], command: AttachTable = ATTAC
         return await forEach(async ({ name: vm }, now) =>
           printProblems({ vm }, (await tapkit.checkVm(vm, now)).map(tapkit.sentence))
         );
-      case "remove":
-        return await forEach(async ({ name: vm }, now) =>
-          printJson({ vm, removed: await tapkit.removeVm(vm, now) })
-        );
+      case "remove": {
+        const remove = async ({ name: vm }: AttachRequest, now: typeof options) =>
+          printJson({ vm, removed: await tapkit.removeVm(vm, now) });
+        return await tapkit.removeTogether(options, () => forEach(remove));
+      }
       case "run":
         return await forEach((request, now) =>
           tapkit.runVmm(request, vmm, { ...now, onAttached: ensureDhcp })

@@ -9,6 +9,7 @@
 
 import type { Finding } from "../finding.ts";
 import type { GuestRules } from "../firewall/model.ts";
+import type { Link } from "../netlink/link.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import type { Netns } from "../sys/netns.ts";
 import type { UndoStack } from "../undo.ts";
@@ -54,6 +55,14 @@ export interface DelContext extends Attachment {
   readonly conf: PluginConfig;
   readonly prevResult?: Result;
   readonly vmNl?: NetlinkConnection;
+  /** Gets the links that are to go with those of other attachments; without it they go at once. */
+  readonly together?: Together;
+}
+
+/** What is deleted with one message to the kernel, which waits once for all of it. */
+export interface Together {
+  /** Takes a link, which forwards nothing from then on, and the bridge that may go after it. */
+  mark(link: Link, bridge: string): void;
 }
 
 /** What CHECK works with. */

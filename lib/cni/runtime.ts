@@ -29,12 +29,15 @@ import type {
   CheckContext,
   DelContext,
   GuestContribution,
+  Together,
 } from "./plugin.ts";
 import type { PluginConfig, Result } from "./types.ts";
 
 /** What the verbs work with. For DEL and CHECK the namespace may be gone. */
 export interface AttachmentEnvironment
   extends Pick<DelContext, "netnsPath" | "hostNl" | "vmNl" | "note"> {
+  /** See DelContext. */
+  readonly together?: Together;
   /** Whether the plugin that made the interface gets no DEL, so that it keeps the address. */
   readonly keepsLease?: boolean;
   /** Where plugins are executed. */

@@ -77,6 +77,8 @@ export interface Link {
   /** Index of the bridge that the link is a port of. */
   readonly master?: number;
   readonly alias?: string;
+  /** 0 unless somebody set one. */
+  readonly group: number;
   /** Index of the lower link, or of a veth's peer (IFLA_LINK), maybe of another namespace. */
   readonly peerIndex?: number;
   /** Present if `kind` is `"bridge"`. */
@@ -212,6 +214,7 @@ export function decodeLink(payload: Uint8Array): Link {
     name: "",
     type,
     mtu: 0,
+    group: 0,
     flags,
     up: (flags & IFF.UP) !== 0,
     running: (flags & IFF.RUNNING) !== 0,
@@ -223,6 +226,7 @@ export function decodeLink(payload: Uint8Array): Link {
     else if (type === IFLA.MTU) link.mtu = value.asU32();
     else if (type === IFLA.LINK) link.peerIndex = value.asU32();
     else if (type === IFLA.MASTER) link.master = value.asU32();
+    else if (type === IFLA.GROUP) link.group = value.asU32();
     else if (type === IFLA.IFALIAS) link.alias = value.asString();
     else if (type === IFLA.LINKINFO) decodeLinkInfo(link, value);
   }

@@ -20,7 +20,7 @@ const BATCH = 16;
  * then.
  */
 export class OpenSession implements HostSession {
-  readonly #batch: boolean;
+  readonly batch: boolean;
   readonly #stack = new DisposableStack();
   #nl: NetlinkConnection | undefined;
   readonly #firewalls = new Map<FirewallKind | undefined, Firewall>();
@@ -31,7 +31,7 @@ export class OpenSession implements HostSession {
    * of them at once, at the latest when the session ends
    */
   constructor({ batch = false }: { readonly batch?: boolean } = {}) {
-    this.#batch = batch;
+    this.batch = batch;
   }
 
   get nl(): NetlinkConnection {
@@ -42,7 +42,7 @@ export class OpenSession implements HostSession {
     const open = this.#firewalls.get(kind);
     if (open !== undefined) return open;
     const firewall = this.#stack.use(await openFirewall({ kind }));
-    if (this.#batch) firewall.putOffFlows(BATCH);
+    if (this.batch) firewall.putOffFlows(BATCH);
     if (kind === undefined) this.#firewalls.set(kind, firewall);
     this.#firewalls.set(firewall.kind, firewall);
     return firewall;

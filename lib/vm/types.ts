@@ -155,6 +155,11 @@ export type MappedPorts =
   & ({ readonly vm: string } | { readonly to: string })
   & { readonly ports: readonly PortMapping[] };
 
+/** The result of removing one VM of several. */
+export type Removed =
+  | { readonly name: string; readonly removed: boolean; readonly error?: undefined }
+  | { readonly name: string; readonly removed?: undefined; readonly error: unknown };
+
 /** The result of removing one dead attachment. With an error, it is still there. */
 export interface Collected {
   readonly name: string;
@@ -193,6 +198,8 @@ export interface HostOptions {
 /** Sockets that calls share. `openSession` returns one; dispose of it after the last call. */
 export interface HostSession extends Disposable {
   readonly nl: NetlinkConnection;
+  /** Whether it is for several VMs. */
+  readonly batch?: boolean;
   /** The backend of a kind; without a kind, the one that a new VM gets. */
   firewall(kind?: FirewallKind): Promise<Firewall>;
   /** That backend, and the other one if it may have rules of tapkit. */

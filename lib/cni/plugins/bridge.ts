@@ -118,12 +118,16 @@ export const bridge: BuiltinPlugin = {
   del(context: DelContext): void {
     const { hostNl, prevResult } = context;
     const config = parseBridge(withoutRequests(context.conf), {});
+    const { together } = context;
     const veth = findHostVeth(hostNl, context, context.vmNl);
-    if (veth !== undefined) deleteLink(hostNl, veth.index);
+    if (veth !== undefined) {
+      if (together === undefined) deleteLink(hostNl, veth.index);
+      else together.mark(veth, config.bridge);
+    }
     if (config.ipam !== undefined) {
       release(config.ipam, context, prevResult && bareAddresses(prevResult));
     }
-    removeBridgeIfUnused(hostNl, config.bridge);
+    if (together === undefined) removeBridgeIfUnused(hostNl, config.bridge);
   },
 
   check(context: CheckContext): Finding[] {

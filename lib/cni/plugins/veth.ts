@@ -32,6 +32,11 @@ import { CniCode, CniError, type PluginConfig, type RouteConfig } from "../types
 export const ALIAS = "tapkit";
 /** The group of the links that tapkit makes in a VM's namespace, which are deleted together. */
 export const LINK_GROUP = 0x746b;
+/**
+ * The group of the hosts' ends that were taken away, and are down: they are deleted together. One that a
+ * process left that was killed is as good as gone.
+ */
+export const GONE_GROUP = 0x746c;
 const DEFAULT_MTU = 1500;
 /** How long duplicate address detection may take. */
 const DAD_TIMEOUT_MS = 10_000;
@@ -78,9 +83,11 @@ function findNamedVeth(nl: NetlinkConnection, owner: Holder): Link | undefined {
 export function refuseTaken(plugin: string, context: AddContext): void {
   const { hostNl, vmNl, netnsPath, ifName } = context;
   const name = hostVethName(context);
+  const former = getLink(hostNl, name);
+  if (former?.group === GONE_GROUP) deleteLink(hostNl, former.index);
   const taken = getLink(vmNl, ifName) !== undefined
     ? `"${ifName}" in ${netnsPath}`
-    : getLink(hostNl, name) !== undefined
+    : former !== undefined && former.group !== GONE_GROUP
     ? `"${name}"`
     : undefined;
   if (taken === undefined) return;

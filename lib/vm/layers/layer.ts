@@ -8,6 +8,7 @@
 import type { UndoStack } from "../../undo.ts";
 import type { Difference, LayerName } from "../types.ts";
 import type { Outside } from "../../cni/plan.ts";
+import type { Together } from "../../cni/plugin.ts";
 import type { Host } from "../session.ts";
 import type { OpenNetns } from "./open-netns.ts";
 
@@ -26,6 +27,8 @@ export interface Context<B> {
   readonly keepLeases: boolean;
   /** Does what runs programs of others, and holds no lock that other VMs need meanwhile. */
   readonly outside: Outside;
+  /** Gets the links that go with those of other VMs, and the rest of a namespace then goes by itself. */
+  readonly together?: Together | undefined;
   /** Whether what is taken away is made again at once. */
   readonly remaking: boolean;
 }

@@ -50,7 +50,8 @@ export const wireLayer: Layer<Both> = {
 
   change: (_context, _from, to) => to,
 
-  async take({ vm, remaking }, { spec, facts }) {
+  async take({ vm, remaking, together }, { spec, facts }) {
+    if (together !== undefined) return [];
     const inside = vm.find(facts.netns);
     if (inside === undefined) return [];
     const failures: unknown[] = [];

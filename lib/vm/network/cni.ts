@@ -87,7 +87,7 @@ export const cni: NetworkDriver = {
   },
 
   async del(context, { facts }) {
-    const { host, keepLeases, remaking, outside, cutOff } = context;
+    const { host, keepLeases, remaking, outside, cutOff, together } = context;
     const vmNl = context.vm.find(facts.netns)?.nl;
     const others = (cutOff?.to?.facts.networks ?? []).map(({ attachment }) => attachment);
     const failures: unknown[] = [];
@@ -101,6 +101,7 @@ export const cni: NetworkDriver = {
           keepsLease: remaking && keepLeases && mayGiveAgain(attachment),
           also: others.filter(({ ifName }) => ifName === attachment.ifName),
           outside,
+          ...together === undefined ? {} : { together },
           note: host.note,
         }),
       );

@@ -22,7 +22,7 @@ import { attachedSide, readVm, readVms, sidesOf } from "../record/store.ts";
 import { supervised } from "../running.ts";
 import { openHost } from "../session.ts";
 import type { Collected, HostOptions } from "../types.ts";
-import { removeForGood } from "./take-away.ts";
+import { removeForGood, removingTogether } from "./take-away.ts";
 import { changingVm, contextOf, type VmWork } from "./work.ts";
 
 /** How to collect. */
@@ -41,6 +41,7 @@ export interface GcOptions extends HostOptions {
 export async function* collectVms(options: GcOptions = {}): AsyncGenerator<Collected> {
   using host = openHost(options);
   try {
+    await using _together = removingTogether({ ...options, session: host.session });
     const tryToCollect = async (
       name: string,
       waits: () => void,

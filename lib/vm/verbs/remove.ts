@@ -5,13 +5,15 @@
  */
 
 import { TapkitError } from "../../errors.ts";
+import { inTurns } from "../../turns.ts";
 import type { Attachment } from "../record/attachment.ts";
 import { holderElsewhere } from "../record/elsewhere.ts";
 import type { HostPaths } from "../record/paths.ts";
 import { readVm, sideOf } from "../record/store.ts";
 import { pidInWords, supervised } from "../running.ts";
-import type { HostOptions } from "../types.ts";
-import { removeForGood } from "./take-away.ts";
+import { OpenSession } from "../session.ts";
+import type { HostOptions, Removed } from "../types.ts";
+import { removeForGood, removingTogether } from "./take-away.ts";
 import { changingVm } from "./work.ts";
 
 /** How to remove. */
@@ -40,6 +42,24 @@ export async function removeVm(name: string, options: RemoveOptions = {}): Promi
     host.note(`the VM "${name}" of ${holder} stays: write --state-dir ${holder} to remove it`);
     return false;
   });
+}
+
+/** Takes several VMs off their networks: see mod.ts. */
+export async function* removeVms(
+  names: Iterable<string>,
+  options: RemoveOptions = {},
+): AsyncGenerator<Removed> {
+  using own = options.session === undefined ? new OpenSession({ batch: true }) : undefined;
+  const session = options.session ?? own!;
+  const remove = async (name: string, waits: () => void): Promise<Removed> => {
+    try {
+      return { name, removed: await removeVm(name, { ...options, session, waits }) };
+    } catch (error) {
+      return { name, error };
+    }
+  };
+  await using _together = removingTogether({ ...options, session });
+  for await (const { result } of inTurns(names, remove, options.signal)) yield result;
 }
 
 /** Takes away what a call of `-- VMM` attached, unless it is another's, or nobody's, by now. */

@@ -1,0 +1,55 @@
+/**
+ * Links of several VMs that are deleted together. The kernel waits some 20 ms for each deletion, and once
+ * for a whole group.
+ *
+ * @module
+ */
+
+import type { Together } from "../../cni/plugin.ts";
+import { removeBridgeIfUnused } from "../../cni/plugins/bridge-device.ts";
+import { GONE_GROUP } from "../../cni/plugins/veth.ts";
+import { deleteLinkGroup, type Link, listLinks, setLink } from "../../netlink/link.ts";
+import type { Host } from "../session.ts";
+
+/** Of a session: the links that are taken away, and not deleted yet. */
+export class GoneLinks implements Together, Disposable {
+  readonly #nl: Host["session"]["nl"];
+  readonly #bridges = new Set<string>();
+  /** Whether links are taken; else each is deleted at once. */
+  active = false;
+
+  constructor(nl: Host["session"]["nl"]) {
+    this.#nl = nl;
+  }
+
+  /** Equivalent to: `ip link set VETH down group N` */
+  mark({ index }: Link, bridge: string): void {
+    setLink(this.#nl, index, { up: false, group: GONE_GROUP });
+    this.#bridges.add(bridge);
+  }
+
+  /**
+   * Deletes what was taken, by this process and by others that were killed, and bridges without a port
+   * then. The caller holds the host's lock.
+   *
+   * Equivalent to: `ip link delete group N`
+   */
+  async end(): Promise<void> {
+    const left = listLinks(this.#nl, { kind: "veth" }).filter(({ group }) => group === GONE_GROUP);
+    const masters = new Set(left.map(({ master }) => master));
+    const bridges = masters.size === 0
+      ? []
+      : listLinks(this.#nl, { kind: "bridge" }).filter(({ index }) => masters.has(index));
+    if (left.length > 0) await deleteLinkGroup(this.#nl, GONE_GROUP);
+    const names = new Set([...this.#bridges, ...bridges.map(({ name }) => name)]);
+    for (const name of names) removeBridgeIfUnused(this.#nl, name);
+    this.#bridges.clear();
+  }
+
+  [Symbol.dispose](): void {}
+}
+
+/** The links that the calls of a session take away together. */
+export function goneLinks({ session }: Pick<Host, "session">): GoneLinks {
+  return session.keep("gone links", () => new GoneLinks(session.nl));
+}
