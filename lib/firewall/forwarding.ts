@@ -7,7 +7,7 @@
 
 import type { Family } from "../inet/ip.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
-import { type Link, listLinks } from "../netlink/link.ts";
+import { GONE_GROUP, type Link, listLinks } from "../netlink/link.ts";
 import { openNetfilter } from "../netlink/nfnetlink.ts";
 import { NF } from "../netlink/nftables/constants.ts";
 import { listChains, listRules } from "../netlink/nftables/objects.ts";
@@ -32,7 +32,8 @@ export function reliesOnForwarding(nl: NetlinkConnection): string | undefined {
   const links = listLinks(nl);
   // One without ports is what a plugin of others has left.
   const bridge = links.find((link) =>
-    link.kind === "bridge" && links.some(({ master }) => master === link.index) &&
+    link.kind === "bridge" &&
+    links.some(({ master, group }) => master === link.index && group !== GONE_GROUP) &&
     !isLan(link, links)
   );
   if (bridge !== undefined) return `bridge "${bridge.name}"`;

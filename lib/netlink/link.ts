@@ -208,6 +208,12 @@ export function deleteLink(nl: NetlinkConnection, key: LinkKey): boolean {
 }
 
 /**
+ * The group of the hosts' ends of VMs' links that were taken away, and are down: they are deleted together.
+ * One that a process left that was killed is as good as gone.
+ */
+export const GONE_GROUP = 0x746c;
+
+/**
  * Deletes all links of a group. The kernel waits once for all of them, instead of once for each.
  * Does not block the calling thread.
  *

@@ -165,6 +165,7 @@ export class FakeKernel {
     const kept = {
       layers: this.#layers(),
       registry: { path: `${this.stateDir}-registry` },
+      "gone links": { active: false, end: () => Promise.resolve() },
     };
     return {
       // The verbs have no business with it.

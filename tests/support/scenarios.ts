@@ -181,6 +181,27 @@ export const REMOVING: readonly Row[] = [
   },
   {
     scenario: {
+      name: "remove several",
+      command: ["attach-vm", "web", "api", "--remove"],
+      prepare: [ATTACH, ["attach-vm", "api", "@"], NO_SERVER],
+      again: [ATTACH],
+      remove: ["attach-vm", "web", "api", "--remove"],
+    },
+    on: { nftables: 12, executed: 40 },
+  },
+  {
+    scenario: {
+      name: "remove several, then collect",
+      command: ["attach-vm", "web", "api", "--remove"],
+      prepare: [ATTACH, ["attach-vm", "api", "@"], NO_SERVER],
+      again: [["attach-vm", "--gc"], ["attach-vm", "--all", "--remove"]],
+      ends: "gone",
+      remove: ["attach-vm", "web", "api", "--remove"],
+    },
+    on: { nftables: 20 },
+  },
+  {
+    scenario: {
       name: "collect",
       command: ["attach-vm", "--gc"],
       prepare: [ATTACH, NO_SERVER, "ip netns delete tapkit-web"],

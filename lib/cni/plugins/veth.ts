@@ -16,6 +16,7 @@ import {
   createVeth,
   deleteLink,
   getLink,
+  GONE_GROUP,
   type Link,
   listLinks,
   setLink,
@@ -32,11 +33,6 @@ import { CniCode, CniError, type PluginConfig, type RouteConfig } from "../types
 export const ALIAS = "tapkit";
 /** The group of the links that tapkit makes in a VM's namespace, which are deleted together. */
 export const LINK_GROUP = 0x746b;
-/**
- * The group of the hosts' ends that were taken away, and are down: they are deleted together. One that a
- * process left that was killed is as good as gone.
- */
-export const GONE_GROUP = 0x746c;
 const DEFAULT_MTU = 1500;
 /** How long duplicate address detection may take. */
 const DAD_TIMEOUT_MS = 10_000;

@@ -7,8 +7,7 @@
 
 import type { Together } from "../../cni/plugin.ts";
 import { removeBridgeIfUnused } from "../../cni/plugins/bridge-device.ts";
-import { GONE_GROUP } from "../../cni/plugins/veth.ts";
-import { deleteLinkGroup, type Link, listLinks, setLink } from "../../netlink/link.ts";
+import { deleteLinkGroup, GONE_GROUP, type Link, listLinks, setLink } from "../../netlink/link.ts";
 import type { Host } from "../session.ts";
 
 /** Of a session: the links that are taken away, and not deleted yet. */
