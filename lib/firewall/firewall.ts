@@ -7,9 +7,10 @@
 import type { Finding } from "../finding.ts";
 import { type Family, isLoopback } from "../inet/ip.ts";
 import { PortConflictError, type PortMapping } from "../inet/ports.ts";
-import { deleteFlows } from "../netlink/conntrack.ts";
+import { deleteFlows, tracksFlows } from "../netlink/conntrack.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
-import { type FlowChange, flowIsStale, flowMatches } from "./flows.ts";
+import { type FlowChange, flowIsStale, flowMatches, leadsToGone } from "./flows.ts";
+import type { GoneGuests } from "./gone-flows.ts";
 import {
   addressesOf,
   apartElements,
@@ -51,7 +52,21 @@ interface Parts {
   /** Finds other firewalls. */
   readonly others: () => OtherFirewalls;
   readonly lookAtPorts: () => Promise<MappedPorts>;
+  /** Removed guests whose connections have not been ended. */
+  readonly gone: GoneGuests;
 }
+
+/** How an owner's rules are changed. */
+export interface ChangeOptions {
+  /**
+   * The guest goes with its rules, so nobody answers its connections: they are ended where its ports or
+   * addresses are given out again.
+   */
+  readonly leaves?: boolean;
+}
+
+/** With more ports a removed guest's connections are ended at once. */
+const MOST_NOTED = 64;
 
 /**
  * tapkit's rules in the network namespace where this was opened. The thread may enter others later.
@@ -110,6 +125,7 @@ export class Firewall implements Disposable {
     owner: string,
     have: GuestRules | "any" | undefined,
     want: GuestRules | undefined,
+    { leaves = false }: ChangeOptions = {},
   ): boolean {
     const before = typeof have === "object" ? validateRules(have) : have;
     const after = want && validateRules(want);
@@ -117,7 +133,7 @@ export class Firewall implements Disposable {
     // Rules that drop are added before those that accept, and removed after them.
     const places = [...this.#parts.policies, ...closing, this.#store, ...passes];
     if (after === undefined) places.reverse();
-    return places.map((place) => this.#bring(place, owner, before, after)).includes(true);
+    return places.map((place) => this.#bring(place, owner, before, after, leaves)).includes(true);
   }
 
   #bring(
@@ -125,6 +141,7 @@ export class Firewall implements Disposable {
     owner: string,
     before: GuestRules | "any" | undefined,
     after: GuestRules | undefined,
+    leaves: boolean,
   ): boolean {
     const want = after === undefined ? [] : place.want(after);
     if (place.whole) {
@@ -135,6 +152,9 @@ export class Firewall implements Disposable {
     if (place === this.#store) {
       const old = typeof before === "object" ? before.addresses : [];
       const leaving = old.filter((address) => !after?.addresses.includes(address));
+      if (leaves && have !== "any" && want.length === 0 && this.#noteGone(have, leaving)) {
+        return bring(this.#store, { owner, have, want }).changed;
+      }
       return this.#apply({ owner, have, want }, leaving);
     }
     const idle = have !== "any" && have.length + want.length === 0;
@@ -264,6 +284,10 @@ export class Firewall implements Disposable {
     const left = have === "any"
       ? addressesOf(stale).filter((address) => !kept.has(address))
       : leaving;
+    this.#endGone(
+      added,
+      have === "any" ? [] : [...kept].filter((one) => !addressesOf(have).includes(one)),
+    );
     // If an address has another owner now, its flows belong to that owner.
     const taken = new Set(foreign.map(({ key }) => key[0]!));
     // A TCP port that was free has no connections: its last owner's removal ended them.
@@ -275,6 +299,40 @@ export class Firewall implements Disposable {
       leaving: left.filter((address) => !taken.has(address)),
     });
     return changed;
+  }
+
+  /**
+   * Notes a guest that goes, before it does.
+   *
+   * @returns false where its connections are to be ended at once
+   */
+  #noteGone(have: readonly Entry[], addresses: readonly string[]): boolean {
+    const ports = have.filter(({ value }) => value !== undefined);
+    if (ports.length > MOST_NOTED) return false;
+    // What is not tracked now is not translated later.
+    if (tracksFlows(this.#parts.netfilter)) this.#parts.gone.add({ ports, addresses });
+    return true;
+  }
+
+  /** Ends the connections of removed guests, where one of their ports or addresses is given out again. */
+  #endGone(added: readonly Entry[], addresses: readonly string[]): void {
+    if (added.length + addresses.length === 0) return;
+    const gone = this.#parts.gone.read();
+    if (gone.length === 0) return;
+    const had = new Set(gone.flatMap((guest) => guest.addresses));
+    const again = addresses.filter((address) => had.has(address));
+    const ports = byId(
+      gone.flatMap((guest) => guest.ports.map((port) => ({ ...port, owner: "" }))),
+    );
+    if (again.length === 0 && !added.some((element) => ports.has(entryId(element)))) return;
+    const left = new Set(gone.flatMap((guest) => guest.addresses));
+    deleteFlows(this.#parts.netfilter, {
+      addresses: again,
+      matches: flowMatches({ changed: [...ports.values()], wanted: new Map(), leaving: [] }),
+      confirm: (flow) => leadsToGone(flow, gone),
+    });
+    for (const address of again) left.delete(address);
+    this.#parts.gone.write(left.size === 0 ? [] : [{ ports: [], addresses: [...left] }]);
   }
 
   #forgetFlows(change: FlowChange): void {

@@ -10,6 +10,7 @@
 import { familyOf } from "../inet/ip.ts";
 import { protocolName } from "../inet/ports.ts";
 import type { Flow, FlowMatch } from "../netlink/conntrack.ts";
+import type { GoneGuest } from "./gone-flows.ts";
 import { hostPortOf } from "./guest-elements.ts";
 import { type Entry, entryId } from "./place.ts";
 
@@ -59,6 +60,17 @@ export function flowIsStale(
   if (!isLocal(original.destination)) return false;
   const target = elementIds(original).map((id) => wanted.get(id)).find(Boolean)?.value;
   return target === undefined || target[0] !== reply.source || target[1] !== `${reply.sourcePort}`;
+}
+
+/** Whether a flow came by a port of a removed guest, and leads to that guest. */
+export function leadsToGone({ original, reply }: Flow, gone: readonly GoneGuest[]): boolean {
+  const ids = elementIds(original);
+  return gone.some(({ ports }) =>
+    ports.some((port) =>
+      ids.includes(entryId(port)) && port.value?.[0] === reply.source &&
+      port.value[1] === `${reply.sourcePort}`
+    )
+  );
 }
 
 /** The identities of the elements that a flow's first packet may have met, in their order. */

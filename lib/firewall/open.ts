@@ -10,6 +10,7 @@ import { openNetfilter } from "../netlink/nfnetlink.ts";
 import { getChain, listTables } from "../netlink/nftables/objects.ts";
 import { currentNetns, type Netns, withNetns } from "../sys/netns.ts";
 import { Firewall } from "./firewall.ts";
+import { GoneGuests } from "./gone-flows.ts";
 import { describeElement, elementsOf } from "./guest-elements.ts";
 import { NftStore } from "./nft-store.ts";
 import { otherFirewalls } from "./passes.ts";
@@ -27,6 +28,8 @@ export interface OpenOptions {
   readonly kind?: FirewallKind | undefined;
   /** Of which network namespace; the current one's when absent. */
   readonly netns?: Netns;
+  /** The directory of what does not outlive a reboot; only a test names another. */
+  readonly runDirectory?: string;
 }
 
 /**
@@ -34,7 +37,9 @@ export interface OpenOptions {
  *
  * @throws {TapkitError} when iptables is asked for and is not installed
  */
-export async function openFirewall({ kind, netns: at }: OpenOptions = {}): Promise<Firewall> {
+export async function openFirewall(
+  { kind, netns: at, runDirectory }: OpenOptions = {},
+): Promise<Firewall> {
   using stack = new DisposableStack();
   const netns = stack.use(inside(at, currentNetns));
   const netfilter = stack.use(inside(at, openNetfilter));
@@ -63,6 +68,7 @@ export async function openFirewall({ kind, netns: at }: OpenOptions = {}): Promi
         ? hasIptables({ tables, legacy: withNetns(netns, legacyTables) }, netfilter)
         : tables.some(({ family, name }) => family === "inet" && name === TABLE);
     },
+    gone: inside(at, () => new GoneGuests(runDirectory)),
     others: () => otherFirewalls(netns, netfilter),
     lookAtPorts: async () => {
       const { lookAtPorts } = await import("./mapped-ports.ts");

@@ -75,6 +75,11 @@ function countFlows(nl: NetlinkConnection): number | undefined {
   return attributes.find(({ type }) => type === CTA_STATS_GLOBAL_ENTRIES)?.value.asU32be();
 }
 
+/** Whether the namespace tracks any flow, as far as the kernel tells. */
+export function tracksFlows(nl: NetlinkConnection): boolean {
+  return countFlows(nl) !== 0;
+}
+
 /** Which flows are deleted. */
 export interface DeletedFlows {
   /** All that come from one of these, or are answered by one. */
@@ -98,7 +103,7 @@ export function deleteFlows(
   if (matches.length + addresses.length === 0) return;
   const count = countFlows(nl);
   if (count === 0) return;
-  const few = count !== undefined && count <= WHOLE_DUMP_FLOWS;
+  const few = count !== undefined && count <= WHOLE_DUMP_FLOWS || addresses.length > 4;
   if (!few) { for (const address of addresses) flushFlows(nl, address); }
   const whole = few || matches.length > 8;
   const byPort = Map.groupBy(matches, ({ originalDestinationPort }) => originalDestinationPort);

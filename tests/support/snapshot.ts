@@ -13,13 +13,14 @@ export const FORWARDING: readonly RegExp[] = [
 
 /**
  * What stays on a host after the last removal, on purpose: the conflist, host-local's counter with its
- * lock. Directories hold no state of their own. The directory of namespaces stays mounted, as
+ * lock, until the reboot the ports and addresses whose connections may still be tracked. Directories hold no state of their own. The directory of namespaces stays mounted, as
  * `ip netns` leaves it.
  */
 const KEPT: readonly RegExp[] = [
   /^file \/etc\/cni\/net\.d\/10-ignite\.conflist /,
   /^file \/var\/lib\/cni\/networks\/[^/]+\/(last_reserved_ip\.\d+|lock) /,
   /^(directory|deleted) \/(etc\/cni|var\/lib\/cni|var\/lib\/tapkit|run\/tapkit)(\/| |$)/,
+  /^file \/run\/tapkit\/gone-\d+\.jsonl /,
   /^mount \/run\/netns /,
   // mount(8), and reboot.ts
   /^directory \/run\/mount /,

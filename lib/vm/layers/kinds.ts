@@ -28,7 +28,7 @@ const VM_LAYERS: readonly Layer<Both>[] = [
   networkLayer,
   wireLayer,
   guardLayer,
-  rulesLayer({ served: servedVm, require: requirePolicy, withoutLimits }),
+  rulesLayer({ served: servedVm, leaves: true, require: requirePolicy, withoutLimits }),
   sysctlLayer(servedVm),
 ];
 

@@ -17,6 +17,8 @@ import type { Context, Layer } from "./layer.ts";
 /** What the layer has to know of a kind of attachment. */
 export interface RulesOf<B> {
   readonly served: (at: B) => Served;
+  /** Whether what the rules lead to goes with them. */
+  readonly leaves?: boolean;
   /** Refuses what rules that are made cannot enforce. */
   readonly require?: (context: Context<B>, to: B) => void | Promise<void>;
   /** The attachment without the limits of one of its interfaces; undefined where they were asked for. */
@@ -24,7 +26,9 @@ export interface RulesOf<B> {
 }
 
 /** The rules of all interfaces. */
-export function rulesLayer<B>({ served, require, withoutLimits }: RulesOf<B>): Layer<B> {
+export function rulesLayer<B>(
+  { served, leaves = false, require, withoutLimits }: RulesOf<B>,
+): Layer<B> {
   /** Brings one interface's rules in; where the kernel cannot limit it, without its limits. */
   function apply(context: Context<B>, to: B, index: number, act: (rules: GuestRules) => void): B {
     const wanted = served(to).guests[index]!;
@@ -102,7 +106,9 @@ export function rulesLayer<B>({ served, require, withoutLimits }: RulesOf<B>): L
         for (const owner of owners) {
           const rules = guests.find((guest) => guest.owner === owner);
           try {
-            firewall.change(owner, context.cutOff === undefined && rules || "any", undefined);
+            firewall.change(owner, context.cutOff === undefined && rules || "any", undefined, {
+              leaves: leaves && !context.remaking,
+            });
           } catch (error) {
             failures.push(error);
           }
