@@ -403,7 +403,7 @@ export const BACKENDS = {
       docker image inspect tapkit-sandbox:1 >/dev/null 2>&1 ||
         { cd ${ROOT} && ${Deno.execPath()} run -A scripts/bridge-legacy.ts warm >/dev/null 2>&1 &&
           ${Deno.execPath()} run -A scripts/attach-vm.ts warm --remove >/dev/null; }
-      while [ -e /var/lib/tapkit ]; do sleep 0.02; done`,
+      while [ -e /var/lib/tapkit ] || pgrep -f "[s]erve-dhcp" >/dev/null; do sleep 0.02; done`,
     except: [...DOCKERS, ...IPTABLES_KEPT],
   },
   weave: {
