@@ -7,10 +7,10 @@
 import type { Finding } from "../finding.ts";
 import { type Family, isLoopback } from "../inet/ip.ts";
 import { PortConflictError, type PortMapping } from "../inet/ports.ts";
-import { deleteFlows, tracksFlows } from "../netlink/conntrack.ts";
+import { countFlows, deleteFlows } from "../netlink/conntrack.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { type FlowChange, flowIsStale, flowMatches, leadsToGone } from "./flows.ts";
-import type { GoneGuests } from "./gone-flows.ts";
+import type { GoneGuest, GoneGuests } from "./gone-flows.ts";
 import {
   addressesOf,
   apartElements,
@@ -34,6 +34,7 @@ import {
   sameValue,
   type Wish,
 } from "./place.ts";
+import { readSysctl } from "../sys/sysctl.ts";
 import { GUEST_SET_NAMES } from "./ruleset.ts";
 import type { ElementStore, FirewallKind } from "./store.ts";
 
@@ -65,6 +66,10 @@ export interface ChangeOptions {
   readonly leaves?: boolean;
 }
 
+const CONNTRACK_MAX = "net/netfilter/nf_conntrack_max";
+/** From this part of what the kernel can track on, removed guests' connections give their room back. */
+const CROWDED = 1 / 64;
+
 /** With more ports a removed guest's connections are ended at once. */
 const MOST_NOTED = 64;
 
@@ -84,6 +89,8 @@ export class Firewall implements Disposable {
   /** Changes whose connections have not been ended yet. */
   readonly #putOff: FlowChange[] = [];
   #putOffLimit = 0;
+  /** Removed guests whose connections are ended with this. */
+  readonly #leaving: GoneGuest[] = [];
   /** Families whose links are to be kept apart anew: a change has recreated the rules that all guests share. */
   readonly #remade = new Set<Family>();
 
@@ -268,6 +275,7 @@ export class Firewall implements Disposable {
     using stack = new DisposableStack();
     for (const part of [this.#parts.netfilter, this.#store]) stack.use(part);
     this.#endPutOffFlows();
+    this.#endLeaving();
   }
 
   /** @param leaving former addresses of the owner; all their flows end */
@@ -309,8 +317,13 @@ export class Firewall implements Disposable {
   #noteGone(have: readonly Entry[], addresses: readonly string[]): boolean {
     const ports = have.filter(({ value }) => value !== undefined);
     if (ports.length > MOST_NOTED) return false;
+    const flows = countFlows(this.#parts.netfilter) ?? 1;
     // What is not tracked now is not translated later.
-    if (tracksFlows(this.#parts.netfilter)) this.#parts.gone.add({ ports, addresses });
+    if (flows === 0) return true;
+    const crowded = flows > Number(readSysctl(CONNTRACK_MAX) ?? 0) * CROWDED;
+    if (crowded && this.#putOffLimit === 0) return false;
+    this.#parts.gone.add({ ports, addresses });
+    if (crowded) this.#leaving.push({ ports, addresses });
     return true;
   }
 
@@ -321,18 +334,31 @@ export class Firewall implements Disposable {
     if (gone.length === 0) return;
     const had = new Set(gone.flatMap((guest) => guest.addresses));
     const again = addresses.filter((address) => had.has(address));
-    const ports = byId(
-      gone.flatMap((guest) => guest.ports.map((port) => ({ ...port, owner: "" }))),
-    );
+    const ports = new Set(gone.flatMap((guest) => guest.ports.map(entryId)));
     if (again.length === 0 && !added.some((element) => ports.has(entryId(element)))) return;
-    const left = new Set(gone.flatMap((guest) => guest.addresses));
+    this.#deleteGone(gone, again);
+    for (const address of again) had.delete(address);
+    this.#parts.gone.write(had.size === 0 ? [] : [{ ports: [], addresses: [...had] }]);
+  }
+
+  /** Ends the connections of guests that this removed from a crowded table. */
+  #endLeaving(): void {
+    const leaving = this.#leaving.splice(0);
+    if (leaving.length === 0) return;
+    const addresses = leaving.flatMap((guest) => guest.addresses);
+    this.#deleteGone(leaving, addresses);
+    const left = this.#parts.gone.read()
+      .filter((guest) => !guest.addresses.some((address) => addresses.includes(address)));
+    this.#parts.gone.write(left);
+  }
+
+  #deleteGone(gone: readonly GoneGuest[], addresses: readonly string[]): void {
+    const changed = gone.flatMap(({ ports }) => ports.map((port) => ({ ...port, owner: "" })));
     deleteFlows(this.#parts.netfilter, {
-      addresses: again,
-      matches: flowMatches({ changed: [...ports.values()], wanted: new Map(), leaving: [] }),
+      addresses,
+      matches: flowMatches({ changed, wanted: new Map(), leaving: [] }),
       confirm: (flow) => leadsToGone(flow, gone),
     });
-    for (const address of again) left.delete(address);
-    this.#parts.gone.write(left.size === 0 ? [] : [{ ports: [], addresses: [...left] }]);
   }
 
   #forgetFlows(change: FlowChange): void {

@@ -67,17 +67,12 @@ interface TrackedFlow extends Flow {
 }
 
 /** How many flows the namespace tracks; undefined where the kernel does not tell. */
-function countFlows(nl: NetlinkConnection): number | undefined {
+export function countFlows(nl: NetlinkConnection): number | undefined {
   const type = nfnlType(NFNL_SUBSYS.CTNETLINK, IPCTNL_MSG_CT.GET_STATS);
   const subject = { op: "IPCTNL_MSG_CT_GET_STATS", action: "count", object: "conntrack entries" };
   const answer = nl.query(type, nfgenmsg(AF.UNSPEC).finish(), subject);
   const attributes = new Decoder(answer.payload).skip(NFGENMSG_LEN).attributes();
   return attributes.find(({ type }) => type === CTA_STATS_GLOBAL_ENTRIES)?.value.asU32be();
-}
-
-/** Whether the namespace tracks any flow, as far as the kernel tells. */
-export function tracksFlows(nl: NetlinkConnection): boolean {
-  return countFlows(nl) !== 0;
 }
 
 /** Which flows are deleted. */
