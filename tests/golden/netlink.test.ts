@@ -224,6 +224,7 @@ Deno.test("decodeLink: reads what the kernel tells ip -d link show", () => {
     type: 772,
     mac: "00:00:00:00:00:00",
     mtu: 65536,
+    group: 0,
     flags: 0x10049, // LOWER_UP, RUNNING, LOOPBACK, UP
     up: true,
     running: true,
@@ -236,6 +237,7 @@ Deno.test("decodeLink: reads what the kernel tells ip -d link show", () => {
     type: 1,
     mac: "02:00:00:00:00:01",
     mtu: 1500,
+    group: 0,
     flags: 0x1002, // MULTICAST, BROADCAST
     up: false,
     running: false,
@@ -249,6 +251,7 @@ Deno.test("decodeLink: reads what the kernel tells ip -d link show", () => {
     type: 1,
     mac: "02:00:00:00:00:0a",
     mtu: 1500,
+    group: 0,
     flags: 0x1003 | IFF.PROMISC,
     up: true,
     running: false,
