@@ -184,7 +184,7 @@ const DAEMON_MEND = "see that what the network runs on this host is up";
 
 function daemonMend({ type }: PluginCall): string {
   if (type !== "weave-net") return DAEMON_MEND;
-  return "start Weave Net's router: docker start weave; setup-weave --check says what it lacks";
+  return "start Weave Net's router: docker start weave, or setup-weave, whose --check says what it lacks";
 }
 
 const MENDS: Readonly<Record<number, string>> = {

@@ -164,7 +164,10 @@ async function exchange(
   } catch (cause) {
     throw new WeaveError(
       `Weave Net's router does not answer at ${HOSTNAME}:${PORT}: ${describe(cause)}`,
-      { mend: "start it: docker start weave; setup-weave --check says what it lacks", cause },
+      {
+        mend: "start it: docker start weave, or setup-weave, whose --check says what it lacks",
+        cause,
+      },
     );
   }
   let late = false;

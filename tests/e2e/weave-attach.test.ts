@@ -222,7 +222,8 @@ Deno.test("attach-vm: while Weave Net's router is down, attaching says so, and r
   for (const name of ["a", "b", "c"]) await host.mustTapkit("attach-vm", name);
   const ids = (await host.mustTapkit("attach-vm", "--list")).json.map(({ id }) => id);
   await router.stop();
-  const MEND = /connection refused.*docker start weave; setup-weave --check says what it lacks/i;
+  const MEND =
+    /connection refused.*docker start weave, or setup-weave, whose --check says what it lacks/i;
   await t.step("attaching", async () => {
     const before = await host.snapshot();
     const { code, stderr } = await host.tapkit("attach-vm", "web");

@@ -92,19 +92,20 @@ export const cni: NetworkDriver = {
     const others = (cutOff?.to?.facts.networks ?? []).map(({ attachment }) => attachment);
     const failures: unknown[] = [];
     for (const { attachment } of facts.networks.toReversed()) {
-      failures.push(
-        ...await delNetwork(attachment, {
-          netnsPath: facts.netns.path,
-          hostNl: host.session.nl,
-          ...vmNl === undefined ? {} : { vmNl },
-          plugins: host,
-          keepsLease: remaking && keepLeases && mayGiveAgain(attachment),
-          also: others.filter(({ ifName }) => ifName === attachment.ifName),
-          outside,
-          ...together === undefined ? {} : { together },
-          note: host.note,
-        }),
-      );
+      const failed = await delNetwork(attachment, {
+        netnsPath: facts.netns.path,
+        hostNl: host.session.nl,
+        ...vmNl === undefined ? {} : { vmNl },
+        plugins: host,
+        keepsLease: remaking && keepLeases && mayGiveAgain(attachment),
+        also: others.filter(({ ifName }) => ifName === attachment.ifName),
+        outside,
+        ...together === undefined ? {} : { together },
+        note: host.note,
+      });
+      const isOver = failed.length > 0 && allocatedByWeave(attachment) &&
+        (await import("./weave.ts")).isForgotten(failed, host);
+      if (!isOver) failures.push(...failed);
     }
     return failures;
   },

@@ -5,7 +5,9 @@
  * @module
  */
 
+import { CniError } from "../../cni/types.ts";
 import { describe, DockerError, TapkitError, WeaveError } from "../../errors.ts";
+import { isThere } from "../../files.ts";
 import { addressOf, cidrContains, parseCidr } from "../../inet/ip.ts";
 import { WEAVE_BRIDGE } from "../../weave/host.ts";
 import type { WeaveReport } from "../../weave/report.ts";
@@ -21,6 +23,8 @@ import type { Difference } from "../types.ts";
 import type { WantedNetwork } from "./driver.ts";
 import { allocatedByWeave } from "./plan.ts";
 
+/** Where the router keeps what it has given, as the documentation has it. */
+const ROUTER_DATA = "/var/lib/weave/weave-netdata.db";
 /** How long a router that answers may take until it gives out addresses. */
 const READY_MS = 10_000;
 const POLL_MS = 250;
@@ -237,6 +241,21 @@ export async function awaitRouter(host: HostPaths): Promise<void> {
     await pause(POLL_MS, signal);
     lacks = await routerLack(signal);
   }
+}
+
+/**
+ * Whether what failed at DEL is over: neither the router is there nor its data, so that nobody has the
+ * address any more.
+ */
+export function isForgotten(failures: readonly Error[], { note, binDirs }: HostPaths): boolean {
+  const isGone = !isThere(ROUTER_DATA) &&
+    failures.every((error) =>
+      error instanceof CniError && error.plugin === "weave-net" &&
+        /connection refused/i.test(error.message) ||
+      !binDirs.some((directory) => isThere(`${directory}/weave-net`))
+    );
+  if (isGone) note("Weave Net and its data are gone from this host: no address is given back");
+  return isGone;
 }
 
 /** Why the router is of no use yet; undefined where it is. */
