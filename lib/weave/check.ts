@@ -6,7 +6,6 @@
 
 import { requireEngine } from "../docker/docker.ts";
 import { WeaveError } from "../errors.ts";
-import { ownAddresses } from "../netlink/address.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { IMAGE, type ImageStart } from "./command.ts";
 import { sortsFirst } from "./conflist.ts";
@@ -35,7 +34,7 @@ export async function checkWeave(request: WeaveRequest, host: WeaveHost): Promis
   await requireEngine({ signal });
   const found = await findContainers({ signal });
   using nl = NetlinkConnection.open();
-  const wanted = wantedOf(nl, asked, found.container);
+  const wanted = await wantedOf(nl, asked, found.container);
   const first = sortsFirst(dirs);
   const problems: string[] = [
     ...first === undefined ? [] : [`${first} sorts first, so VMs are not attached to Weave Net`],
@@ -60,17 +59,14 @@ export async function checkWeave(request: WeaveRequest, host: WeaveHost): Promis
   const { report, awaited } = await lookAtWeave(nl, dirs, wanted.peers, signal);
   problems.push(...awaited);
   if (report !== undefined) {
-    const missing = missingPeers(report, wanted.peers, ownAddresses(nl));
+    const missing = missingPeers(report, wanted.peers);
     if (missing.length > 0 && report.ipam.state === "ready") {
       problems.push(`not connected: ${listPeers(missing)}`);
     }
-    const targets = new Set(report.targets);
-    if (wanted.peers.some((peer) => !targets.has(peer)) || targets.size !== wanted.peers.length) {
-      problems.push(
-        `the router's peers are ${report.targets.join(" ") || "none"}, not ${
-          wanted.peers.join(" ")
-        }`,
-      );
+    const targets = report.targets.toSorted().join(" ");
+    const peers = wanted.peers.map(({ peer }) => peer).toSorted().join(" ");
+    if (targets !== peers) {
+      problems.push(`the router's peers are ${targets || "none"}, not ${peers}`);
     }
     const collision = findCollision(report.connections);
     if (collision !== undefined) problems.push(collision);

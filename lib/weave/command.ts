@@ -144,7 +144,7 @@ export function environmentOf({ Config }: Container): ReadonlyMap<string, string
 }
 
 /** What changes while the router runs, or does not matter to it. */
-const LIVE = ["HOSTNAME", "KUBE_PEERS"];
+const LIVE = ["HOSTNAME", "KUBE_PEERS", "IPALLOC_INIT"];
 /** What the router reads beside, and a password, which is not to be seen. */
 const KNOWN = ["WEAVE_NO_FASTDP", "IPALLOC_RANGE", "WEAVE_PASSWORD", "WEAVE_STATUS_ADDR"];
 

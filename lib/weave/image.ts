@@ -90,7 +90,7 @@ export function startOf(script: string): ImageStart | undefined {
   const lines = script.split("\n").filter((line) => !/^\s*#/.test(line)).join("\n");
   if (!/\bKUBE_PEERS\b/.test(lines)) return undefined;
   return {
-    asksKubernetes: /=\$\(.*kube-utils -print-/.test(lines),
+    asksKubernetes: /=\$\(\S*kube-utils -print-[^|\n]*$/m.test(lines),
     metrics: /\bWEAVE_METRICS_ADDR\b/.test(lines) ? "WEAVE_METRICS_ADDR" : "WEAVE_STATUS_ADDR",
   };
 }

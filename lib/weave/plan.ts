@@ -15,14 +15,8 @@ import { getRoute } from "../netlink/route.ts";
 import { environmentOf, IMAGE, type ImageStart, type Launch, MTU } from "./command.ts";
 import type { CniDirs } from "./conflist.ts";
 import { WEAVE_BRIDGE } from "./host.ts";
-import { withoutPort } from "./report.ts";
-import {
-  parsePeers,
-  passwordIn,
-  readPassword,
-  readSettings,
-  type WeaveSettings,
-} from "./settings.ts";
+import { parsePeers, type Peer, resolvePeers } from "./peers.ts";
+import { passwordIn, readPassword, readSettings, type WeaveSettings } from "./settings.ts";
 import type { WeaveRequest } from "./types.ts";
 
 const LEAST_MTU = 576; // RFC 791
@@ -47,7 +41,7 @@ export interface Wanted {
   readonly settings: WeaveSettings;
   readonly password?: string;
   readonly primaryIP: string;
-  readonly peers: readonly string[];
+  readonly peers: readonly Peer[];
 }
 
 /** A request whose values were checked. */
@@ -94,23 +88,25 @@ export function readRequest(request: WeaveRequest): Asked {
 }
 
 /** What is wanted, where `container` runs. */
-export function wantedOf(
+export async function wantedOf(
   nl: NetlinkConnection,
   asked: Asked,
   container: Container | undefined,
-): Wanted {
+): Promise<Wanted> {
   const recorded = readSettings();
   const typed = recorded === undefined && container ? typedSettings(container) : undefined;
   const settings = { ...typed?.settings, ...recorded, ...asked.settings };
   const password = asked.password === undefined
     ? readPassword() ?? typed?.password
     : asked.password ?? undefined;
-  const primaryIP = primaryAddress(nl, settings.peers ?? []);
+  const own = ownAddresses(nl);
+  const named = await resolvePeers(settings.peers ?? [], own);
+  const primaryIP = primaryAddress(nl, named);
   return {
     settings,
     ...password === undefined ? {} : { password },
     primaryIP,
-    peers: settings.peers ?? [primaryIP],
+    peers: settings.peers ? named : [{ peer: primaryIP, address: primaryIP, own: true }],
   };
 }
 
@@ -139,7 +135,7 @@ function typedSettings(container: Container): Pick<Wanted, "settings" | "passwor
  */
 export function launchOf(
   nl: NetlinkConnection,
-  { settings, password, peers }: Wanted,
+  { settings, password, peers, primaryIP }: Wanted,
   { start, dirs, used }: { start: ImageStart; dirs: CniDirs; used: boolean },
 ): Launch {
   const bridge = getLink(nl, WEAVE_BRIDGE);
@@ -150,7 +146,7 @@ export function launchOf(
     image,
     start,
     hostname: Deno.hostname(),
-    peers,
+    peers: peers.map(({ peer }) => peer),
     mtu: settings.mtu ?? (used && bridge !== undefined ? bridge.mtu : MTU),
     ...range === undefined ? {} : { range },
     // A bridge that is there stays what it is: the router refuses to start on one of the other kind.
@@ -158,10 +154,19 @@ export function launchOf(
       ? !hasGenericFamily(DATAPATH_FAMILY)
       : getLink(nl, DATAPATH_LINK) === undefined,
     password: password !== undefined,
-    more,
+    more: { ...withoutThisHost(peers, primaryIP), ...more },
     ...confDir === undefined ? {} : { confDir },
     ...binDir === undefined ? {} : { binDir },
   };
+}
+
+/**
+ * Weave Net takes the length of the list for the number of hosts that agree on the first address. A
+ * host that is not in it would agree with itself, beside the others.
+ */
+function withoutThisHost(peers: readonly Peer[], primaryIP: string): Record<string, string> {
+  if (peers.some(({ own, address }) => own || address === primaryIP)) return {};
+  return { IPALLOC_INIT: `consensus=${peers.length + 1}` };
 }
 
 /**
@@ -170,7 +175,7 @@ export function launchOf(
  *
  * Equivalent to: `ip -o route get 1.1.1.1 | cut -d' ' -f7`
  */
-function primaryAddress(nl: NetlinkConnection, peers: readonly string[]): string {
+function primaryAddress(nl: NetlinkConnection, peers: readonly Peer[]): string {
   const named = Deno.env.get("PRIMARY_IP_ADDRESS");
   if (named) {
     if (isIp(named) === 4) return named;
@@ -178,9 +183,7 @@ function primaryAddress(nl: NetlinkConnection, peers: readonly string[]): string
       mend: "write PRIMARY_IP_ADDRESS=192.0.2.10",
     });
   }
-  const own = ownAddresses(nl);
-  const found = getRoute(nl, SOMEWHERE)?.src ??
-    peers.map(withoutPort).find((peer) => own.has(peer));
+  const found = getRoute(nl, SOMEWHERE)?.src ?? peers.find(({ own }) => own)?.address;
   if (found !== undefined) return found;
   const ipv4 = listAddresses(nl, { family: 4 }).some(({ scope }) => scope === "global");
   if (!ipv4 && getRoute(nl, SOMEWHERE_IPV6) !== undefined) {

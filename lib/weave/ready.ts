@@ -6,13 +6,14 @@
 
 import { type Container, inspectContainer } from "../docker/docker.ts";
 import { asError, TapkitError, WeaveError } from "../errors.ts";
-import { listAddresses, ownAddresses } from "../netlink/address.ts";
+import { listAddresses } from "../netlink/address.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink } from "../netlink/link.ts";
 import { lastWords } from "./containers.ts";
 import { type CniDirs, missingFiles } from "./conflist.ts";
 import { WEAVE_BRIDGE } from "./host.ts";
-import { type WeaveReport, withoutPort } from "./report.ts";
+import type { Peer } from "./peers.ts";
+import type { WeaveReport } from "./report.ts";
 import { report as askRouter } from "./router.ts";
 
 const POLL_MS = 200;
@@ -32,13 +33,11 @@ export interface Seen {
 /**
  * Looks whether Weave Net is ready: addresses are given out, the bridge has its own, and the
  * configuration and the plugins are there. That the router answers is not enough.
- *
- * @param peers as they were given
  */
 export async function lookAtWeave(
   nl: NetlinkConnection,
   dirs: CniDirs,
-  peers: readonly string[],
+  peers: readonly Peer[],
   signal?: AbortSignal,
 ): Promise<Seen> {
   let report: WeaveReport;
@@ -48,9 +47,10 @@ export async function lookAtWeave(
     if (!(error instanceof WeaveError)) throw error;
     return { awaited: [error.message] };
   }
+  if (!report.started) return { awaited: ["Weave Net's router is starting"] };
   const bridge = getLink(nl, WEAVE_BRIDGE);
   const address = bridge && listAddresses(nl, { index: bridge.index, family: 4 })[0];
-  const allocation = awaitedAddresses(report, missingPeers(report, peers, ownAddresses(nl)));
+  const allocation = awaitedAddresses(report, missingPeers(report, peers));
   return {
     report,
     awaited: [
@@ -69,12 +69,11 @@ interface MissingPeer {
 
 /** The peers that are not connected, without this host itself. */
 export function missingPeers(
-  { connections }: WeaveReport,
-  peers: readonly string[],
-  own: ReadonlySet<string>,
+  { connections }: Pick<WeaveReport, "connections">,
+  peers: readonly Peer[],
 ): MissingPeer[] {
-  return peers.map(withoutPort).filter((peer) => !own.has(peer)).flatMap((peer) => {
-    const tried = connections.filter((connection) => connection.peer === peer);
+  return peers.filter(({ own }) => !own).flatMap(({ peer, address }) => {
+    const tried = connections.filter((connection) => connection.peer === address);
     if (tried.some(({ state }) => state === "established")) return [];
     const why = tried.find(({ info }) => info !== "")?.info ?? "";
     return [{ peer, why: shortened(why) }];

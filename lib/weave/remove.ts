@@ -17,6 +17,7 @@ import { leave, report as askRouter } from "./router.ts";
 import { removeWeaveRules } from "./rules.ts";
 import { forgetSettings, hasData, readSettings, removeData } from "./settings.ts";
 import type { WeaveHost } from "./types.ts";
+import { forgetXtablesLock } from "./xtables-lock.ts";
 
 /** The router's own links, and its tunnel of the fast datapath. */
 const LINKS = /^(vethwe-|vxlan-6784$)/;
@@ -72,6 +73,7 @@ export async function removeWeave(
   }
   await attempt(() => takeRouterAway(host.dirs, container?.Config.Image));
   await attempt(() => host.revoke());
+  await attempt(forgetXtablesLock);
   await attempt(() => options.purge ? removeData() : forgetSettings());
   if (options.restoreDefault) {
     await attempt(async () => {

@@ -31,6 +31,8 @@ export interface WeaveReport {
   /** The router's name in the network, a MAC address in form. */
   readonly name: string;
   readonly version: string;
+  /** Whether it has begun to connect to its peers. */
+  readonly started: boolean;
   /** Whether a password is set. */
   readonly encrypted: boolean;
   /** Peers of the network that the router knows, itself included. */
@@ -63,6 +65,7 @@ export function parseReport(text: string): WeaveReport | undefined {
   return {
     name: router.Name,
     version: textIn(report.Version),
+    started: report.Ready !== false,
     encrypted: router.Encryption === true,
     peers: listIn(router.Peers).map(objectIn).map((peer) => ({
       name: textIn(peer.Name),

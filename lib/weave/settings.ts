@@ -13,8 +13,6 @@
 
 import { describe, InputError, TapkitError } from "../errors.ts";
 import { isThere, readIfThere, removeIfEmpty, removeIfThere, replaceFile } from "../files.ts";
-import { isIp } from "../inet/ip.ts";
-import { withoutPort } from "./report.ts";
 
 /** The directory of the router's data. The documentation's command mounts it. */
 export const WEAVE_DIR = "/var/lib/weave";
@@ -109,29 +107,4 @@ export function passwordIn(path: string): string {
     `the password file ${path} ${password === "" ? "is empty" : "has several lines"}`,
     { mend: "write the password into it, on one line" },
   );
-}
-
-/**
- * Reads addresses or names of peers, separated by commas or spaces.
- *
- * @throws {InputError} when one is malformed, or there is none
- */
-export function parsePeers(text: string, where: string): string[] {
-  const peers = text.split(/[\s,]+/).filter((peer) => peer !== "");
-  if (peers.length === 0) {
-    throw new InputError(`${where} names no peer`, {
-      mend: `write ${where} 192.0.2.10,192.0.2.11`,
-    });
-  }
-  for (const written of peers) {
-    const peer = withoutPort(written);
-    const digits = /^[\d.]+$/.test(peer);
-    const name = /^(?=.{1,253}$)[A-Za-z0-9]([\w-]*\w)?(\.[A-Za-z0-9]([\w-]*\w)?)*$/.test(peer);
-    if (isIp(peer) === 4 || (name && !digits)) continue;
-    const why = isIp(peer) === 6 ? "is an IPv6 address, by which Weave Net does not connect" : "";
-    throw new InputError(`${where}: the peer ${JSON.stringify(written)} ${why || "is malformed"}`, {
-      mend: "write the IPv4 address of a host, or its name",
-    });
-  }
-  return [...new Set(peers)];
 }

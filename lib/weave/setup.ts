@@ -26,12 +26,13 @@ import { findContainers, type Found, nameOf, REPLACED } from "./containers.ts";
 import { DEFAULT_RANGE, machineIdFault, refuseOverlap, WEAVE_BRIDGE } from "./host.ts";
 import { ensureImage, hasImage, readStart } from "./image.ts";
 import { refuseKubernetes } from "./kubernetes.ts";
+import type { Peer } from "./peers.ts";
 import { launchOf, readRequest, type Wanted, wantedOf } from "./plan.ts";
 import { removePolicyRules } from "./policy-rules.ts";
 import { lookAtWeave, waitReady } from "./ready.ts";
 import { takeRouterAway } from "./remove.ts";
 import type { WeaveReport } from "./report.ts";
-import { claimAddress, connect, report as askRouter } from "./router.ts";
+import { claimAddress, connect } from "./router.ts";
 import {
   forgetSettings,
   hasData,
@@ -62,7 +63,7 @@ export async function setupWeave(request: WeaveRequest, host: WeaveHost): Promis
   await requireEngine({ signal });
   const found = await findContainers({ signal });
   using nl = NetlinkConnection.open();
-  const wanted = wantedOf(nl, asked, found.container);
+  const wanted = await wantedOf(nl, asked, found.container);
   refuseOverlap(nl, wanted.settings.range ?? DEFAULT_RANGE);
   const { image = IMAGE } = wanted.settings;
   await ensureImage(image, host);
@@ -78,7 +79,7 @@ export async function setupWeave(request: WeaveRequest, host: WeaveHost): Promis
   const changes: string[] = [];
   try {
     keepSettings(wanted, replaced, undo);
-    if (ensureXtablesLock(undo)) changes.push("created /run/xtables.lock");
+    changes.push(...ensureXtablesLock(undo).map((path) => `created ${path}`));
     undo.push("the bridge's way past other firewalls", async () => {
       if (found.container === undefined) await host.revoke();
     });
@@ -93,10 +94,16 @@ export async function setupWeave(request: WeaveRequest, host: WeaveHost): Promis
       changes.push(problem.replace(/^has /, "removed "));
     }
     const id = (await findContainers({ signal })).container?.Id ?? CONTAINER;
-    changes.push(...await connectPeers(wanted.peers, host));
+    let told = false;
     const { report, awaited } = await waitReady(id, {
       seconds: request.wait ?? WAIT_SECONDS,
-      look: () => lookAtWeave(nl, host.dirs, wanted.peers, signal),
+      look: async () => {
+        const seen = await lookAtWeave(nl, host.dirs, wanted.peers, signal);
+        if (seen.report === undefined || told) return seen;
+        changes.push(...await connectPeers(wanted.peers, seen.report.targets, host));
+        told = true;
+        return seen;
+      },
       note: host.note,
       signal,
     });
@@ -121,7 +128,7 @@ export async function setupWeave(request: WeaveRequest, host: WeaveHost): Promis
 export async function printWeave(request: WeaveRequest, host: WeaveHost): Promise<string> {
   const asked = readRequest(request);
   using nl = NetlinkConnection.open();
-  const wanted = wantedOf(nl, asked, undefined);
+  const wanted = await wantedOf(nl, asked, undefined);
   const { image = IMAGE } = wanted.settings;
   let start: ImageStart = { asksKubernetes: false, metrics: "WEAVE_METRICS_ADDR" };
   if (image !== IMAGE) {
@@ -156,7 +163,7 @@ export function stateOf(
     ...id === undefined ? {} : { container: id },
     image: settings.image ?? IMAGE,
     primaryIP,
-    peers,
+    peers: peers.map(({ peer }) => peer),
     ready,
     conflist: conflistPath(dirs),
     connections: report?.connections ?? [],
@@ -299,16 +306,13 @@ async function setAside(
   await docker(["rename", container.Id, REPLACED], { signal });
 }
 
-/** Tells a router that runs of other peers. Returns what was changed. */
-async function connectPeers(peers: readonly string[], { signal }: WeaveHost): Promise<string[]> {
-  let targets: readonly string[];
-  try {
-    ({ targets } = await askRouter({ signal }));
-  } catch (error) {
-    // It has just been started, with these peers.
-    if (error instanceof WeaveError && error.status === undefined) return [];
-    throw error;
-  }
+/** Tells a router that has other peers. Returns what was changed. */
+async function connectPeers(
+  wanted: readonly Peer[],
+  targets: readonly string[],
+  { signal }: WeaveHost,
+): Promise<string[]> {
+  const peers = wanted.map(({ peer }) => peer);
   const [added, left] = [
     peers.filter((peer) => !targets.includes(peer)),
     targets.filter((peer) => !peers.includes(peer)),

@@ -271,6 +271,39 @@ Deno.test("setup-weave: takes over what was typed by hand", async (t) => {
     ]]);
   });
 
+  await t.step("one that was stopped is told of other peers once it runs", async () => {
+    await host.must("docker", ["stop", "-t", "1", "weave"]);
+    const { done } = await host.mustTapkit("setup-weave", "--peers", "192.0.2.1,192.0.2.2");
+    assertEquals<unknown>(done[0]?.changes, [
+      "started the container weave",
+      "added the peer 192.0.2.2",
+    ]);
+    assertMatch(await host.sh(REPORT), /"Targets":\["192.0.2.1","192.0.2.2"\]/);
+    assertMatch(
+      await host.readFile("/etc/tmpfiles.d/tapkit-weave.conf"),
+      /^f \/run\/xtables.lock /m,
+    );
+  });
+
+  await t.step("a list without this host counts it beside the others", async () => {
+    await host.mustTapkit("setup-weave", "--remove", "--purge");
+    const { code, stderr } = await host.tapkit(
+      "setup-weave",
+      "--peers",
+      "192.0.2.2",
+      "--wait",
+      "2",
+    );
+    assertEquals(code, 1);
+    assertMatch(
+      stderr,
+      /no addresses are given out before 2 of the peers are connected, and 1 are/,
+    );
+    const { Config } = await inspect(host);
+    assert(Config.Env.includes("KUBE_PEERS=192.0.2.2"));
+    assert(Config.Env.includes("IPALLOC_INIT=consensus=2"));
+  });
+
   await t.step("what --print prints can be pasted, and is the same", async () => {
     await host.mustTapkit("setup-weave", "--remove", "--purge");
     const { stdout, stderr } = await host.mustTapkit("setup-weave", "--print");

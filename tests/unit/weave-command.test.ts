@@ -13,7 +13,7 @@ import { startOf } from "../../lib/weave/image.ts";
 import { listPeers, missingPeers } from "../../lib/weave/ready.ts";
 import { parseReport } from "../../lib/weave/report.ts";
 import { withoutWeave } from "../../lib/weave/rules.ts";
-import { parsePeers } from "../../lib/weave/settings.ts";
+import { parsePeers, resolvePeers } from "../../lib/weave/peers.ts";
 
 const LAUNCH: Launch = {
   image: "weaveworks/weave-kube:2.5.2",
@@ -180,6 +180,7 @@ Deno.test("startOf: tells later images by their question to Kubernetes", () => {
   const later =
     `${documented}WEAVE_KUBERNETES_VERSION=$(/home/weave/kube-utils -print-k8s-version)\n`;
   assertEquals(startOf(later)?.asksKubernetes, true);
+  assertEquals(startOf(later.replace(/\n$/, " || true\n"))?.asksKubernetes, false);
   assertEquals(
     startOf(`${documented}# X=$(/home/weave/kube-utils -print-uid)\n`)?.asksKubernetes,
     false,
@@ -235,7 +236,7 @@ Deno.test("parsePeers: addresses and names, with ports or without, each once", (
   }
 });
 
-Deno.test("missingPeers: those that are not connected, with Weave's reason, without this host", () => {
+Deno.test("missingPeers: those that are not connected, with Weave's reason, without this host", async () => {
   const report = parseReport(JSON.stringify({
     Router: {
       Name: "a",
@@ -249,9 +250,12 @@ Deno.test("missingPeers: those that are not connected, with Weave's reason, with
       ],
     },
   }))!;
-  const peers = ["192.0.2.10", "192.0.2.11", "192.0.2.12:6783", "host4"];
-  const missing = missingPeers(report, peers, new Set(["192.0.2.10"]));
-  assertEquals(listPeers(missing), "192.0.2.12 (connection refused), host4");
+  const given = ["192.0.2.10", "192.0.2.11", "192.0.2.12:6783", "host4.invalid", "localhost:6783"];
+  const peers = await resolvePeers(given, new Set(["192.0.2.10", "127.0.0.1"]));
+  assertEquals(
+    listPeers(missingPeers(report, peers)),
+    "192.0.2.12:6783 (connection refused), host4.invalid",
+  );
 });
 
 Deno.test("withoutWeave: takes away Weave Net's rules and chains, and nothing else", () => {

@@ -35,6 +35,7 @@ if [ -z "$KUBE_PEERS" ]; then
 fi
 set -- $KUBE_PEERS
 CONSENSUS=$#
+case $IPALLOC_INIT in consensus=*) CONSENSUS=${IPALLOC_INIT#consensus=} ;; esac
 
 if [ -f /restart.sentinel ]; then
   PEERS=$(sed -n 's/^peers //p' "$DB" 2>/dev/null || true)
