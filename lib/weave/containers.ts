@@ -52,12 +52,12 @@ export function nameOf({ Name }: Container): string {
 
 /** What a container said last; "" if nothing. */
 export async function lastWords(container: Container, run: DockerRun): Promise<string> {
+  // Its two outputs come by two pipes.
   const lines: string[] = [];
-  await docker(["logs", "--tail", "20", container.Id], {
-    ...run,
-    onLine: (line) => lines.push(line),
-  });
-  return lines.findLast((line) => line.trim() !== "")?.trim() ?? "";
+  const logs = ["logs", "--timestamps", "--tail", "20", container.Id];
+  await docker(logs, { ...run, onLine: (line) => lines.push(line) });
+  const words = lines.toSorted().map((line) => line.replace(/^\S+ ?/, "").trim());
+  return words.findLast((line) => line !== "") ?? "";
 }
 
 async function listContainers(run: DockerRun): Promise<Container[]> {
