@@ -78,6 +78,21 @@ Deno.test("attach-vm: Weave Net beside other networks, and waiting routers", asy
       }],
     }),
   );
+  await t.step("twenty at once get an address each, and give it back", async () => {
+    const names = Array.from({ length: 20 }, (_, number) => `many-${number}`);
+    // Of two processes, neither takes the other's for forgotten.
+    const attached = await Promise.all([
+      host.mustTapkit("attach-vm", ...names.slice(0, 10)),
+      host.mustTapkit("attach-vm", ...names.slice(10)),
+    ]);
+    for (const { stderr } of attached) assert(!stderr.includes("forgotten"), stderr);
+    const given = attached.flatMap(({ json }) => json)
+      .map(({ interfaces }) => interfaces[0].addresses[0].address);
+    assertEquals(new Set(given).size, 20);
+    assertEquals(Object.values(await router.owners()).sort(), given.sort());
+    await host.mustTapkit("attach-vm", "--all", "--remove");
+    assertEquals(await router.owners(), {});
+  });
   await t.step("two networks: the first one's default route stays", async () => {
     const { json: [record] } = await host.mustTapkit(
       ...["attach-vm", "two", "--network", "weave", "--network", "flat"] as const,

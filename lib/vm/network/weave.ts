@@ -94,8 +94,12 @@ export async function claimRecorded(host: HostPaths): Promise<string[]> {
   const owners = await ownerAddresses({ signal });
   const told: string[] = [];
   for (const each of [host, ...elsewhere(host)]) {
-    const unknown = readVms(each, namesBeside(each, owners.keys()).toSorted());
-    for (const { name, containerId, cidr } of unknown.flatMap(addressesOn)) {
+    const recorded = readVms(each, namesBeside(each, owners.keys()).toSorted())
+      .flatMap(addressesOn);
+    // One that was attached meanwhile is known by now.
+    const now = recorded.length === 0 ? owners : await ownerAddresses({ signal });
+    for (const { name, containerId, cidr } of recorded) {
+      if (now.get(containerId)?.includes(cidr)) continue;
       try {
         await claimAddress(containerId, cidr, { signal });
         told.push(name);
