@@ -50,14 +50,15 @@ export function nameOf({ Name }: Container): string {
   return Name.replace(/^\//, "");
 }
 
-/** What a container said last; "" if nothing. */
+/** The last line of a container's standard error, else of its output; "" if there is none. */
 export async function lastWords(container: Container, run: DockerRun): Promise<string> {
-  // Its two outputs come by two pipes.
   const lines: string[] = [];
-  const logs = ["logs", "--timestamps", "--tail", "20", container.Id];
-  await docker(logs, { ...run, onLine: (line) => lines.push(line) });
-  const words = lines.toSorted().map((line) => line.replace(/^\S+ ?/, "").trim());
-  return words.findLast((line) => line !== "") ?? "";
+  const onLine = (line: string) => lines.push(line);
+  const output = await docker(["logs", "--tail", "20", container.Id], { ...run, onLine });
+  const printed = output.split("\n");
+  const said = (line: string) => line.trim() !== "";
+  const error = lines.findLast((line) => said(line) && !printed.includes(line));
+  return (error ?? printed.findLast(said) ?? "").trim();
 }
 
 async function listContainers(run: DockerRun): Promise<Container[]> {
