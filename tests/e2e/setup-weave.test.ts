@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
 import { DOCKERS } from "../support/docker.ts";
-import { eventually } from "../support/machine.ts";
+import { eventually, ROOT } from "../support/machine.ts";
 import { inspectContainer as inspect, weaveHost } from "../support/weave/host.ts";
 import { importWeave, WEAVE_IMAGE } from "../support/weave/stand-in.ts";
 
@@ -114,6 +114,64 @@ Deno.test("setup-weave: starts the documentation's container, twice the same, an
     assertEquals(await host.must("docker", ["ps", "-aq"]), "");
     await host.assertRestored(before, { except: LEFT });
   });
+});
+
+Deno.test("setup-weave: pulls an image, and says how far it is; other CNI directories", async (t) => {
+  await using host = await weaveHost();
+  const image = "127.0.0.1:5000/weave-kube:2.5.2";
+  await host.sh(
+    `mkdir -p /run/registry; docker save ${WEAVE_IMAGE} | tar -x -C /run/registry
+     docker rmi ${WEAVE_IMAGE} >/dev/null`,
+  );
+  const script = `${ROOT}/tests/support/weave/registry.ts`;
+  await using registry = host.spawn(Deno.execPath(), ["run", "-A", script, "/run/registry"]);
+  await registry.line((line) => line === "ready");
+
+  const dirs = ["--cni-conf-dir", "/srv/net.d", "--cni-bin-dir", "/srv/bin"];
+  await t.step("the image comes from its registry", async () => {
+    const { json: [state], stderr } = await host.mustTapkit(
+      "setup-weave",
+      "--image",
+      image,
+      ...dirs,
+    );
+    assertEquals([state.image, state.conflist], [image, "/srv/net.d/10-weave.conflist"]);
+    const lines = stderr.split("\n").filter((line) => line.includes("pulling"));
+    assertEquals(lines, [
+      `setup-weave: pulling ${image}`,
+      `setup-weave: pulling ${image}: 1 of 1 layers`,
+    ]);
+  });
+
+  await t.step("a VM is attached by the configuration and the plugins there", async () => {
+    const { json: [record] } = await host.mustTapkit("attach-vm", "web", ...dirs);
+    assertEquals(record.interfaces[0].network, "weave");
+    await host.mustTapkit("attach-vm", "web", ...dirs, "--remove");
+  });
+
+  await t.step("metrics are for this host alone", async () => {
+    const listeners = await host.sh("ss -Hltn sport = :6782 or sport = :6784 | awk '{print $4}'");
+    assertEquals(listeners.trim().split("\n").toSorted(), ["127.0.0.1:6782", "127.0.0.1:6784"]);
+  });
+
+  await t.step("all of it goes", async () => {
+    await host.mustTapkit("setup-weave", "--remove", "--purge", ...dirs);
+    assertEquals(await host.sh("ls /srv/net.d /srv/bin"), "/srv/bin:\n\n/srv/net.d:\n");
+  });
+});
+
+Deno.test("setup-weave: two calls at once come after each other", async () => {
+  await using host = await weaveHost();
+  const both = await Promise.all([1300, 1400].map((mtu) => {
+    return host.mustTapkit("setup-weave", "--mtu", String(mtu));
+  }));
+  const [first, second] = both.map(({ json: [state] }) => state.container);
+  assertNotEquals(first, second);
+  const { Id, Config } = await inspect(host);
+  const last = [first, second].indexOf(Id);
+  assert(Config.Env.includes(`WEAVE_MTU=${[1300, 1400][last]}`));
+  assertEquals((await host.must("docker", ["ps", "-aq"])).trim().split("\n").length, 1);
+  assertEquals((await host.mustTapkit("setup-weave", "--check")).json[0].problems, []);
 });
 
 Deno.test("setup-weave: options reach the router, and stay until others are given", async (t) => {

@@ -113,7 +113,7 @@ mkdir -p /host/opt/cni/bin /host/etc/cni/net.d
 cp /home/weave/plugin.sh /host/opt/cni/bin/weave-plugin-2.5.2
 chmod 755 /host/opt/cni/bin/weave-plugin-2.5.2
 for plugin in weave-net weave-ipam; do
-  ln -sf /opt/cni/bin/weave-plugin-2.5.2 /host/opt/cni/bin/$plugin
+  ln -sf weave-plugin-2.5.2 /host/opt/cni/bin/$plugin
 done
 rm -f /host/etc/cni/net.d/10-weave.conf
 conflist=/host/etc/cni/net.d/10-weave.conflist
