@@ -6,8 +6,8 @@
 
 import { dirname, fromFileUrl, join, resolve } from "@std/path";
 import { type Command, exclusive } from "./lib/cli/args.ts";
+import { BUNDLE, makeBundle } from "./lib/install/bundle.ts";
 import { EXIT, printJson, printNote, printText, runScript } from "./lib/cli/main.ts";
-import { withZx } from "./lib/docker/bundled.ts";
 import { describe, TapkitError } from "./lib/errors.ts";
 import { runSync } from "./lib/exec.ts";
 
@@ -36,7 +36,7 @@ const INSTALL = {
     },
     {
       name: "bundle",
-      help: "install one file made of the sources, which starts faster and does not need this " +
+      help: "install files made of the sources, which start faster and do not need this " +
         "directory; otherwise the commands run the sources here; both use the Deno that runs this",
     },
     { name: "compile", help: "install a binary that needs neither Deno nor this directory" },
@@ -122,14 +122,13 @@ function plan(
 ): InstalledFile[] {
   const bin = join(prefix, "bin");
   const scripts = fromFileUrl(new URL("./scripts", import.meta.url));
-  const from = `${scripts}/tapkit.ts`;
-  const bundle = join(prefix, "share/tapkit/tapkit.js");
+  const share = join(prefix, "share/tapkit");
   const deno = `${quote(Deno.execPath())} run -A`;
   const command = (name: string): string =>
     make === "compile"
       ? `${quote(`${bin}/tapkit`)} ${name}`
       : make === "bundle"
-      ? `${deno} --no-config ${quote(bundle)}${name === "tapkit" ? "" : ` ${name}`}`
+      ? `${deno} --no-config ${quote(`${share}/tapkit.js`)}${name === "tapkit" ? "" : ` ${name}`}`
       : `${deno} ${quote(`${scripts}/${name}.ts`)}`;
   const launcher = (name: string): InstalledFile => ({
     path: `${bin}/${name}`,
@@ -152,8 +151,12 @@ WantedBy=multi-user.target
 `,
   });
   return [
-    ...make === "bundle" ? [{ path: bundle, mode: 0o644, make, from }] : [],
-    make === "compile" ? { path: `${bin}/tapkit`, mode: 0o755, make, from } : launcher("tapkit"),
+    ...make === "bundle"
+      ? Object.keys(BUNDLE).map((from) => ({ path: `${share}/${from}`, mode: 0o644, make, from }))
+      : [],
+    make === "compile"
+      ? { path: `${bin}/tapkit`, mode: 0o755, make, from: `${scripts}/tapkit.ts` }
+      : launcher("tapkit"),
     ...COMMANDS.map(launcher),
     ...unitDir === undefined ? [] : [unit(unitDir)],
   ];
@@ -243,15 +246,13 @@ async function putInPlace(
   }
 }
 
-async function makeFrom(script: string, make: "bundle" | "compile", path: string): Promise<void> {
-  printNote(INSTALL.name, `deno ${make} ${script}`);
-  // Do not minify a bundle: esbuild would treat a `using` as an ordinary variable, and remove it.
-  const flags = make === "compile" ? ["-A"] : [];
+async function makeFrom(from: string, make: "bundle" | "compile", path: string): Promise<void> {
+  printNote(INSTALL.name, `deno ${make} ${from}`);
   try {
-    runSync(Deno.execPath(), [make, "--quiet", ...flags, "--output", path, script]);
-    if (make === "bundle") await Deno.writeTextFile(path, withZx(await Deno.readTextFile(path)));
+    if (make === "bundle") await makeBundle(from, path);
+    else runSync(Deno.execPath(), [make, "--quiet", "-A", "--output", path, from]);
   } catch (cause) {
-    throw new TapkitError(`deno ${make} ${script} failed: ${describe(cause)}`, {
+    throw new TapkitError(`deno ${make} ${from} failed: ${describe(cause)}`, {
       mend: "Deno downloads what it needs for that: check that this host has network, or " +
         `install without --${make}`,
       cause,

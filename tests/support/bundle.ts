@@ -1,10 +1,11 @@
 /**
- * The scripts as one file, as `install.ts --bundle` makes it: a process of it starts with less work.
+ * The scripts as `install.ts --bundle` installs them: a process of that starts with less work.
  *
  * @module
  */
 
-import { withZx } from "../../lib/docker/bundled.ts";
+import { BUNDLE, makeBundle } from "../../lib/install/bundle.ts";
+import { describe } from "../../lib/errors.ts";
 import { cacheDirectory } from "./guest-image.ts";
 import { ROOT } from "./machine.ts";
 
@@ -32,20 +33,17 @@ export async function bundleScripts(): Promise<string | undefined> {
     return path;
   }
   await Deno.mkdir(directory, { recursive: true });
-  const made = `${path}.${Deno.pid}`;
-  const { success, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["bundle", "--quiet", "--output", made, "scripts/tapkit.ts"],
-    cwd: ROOT,
-    env: { NO_COLOR: "1" },
-  }).output();
-  if (!success) {
-    const [why] = new TextDecoder().decode(stderr).split("\n");
-    console.error(`the scripts run from their sources: ${why}`);
+  try {
+    for (const name of Object.keys(BUNDLE)) {
+      const made = `${directory}/${name}.${Deno.pid}`;
+      await makeBundle(name, made);
+      await Deno.rename(made, `${directory}/${name}`);
+    }
+  } catch (error) {
+    console.error(`the scripts run from their sources: ${describe(error)}`);
     await Deno.remove(directory, { recursive: true }).catch(() => {});
     return undefined;
   }
-  await Deno.writeTextFile(made, withZx(await Deno.readTextFile(made)));
-  await Deno.rename(made, path);
   return path;
 }
 

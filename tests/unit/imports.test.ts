@@ -27,7 +27,7 @@ const LAYERS: readonly (readonly string[])[] = [
   ["lib/weave/"],
   ["lib/vm/"],
   ["mod.ts"],
-  ["lib/cli/"],
+  ["lib/cli/", "lib/install/"],
   ["scripts/", "install.ts"],
 ];
 
