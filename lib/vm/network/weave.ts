@@ -6,12 +6,12 @@
  */
 
 import { CniError } from "../../cni/types.ts";
-import { describe, DockerError, TapkitError, WeaveError } from "../../errors.ts";
+import { describe, TapkitError, WeaveError } from "../../errors.ts";
 import { isThere } from "../../files.ts";
 import { addressOf, cidrContains, parseCidr } from "../../inet/ip.ts";
 import { WEAVE_BRIDGE } from "../../weave/host.ts";
 import type { WeaveReport } from "../../weave/report.ts";
-import { claimAddress, ownerAddresses, releaseAddresses, report } from "../../weave/router.ts";
+import { claimAddress, ownerAddresses, releaseAddresses } from "../../weave/router.ts";
 import type { Context } from "../layers/layer.ts";
 import type { Attachment, Both } from "../record/attachment.ts";
 import { elsewhere } from "../record/elsewhere.ts";
@@ -22,16 +22,12 @@ import type { Host } from "../session.ts";
 import type { Difference } from "../types.ts";
 import type { WantedNetwork } from "./driver.ts";
 import { allocatedByWeave } from "./plan.ts";
+import { readyRouter } from "./weave-router.ts";
 
 /** Where the router keeps what it has given, as the documentation has it. */
 const ROUTER_DATA = "/var/lib/weave/weave-netdata.db";
-/** How long a router that answers may take until it gives out addresses. */
-const READY_MS = 10_000;
-const POLL_MS = 250;
-/** How long a router may take that is started at the same time as the VMs are restored. */
-const COMING_MS = 60_000;
-/** After how long a note says what is waited for. */
-const PATIENCE_MS = 1000;
+/** How long the router may take where its answer only tells something. */
+const GLANCE_MS = 1000;
 /** How long what a session has heard of the router holds. */
 const HEARD_MS = 5000;
 
@@ -127,7 +123,7 @@ export async function findForgotten(
   const own = addressesOn({ is: "attached", at });
   let owners: ReadonlyMap<string, readonly string[]>;
   try {
-    owners = await outside(() => ownerAddresses({ signal, timeoutMs: PATIENCE_MS }));
+    owners = await outside(() => ownerAddresses({ signal, timeoutMs: GLANCE_MS }));
   } catch (error) {
     if (error instanceof WeaveError) return [];
     throw error;
@@ -182,7 +178,7 @@ function heard(host: Host): Promise<Ipam> {
 }
 
 async function listen(host: Host): Promise<Ipam> {
-  const ipam = await ready(host);
+  const { ipam } = await readyRouter(host);
   noteTold(host, await claimRecorded(host));
   return ipam;
 }
@@ -205,46 +201,10 @@ function noteTold({ note }: HostPaths, told: readonly string[]): void {
   );
 }
 
-/** @throws {TapkitError} saying what the router waits for, when it does so for too long */
-async function ready({ note, signal }: HostPaths): Promise<Ipam> {
-  let lacks: string | undefined;
-  const waiting = setTimeout(
-    () => note(`waiting for Weave Net's router${lacks === undefined ? "" : `: ${lacks}`}`),
-    PATIENCE_MS,
-  );
-  try {
-    for (const end = Date.now() + READY_MS;;) {
-      const { ipam } = await report({ signal });
-      lacks = lackOf(ipam);
-      if (lacks === undefined) return ipam;
-      if (Date.now() > end) break;
-      await pause(POLL_MS, signal);
-    }
-  } finally {
-    clearTimeout(waiting);
-  }
-  throw new TapkitError(`Weave Net's router gives out no addresses: ${lacks}`, {
-    mend: "start the other hosts' routers; setup-weave --check says which are missing",
-  });
-}
-
-/**
- * Waits for the router, where VMs or its bridge are recorded and its container is set to come up: after a
- * reboot it may come later than the VMs. What keeps it from coming up is for those to say who need it.
- */
-export async function awaitRouter(host: HostPaths): Promise<void> {
-  const isOn = (stored: Attachment) => addressesOn(stored).length > 0;
-  const isNeeded = bridgeNames(host).includes(WEAVE_BRIDGE) ||
-    readVmsNaming(host, ['"weave-net"']).some(isOn);
-  if (!isNeeded) return;
-  const { signal } = host;
-  let lacks = await routerLack(signal);
-  if (lacks === undefined || !await comesUp(signal)) return;
-  host.note(`waiting for Weave Net's router, ${COMING_MS / 1000} s at most: ${lacks}`);
-  for (const end = Date.now() + COMING_MS; lacks !== undefined && Date.now() < end;) {
-    await pause(POLL_MS, signal);
-    lacks = await routerLack(signal);
-  }
+/** Whether VMs or the bridge of Weave Net are recorded. */
+export function usesWeave(host: HostPaths): boolean {
+  return bridgeNames(host).includes(WEAVE_BRIDGE) ||
+    readVmsNaming(host, ['"weave-net"']).some((stored) => addressesOn(stored).length > 0);
 }
 
 /**
@@ -260,48 +220,6 @@ export function isForgotten(failures: readonly Error[], { note, binDirs }: HostP
     );
   if (isGone) note("Weave Net and its data are gone from this host: no address is given back");
   return isGone;
-}
-
-/** Why the router is of no use yet; undefined where it is. */
-async function routerLack(signal: AbortSignal | undefined): Promise<string | undefined> {
-  try {
-    return lackOf((await report({ signal })).ipam);
-  } catch (error) {
-    signal?.throwIfAborted();
-    return describe(error);
-  }
-}
-
-/** Whether Docker is going to start the router, or has just done so. */
-async function comesUp(signal: AbortSignal | undefined): Promise<boolean> {
-  const { docker, inspectContainer } = await import("../../docker/docker.ts");
-  try {
-    // Whoever started it, and by whichever name, mounted its db there.
-    const ids = await docker(["ps", "-aq", "--filter", "volume=/weavedb"], { signal });
-    for (const id of ids.split("\n").filter(Boolean)) {
-      const { Running, Restarting } = (await inspectContainer(id, { signal }))?.State ?? {};
-      if (Running || Restarting) return true;
-    }
-    return false;
-  } catch (error) {
-    signal?.throwIfAborted();
-    if (!(error instanceof TapkitError)) throw error;
-    // An engine that does not answer yet starts it when it does.
-    return error instanceof DockerError;
-  }
-}
-
-/** What keeps the router from giving out addresses. */
-function lackOf({ state, quorum, known }: Ipam): string | undefined {
-  switch (state) {
-    case "awaiting consensus":
-      return quorum === undefined
-        ? "it waits for a majority of its peers"
-        : `it waits for ${quorum} of its peers, of which ${known ?? 0} are there`;
-    case "owners unreachable":
-      return "they belong to hosts that it cannot reach";
-  }
-  return undefined;
 }
 
 /** An address with the length of the range's prefix, or why it is not the router's to give. */
@@ -357,12 +275,4 @@ function vmOf(host: HostPaths, { message }: WeaveError): string | undefined {
 
 function isSame(a: readonly string[], b: readonly string[]): boolean {
   return a.join() === b.join();
-}
-
-async function pause(ms: number, signal: AbortSignal | undefined): Promise<void> {
-  await new Promise<void>((resolve) => {
-    const timer = setTimeout(resolve, ms);
-    signal?.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
-  });
-  signal?.throwIfAborted();
 }

@@ -23,7 +23,11 @@ export async function* restoreVms(options: HostOptions = {}): AsyncGenerator<Res
   yield* restoreAddresses(options, session);
   const host = hostPaths(options);
   if (host.binDirs.some((directory) => isThere(`${directory}/weave-net`))) {
-    await (await import("../network/weave.ts")).awaitRouter(host);
+    const { usesWeave } = await import("../network/weave.ts");
+    if (usesWeave(host)) {
+      const { awaitRouter } = await import("../network/weave-router.ts");
+      await awaitRouter({ ...host, session });
+    }
   }
   if (bridgeNames(host).length > 0) {
     const { restoreBridges } = await import("./bridge.ts");
