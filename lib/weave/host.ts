@@ -37,7 +37,12 @@ export function refuseOverlap(nl: NetlinkConnection, range: string): void {
   });
 }
 
-function parseRange(range: string): Cidr {
+/**
+ * Parses a range.
+ *
+ * @throws {InputError} when it is malformed, too small, or of IPv6
+ */
+export function parseRange(range: string): Cidr {
   const prefix = parseCidr(range);
   const mend = "write one as 10.32.0.0/12";
   if (prefix.family !== 4) throw new InputError(`${range} is not an IPv4 range`, { mend });

@@ -14,7 +14,7 @@ import { getLink } from "../netlink/link.ts";
 import { getRoute } from "../netlink/route.ts";
 import { environmentOf, IMAGE, type ImageStart, type Launch, MTU } from "./command.ts";
 import type { CniDirs } from "./conflist.ts";
-import { WEAVE_BRIDGE } from "./host.ts";
+import { parseRange, WEAVE_BRIDGE } from "./host.ts";
 import { parsePeers, type Peer, resolvePeers } from "./peers.ts";
 import { passwordIn, readPassword, readSettings, type WeaveSettings } from "./settings.ts";
 import type { WeaveRequest } from "./types.ts";
@@ -63,6 +63,7 @@ export function readRequest(request: WeaveRequest): Asked {
       mend: `choose one of ${LEAST_MTU} to ${MOST_MTU}`,
     });
   }
+  if (range !== undefined) parseRange(range);
   if (image !== undefined && !/^[\w][\w.:/@-]*$/.test(image)) {
     throw new InputError(`the image ${JSON.stringify(image)} is malformed`, {
       mend: `write one as ${IMAGE}`,

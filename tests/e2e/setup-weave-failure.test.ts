@@ -5,7 +5,7 @@ import { scriptWords } from "../support/bundle.ts";
 import { DOCKERS } from "../support/docker.ts";
 import { Host } from "../support/host.ts";
 import { eventually } from "../support/machine.ts";
-import { weaveHost } from "../support/weave/host.ts";
+import { inspectContainer, weaveHost } from "../support/weave/host.ts";
 import { WEAVE_IMAGE } from "../support/weave/stand-in.ts";
 
 const LEFT = [...DOCKERS, /^iptables-legacy-save (\*|:|COMMIT)/, /^directory \/opt\/cni/];
@@ -13,7 +13,9 @@ const LEFT = [...DOCKERS, /^iptables-legacy-save (\*|:|COMMIT)/, /^directory \/o
 /** What setup-weave says, in one line, and its exit code. */
 async function refusal(host: Host, ...args: string[]): Promise<[number, string]> {
   const { code, stderr } = await host.tapkit("setup-weave", ...args);
-  const lines = stderr.trim().split("\n").filter((line) => !/: (warning|set|pulling)/.test(line));
+  const lines = stderr.trim().split("\n").filter((line) =>
+    !/: (warning|set|pulling)|it is replaced$/.test(line)
+  );
   assertEquals(lines.length, 1, stderr);
   return [code, lines[0]!.replace("setup-weave: ", "")];
 }
@@ -100,6 +102,9 @@ Deno.test("setup-weave: input that is wrong is refused before anything is asked"
       [["--peers", "192.0.2.300"], /^--peers: the peer "192.0.2.300" is malformed: /],
       [["--peers", "2001:db8::1"], /is an IPv6 address, by which Weave Net does not connect: /],
       [["--mtu", "100"], /^MTU 100 is out of range: choose one of 576 to 65535$/],
+      [["--ipalloc-range", "10.32.0.0"], /^"10.32.0.0" is not an address with a prefix length: /],
+      [["--ipalloc-range", "10.32.0.1/12"], /^10.32.0.1\/12 has host bits: write 10.32.0.0\/12$/],
+      [["--ipalloc-range", "fd00::/64"], /^fd00::\/64 is not an IPv4 range: /],
       [["--image", "a b"], /^the image "a b" is malformed: /],
       [["--password-file", "/nonexistent"], /^the password file \/nonexistent cannot be read: /],
       [["--password-file", "/empty"], /^the password file \/empty is empty: /],
@@ -252,19 +257,40 @@ Deno.test("setup-weave: what is in its way is named, and what was begun is undon
     await host.assertRestored(begun, { except: LEFT });
   });
 
-  await t.step("a router that ends at once: its words; all is as before", async () => {
-    const begun = await host.snapshot();
-    await host.sh(
+  const makeBroken = () =>
+    host.sh(
       `mkdir -p /run/broken; cd /run/broken
        printf '#!/bin/sh\\necho starting for $KUBE_PEERS\\necho "no luck" >&2\\nexit 3\\n' >launch.sh
        printf 'FROM ${WEAVE_IMAGE}\\nADD launch.sh /home/weave/\\n' >Dockerfile; chmod 755 launch.sh
        DOCKER_BUILDKIT=0 docker build -qt broken . >/dev/null; rm -r /run/broken`,
     );
+
+  await t.step("a router that ends at once: its words; all is as before", async () => {
+    const begun = await host.snapshot();
+    await makeBroken();
     assertEquals(await refusal(host, "--image", "broken"), [
       1,
       "Weave Net's container ends at once, with exit code 3: no luck: see docker logs weave",
     ]);
     await host.assertRestored(begun, { except: LEFT });
+  });
+
+  await t.step("where it was to take another one's place, that one goes on", async () => {
+    const { json: [state] } = await host.mustTapkit("setup-weave", "--mtu", "1300");
+    await host.mustTapkit("attach-vm", "web");
+    const begun = await host.readFile("/var/lib/weave/tapkit.json");
+    const [code, said] = await refusal(host, "--image", "broken");
+    assertEquals(code, 1);
+    assertMatch(said, /exit code 3: no luck/);
+    assertEquals(await host.readFile("/var/lib/weave/tapkit.json"), begun);
+    const { Id, HostConfig } = await inspectContainer(host);
+    assertEquals([Id, HostConfig.RestartPolicy.Name], [state.container, "always"]);
+    await host.mustTapkit("setup-weave");
+    assertEquals((await host.mustTapkit("setup-weave", "--check")).json[0].problems, []);
+    await host.mustTapkit("attach-vm", "web", "--check");
+    await host.mustTapkit("attach-vm", "web", "--remove");
+    await host.mustTapkit("setup-weave", "--remove", "--purge", "--restore-default");
+    await host.awaitGone("/var/lib/tapkit");
   });
 
   await t.step("a signal while it waits for a peer: all is as before", async () => {

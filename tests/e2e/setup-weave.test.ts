@@ -318,6 +318,23 @@ Deno.test("setup-weave: takes over what was typed by hand", async (t) => {
     assertEquals((await host.mustTapkit("setup-weave", "--check")).json[0].problems, []);
   });
 
+  await t.step("one that shows its password", async () => {
+    await host.mustTapkit("setup-weave", "--remove", "--purge");
+    const typed = DOCUMENTED.replace(
+      "--net host",
+      "--net host -e WEAVE_PASSWORD=typed -e CONN_LIMIT=7",
+    );
+    await host.sh(typed);
+    const { stderr } = await host.mustTapkit("setup-weave");
+    assertMatch(stderr, /shows its password to docker inspect/);
+    const { Config } = await inspect(host);
+    assertEquals(JSON.stringify(Config).includes("typed"), false);
+    assert(Config.Env.includes("CONN_LIMIT=7"));
+    assertEquals(await host.readFile("/var/lib/weave/tapkit-password"), "typed");
+    assertMatch(await host.sh(REPORT), /"Encryption":true/);
+    await host.mustTapkit("setup-weave", "--password-file", "none");
+  });
+
   await t.step("one that was stopped is started", async () => {
     const { Id } = await inspect(host);
     await host.must("docker", ["stop", "-t", "1", "weave"]);
