@@ -78,6 +78,20 @@ Deno.test("attach-vm: Weave Net beside other networks, and waiting routers", asy
       }],
     }),
   );
+  const attaching = (name: string) =>
+    host.spawn("bash", [
+      ...["-c", 'exec "$@" 2>&1', "attach", Deno.execPath()],
+      ...[...scriptWords("attach-vm"), name],
+    ]);
+  await t.step("the bridge's address, which comes last, is waited for", async () => {
+    await host.sh("ip address flush dev weave");
+    await using early = attaching("early");
+    await early.line((line) => line.endsWith('router: the bridge "weave" has no address'));
+    await host.sh("ip address add 10.32.0.1/12 dev weave");
+    await early.line((line) => line.includes('"gateway":"10.32.0.1"'));
+    assertEquals((await early.status).code, 0);
+    await host.mustTapkit("attach-vm", "early", "--remove");
+  });
   await t.step("twenty at once get an address each, and give it back", async () => {
     const names = Array.from({ length: 20 }, (_, number) => `many-${number}`);
     // Of two processes, neither takes the other's for forgotten.
@@ -132,11 +146,6 @@ Deno.test("attach-vm: Weave Net beside other networks, and waiting routers", asy
     async () => {
       await host.mustTapkit("attach-vm", "web");
       await host.sh("docker pause weave");
-      const attaching = (name: string) =>
-        host.spawn("bash", [
-          ...["-c", 'exec "$@" 2>&1', "attach", Deno.execPath()],
-          ...[...scriptWords("attach-vm"), name],
-        ]);
       await using late = attaching("late");
       await late.line((line) => /waiting for Weave Net's router/.test(line));
       await host.mustTapkit("attach-vm", "other", "--network", "flat");
