@@ -6,13 +6,15 @@
  */
 
 import { describe, TapkitError } from "../errors.ts";
-import { isThere, readIfThere, removeIfThere, writeFileOnce } from "../files.ts";
+import { isThere, readIfThere, removeIfThere, sweepTemporaries, writeFileOnce } from "../files.ts";
 import type { UndoStack } from "../undo.ts";
 
 const PATH = "/run/xtables.lock";
 /** Where systemd-tmpfiles is installed, and what it makes of /run at boot, before Docker starts. */
 const TMPFILES = "/usr/lib/tmpfiles.d";
-const AT_BOOT = "/etc/tmpfiles.d/tapkit-weave.conf";
+const BOOT_DIR = "/etc/tmpfiles.d";
+const BOOT_FILE = "tapkit-weave.conf";
+const AT_BOOT = `${BOOT_DIR}/${BOOT_FILE}`;
 const AT_BOOT_TEXT = `# By tapkit's setup-weave: the router's container mounts this file.
 f ${PATH} 0600 root root -
 `;
@@ -48,6 +50,7 @@ export function ensureXtablesLock(undo: UndoStack): string[] {
 
 /** The lock is not made at boot any more. It stays as it is: others use it too. */
 export function forgetXtablesLock(): void {
+  sweepTemporaries(BOOT_DIR, BOOT_FILE);
   removeIfThere(AT_BOOT);
 }
 

@@ -46,7 +46,7 @@ const SWEEPS: readonly Sweep[] = [
     end: async (host, round) => {
       if (round % 2 === 0) await works(host);
     },
-    stride: 5,
+    stride: 8,
   },
   {
     name: "replacing the container",
@@ -56,7 +56,7 @@ const SWEEPS: readonly Sweep[] = [
       await host.mustTapkit("setup-weave");
     },
     end: works,
-    stride: 7,
+    stride: 11,
   },
   {
     name: "leaving",
@@ -66,7 +66,7 @@ const SWEEPS: readonly Sweep[] = [
       await host.mustTapkit("setup-weave");
     },
     end: async () => {},
-    stride: 6,
+    stride: 10,
   },
 ];
 
