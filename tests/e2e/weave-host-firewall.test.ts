@@ -244,3 +244,25 @@ Deno.test("setup-weave: the router's control API and metrics are reached neither
     assertEquals(await answers(peer, HOST, METRICS), true);
   });
 });
+
+Deno.test("setup-weave --check: names what lets the bridge pass, and setup-weave puts it back; --remove takes it away", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await WeaveRouter.setUp(host);
+  const check = async () => {
+    const { code, json } = await host.tapkit("setup-weave", "--check");
+    return [code, json[0].problems.join("\n")] as const;
+  };
+  assertEquals(await check(), [0, ""]);
+  await host.sh("iptables-nft -F TAPKIT-ACCEPT; sysctl -qw net.ipv4.ip_forward=0");
+  const [code, problems] = await check();
+  assertEquals(code, 3);
+  assertMatch(problems, /drops what is forwarded, and lacks the rule "-A TAPKIT-ACCEPT -i weave /);
+  assertMatch(problems, /net\.ipv4\.ip_forward=1 is not set/);
+  const { done } = await host.mustTapkit("setup-weave");
+  assertMatch(JSON.stringify(done), /pass other firewalls/);
+  assertEquals(await check(), [0, ""]);
+  await host.mustTapkit("setup-weave", "--remove");
+  assertEquals((await host.sh(LIST_IPTABLES)).includes("TAPKIT"), false);
+  await host.awaitGone("/var/lib/tapkit");
+});
