@@ -73,14 +73,15 @@ const CONTAINERD_CONFIG = "/etc/containerd/config.toml";
 export function refuseKubernetes(directory: string): void {
   const found = findKubernetes() ?? findOverlay(directory);
   if (found === undefined) return;
-  const { what, confDir, binDir } = found;
+  const { what, sign, confDir, binDir } = found;
   const network = configured(confDir);
   throw new TapkitError(
     `this host has the network of Kubernetes already: ${what}` +
       (network === undefined ? "" : `, and its network is "${network}"`),
     {
       mend: `attach-vm works with it as it is: run attach-vm NAME --cni-conf-dir ` +
-        `${confDir} --cni-bin-dir ${binDir}`,
+        `${confDir} --cni-bin-dir ${binDir}` +
+        (sign === undefined ? "" : `; if Kubernetes is gone from here, remove ${sign}`),
     },
   );
 }
@@ -88,6 +89,8 @@ export function refuseKubernetes(directory: string): void {
 interface Found {
   /** For people: `"k3s (/var/lib/rancher/k3s/agent/etc/cni/net.d)"`. */
   readonly what: string;
+  /** What there is of it on the disk. */
+  readonly sign?: string;
   readonly confDir: string;
   readonly binDir: string;
 }
@@ -95,7 +98,7 @@ interface Found {
 function findKubernetes(): Found | undefined {
   for (const layout of LAYOUTS) {
     const sign = layout.signs.find(isUsed);
-    if (sign !== undefined) return { what: `${layout.name} (${sign})`, ...placed(layout) };
+    if (sign !== undefined) return { what: `${layout.name} (${sign})`, sign, ...placed(layout) };
   }
   for (const pid of namesIn("/proc").filter((name) => /^\d+$/.test(name))) {
     const program = readIfThere(`/proc/${pid}/comm`)?.trim() ?? "";
@@ -115,11 +118,16 @@ function findOverlay(confDir: string): Found | undefined {
   });
   if (path === undefined) return undefined;
   const layout = LAYOUTS.find((layout) => layout.confDir === confDir);
-  return { what: path, confDir, binDir: layout === undefined ? BIN_DIR : placed(layout).binDir };
+  return {
+    what: path,
+    sign: path,
+    confDir,
+    binDir: layout === undefined ? BIN_DIR : placed(layout).binDir,
+  };
 }
 
 /** With the directories that containerd was configured with, where those are a kubelet's. */
-function placed({ confDir, binDirs }: Layout): Omit<Found, "what"> {
+function placed({ confDir, binDirs }: Layout): Pick<Found, "confDir" | "binDir"> {
   if (confDir !== CONF_DIR) return { confDir, binDir: binDirs.find(isUsed) ?? binDirs.at(-1)! };
   const config = readIfThere(CONTAINERD_CONFIG) ?? "";
   const named = (key: string) =>

@@ -119,7 +119,10 @@ for (const layout of LAYOUTS) {
     assertMatch(refused, new RegExp(`its network is "${network}"`));
     const flags = ["--cni-conf-dir", confDir, "--cni-bin-dir", binDir];
     const mend = `: attach-vm works with it as it is: run attach-vm NAME ${flags.join(" ")}`;
-    assertEquals(refused.slice(-mend.length), mend);
+    assertMatch(
+      refused.slice(refused.indexOf(mend)),
+      /; if Kubernetes is gone from here, remove \/\S+$/,
+    );
 
     const { json: [record] } = await host.mustTapkit(
       ...["attach-vm", "web", "--ports", "8080:80", "--plugins", "exec"] as const,
@@ -160,7 +163,7 @@ Deno.test("setup-weave: what runs here of Kubernetes, and an overlay's configura
     overlay,
     /Kubernetes already: \/etc\/cni\/net\.d\/10-k8s-pod-network\.conflist/,
   );
-  assertMatch(overlay, /--cni-conf-dir \/etc\/cni\/net\.d --cni-bin-dir \/opt\/cni\/bin$/);
+  assertMatch(overlay, /--cni-conf-dir \/etc\/cni\/net\.d --cni-bin-dir \/opt\/cni\/bin; if /);
   await host.sh("rm /etc/cni/net.d/*; cp $(command -v sleep) /opt/kubelet");
   await using _kubelet = host.spawn("/opt/kubelet", ["60"]);
   await eventually(5000, "a kubelet runs", async () => await refusal(host) !== undefined);
