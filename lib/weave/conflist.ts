@@ -81,10 +81,9 @@ export function removeDefault({ confDir }: CniDirs): void {
   removeIfThere(`${confDir}/${DEFAULT_NETWORK_FILE}`);
 }
 
-/** Puts the default network's file back, unless another configuration is there. */
-export function restoreDefault({ confDir }: CniDirs, text: string): boolean {
-  if (listConfigFiles(confDir).length > 0) return false;
-  return writeFileOnce(`${confDir}/${DEFAULT_NETWORK_FILE}`, text);
+/** Puts the default network's file back, unless there is one again. */
+export function restoreDefault({ confDir }: CniDirs, text: string): void {
+  writeFileOnce(`${confDir}/${DEFAULT_NETWORK_FILE}`, text);
 }
 
 /** Removes Weave Net's configuration and plugins. */

@@ -139,7 +139,7 @@ export async function waitReady(
       inspected = Date.now();
     }
     // While it starts, everything is missing for a moment.
-    const text = report?.ipam.state === "awaiting consensus" ? awaited[0]! : said;
+    const text = report && !["ready", "idle"].includes(report.ipam.state) ? awaited[0]! : said;
     if (text !== said) note(`waiting: ${said = text}`);
     await pause(POLL_MS, signal);
   }

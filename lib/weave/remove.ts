@@ -77,7 +77,8 @@ export async function removeWeave(
   await attempt(() => options.purge ? removeData() : forgetSettings());
   if (options.restoreDefault) {
     await attempt(async () => {
-      if (before === undefined || !restoreDefault(host.dirs, before)) await installDefault();
+      if (before === undefined) await installDefault();
+      else restoreDefault(host.dirs, before);
     });
   }
   if (failures.length > 0) {

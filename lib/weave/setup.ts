@@ -23,7 +23,13 @@ import {
 } from "./command.ts";
 import { conflistPath, removeDefault, replaceable, restoreDefault } from "./conflist.ts";
 import { findContainers, type Found, nameOf, REPLACED } from "./containers.ts";
-import { DEFAULT_RANGE, machineIdFault, refuseOverlap, WEAVE_BRIDGE } from "./host.ts";
+import {
+  DEFAULT_RANGE,
+  findCollision,
+  machineIdFault,
+  refuseOverlap,
+  WEAVE_BRIDGE,
+} from "./host.ts";
 import { ensureImage, hasImage, readStart } from "./image.ts";
 import { refuseKubernetes } from "./kubernetes.ts";
 import type { Peer } from "./peers.ts";
@@ -114,6 +120,8 @@ export async function setupWeave(request: WeaveRequest, host: WeaveHost): Promis
       throw notReady(request.wait ?? WAIT_SECONDS, awaited, report);
     }
     await claimAddresses(host);
+    const collision = findCollision(report.connections);
+    if (collision !== undefined) host.note(`warning: ${collision}`);
     return { ...stateOf(host, wanted, { id, report, ready: true }), changes };
   } catch (error) {
     throw await undo.fail(error);

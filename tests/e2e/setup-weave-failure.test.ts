@@ -266,6 +266,8 @@ Deno.test("setup-weave: what is in its way is named, and what was begun is undon
     );
 
   await t.step("a router that ends at once: its words; all is as before", async () => {
+    await host.mustTapkit("install-default-cni");
+    await host.writeFile("/etc/cni/net.d/99-last.conf", '{"name":"last","type":"loopback"}');
     const begun = await host.snapshot();
     await makeBroken();
     assertEquals(await refusal(host, "--image", "broken"), [
