@@ -16,6 +16,7 @@
  * @module
  */
 
+import type { HealOptions } from "./lib/vm/heal.ts";
 import type { DefaultCniReport } from "./lib/cni/default-network.ts";
 import type { PortMapping } from "./lib/inet/ports.ts";
 import type { InstallOptions } from "./lib/vm/default-network.ts";
@@ -67,6 +68,7 @@ export type {
 export type { DefaultCniOptions, DefaultCniReport } from "./lib/cni/default-network.ts";
 export type { PeerConnection } from "./lib/weave/report.ts";
 export type { GcOptions, InstallOptions, RemoveOptions, ServeOptions, VmmOptions };
+export type { HealEvent, HealMode, HealOptions } from "./lib/vm/heal.ts";
 export type { LeaveOptions, WeaveRequest, WeaveState };
 export { ensureDhcpServer } from "./lib/vm/dhcp-start.ts";
 export { type GuestLease, listLeases } from "./lib/vm/leases.ts";
@@ -219,6 +221,16 @@ export async function checkPorts(
  */
 export async function* restoreVms(options: HostOptions = {}): AsyncGenerator<Restored> {
   yield* (await import("./lib/vm/verbs/restore.ts")).restoreVms(options);
+}
+
+/**
+ * Repairs what others take away of attached VMs, as the kernel tells of it, until `options.signal` is
+ * raised. What the VMM would have to open again is told, and repaired only in mode `recreate`.
+ *
+ * @throws {SyscallError} when the kernel tells nothing of changes
+ */
+export async function healVms(options: HealOptions = {}): Promise<void> {
+  await (await import("./lib/vm/heal.ts")).healVms(options);
 }
 
 /**

@@ -126,6 +126,8 @@ export interface ChainFinding extends Finding {
   readonly executed?: number;
   /** It is about masquerading, which no plugin checks: see reference-faults.ts. */
   readonly masquerade?: true;
+  /** The built-in plugin can bring it back while the guest runs. */
+  readonly live?: true;
   /** The plugin said so right after ADD: it is not a difference. */
   readonly ignored?: true;
 }

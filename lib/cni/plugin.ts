@@ -84,6 +84,12 @@ export interface AddOutcome {
   readonly guest?: GuestContribution;
 }
 
+/** What CHECK of a built-in plugin finds. */
+export interface BuiltinFinding extends Finding {
+  /** Whether it comes back while the guest runs. */
+  readonly live?: true;
+}
+
 /** A plugin that runs inside this process. */
 export interface BuiltinPlugin {
   /** True, or which key of the configuration it cannot honour. */
@@ -94,7 +100,9 @@ export interface BuiltinPlugin {
   /** Removes what ADD made, or a part of it; nothing being there is no error. */
   del(context: DelContext): void;
   /** Differences between what ADD made and what is there. */
-  check(context: CheckContext): Finding[];
+  check(context: CheckContext): BuiltinFinding[];
+  /** Brings back what `check` found to differ, as far as it is `live`: the interface stays. */
+  mend?(context: CheckContext): void;
 }
 
 /** What IPAM returns: a result without interfaces. */

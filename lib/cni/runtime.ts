@@ -239,6 +239,27 @@ export async function checkNetwork(
 }
 
 /**
+ * Brings back what built-in plugins can bring back of an interface that stays.
+ *
+ * Equivalent to: `ip link set BRIDGE up`, `ip link set VETH master BRIDGE up`, `ip address add …`, …
+ *
+ * @returns whether CHECK finds nothing of that any more
+ */
+export async function mendNetwork(
+  attachment: NetworkAttachment,
+  environment: CheckEnvironment,
+): Promise<boolean> {
+  const { result, plugins } = attachment;
+  if (result === undefined) return false;
+  for (const { type, implementation, config } of plugins) {
+    if (implementation !== "builtin") continue;
+    const context = contextOf(attachment, environment, config, result);
+    requireBuiltin(type).mend?.({ ...context, prevResult: result });
+  }
+  return (await checkNetwork(attachment, environment)).every(({ live }) => live !== true);
+}
+
+/**
  * Records what each plugin got from the one before it, if it differs from the result of the chain.
  *
  * @param got in the order of the chain

@@ -20,6 +20,7 @@ export const IFLA = {
   IFALIAS: 20,
   GROUP: 27,
   NET_NS_FD: 28,
+  LINK_NETNSID: 37,
   EXT_MASK: 29,
 } as const;
 
@@ -81,6 +82,8 @@ export interface Link {
   readonly group: number;
   /** Index of the lower link, or of a veth's peer (IFLA_LINK), maybe of another namespace. */
   readonly peerIndex?: number;
+  /** The namespace of the lower link or peer, by number; absent if it is this one. */
+  readonly peerNsid?: number;
   /** Present if `kind` is `"bridge"`. */
   readonly bridge?: BridgeOptions;
   /** Present if the link is a port of a bridge. */
@@ -225,6 +228,7 @@ export function decodeLink(payload: Uint8Array): Link {
     else if (type === IFLA.ADDRESS && value.remaining === 6) link.mac = formatMac(value.asBytes());
     else if (type === IFLA.MTU) link.mtu = value.asU32();
     else if (type === IFLA.LINK) link.peerIndex = value.asU32();
+    else if (type === IFLA.LINK_NETNSID) link.peerNsid = value.asU32();
     else if (type === IFLA.MASTER) link.master = value.asU32();
     else if (type === IFLA.GROUP) link.group = value.asU32();
     else if (type === IFLA.IFALIAS) link.alias = value.asString();

@@ -65,6 +65,8 @@ const SYMBOLS = {
   },
   // int fd, void *buf, size_t len, int flags, struct sockaddr *addr, socklen_t *addrlen
   recvfrom: { parameters: ["i32", "buffer", "usize", "i32", "buffer", "buffer"], result: "isize" },
+  // int fd, struct msghdr *msg, int flags
+  recvmsg: { parameters: ["i32", "buffer", "i32"], result: "isize" },
   // int flags
   epoll_create1: { parameters: ["i32"], result: "i32" },
   // int epfd, int op, int fd, struct epoll_event *event

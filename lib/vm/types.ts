@@ -121,8 +121,8 @@ export interface Difference {
     readonly network: number;
     /** The plugin's place in the chain. */
     readonly plugin?: number;
-    /** It was seen without asking a plugin, or it concerns masquerading. */
-    readonly kind?: "seen" | "masquerade";
+    /** It was seen without asking a plugin, it concerns masquerading, or it is of a built-in plugin. */
+    readonly kind?: "seen" | "masquerade" | "builtin";
   };
 }
 

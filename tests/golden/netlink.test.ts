@@ -259,6 +259,7 @@ Deno.test("decodeLink: reads what the kernel tells ip -d link show", () => {
     master: br0,
     alias: "web",
     peerIndex: 3,
+    peerNsid: 0,
     bridgePort: { hairpin: true, learning: false, isolated: true },
   };
   assertEquals(port, wanted);

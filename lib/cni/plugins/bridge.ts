@@ -18,12 +18,14 @@
 import type { Finding } from "../../finding.ts";
 import { addressOf, parseCidr } from "../../inet/ip.ts";
 import { randomMac } from "../../inet/mac.ts";
-import { deleteLink, getLink, requireLink, setBridgePort } from "../../netlink/link.ts";
+import { deleteLink, getLink, requireLink, setBridgePort, setLink } from "../../netlink/link.ts";
 import { linksOut } from "../../netlink/routing.ts";
 import { failedWith } from "../../sys/libc.ts";
+import { UndoStack } from "../../undo.ts";
 import type {
   AddContext,
   AddOutcome,
+  BuiltinFinding,
   BuiltinPlugin,
   CheckContext,
   DelContext,
@@ -48,6 +50,7 @@ import {
   findHostVeth,
   hasAddress,
   makePair,
+  mendInterface,
   refuseTaken,
   withoutRequests,
 } from "./veth.ts";
@@ -130,13 +133,35 @@ export const bridge: BuiltinPlugin = {
     if (together === undefined) removeBridgeIfUnused(hostNl, config.bridge);
   },
 
-  check(context: CheckContext): Finding[] {
+  check(context: CheckContext): BuiltinFinding[] {
     const config = parseBridge(withoutRequests(context.conf), {});
     return [
       ...checkHost(context, config),
       ...checkInterface(context),
       ...checkPool(context, config),
     ];
+  },
+
+  mend(context: CheckContext): void {
+    const { hostNl, prevResult } = context;
+    const config = parseBridge(withoutRequests(context.conf), {});
+    const veth = findHostVeth(hostNl, context, context.vmNl);
+    if (veth === undefined) return;
+    // What is made here stays: it was there before.
+    const index = ensureBridge(hostNl, config, veth.mtu, new UndoStack());
+    const { mac } = prevResult.interfaces[0] ?? {};
+    // The guests know the gateway by it.
+    if (mac !== undefined && requireLink(hostNl, index).mac !== mac) {
+      setLink(hostNl, index, { mac });
+    }
+    const { portIsolation: isolated } = config;
+    setLink(hostNl, veth.index, { ...(veth.master === index ? {} : { master: index }), up: true });
+    setBridgePort(hostNl, veth.index, { hairpin: true, ...(isolated ? { isolated } : {}) });
+    const bridge = requireLink(hostNl, index);
+    for (const gateway of gatewaysOf(config, prevResult.ips)) {
+      ensureGateway(hostNl, bridge, gateway, config.forceAddress, new UndoStack());
+    }
+    mendInterface(context);
   },
 };
 
@@ -217,18 +242,18 @@ function explainFull<T>(bridge: string, join: () => T): T {
 }
 
 /** CHECK of the bridge and its port; settings are the firewall's to check. */
-function checkHost(context: CheckContext, config: BridgeConfig): Finding[] {
+function checkHost(context: CheckContext, config: BridgeConfig): BuiltinFinding[] {
   const { hostNl, prevResult } = context;
   const link = getLink(hostNl, config.bridge);
   const object = `bridge "${config.bridge}"`;
-  if (link === undefined) return [{ object, problem: "is gone" }];
+  if (link === undefined) return [{ object, problem: "is gone", live: true }];
   if (link.kind !== "bridge") {
     return [{ object: `link "${config.bridge}"`, problem: "is not a bridge" }];
   }
-  const found: Finding[] = [];
-  if (!link.up) found.push({ object, problem: "is down" });
+  const found: BuiltinFinding[] = [];
+  if (!link.up) found.push({ object, problem: "is down", live: true });
   if (config.promiscMode && !link.promiscuous) {
-    found.push({ object, problem: "is not promiscuous" });
+    found.push({ object, problem: "is not promiscuous", live: true });
   }
   found.push(...checkHostEnd(context, prevResult.interfaces[1]?.name, (port): Finding[] => {
     if (port.master !== link.index) {
@@ -239,7 +264,7 @@ function checkHost(context: CheckContext, config: BridgeConfig): Finding[] {
   }));
   for (const gateway of gatewaysOf(config, prevResult.ips)) {
     if (hasAddress(hostNl, link.index, gateway)) continue;
-    found.push({ object, problem: `lacks the gateway's address ${gateway}` });
+    found.push({ object, problem: `lacks the gateway's address ${gateway}`, live: true });
   }
   return found;
 }

@@ -26,7 +26,7 @@ import { linksOut } from "../../netlink/routing.ts";
 import { failedWith } from "../../sys/libc.ts";
 import { withNetns } from "../../sys/netns.ts";
 import { writeSysctl } from "../../sys/sysctl.ts";
-import type { AddContext, CheckContext, Holder, IpamResult } from "../plugin.ts";
+import type { AddContext, BuiltinFinding, CheckContext, Holder, IpamResult } from "../plugin.ts";
 import { CniCode, CniError, type PluginConfig, type RouteConfig } from "../types.ts";
 
 /** The alias of links that tapkit made. */
@@ -241,15 +241,15 @@ export function checkHostEnd(
   context: CheckContext,
   name: string | undefined,
   checkMore: (end: Link) => Finding[],
-): Finding[] {
+): BuiltinFinding[] {
   const end = findHostVeth(context.hostNl, context);
   if (end === undefined) return [{ object: `link "${name}" in the host`, problem: "is gone" }];
   const down = { object: `link "${end.name}"`, problem: "is down" };
-  return [...checkMore(end), ...(end.up ? [] : [down])];
+  return [...checkMore(end), ...(end.up ? [] : [down])].map(asLive);
 }
 
 /** CHECK of the end in the namespace: the link, its MAC, its addresses and routes. */
-export function checkInterface(context: CheckContext): Finding[] {
+export function checkInterface(context: CheckContext): BuiltinFinding[] {
   const { vmNl, prevResult, ifName, netnsPath, identityMoved = false } = context;
   if (vmNl === undefined) return [{ object: `network namespace ${netnsPath}`, problem: "is gone" }];
   const link = getLink(vmNl, ifName);
@@ -257,7 +257,7 @@ export function checkInterface(context: CheckContext): Finding[] {
   if (link === undefined) return [{ object: `${object} in ${netnsPath}`, problem: "is gone" }];
   const found: Finding[] = [];
   if (!link.up) found.push({ object, problem: "is down" });
-  if (identityMoved) return found;
+  if (identityMoved) return found.map(asLive);
   const mac = prevResult.interfaces.find((one) => one.name === ifName && one.sandbox)?.mac;
   if (mac !== undefined && link.mac !== mac) {
     found.push({ object, problem: `has the MAC ${link.mac}, not ${mac}` });
@@ -274,7 +274,35 @@ export function checkInterface(context: CheckContext): Finding[] {
     const by = gw === undefined ? "" : ` by ${gw}`;
     found.push({ object: `the route to ${dst}${by}`, problem: "is gone" });
   }
-  return found;
+  return found.map(asLive);
+}
+
+/** A finding that goes while the guest runs. */
+export function asLive(finding: Finding): BuiltinFinding {
+  return { ...finding, live: true };
+}
+
+/** Brings back what {@linkcode checkInterface} finds of an interface that is there. */
+export function mendInterface(context: CheckContext): void {
+  const { vmNl, prevResult, ifName, identityMoved = false } = context;
+  const link = vmNl && getLink(vmNl, ifName);
+  if (vmNl === undefined || link === undefined) return;
+  const mac = prevResult.interfaces.find((one) => one.name === ifName && one.sandbox)?.mac;
+  const lostMac = !identityMoved && mac !== undefined && link.mac !== mac;
+  if (!link.up || lostMac) {
+    setLink(vmNl, link.index, { up: true, ...(lostMac ? { mac } : {}) });
+  }
+  if (identityMoved) return;
+  const { ips, routes } = prevResult;
+  const lacking = ips.filter(({ address }) => !hasAddress(vmNl, link.index, address));
+  for (const { address } of lacking) addAddressTo(vmNl, link.index, address);
+  const present = listRoutes(vmNl, { oif: link.index });
+  for (const { dst, gw } of routes) {
+    if (present.some((route) => route.dst === dst && (gw === undefined || route.gateway === gw))) {
+      continue;
+    }
+    addRoute(vmNl, { dst, oif: link.index, ...(gw === undefined ? {} : { gateway: gw }) });
+  }
 }
 
 /** A configuration without what was asked for: DEL and CHECK go by what is there. */

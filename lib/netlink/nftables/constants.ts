@@ -22,12 +22,15 @@ export const NFT_MSG = {
   DELRULE: 8,
   NEWSET: 9,
   GETSET: 10,
+  DELSET: 11,
   NEWSETELEM: 12,
   GETSETELEM: 13,
   DELSETELEM: 14,
+  NEWGEN: 15,
 } as const;
 
 export const NFTA_TABLE = { NAME: 1 } as const;
+export const NFTA_GEN = { PROC_PID: 2, PROC_NAME: 3 } as const;
 export const NFTA_CHAIN = { TABLE: 1, NAME: 3, HOOK: 4, POLICY: 5, TYPE: 7 } as const;
 export const NFTA_HOOK = { HOOKNUM: 1, PRIORITY: 2 } as const;
 export const NFTA_RULE = { TABLE: 1, CHAIN: 2, HANDLE: 3, EXPRESSIONS: 4, USERDATA: 7 } as const;

@@ -97,6 +97,9 @@ export async function bring<B>(
     const differs = !isSame(layer.want(from), layer.want(at));
     if (found.length === 0 && !differs && context.cutOff === undefined) continue;
     const brought = await layer.change({ ...context, found }, from, at);
+    if (brought === "recreate" && context.liveOnly) {
+      throw new TapkitError(`${layer.describe(at)} cannot be repaired while the guest runs`);
+    }
     if (brought === "recreate") {
       const lost: Difference = {
         layer: name,

@@ -29,6 +29,8 @@ export interface Context<B> {
   readonly outside: Outside;
   /** Gets the links that go with those of other VMs, and the rest of a namespace then goes by itself. */
   readonly together?: Together | undefined;
+  /** Whether what cannot be repaired while the guest runs is left as it is, and told as an error. */
+  readonly liveOnly?: boolean;
   /** Whether what is taken away is made again at once. */
   readonly remaking: boolean;
 }

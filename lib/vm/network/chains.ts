@@ -84,20 +84,21 @@ function doubtedPlaces(attachment: NetworkAttachment, other?: NetworkAttachment)
 }
 
 function differenceOf(
-  { object, problem, executed, masquerade, ignored }: ChainFinding,
+  { object, problem, executed, masquerade, ignored, live: mendable }: ChainFinding,
   attachment: NetworkAttachment,
   network: number,
 ): Difference {
-  const live = masquerade || executed !== undefined && canRerun(attachment, executed);
+  const live = mendable || masquerade || executed !== undefined && canRerun(attachment, executed);
   return {
     layer: "network",
     object,
     problem,
     repair: ignored ? "none" : live ? "live" : "recreate",
     ...ignored ? { ignored } : {},
-    ...executed === undefined && !masquerade ? {} : {
+    ...executed === undefined && !masquerade && !mendable ? {} : {
       place: {
         network,
+        ...mendable ? { kind: "builtin" as const } : {},
         ...executed === undefined ? {} : { plugin: executed },
         ...masquerade ? { kind: "masquerade" as const } : {},
       },

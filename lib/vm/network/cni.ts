@@ -11,6 +11,7 @@ import {
   delNetwork,
   hasExecuted,
   mayGiveAgain,
+  mendNetwork,
 } from "../../cni/runtime.ts";
 import type { Context } from "../layers/layer.ts";
 import type { Both } from "../record/attachment.ts";
@@ -18,6 +19,7 @@ import { ownerTag } from "../record/identity.ts";
 import { isPoliced } from "../record/served.ts";
 import { guardSettings } from "../settings.ts";
 import { checkChains } from "./chains.ts";
+import { movesIdentity } from "../wire/wires.ts";
 import type { NetworkDriver, WantedNetwork } from "./driver.ts";
 import { reachOf } from "./host-end.ts";
 import {
@@ -69,6 +71,7 @@ export const cni: NetworkDriver = {
   },
 
   async change(context, from, to) {
+    if (!await mendBuiltin(context, to)) return "recreate";
     if (!isExecuted(from)) return to;
     if (isOnWeave(from) && context.found.length > 0) {
       const { tellAgain } = await import("./weave.ts");
@@ -110,6 +113,28 @@ export const cni: NetworkDriver = {
     return failures;
   },
 };
+
+/** Brings back what built-in plugins found to differ; false where the interface has to be made anew. */
+async function mendBuiltin(context: Context<Both>, { facts }: Both): Promise<boolean> {
+  const { host, outside, found } = context;
+  const concerned = new Set(
+    found.flatMap(({ place }) => place?.kind === "builtin" ? place.network : []),
+  );
+  for (const index of concerned) {
+    const { attachment, wire } = facts.networks[index]!;
+    const mended = await mendNetwork(attachment, {
+      netnsPath: facts.netns.path,
+      hostNl: host.session.nl,
+      vmNl: context.vm.require(facts.netns).nl,
+      plugins: host,
+      outside,
+      note: host.note,
+      identityMoved: wire !== undefined && movesIdentity(wire.mode),
+    });
+    if (!mended) return false;
+  }
+  return true;
+}
 
 /** Whether plugins of other makers have part in a VM's networks. */
 function isExecuted({ facts }: Both): boolean {

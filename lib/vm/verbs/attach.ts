@@ -24,7 +24,7 @@ import { attachedSide, deleteVm, readVm, unfinished, writeVm } from "../record/s
 import { validateAttach } from "../request.ts";
 import { currentResolvers, hostResolvers } from "../resolvers.ts";
 import { describeTapUsers } from "../running.ts";
-import type { Attached, AttachRequest, HostOptions } from "../types.ts";
+import type { Attached, AttachRequest, Difference, HostOptions, LayerName } from "../types.ts";
 import { noteRepairs } from "./notes.ts";
 import { removeRecorded } from "./take-away.ts";
 import { askedPorts, type Running, wantedOf } from "./wanted.ts";
@@ -79,6 +79,44 @@ export async function restoreVm(
   });
 }
 
+/** How an attached VM is healed. */
+export interface HealRequest {
+  /** The layers to look at; all unless given. */
+  readonly only?: readonly LayerName[];
+  /** Whether also what the VMM would have to open again, its TAP, is made anew. */
+  readonly recreate: boolean;
+}
+
+/** What healing a VM did. */
+export interface Healed extends Attached {
+  /** What differed. */
+  readonly found: readonly Difference[];
+}
+
+/**
+ * Repairs an attached VM, as far as that can be done while its guest runs.
+ *
+ * @returns undefined for a VM that is not attached, or is being changed
+ * @throws {TapkitError} when a repair failed; what it began is undone
+ */
+export async function healVm(
+  name: string,
+  heals: HealRequest,
+  options: HostOptions = {},
+): Promise<Healed | undefined> {
+  return await changingVm(name, options, async (work) => {
+    const stored = readVm(work.host, name);
+    if (stored?.is !== "attached") return undefined;
+    let found: readonly Difference[] = [];
+    const done = await attachStored(work, stored, {
+      request: { name },
+      running: { run: stored.at.spec.run },
+      heals: { ...heals, onFound: (all) => found = all },
+    });
+    return { ...done, found };
+  });
+}
+
 /** What is recorded, once what was left half attached or half removed is gone. */
 async function settled(
   work: VmWork,
@@ -103,6 +141,8 @@ interface Asked {
   readonly running: Running;
   /** What was wanted of it, where nothing of it is there any more. */
   readonly spec?: Spec;
+  /** Only this is to be repaired. */
+  readonly heals?: HealRequest & { readonly onFound: (all: readonly Difference[]) => void };
 }
 
 async function attachStored(
@@ -138,7 +178,11 @@ async function attachOnce(
   using context = contextOf(work, stored);
   const recorded = attachedSide(stored);
   const from = recorded && withCurrentResolvers(recorded);
-  const found = from === undefined ? [] : await look(layers, context, from);
+  const { heals } = asked;
+  const all = from === undefined ? [] : await look(layers, context, from, heals?.only);
+  heals?.onFound(all);
+  const liveOnly = heals?.recreate === false;
+  const found = liveOnly ? all.filter(({ repair }) => repair === "live") : all;
   if (from !== undefined) noteRepairs(host, name, found);
   const remade = found.some(({ layer, repair }) =>
     repair === "recreate" && (layer === "netns" || layer === "network")
@@ -146,6 +190,7 @@ async function attachOnce(
   const layered: Context<Both> = {
     ...context,
     found,
+    liveOnly,
     keepLeases: keepLeases && from !== undefined && mayKeep(from),
   };
   const { undo } = context;

@@ -1,0 +1,333 @@
+/**
+ * Healing: what others take away of attached VMs comes back. The kernel tells of most changes, and is looked
+ * at now and then for those that it does not tell of.
+ *
+ * @module
+ */
+
+import { describe, TapkitError } from "../errors.ts";
+import { sentence } from "../finding.ts";
+import { legacyTables } from "../firewall/xtables.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import { getLink } from "../netlink/link.ts";
+import { Monitor, type Notice } from "../netlink/monitor.ts";
+import { Epoll } from "../sys/epoll.ts";
+import { inTurns } from "../turns.ts";
+import { look } from "./layers/bring.ts";
+import { layersOf } from "./layers/kinds.ts";
+import type { Both } from "./record/attachment.ts";
+import { type HostPaths, hostPaths, recordNames } from "./record/paths.ts";
+import { readVm, readVms } from "./record/store.ts";
+import { openHost, OpenSession } from "./session.ts";
+import type { Difference, HostOptions, LayerName } from "./types.ts";
+import { healVm } from "./verbs/attach.ts";
+import { contextOf, lookingAt } from "./verbs/work.ts";
+
+/**
+ * What is done about a difference. `auto` repairs what can be while the guest runs, and tells the rest;
+ * `recreate` repairs that too, though the VMM has to open its TAP again; `report` repairs nothing.
+ */
+export type HealMode = "auto" | "report" | "recreate";
+
+/** What healing did, or found. */
+export interface HealEvent {
+  readonly event: "healed" | "problem";
+  readonly vm: string;
+  /** Sentences. */
+  readonly problems: readonly string[];
+  /** Whether the VMM has to open its TAP again. */
+  readonly tapReplaced?: true;
+}
+
+/** How to heal. */
+export interface HealOptions extends HostOptions {
+  readonly mode?: HealMode;
+  /** Called with each repair, and with each problem that stays, once until it changes. */
+  readonly onEvent?: (event: HealEvent) => void;
+}
+
+/** Changes come in flocks: after the first one so long is waited. */
+const GATHER_MS = 50;
+/** How often that is looked at which the kernel does not tell of; it takes some 0.1 ms a VM. */
+const SILENT_MS = 5000;
+
+/** What was healed so often in a row is healed more and more seldom. */
+const PATIENCE = 3;
+const FIRST_DELAY_MS = 1000;
+const LONGEST_DELAY_MS = 300_000;
+/** After so long without a repair all is forgotten. */
+const FORGET_MS = 60_000;
+
+const OF_NAMESPACE: readonly LayerName[] = ["netns", "network", "wire", "guard"];
+const OF_HOST: readonly LayerName[] = ["network", "rules", "sysctls"];
+
+/**
+ * Heals the VMs of a host until `options.signal` is raised.
+ *
+ * @throws {SyscallError} when the kernel tells nothing of changes
+ */
+export async function healVms(options: HealOptions = {}): Promise<void> {
+  using healer = new Healer(options);
+  await healer.run();
+}
+
+/** What to look at: layers by VM. */
+type Concerns = Map<string, Set<LayerName>>;
+
+class Healer implements Disposable {
+  readonly #options: HealOptions;
+  readonly #host: HostPaths;
+  readonly #monitor = new Monitor();
+  readonly #epoll = new Epoll();
+  readonly #session = new OpenSession();
+  readonly #concerns: Concerns = new Map();
+  #places: Places;
+  /** When the next pass is due; while nothing concerns, at the next look at what is silent. */
+  #due = Infinity;
+  #silent = 0;
+  readonly #told = new Map<string, string>();
+  readonly #tries = new Map<string, Tries>();
+
+  constructor(options: HealOptions) {
+    this.#options = options;
+    this.#host = hostPaths(options);
+    for (const fd of this.#monitor.fds) this.#epoll.add(fd);
+    this.#places = new Places(this.#host, this.#session.nl);
+  }
+
+  async run(): Promise<void> {
+    const { signal } = this.#options;
+    const wake = () => this.#epoll.wake();
+    signal?.addEventListener("abort", wake);
+    try {
+      // What happened before this listened.
+      this.#concern(recordNames(this.#host));
+      while (signal?.aborted !== true) {
+        const now = Date.now();
+        await this.#epoll.wait(Math.max(0, Math.min(this.#due, this.#silent) - now));
+        for (const notice of this.#monitor.read()) this.#hear(notice);
+        if (Date.now() >= this.#silent) this.#lookAtSilent();
+        if (Date.now() >= this.#due) await this.#pass();
+      }
+    } finally {
+      signal?.removeEventListener("abort", wake);
+    }
+  }
+
+  /** Notes where to look after a change. */
+  #hear(notice: Notice): void {
+    const all = () => recordNames(this.#host);
+    if (notice.about === "lost") return this.#concern(all());
+    if (notice.about === "nftables") {
+      const { by, takes, tables } = notice;
+      const elements = takes !== "rules" && tables.every((name) => name.startsWith("tapkit"));
+      // What commands of tapkit's do for other VMs is nobody's loss.
+      if (by?.pid === Deno.pid || elements) return;
+      // What keeps the host's own links apart is of the settings.
+      return this.#concern(all(), ["rules", "sysctls"]);
+    }
+    const { about, nsid, index, name, gone } = notice;
+    if (nsid !== undefined) {
+      return this.#concern(this.#of((one) => one.ofNamespace(nsid)), OF_NAMESPACE);
+    }
+    if (about === "setting") {
+      const ofLink = index === undefined ? [] : this.#places.ofIndex(index);
+      return this.#concern(ofLink.length > 0 ? ofLink : all(), ["sysctls"]);
+    }
+    // Of a link that is there it matters that it may be down, or another bridge's.
+    if (name !== undefined) return this.#concern(this.#places.ofName(name), OF_HOST);
+    if (gone && index !== undefined) this.#concern(this.#places.ofIndex(index), OF_HOST);
+  }
+
+  /** The VMs that the places know; one that is not known yet may have come since. */
+  #of(find: (places: Places) => readonly string[]): readonly string[] {
+    const known = find(this.#places);
+    if (known.length > 0) return known;
+    this.#places = new Places(this.#host, this.#session.nl);
+    return find(this.#places);
+  }
+
+  #concern(vms: readonly string[], layers?: readonly LayerName[]): void {
+    for (const vm of vms) {
+      const known = this.#concerns.get(vm) ?? new Set();
+      for (const layer of layers ?? [...OF_NAMESPACE, ...OF_HOST]) known.add(layer);
+      this.#concerns.set(vm, known);
+    }
+    if (vms.length > 0) this.#due = Math.min(this.#due, Date.now() + GATHER_MS);
+  }
+
+  /** Old iptables and some settings change without a word. */
+  #lookAtSilent(): void {
+    this.#silent = Date.now() + SILENT_MS;
+    const layers: LayerName[] = legacyTables().length > 0 ? ["rules", "sysctls"] : ["sysctls"];
+    this.#concern(recordNames(this.#host), layers);
+    if (this.#concerns.size > 0) this.#due = Date.now();
+  }
+
+  async #pass(): Promise<void> {
+    this.#due = Infinity;
+    const concerns = [...this.#concerns];
+    this.#concerns.clear();
+    // One session for all: other firewalls and the like are looked up once.
+    using session = new OpenSession();
+    const heal = async ([vm, layers]: readonly [string, Set<LayerName>]) => {
+      try {
+        await this.#heal(vm, layers, session);
+      } catch (error) {
+        this.#tell({ event: "problem", vm, problems: [describe(error)] });
+      }
+    };
+    for await (const _ of inTurns(concerns, heal, this.#options.signal));
+    for (const [thing, { count, last }] of this.#tries) {
+      if (Date.now() - last > Math.max(FORGET_MS, 2 * delayAfter(count))) this.#tries.delete(thing);
+    }
+    this.#places = new Places(this.#host, this.#session.nl);
+  }
+
+  async #heal(vm: string, only: ReadonlySet<LayerName>, session: OpenSession): Promise<void> {
+    const { mode = "auto" } = this.#options;
+    const found = await this.#look(vm, [...only], session);
+    if (found.length === 0) {
+      if (only.size > 1) this.#told.delete(vm);
+      return;
+    }
+    const lost = found.filter(({ repair }) =>
+      mode === "report" || mode === "auto" && repair === "recreate"
+    );
+    if (lost.length > 0) this.#tell({ event: "problem", vm, problems: lost.map(sentence) });
+    if (lost.length === found.length) return;
+    const wait = this.#patience(vm, found);
+    if (wait > 0) {
+      this.#concern([vm], [...only]);
+      this.#due = Math.min(this.#due, Date.now() + wait);
+      return;
+    }
+    const { onEvent: _, mode: __, ...options } = this.#options;
+    const done = await healVm(vm, { only: [...only], recreate: mode === "recreate" }, {
+      ...options,
+      session,
+    });
+    if (done === undefined || done.changes.length === 0) return;
+    this.#options.onEvent?.({
+      event: "healed",
+      vm,
+      problems: done.found.map(sentence),
+      ...done.tapReplaced ? { tapReplaced: true } : {},
+    });
+  }
+
+  /** What differs, without a lock; of a VM that is being changed nothing does. */
+  async #look(
+    vm: string,
+    only: readonly LayerName[],
+    session: OpenSession,
+  ): Promise<Difference[]> {
+    let at: Both;
+    try {
+      const stored = readVm(this.#host, vm);
+      if (stored?.is !== "attached") return [];
+      at = stored.at;
+    } catch (error) {
+      if (error instanceof TapkitError) return [];
+      throw error;
+    }
+    using host = openHost({ ...this.#options, session });
+    using context = contextOf<Both>(lookingAt(host), undefined);
+    const found = await look(layersOf(host).vm, context, at, only);
+    return found.filter(({ repair, ignored }) => !ignored && repair !== "none");
+  }
+
+  /** How long to wait before this is healed again, which somebody may be undoing each time. */
+  #patience(vm: string, found: readonly Difference[]): number {
+    const now = Date.now();
+    const things = [...new Set(found.map(({ object }) => `${vm}: ${object}`))];
+    const tries = things.map((thing): Tries => {
+      const known = this.#tries.get(thing) ?? { count: 0, last: 0 };
+      const forgotten = now - known.last > Math.max(FORGET_MS, 2 * delayAfter(known.count));
+      return forgotten ? { count: 0, last: 0 } : known;
+    });
+    const wait = Math.max(...tries.map(({ count, last }) => last + delayAfter(count) - now));
+    if (wait > 0) return wait;
+    for (const [index, { count }] of tries.entries()) {
+      this.#tries.set(things[index]!, { count: count + 1, last: now });
+    }
+    const most = Math.max(...tries.map(({ count }) => count)) + 1;
+    if (delayAfter(most) > 0) {
+      const problem =
+        `was repaired ${most} times in a row: somebody takes it away again; the next ` +
+        `repair is in ${delayAfter(most) / 1000} s at the earliest`;
+      const { object } = found[tries.findIndex(({ count }) => count === most - 1)] ?? found[0]!;
+      this.#tell({ event: "problem", vm, problems: [`${object} ${problem}`] });
+    }
+    return 0;
+  }
+
+  #tell(event: HealEvent): void {
+    const text = event.problems.join("\n");
+    if (this.#told.get(event.vm) === text) return;
+    this.#told.set(event.vm, text);
+    this.#options.onEvent?.(event);
+  }
+
+  [Symbol.dispose](): void {
+    this.#session[Symbol.dispose]();
+    this.#epoll[Symbol.dispose]();
+    this.#monitor[Symbol.dispose]();
+  }
+}
+
+interface Tries {
+  readonly count: number;
+  readonly last: number;
+}
+
+function delayAfter(count: number): number {
+  return count < PATIENCE
+    ? 0
+    : Math.min(FIRST_DELAY_MS * 2 ** (count - PATIENCE), LONGEST_DELAY_MS);
+}
+
+/** Which links and namespaces are whose. */
+class Places {
+  readonly #names = new Map<string, string[]>();
+  readonly #indices = new Map<number, string[]>();
+  readonly #namespaces = new Map<number, string[]>();
+
+  constructor(host: HostPaths, nl: NetlinkConnection) {
+    for (const stored of readVms(host)) {
+      if (stored.is !== "attached") continue;
+      const { spec: { id: { name: vm } }, facts: { networks } } = stored.at;
+      for (const name of new Set(networks.flatMap(linksOf))) {
+        add(this.#names, name, vm);
+        const link = getLink(nl, name);
+        if (link !== undefined) add(this.#indices, link.index, vm);
+        if (link?.peerNsid !== undefined) add(this.#namespaces, link.peerNsid, vm);
+      }
+    }
+  }
+
+  ofName(name: string): readonly string[] {
+    return this.#names.get(name) ?? [];
+  }
+
+  ofIndex(index: number): readonly string[] {
+    return this.#indices.get(index) ?? [];
+  }
+
+  ofNamespace(nsid: number): readonly string[] {
+    return this.#namespaces.get(nsid) ?? [];
+  }
+}
+
+function add<K>(map: Map<K, string[]>, key: K, vm: string): void {
+  const known = map.get(key);
+  if (known === undefined) map.set(key, [vm]);
+  else known.push(vm);
+}
+
+/** The host's links of an interface: the end of its pair, and the bridge. */
+function linksOf({ attachment, reach }: Both["facts"]["networks"][number]): string[] {
+  const made = attachment.result?.interfaces.filter(({ sandbox }) => !sandbox) ?? [];
+  return [...made.map(({ name }) => name), reach?.hostEnd, reach?.bridge, reach?.link]
+    .filter((name) => name !== undefined && name !== "") as string[];
+}
