@@ -200,6 +200,10 @@ export function differencesOf(
   ];
 }
 
+function rangeOf(container: Container): string {
+  return environmentOf(container).get("IPALLOC_RANGE") ?? DEFAULT_RANGE;
+}
+
 function bridgeMtu(nl: NetlinkConnection): number | undefined {
   return getLink(nl, WEAVE_BRIDGE)?.mtu;
 }
@@ -214,7 +218,7 @@ function refuseUnderVms(
   if (vms.length === 0) return;
   const names = vms.map((name) => `VM ${JSON.stringify(name)}`).join(", ");
   const mend = `run attach-vm ${vms.join(" ")} --remove first`;
-  const range = container && (environmentOf(container).get("IPALLOC_RANGE") ?? DEFAULT_RANGE);
+  const range = container && rangeOf(container);
   const wanted = launch.range ?? DEFAULT_RANGE;
   if (range !== undefined && range !== wanted) {
     throw new TapkitError(
@@ -283,8 +287,9 @@ async function startRouter(
     host.note(`the container ${nameOf(container)} ${reasons.join(", ")}: it is replaced`);
     await setAside(container, undo, signal);
   }
-  // The router leaves a bridge's MTU as it is. No VM is on it: that was refused.
-  if ((bridgeMtu(nl) ?? launch.mtu) !== launch.mtu) await takeRouterAway(host.dirs);
+  // The router leaves a bridge's MTU and addresses. No VM is on it: that was refused.
+  const moved = container !== undefined && rangeOf(container) !== (launch.range ?? DEFAULT_RANGE);
+  if (moved || (bridgeMtu(nl) ?? launch.mtu) !== launch.mtu) await takeRouterAway(host.dirs);
   await docker(runArguments(launch), { signal });
   if (container === undefined) return ["started the container weave"];
   return [`replaced the container, which ${reasons.join(", ")}`];

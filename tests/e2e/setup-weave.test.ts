@@ -251,6 +251,12 @@ Deno.test("setup-weave: options reach the router, and stay until others are give
     await host.mustTapkit("attach-vm", "web", "--check");
     await host.mustTapkit("attach-vm", "web", "--remove");
   });
+
+  await t.step("another range makes the bridge anew too", async () => {
+    await state("--ipalloc-range", "10.32.0.0/12");
+    const addresses = await host.sh("ip -4 -o address show dev weave | awk '{print $4}'");
+    assertEquals(addresses, "10.32.0.1/12\n");
+  });
 });
 
 const REPORT = "printf 'GET /report HTTP/1.0\\r\\nAccept: application/json\\r\\n\\r\\n' | " +

@@ -46,7 +46,7 @@ unlock() {
   rmdir "$RUN/lock"
 }
 
-# The db: lines `peers A B`, `ring PLACE`, and `ID ADDRESS`.
+# The db: lines `range CIDR`, `peers A B`, `ring PLACE`, and `ID ADDRESS`.
 set_line() {
   { sed "/^$1 /d" "$DB"; echo "$1 $2"; } >"$DB.new"
   mv "$DB.new" "$DB"

@@ -38,7 +38,7 @@ connections_json() {
 
 ipam_json() {
   echo "\"Range\":\"$RANGE\",\"RangeNumIPs\":$(size "$RANGE"),\"DefaultSubnet\":\"$RANGE\","
-  echo "\"ActiveIPs\":$(grep -cv -e '^peers ' -e '^ring ' "$DB"),\"PendingClaims\":null,"
+  echo "\"ActiveIPs\":$(grep -cv -e '^peers ' -e '^ring ' -e '^range ' "$DB"),\"PendingClaims\":null,"
   if [ -n "$(line_of ring)" ]; then
     known=$([ -f "$RUN/left" ] && echo false || echo true)
     echo "\"PendingAllocates\":null,\"Paxos\":null,\"Entries\":[{\"Token\":\"${RANGE%/*}\","
@@ -65,7 +65,7 @@ case "$method $path" in
   "GET /status"*) answer "200 OK" "Version: 2.5.2" ;;
   "GET /report"*) answer "200 OK" "$(report)" application/json ;;
   "GET /ip")
-    owned=$(sed -n -e '/^peers /d' -e '/^ring /d' \
+    owned=$(sed -n -e '/^peers /d' -e '/^ring /d' -e '/^range /d' \
       -e 's/^\([^ ]*\) \(.*\)$/{"containerid":"\1","addrs":["\2"]}/p' "$DB" | paste -sd, -)
     answer "200 OK" "{\"owned\":[$owned]}" application/json
     ;;

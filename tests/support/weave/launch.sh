@@ -96,7 +96,7 @@ SECRET=$(printf %s "$WEAVE_PASSWORD" | sha256sum | cut -c1-16)
 ENCRYPTION=$([ -n "$WEAVE_PASSWORD" ] && echo true || echo false)
 NONCE=$(head -c 8 /dev/urandom | xxd -p)
 END
-[ -f "$DB" ] || : >"$DB"
+[ "$(line_of range 2>/dev/null)" = "$IPALLOC_RANGE" ] || echo "range $IPALLOC_RANGE" >"$DB"
 set_line peers "$PEERS"
 : >/restart.sentinel
 
