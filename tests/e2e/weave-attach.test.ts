@@ -196,6 +196,33 @@ Deno.test("attach-vm --restore: on Weave Net the address stays, whatever its rou
       assertEquals(await addresses(at), known);
     },
   );
+  await t.step(
+    "what the router finds in use, by a process, without knowing whose it is, is the VM's",
+    async () => {
+      const address = first(record).split("/")[0]!;
+      const found = async () => {
+        await router.forget();
+        await router.claim(address, address);
+        assertEquals((await router.owners())[address], first(record));
+      };
+      await found();
+      const problem =
+        `the address ${address} is in use by nobody that is known to Weave Net's router`;
+      assertEquals((await check(host, "web")).problems, [problem]);
+      await host.mustTapkit("attach-vm", "web");
+      assertEquals(await check(host, "web"), { code: 0, problems: [] });
+      await found();
+      await host.sh("ip netns delete tapkit-web");
+      await restored();
+      assertEquals(Object.keys(await router.owners()).length, 2);
+      await found();
+      await host.mustTapkit("attach-vm", "web", "--remove");
+      assertEquals(Object.keys(await router.owners()).includes(address), false);
+      assertEquals((await host.mustTapkit("attach-vm", "web", "--ip", address)).json.map(first), [
+        first(record),
+      ]);
+    },
+  );
   await t.step("one that is a container's by now is told, and the VM gets another", async () => {
     await router.forget();
     await router.allocate("0123456789abcdef");

@@ -94,7 +94,8 @@ export const cni: NetworkDriver = {
     const vmNl = context.vm.find(facts.netns)?.nl;
     const others = (cutOff?.to?.facts.networks ?? []).map(({ attachment }) => attachment);
     const failures: unknown[] = [];
-    for (const { attachment } of facts.networks.toReversed()) {
+    for (const fact of facts.networks.toReversed()) {
+      const { attachment } = fact;
       const failed = await delNetwork(attachment, {
         netnsPath: facts.netns.path,
         hostNl: host.session.nl,
@@ -106,9 +107,12 @@ export const cni: NetworkDriver = {
         ...together === undefined ? {} : { together },
         note: host.note,
       });
-      const isOver = failed.length > 0 && allocatedByWeave(attachment) &&
-        (await import("./weave.ts")).isForgotten(failed, host);
-      if (!isOver) failures.push(...failed);
+      if (allocatedByWeave(attachment) && !remaking) {
+        const { isForgotten, releaseFound } = await import("./weave.ts");
+        await outside(() => releaseFound(fact));
+        if (isForgotten(failed, host)) continue;
+      }
+      failures.push(...failed);
     }
     return failures;
   },

@@ -13,7 +13,7 @@ import { WEAVE_BRIDGE } from "../../weave/host.ts";
 import type { WeaveReport } from "../../weave/report.ts";
 import { claimAddress, ownerAddresses, releaseAddresses } from "../../weave/router.ts";
 import type { Context } from "../layers/layer.ts";
-import type { Attachment, Both } from "../record/attachment.ts";
+import type { Attachment, Both, NetworkFact } from "../record/attachment.ts";
 import { elsewhere } from "../record/elsewhere.ts";
 import { nameOfId, namesBeside } from "../record/ids.ts";
 import { bridgeNames, type HostPaths } from "../record/paths.ts";
@@ -61,7 +61,8 @@ export async function claimWanted(
       // Another range was chosen meanwhile. It gives another address then.
       return;
     }
-    const owned = (await ownerAddresses({ signal })).get(containerId) ?? [];
+    const owners = await ownerAddresses({ signal });
+    const owned = owners.get(containerId) ?? [];
     if (isSame(owned, [cidr])) return;
     // Of two, ADD may give either.
     if (owned.length > 0) await releaseAddresses(containerId, { signal });
@@ -69,6 +70,7 @@ export async function claimWanted(
       undo.push(`the address ${cidr} of Weave Net`, () => releaseAddresses(containerId));
     }
     try {
+      if (had !== undefined) await releaseUnnamed(owners, cidr, signal);
       await claimAddress(containerId, cidr, { signal });
     } catch (error) {
       if (!isRefusal(error)) throw error;
@@ -97,6 +99,7 @@ export async function claimRecorded(host: HostPaths): Promise<string[]> {
     for (const { name, containerId, cidr } of recorded) {
       if (now.get(containerId)?.includes(cidr)) continue;
       try {
+        await releaseUnnamed(now, cidr, signal);
         await claimAddress(containerId, cidr, { signal });
         told.push(name);
       } catch (error) {
@@ -110,6 +113,29 @@ export async function claimRecorded(host: HostPaths): Promise<string[]> {
     }
   }
   return told;
+}
+
+/**
+ * Gives an address back that the router has found in use when it started without its data. It goes by
+ * the address itself there, because the router cannot know whose it is.
+ */
+async function releaseUnnamed(
+  owners: ReadonlyMap<string, readonly string[]>,
+  cidr: string,
+  signal?: AbortSignal,
+): Promise<void> {
+  if (owners.has(addressOf(cidr))) await releaseAddresses(addressOf(cidr), { signal });
+}
+
+/** After DEL: gives back what the router has of a VM under no name. */
+export async function releaseFound({ link }: NetworkFact): Promise<void> {
+  try {
+    const owners = await ownerAddresses({ timeoutMs: GLANCE_MS });
+    for (const { address } of link?.addresses ?? []) await releaseUnnamed(owners, address);
+  } catch (error) {
+    // Then DEL has failed as well, and comes again.
+    if (!(error instanceof WeaveError)) throw error;
+  }
 }
 
 /**
@@ -130,14 +156,18 @@ export async function findForgotten(
   }
   return own.filter(({ containerId, cidr }) => !owners.get(containerId)?.includes(cidr))
     .map(({ cidr }): Difference => {
+      const address = addressOf(cidr);
       const [holder] = [...owners].find(([, cidrs]) => cidrs.includes(cidr)) ?? [];
+      const problem = holder === undefined
+        ? "is free for"
+        : holder === address
+        ? "is in use by nobody that is known to"
+        : `is that of ${holder} for`;
       return {
         layer: "network",
-        object: `the address ${addressOf(cidr)}`,
-        problem: holder === undefined
-          ? "is free for Weave Net's router"
-          : `is that of ${holder} for Weave Net's router`,
-        repair: holder === undefined ? "live" : "none",
+        object: `the address ${address}`,
+        problem: `${problem} Weave Net's router`,
+        repair: holder === undefined || holder === address ? "live" : "none",
       };
     });
 }
@@ -212,7 +242,7 @@ export function usesWeave(host: HostPaths): boolean {
  * address any more.
  */
 export function isForgotten(failures: readonly Error[], { note, binDirs }: HostPaths): boolean {
-  const isGone = !isThere(ROUTER_DATA) &&
+  const isGone = failures.length > 0 && !isThere(ROUTER_DATA) &&
     failures.every((error) =>
       error instanceof CniError && error.plugin === "weave-net" &&
         /connection refused/i.test(error.message) ||
