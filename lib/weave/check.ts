@@ -6,6 +6,7 @@
 
 import { requireEngine } from "../docker/docker.ts";
 import { WeaveError } from "../errors.ts";
+import { addressOf } from "../inet/ip.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { IMAGE, type ImageStart } from "./command.ts";
 import { sortsFirst } from "./conflist.ts";
@@ -86,7 +87,8 @@ async function misallocated(host: WeaveHost): Promise<string[]> {
     return host.attached().flatMap(({ name, id, addresses }) =>
       addresses.filter((address) => holders.get(address) !== id).map((address) => {
         const holder = holders.get(address);
-        const whose = holder === undefined ? "free" : `of ${holder}`;
+        const unnamed = holder === addressOf(address);
+        const whose = holder === undefined ? "free" : unnamed ? "nobody's by name" : `of ${holder}`;
         return `the address ${address} of VM ${JSON.stringify(name)} is ${whose} for the router`;
       })
     );

@@ -6,7 +6,7 @@
 
 import { checkpoint } from "../checkpoint.ts";
 import { type Container, docker, type DockerRun, requireEngine } from "../docker/docker.ts";
-import { describe, TapkitError, WeaveError } from "../errors.ts";
+import { TapkitError } from "../errors.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { getLink } from "../netlink/link.ts";
 import { type Lock, lockFileAsync, lockHolder } from "../sys/flock.ts";
@@ -38,7 +38,7 @@ import { removePolicyRules } from "./policy-rules.ts";
 import { lookAtWeave, waitReady } from "./ready.ts";
 import { takeRouterAway } from "./remove.ts";
 import type { WeaveReport } from "./report.ts";
-import { claimAddress, connect } from "./router.ts";
+import { connect } from "./router.ts";
 import {
   forgetSettings,
   hasData,
@@ -119,7 +119,7 @@ export async function setupWeave(request: WeaveRequest, host: WeaveHost): Promis
     if (report === undefined || awaited.length > 0) {
       throw notReady(request.wait ?? WAIT_SECONDS, awaited, report);
     }
-    await claimAddresses(host);
+    await host.claim();
     const collision = findCollision(report.connections);
     if (collision !== undefined) host.note(`warning: ${collision}`);
     return { ...stateOf(host, wanted, { id, report, ready: true }), changes };
@@ -348,18 +348,4 @@ function notReady(
       ? "see docker logs weave"
       : "run setup-weave on the other hosts, then here again; the container goes on",
   });
-}
-
-/** Where the router has lost its memory, the VMs' addresses are theirs before others get them. */
-async function claimAddresses({ attached, note, signal }: WeaveHost): Promise<void> {
-  for (const { name, id, addresses } of attached()) {
-    for (const address of addresses) {
-      try {
-        await claimAddress(id, address, { signal });
-      } catch (error) {
-        if (!(error instanceof WeaveError)) throw error;
-        note(`warning: VM ${JSON.stringify(name)} cannot keep ${address}: ${describe(error)}`);
-      }
-    }
-  }
 }

@@ -62,6 +62,8 @@ export interface WeaveHost {
   usersOf(network: string): readonly string[];
   /** The VMs on Weave Net. */
   attached(): readonly WeaveVm[];
+  /** Tells the router, which may have lost its data, the addresses of the VMs. */
+  claim(): Promise<void>;
   /** Lets the bridge's traffic pass this host's firewalls. Returns whether that was new. */
   allow(): Promise<boolean>;
   revoke(): Promise<void>;

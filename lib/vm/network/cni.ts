@@ -74,8 +74,8 @@ export const cni: NetworkDriver = {
     if (!await mendBuiltin(context, to)) return "recreate";
     if (!isExecuted(from)) return to;
     if (isOnWeave(from) && context.found.length > 0) {
-      const { tellAgain } = await import("./weave.ts");
-      await tellAgain(context);
+      const { tellForgotten } = await import("./weave.ts");
+      await context.outside(() => tellForgotten(context.host));
     }
     return await (await import("./chains-again.ts")).runAgain(context, from, to);
   },

@@ -87,7 +87,7 @@ export async function claimWanted(
  * @returns the VMs whose addresses it did not know
  * @throws {TapkitError} when it does not answer
  */
-export async function claimRecorded(host: HostPaths): Promise<string[]> {
+async function claimRecorded(host: HostPaths): Promise<string[]> {
   const { signal } = host;
   const owners = await ownerAddresses({ signal });
   const told: string[] = [];
@@ -214,9 +214,9 @@ async function listen(host: Host): Promise<Ipam> {
 }
 
 /** Tells the router the addresses that it has forgotten, where it answers. */
-export async function tellAgain({ host, outside }: Context<Both>): Promise<void> {
+export async function tellForgotten(host: HostPaths): Promise<void> {
   try {
-    noteTold(host, await outside(() => claimRecorded(host)));
+    noteTold(host, await claimRecorded(host));
   } catch (error) {
     if (!(error instanceof WeaveError)) throw error;
   }

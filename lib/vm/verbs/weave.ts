@@ -12,6 +12,7 @@ import { type LeaveOptions, removeWeave as leave } from "../../weave/remove.ts";
 import { lockWeave, printWeave, setupWeave as setup } from "../../weave/setup.ts";
 import type { WeaveHost, WeaveRequest, WeaveState } from "../../weave/types.ts";
 import { installDefaultCni } from "../default-network.ts";
+import { tellForgotten } from "../network/weave.ts";
 import type { NetworkFact } from "../record/attachment.ts";
 import { elsewhere } from "../record/elsewhere.ts";
 import { hostPaths } from "../record/paths.ts";
@@ -97,6 +98,7 @@ function weaveHost(options: HostOptions): WeaveHost {
       }
       return [...vms.values()].map((vm) => ({ ...vm, addresses: [...vm.addresses] }));
     },
+    claim: () => tellForgotten(paths),
     allow: async () => (await allowBridge(WEAVE_BRIDGE, options)).length > 0,
     revoke: () => revokeBridge(WEAVE_BRIDGE, uninterrupted),
     barred: async () => (await checkBridge(WEAVE_BRIDGE, options)).map(sentence),
