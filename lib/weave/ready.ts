@@ -13,7 +13,7 @@ import { lastWords } from "./containers.ts";
 import { type CniDirs, missingFiles } from "./conflist.ts";
 import { WEAVE_BRIDGE } from "./host.ts";
 import type { Peer } from "./peers.ts";
-import type { WeaveReport } from "./report.ts";
+import type { PeerConnection, WeaveReport } from "./report.ts";
 import { report as askRouter } from "./router.ts";
 
 const POLL_MS = 200;
@@ -74,10 +74,15 @@ export function missingPeers(
 ): MissingPeer[] {
   return peers.filter(({ own }) => !own).flatMap(({ peer, address }) => {
     const tried = connections.filter((connection) => connection.peer === address);
-    if (tried.some(({ state }) => state === "established")) return [];
+    if (tried.some(isConnected)) return [];
     const why = tried.find(({ info }) => info !== "")?.info ?? "";
     return [{ peer, why: shortened(why) }];
   });
+}
+
+/** Of two connections to one peer, the second is given up. */
+function isConnected({ state, info }: PeerConnection): boolean {
+  return state === "established" || /^multiple connections to /i.test(info);
 }
 
 /** Weave Net's reason without what repeats the address, and when it tries again. */

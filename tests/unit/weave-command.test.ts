@@ -243,6 +243,11 @@ Deno.test("missingPeers: those that are not connected, with Weave's reason, with
       Connections: [
         { Address: "192.0.2.11:51423", State: "established", Info: "sleeve b(host2)" },
         {
+          Address: "192.0.2.13:6783",
+          State: "failed",
+          Info: "Multiple connections to c added to a",
+        },
+        {
           Address: "192.0.2.12:6783",
           State: "failed",
           Info: "dial tcp4 :0->192.0.2.12:6783: connect: connection refused, retry: 2026-01-01",
@@ -250,7 +255,8 @@ Deno.test("missingPeers: those that are not connected, with Weave's reason, with
       ],
     },
   }))!;
-  const given = ["192.0.2.10", "192.0.2.11", "192.0.2.12:6783", "host4.invalid", "localhost:6783"];
+  const given = ["192.0.2.10", "192.0.2.11", "192.0.2.12:6783", "host4.invalid", "localhost:6783"]
+    .concat("192.0.2.13");
   const peers = await resolvePeers(given, new Set(["192.0.2.10", "127.0.0.1"]));
   assertEquals(
     listPeers(missingPeers(report, peers)),
