@@ -16,6 +16,7 @@ const COMMANDS = [
   "bridge-legacy",
   "install-default-cni",
   "map-port",
+  "serve",
   "serve-dhcp",
   "setup-weave",
 ];

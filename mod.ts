@@ -20,6 +20,8 @@ import type { HealOptions } from "./lib/vm/heal.ts";
 import type { DefaultCniReport } from "./lib/cni/default-network.ts";
 import type { PortMapping } from "./lib/inet/ports.ts";
 import type { InstallOptions } from "./lib/vm/default-network.ts";
+import type { ConnectOptions, ResidentClient } from "./lib/resident/client.ts";
+import type { ResidentOptions } from "./lib/resident/server.ts";
 import type { ServeOptions } from "./lib/vm/dhcp.ts";
 import type {
   Attached,
@@ -67,8 +69,11 @@ export type {
 } from "./lib/vm/types.ts";
 export type { DefaultCniOptions, DefaultCniReport } from "./lib/cni/default-network.ts";
 export type { PeerConnection } from "./lib/weave/report.ts";
+export type { ResidentEvent } from "./lib/resident/events.ts";
 export type { GcOptions, InstallOptions, RemoveOptions, ServeOptions, VmmOptions };
 export type { HealEvent, HealMode, HealOptions } from "./lib/vm/heal.ts";
+export type { RequestOptions, ResidentHealth } from "./lib/resident/client.ts";
+export type { ConnectOptions, ResidentClient, ResidentOptions };
 export type { LeaveOptions, WeaveRequest, WeaveState };
 export { ensureDhcpServer } from "./lib/vm/dhcp-start.ts";
 export { type GuestLease, listLeases } from "./lib/vm/leases.ts";
@@ -114,8 +119,8 @@ export async function attachDockerContainer(
  *
  * @returns whether there was anything to take away
  * @throws {InputError} when the name is malformed
- * @throws {TapkitError} while a VMM of `-- VMM` runs, unless `force`: nothing was touched; else
- * naming everything that could not be taken away: the rest is gone
+ * @throws {ConflictError} while a VMM of `-- VMM` runs, unless `force`: nothing was touched
+ * @throws {TapkitError} naming everything that could not be taken away: the rest is gone
  */
 export async function removeVm(name: string, options: RemoveOptions = {}): Promise<boolean> {
   return await (await import("./lib/vm/verbs/remove.ts")).removeVm(name, options);
@@ -296,6 +301,30 @@ export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
 }
 
 /**
+ * The host's resident: answers DHCP as {@linkcode serveDhcp} does, and takes these same calls as
+ * requests on a Unix socket, until `options.signal` is aborted. Requests that are under way are
+ * undone then.
+ *
+ * @throws {TapkitError} when another process serves already, or answers at the socket
+ */
+export async function serve(options: ResidentOptions = {}): Promise<void> {
+  await (await import("./lib/resident/server.ts")).serve(options);
+}
+
+/**
+ * The same calls through the socket of the host's resident, which needs no rights but those to open
+ * it. Dispose of it after the last call.
+ *
+ * ```ts
+ * using resident = await connect();
+ * const { record } = await resident.attachVm({ name: "web" });
+ * ```
+ */
+export async function connect(options: ConnectOptions = {}): Promise<ResidentClient> {
+  return new (await import("./lib/resident/client.ts")).ResidentClient(options);
+}
+
+/**
  * Starts Weave Net's router on this host, or changes the one that runs, and waits until it gives out
  * addresses: VMs that are attached then are on one network with those of its peers.
  *
@@ -339,6 +368,7 @@ export async function removeWeave(options: HostOptions & LeaveOptions = {}): Pro
 // The other errors that it throws.
 export { AddressHeldError, CniError } from "./lib/cni/types.ts";
 export {
+  ConflictError,
   DockerError,
   LimitsError,
   NftablesError,

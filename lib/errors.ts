@@ -31,6 +31,11 @@ export class InputError extends TapkitError {
   override readonly name: string = "InputError";
 }
 
+/** What is attached or runs stands in the way. Nothing was touched. */
+export class ConflictError extends TapkitError {
+  override readonly name: string = "ConflictError";
+}
+
 /** A signal interrupted the call; what was begun is undone. Scripts exit 128+n. */
 export class InterruptedError extends TapkitError {
   override readonly name: string = "InterruptedError";

@@ -31,6 +31,10 @@ const SCRIPTS: Readonly<Record<string, { does: string; load: () => Promise<{ mai
     does: "connect this host's VMs to those of other hosts by Weave Net",
     load: () => import("./setup-weave.ts"),
   },
+  "serve": {
+    does: "answer DHCP for every attached VM, and take requests on a socket",
+    load: () => import("./serve.ts"),
+  },
   "serve-dhcp": {
     does: "answer DHCP for every attached VM",
     load: () => import("./serve-dhcp.ts"),

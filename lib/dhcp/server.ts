@@ -107,6 +107,8 @@ export class DhcpServer implements Disposable {
   #lookDelay = FIRST_LOOK;
   #lookTime = 0;
   readonly #frame = new Uint8Array(FRAME_SIZE);
+  /** The counters of the TAPs that were closed. */
+  readonly #closed = newCounters();
 
   constructor(options: DhcpServerOptions = {}) {
     this.#options = options;
@@ -115,6 +117,13 @@ export class DhcpServer implements Disposable {
   /** The counters of each TAP since it was opened, by key. */
   get counters(): ReadonlyMap<string, DhcpCounters> {
     return new Map([...this.#stations].map(([key, { counters }]) => [key, { ...counters }]));
+  }
+
+  /** The counters of all TAPs together since the server began, of closed ones too. */
+  get totals(): DhcpCounters {
+    const totals = { ...this.#closed };
+    for (const { counters } of this.#stations.values()) addCounters(totals, counters);
+    return totals;
   }
 
   /** Why a wanted TAP is not open, by key. The next {@linkcode sync} tries again. */
@@ -169,6 +178,7 @@ export class DhcpServer implements Disposable {
 
   #close(station: Station): void {
     this.#stations.delete(station.tap.key);
+    addCounters(this.#closed, station.counters);
     this.#byFd.delete(station.socket.fd);
     this.#down.delete(station);
     this.#epoll.remove(station.socket.fd);
@@ -291,19 +301,27 @@ function openStation(tap: DhcpTap): Station {
       inode,
       guest: JSON.stringify(tap.guest),
       lease,
-      counters: {
-        received: 0,
-        malformed: 0,
-        ignored: 0,
-        offered: 0,
-        acked: 0,
-        naked: 0,
-        declined: 0,
-        released: 0,
-        unsent: 0,
-      },
+      counters: newCounters(),
     };
   });
+}
+
+function newCounters(): Mutable<DhcpCounters> {
+  return {
+    received: 0,
+    malformed: 0,
+    ignored: 0,
+    offered: 0,
+    acked: 0,
+    naked: 0,
+    declined: 0,
+    released: 0,
+    unsent: 0,
+  };
+}
+
+function addCounters(to: Mutable<DhcpCounters>, from: DhcpCounters): void {
+  for (const name of Object.keys(from) as (keyof DhcpCounters)[]) to[name] += from[name];
 }
 
 function inodeOf(path: string): number | null {

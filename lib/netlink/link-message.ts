@@ -18,6 +18,7 @@ export const IFLA = {
   PROTINFO: 12,
   LINKINFO: 18,
   IFALIAS: 20,
+  STATS64: 23,
   GROUP: 27,
   NET_NS_FD: 28,
   LINK_NETNSID: 37,
@@ -235,6 +236,39 @@ export function decodeLink(payload: Uint8Array): Link {
     else if (type === IFLA.LINKINFO) decodeLinkInfo(link, value);
   }
   return link;
+}
+
+/** The size of `struct ifinfomsg` (linux/rtnetlink.h). */
+const IFINFOMSG_SIZE = 16;
+
+/** What passed a link. Of a TAP, what is received comes from the guest. */
+export interface LinkCounters {
+  readonly rxPackets: number;
+  readonly txPackets: number;
+  readonly rxBytes: number;
+  readonly txBytes: number;
+  readonly rxDropped: number;
+  readonly txDropped: number;
+}
+
+/** Reads the first fields of `struct rtnl_link_stats64` (linux/if_link.h); undefined without them. */
+export function decodeCounters(payload: Uint8Array): LinkCounters | undefined {
+  const decoder = new Decoder(payload).skip(IFINFOMSG_SIZE);
+  for (const { type, value } of decoder.attributes()) {
+    if (type !== IFLA.STATS64) continue;
+    const bytes = value.asBytes();
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    const field = (index: number) => Number(view.getBigUint64(8 * index, true));
+    return {
+      rxPackets: field(0),
+      txPackets: field(1),
+      rxBytes: field(2),
+      txBytes: field(3),
+      rxDropped: field(6),
+      txDropped: field(7),
+    };
+  }
+  return undefined;
 }
 
 function decodeLinkInfo(link: Mutable<Link>, info: Decoder): void {

@@ -10,17 +10,25 @@ import { NetlinkError, type Subject } from "./errors.ts";
 import {
   type BridgeOptions,
   type BridgePortOptions,
+  decodeCounters,
   decodeLink,
   encodeBridgePort,
   encodeLink,
   encodeLinkFilter,
   type Link,
+  type LinkCounters,
   type LinkRequest,
   type VethPeer,
 } from "./link-message.ts";
 import { NLM_F, RTM } from "./message.ts";
 
-export type { BridgeOptions, BridgePortOptions, Link, VethPeer } from "./link-message.ts";
+export type {
+  BridgeOptions,
+  BridgePortOptions,
+  Link,
+  LinkCounters,
+  VethPeer,
+} from "./link-message.ts";
 
 /** `IFNAMSIZ`, including the final NUL (linux/if.h). */
 const IFNAMSIZ = 16;
@@ -85,6 +93,24 @@ export function getLink(nl: NetlinkConnection, key: LinkKey): Link | undefined {
     () => nl.query(RTM.GETLINK, payload, { action: "read", object }),
   );
   return found && decodeLink(found.payload);
+}
+
+/**
+ * What passed a link; undefined if no link has that name or index.
+ *
+ * Equivalent to: `ip -s link show NAME`
+ */
+export function getLinkCounters(nl: NetlinkConnection, key: LinkKey): LinkCounters | undefined {
+  if (!canExist(key)) return undefined;
+  const subject = {
+    action: "read",
+    object: `the counters of ${typeof key === "string" ? `link "${key}"` : `link ${key}`}`,
+  };
+  const found = tolerate(
+    ["ENODEV"],
+    () => nl.query(RTM.GETLINK, encodeLink(byKey(key)), subject),
+  );
+  return found && decodeCounters(found.payload);
 }
 
 /**

@@ -34,6 +34,32 @@ export interface ServeOptions extends HostOptions {
   readonly signal?: AbortSignal;
 }
 
+/** The DHCP server, for what runs beside it. */
+export interface DhcpState {
+  /** What it did, over all TAPs. */
+  readonly totals: DhcpServer["totals"];
+  /** Why TAPs cannot be served, by `"web/eth0"`. */
+  readonly errors: DhcpServer["errors"];
+  /** Ends the server if it is to end when idle, and nothing keeps it any more. */
+  readonly endIfIdle: () => void;
+}
+
+/** What a process does beside answering DHCP, for as long as it is the one that does. */
+export interface Beside {
+  /** Begins. What it returns is disposed of before another process may answer. */
+  readonly start: (dhcp: DhcpState) => AsyncDisposable | Promise<AsyncDisposable>;
+  /** Whether it keeps a server that is to end when idle. */
+  readonly isBusy?: () => boolean;
+  /** Called with `"web/eth0"` when a guest was given its address. */
+  readonly onLease?: (key: string) => void;
+  /**
+   * Called when records changed.
+   *
+   * @param names the VMs that the list is complete for; absent if it is for all
+   */
+  readonly onRecords?: (attachments: readonly Attachment[], names?: ReadonlySet<string>) => void;
+}
+
 /**
  * Answers DHCP on the TAPs of all attached VMs, and watches for VMs that are attached and removed.
  *
@@ -41,7 +67,10 @@ export interface ServeOptions extends HostOptions {
  *
  * @throws {TapkitError} when another process serves this host, unless `exitWhenIdle`
  */
-export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
+export async function serveDhcp(
+  options: ServeOptions = {},
+  beside: Beside = NOTHING,
+): Promise<void> {
   const host = hostPaths(options);
   const { exitWhenIdle = false, signal } = options;
   try {
@@ -55,12 +84,14 @@ export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
         });
       }
       signDhcpServer(host);
-      await serveUntilDone(host, exitWhenIdle, signal);
+      await serveUntilDone(host, { exitWhenIdle, signal }, beside);
     } while (signal?.aborted !== true && recordNames(host).length > 0);
   } finally {
     tidyState(host);
   }
 }
+
+const NOTHING: Beside = { start: () => ({ [Symbol.asyncDispose]: async () => {} }) };
 
 /** A process that checks whether a server runs holds the lock for a moment. */
 async function lockSoon(host: HostPaths): Promise<Lock | undefined> {
@@ -77,8 +108,8 @@ const LOCK_DELAY_MS = 20;
 
 async function serveUntilDone(
   host: HostPaths,
-  exitWhenIdle: boolean,
-  signal: AbortSignal | undefined,
+  { exitWhenIdle, signal }: { exitWhenIdle: boolean; signal: AbortSignal | undefined },
+  beside: Beside,
 ): Promise<void> {
   const resolvers = new HostResolvers();
   const taps = (attachments: readonly Attachment[]) =>
@@ -87,15 +118,19 @@ async function serveUntilDone(
     if (resolvers.refresh()) server.sync(taps(readVms(host)));
   };
   using book = new LeaseBook(host);
-  const onLease = (key: string) => book.enter(key);
+  const onLease = (key: string) => {
+    book.enter(key);
+    beside.onLease?.(key);
+  };
   using server = new DhcpServer({ note: host.note, beforeAnswer, onLease });
   using inotify = new Inotify();
   const idle = new AbortController();
   let watched: number | undefined;
+  const isIdle = () => exitWhenIdle && beside.isBusy?.() !== true && recordNames(host).length === 0;
   const follow = () => {
     const files = inotify.drain();
     let changed = files && new Set(namesOfRecords(files));
-    if (exitWhenIdle && recordNames(host).length === 0) return idle.abort();
+    if (isIdle()) return idle.abort();
     // The directory is deleted with the last VM, and its watch with it.
     const events = InotifyEvent.MOVED_TO | InotifyEvent.DELETE;
     const watch = inRecordsDir(host, (directory) => inotify.watch(directory, events));
@@ -103,12 +138,26 @@ async function serveUntilDone(
     watched = watch;
     const names = new Set(recordNames(host));
     book.keep((key) => names.has(vmOfTag(key)));
-    if (changed === undefined) return server.sync(taps(readVms(host)));
+    if (changed === undefined) {
+      const records = readVms(host);
+      beside.onRecords?.(records);
+      return server.sync(taps(records));
+    }
     // Reading all records at each change would take longer with every VM.
     for (const key of server.errors.keys()) changed.add(vmOfTag(key));
     const records = readVms(host, [...changed]);
+    beside.onRecords?.(records, changed);
     server.sync(taps(records), (key) => changed.has(vmOfTag(key)));
   };
+  await using _beside = await beside.start({
+    get totals() {
+      return server.totals;
+    },
+    get errors() {
+      return server.errors;
+    },
+    endIfIdle: () => isIdle() && idle.abort(),
+  });
   server.watch(inotify.fd, follow);
   follow();
   const signals = signal === undefined ? [idle.signal] : [idle.signal, signal];

@@ -49,6 +49,7 @@ Deno.test("install.ts: installs commands that run, twice the same, and removes t
       `${prefix}/bin/bridge-legacy`,
       `${prefix}/bin/install-default-cni`,
       `${prefix}/bin/map-port`,
+      `${prefix}/bin/serve`,
       `${prefix}/bin/serve-dhcp`,
       `${prefix}/bin/setup-weave`,
       `${units}/tapkit-dhcp.service`,

@@ -20,6 +20,7 @@ const NAMES = [
   "attach-vm",
   "install-default-cni",
   "map-port",
+  "serve",
   "serve-dhcp",
   "setup-weave",
   "tapkit",

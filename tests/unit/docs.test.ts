@@ -10,6 +10,7 @@ const COMMANDS = [
   "attach-vm",
   "map-port",
   "install-default-cni",
+  "serve",
   "serve-dhcp",
   "setup-weave",
   "tapkit",

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { TapkitError } from "../../errors.ts";
+import { ConflictError } from "../../errors.ts";
 import type { FirewallKind } from "../../firewall/store.ts";
 import { addressOf, asPrefix } from "../../inet/ip.ts";
 import { formatMac, parseMac } from "../../inet/mac.ts";
@@ -66,13 +66,13 @@ export function specOf(request: AttachRequest, id: Identity, firewall: FirewallK
 /**
  * The spec of an attached VM. Absent fields of the request keep their recorded values.
  *
- * @throws {TapkitError} when the request changes a field that cannot change while the VM may run
+ * @throws {ConflictError} when the request changes a field that cannot change while the VM may run
  * @throws {InputError} for policies that exclude each other
  */
 export function mergeSpec(have: Both, request: AttachRequest): Spec {
   const changed = changedIdentity(have, request);
   if (changed !== undefined) {
-    throw new TapkitError(`its ${changed} cannot be changed while it is attached`, {
+    throw new ConflictError(`its ${changed} cannot be changed while it is attached`, {
       mend: `run attach-vm ${request.name} --remove first`,
     });
   }

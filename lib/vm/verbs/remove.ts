@@ -4,7 +4,7 @@
  * @module
  */
 
-import { TapkitError } from "../../errors.ts";
+import { ConflictError, TapkitError } from "../../errors.ts";
 import { inTurns } from "../../turns.ts";
 import type { Attachment } from "../record/attachment.ts";
 import { holderElsewhere } from "../record/elsewhere.ts";
@@ -28,8 +28,8 @@ export interface RemoveOptions extends HostOptions {
  *
  * @returns whether there was anything to take away
  * @throws {InputError} when the name is malformed
- * @throws {TapkitError} while a VMM of `-- VMM` runs, unless `force`: nothing was touched; else
- * naming everything that could not be taken away: the rest is gone
+ * @throws {ConflictError} while a VMM of `-- VMM` runs, unless `force`: nothing was touched
+ * @throws {TapkitError} naming everything that could not be taken away: the rest is gone
  */
 export async function removeVm(name: string, options: RemoveOptions = {}): Promise<boolean> {
   return await changingVm(name, options, async (work) => {
@@ -74,7 +74,7 @@ export async function removeRun(name: string, run: string, options: HostOptions)
 
 function refuseRunning(name: string, running: { readonly pid?: number } | undefined): void {
   if (running === undefined) return;
-  throw new TapkitError(`it is running${pidInWords(running.pid)}, by attach-vm ${name} -- …`, {
+  throw new ConflictError(`it is running${pidInWords(running.pid)}, by attach-vm ${name} -- …`, {
     mend: "end that, and it is removed; or use --force, which leaves it without a network",
   });
 }

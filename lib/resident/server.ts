@@ -1,0 +1,243 @@
+/**
+ * The resident: one process a host, which answers the guests' DHCP and takes requests on a Unix
+ * socket.
+ *
+ * @module
+ */
+
+import deno from "../../deno.json" with { type: "json" };
+import { describe } from "../errors.ts";
+import { type Beside, type DhcpState, serveDhcp, type ServeOptions } from "../vm/dhcp.ts";
+import { hostPaths } from "../vm/record/paths.ts";
+import { validateAttach } from "../vm/request.ts";
+import type { AttachRequest } from "../vm/types.ts";
+import { bodyType, loadValidation, type Operation, route, type Validate } from "./api.ts";
+import { Events } from "./events.ts";
+import { type Call, HANDLERS, type Reply, type Resident } from "./handlers.ts";
+import { errorResponse, failureOf, HttpError, parseJson, readBody } from "./http.ts";
+import { clientGone, jsonLines, paced, piecesOf } from "./lines.ts";
+import { Metrics } from "./metrics.ts";
+import { DEFAULT_SOCKET, SocketFile } from "./socket.ts";
+import { Turns } from "./turns.ts";
+
+/** How to serve. */
+export interface ResidentOptions extends ServeOptions {
+  /** The path of the socket: `/run/tapkit/tapkit.sock`; `"none"` for DHCP alone. */
+  readonly socket?: string | undefined;
+  /** How long a body may take to arrive, and an answer to be read, in seconds: 30. */
+  readonly clientTimeout?: number;
+}
+
+const CLIENT_TIMEOUT = 30;
+/** How long answers that are ready may take to be read when the process ends. */
+const FAREWELL_MS = 1000;
+/** What a socket's buffer holds in any case; a client that does not read more is noticed. */
+const SMALL = 64 * 1024;
+
+/**
+ * Answers DHCP as {@linkcode serveDhcp} does, and takes requests on the socket, until `signal` is
+ * aborted: then requests that are under way are undone. With `exitWhenIdle` it ends when no VM is
+ * attached and no request is under way.
+ *
+ * @throws {TapkitError} when another process serves this host, or answers at the socket
+ */
+export async function serve(options: ResidentOptions = {}): Promise<void> {
+  const { socket = DEFAULT_SOCKET, clientTimeout = CLIENT_TIMEOUT, ...rest } = options;
+  if (socket === "none") return await serveDhcp(rest);
+  const validate = await loadValidation();
+  const { exitWhenIdle: _, signal: __, note = () => {}, ...hostOptions } = rest;
+  const requests = new Requests(hostOptions, note, clientTimeout * 1000, validate);
+  const beside: Beside = {
+    start: (dhcp) => requests.start(dhcp, socket),
+    isBusy: () => requests.underWay > 0,
+    onRecords: (attachments, names) => requests.events.follow(attachments, names),
+    onLease: (key) => {
+      const [vm = "", name = ""] = key.split("/");
+      requests.events.tell({ event: "lease", vm, interface: name });
+    },
+  };
+  const tell = (text: string) => {
+    note(text);
+    requests.events.tell({ event: "problem", message: text });
+  };
+  await serveDhcp({ ...rest, note: tell }, beside);
+}
+
+/** Takes requests. */
+class Requests {
+  readonly events = new Events();
+  readonly #note: (text: string) => void;
+  readonly #timeoutMs: number;
+  readonly #validate: Validate;
+  readonly #shared: Omit<Resident, "dhcp">;
+  readonly #underWay = new Set<Promise<void>>();
+
+  constructor(
+    options: Resident["options"],
+    note: (text: string) => void,
+    timeoutMs: number,
+    validate: Validate,
+  ) {
+    this.#note = note;
+    this.#timeoutMs = timeoutMs;
+    this.#validate = validate;
+    this.#shared = {
+      options,
+      host: hostPaths({ ...options, note }),
+      version: deno.version,
+      begun: performance.now(),
+      turns: new Turns(),
+      events: this.events,
+      metrics: new Metrics(),
+    };
+  }
+
+  /** How many requests are under way, those who listen to events left out. */
+  get underWay(): number {
+    return this.#underWay.size;
+  }
+
+  /** Listens until the result is disposed of. */
+  async start(dhcp: DhcpState, path: string): Promise<AsyncDisposable> {
+    const file = await SocketFile.take(path);
+    const stop = new AbortController();
+    try {
+      const server = file.bind(() =>
+        Deno.serve({
+          path: file.path,
+          onListen: () => this.#note(`takes requests at ${file.path}`),
+          onError: (error) => errorResponse(error, undefined),
+        }, (request) => this.#answer(request, dhcp, stop.signal))
+      );
+      return {
+        [Symbol.asyncDispose]: async () => {
+          stop.abort(new HttpError(503, "the resident ends", { mend: "send the request again" }));
+          file[Symbol.dispose]();
+          const ended = server.shutdown();
+          // What is being undone is waited for, however long that takes.
+          while (this.#underWay.size > 0) await Promise.all(this.#underWay);
+          const farewell = Promise.withResolvers<void>();
+          const timer = setTimeout(farewell.resolve, FAREWELL_MS);
+          await Promise.race([ended, farewell.promise]);
+          clearTimeout(timer);
+        },
+      };
+    } catch (error) {
+      file[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  async #answer(request: Request, dhcp: DhcpState, stop: AbortSignal): Promise<Response> {
+    const begun = performance.now();
+    const gone = new AbortController();
+    request.signal.addEventListener("abort", () => gone.abort(clientGone()), { once: true });
+    const signal = AbortSignal.any([gone.signal, stop]);
+    const { promise: over, resolve: end } = Promise.withResolvers<void>();
+    const label = { operation: "request", object: undefined as string | undefined };
+    const done = (status: number, error?: unknown) => {
+      this.#shared.metrics.count("requests", { operation: label.operation, status });
+      if (error !== undefined) this.#tellError(label, status, error);
+      else if (!QUIET.has(label.operation)) {
+        const ms = Math.round(performance.now() - begun);
+        this.#note(`${nameOf(label)}: done in ${ms} ms`);
+      }
+      this.#underWay.delete(over);
+      end();
+      // The server ends only between requests.
+      if (this.#underWay.size === 0) setTimeout(dhcp.endIfIdle);
+    };
+    this.#underWay.add(over);
+    try {
+      signal.throwIfAborted();
+      const { operation, params, query } = route(request.method, request.url);
+      label.operation = operation.id;
+      label.object = params.name ?? params.address;
+      const body = await this.#body(request, operation, signal);
+      label.object ??= (body as { name?: string } | undefined)?.name;
+      const reply = await HANDLERS[operation.id]!(
+        {
+          ...this.#shared,
+          dhcp,
+          params,
+          query,
+          body,
+          signal,
+          note: (text) => this.#note(`${nameOf(label)}: ${text}`),
+        } satisfies Call,
+      );
+      if (operation.id === "events") this.#underWay.delete(over);
+      return this.#send(reply, (reason) => gone.abort(reason), () => done(200));
+    } catch (error) {
+      const response = errorResponse(error, label.object);
+      done(response.status, error);
+      return response;
+    }
+  }
+
+  /** A validated body; of JSON Lines, a list. */
+  async #body(request: Request, operation: Operation, signal: AbortSignal): Promise<unknown> {
+    if (operation.types.length === 0) return undefined;
+    const type = bodyType(operation, request.headers.get("content-type"));
+    const text = await readBody(request, type, { timeoutMs: this.#timeoutMs, signal });
+    if (type === "application/json") {
+      const body = parseJson(text, "the body");
+      this.#validate(operation, type, body, "the body");
+      return body;
+    }
+    return text.split("\n").flatMap((line, index) => {
+      if (line.trim() === "") return [];
+      const where = `line ${index + 1}`;
+      const body = parseJson(line, where);
+      this.#validate(operation, type, body, where);
+      validateAttach(body as AttachRequest);
+      return [body];
+    });
+  }
+
+  #send(reply: Reply, abort: (reason: Error) => void, onEnd: () => void): Response {
+    const options = { stallMs: this.#timeoutMs, abort, onEnd };
+    if ("lines" in reply) {
+      const headers = { "content-type": "application/jsonl" };
+      return new Response(paced(jsonLines(reply.lines), options), { headers });
+    }
+    const [text, type] = "json" in reply
+      ? [JSON.stringify(reply.json), "application/json"]
+      : [reply.text, "text/plain; version=0.0.4; charset=utf-8"];
+    const headers = { "content-type": type };
+    if (text.length > SMALL) return new Response(paced(piecesOf(text), options), { headers });
+    onEnd();
+    return new Response(text, { headers });
+  }
+
+  #tellError(label: Label, status: number, error: unknown): void {
+    this.#shared.metrics.count("errors", { class: failureOf(error).class });
+    this.#note(`${nameOf(label)}: ${status}: ${describe(error)}`);
+    if (status !== 500) return;
+    const { object: vm } = label;
+    this.events.tell({ event: "problem", ...vm && { vm }, message: describe(error) });
+  }
+}
+
+interface Label {
+  readonly operation: string;
+  readonly object: string | undefined;
+}
+
+function nameOf({ operation, object }: Label): string {
+  return object === undefined ? operation : `${operation} ${JSON.stringify(object)}`;
+}
+
+/** Operations that only look, and are not logged when they succeed. */
+const QUIET = new Set([
+  "listVms",
+  "getVm",
+  "checkVm",
+  "listPorts",
+  "listVmPorts",
+  "listAddressPorts",
+  "events",
+  "health",
+  "openapi",
+  "metrics",
+]);

@@ -1,0 +1,69 @@
+/**
+ * Requests that change the host, one after the other.
+ *
+ * @module
+ */
+
+import { HttpError } from "./http.ts";
+
+/** How many may wait for their turn. */
+const MOST_WAITING = 1000;
+/** How many may be under way, all but one of which wait for programs of others. */
+const MOST_UNDER_WAY = 64;
+
+/**
+ * Turns of requests: the next one begins when the one before has ended, or says that it waits for a
+ * program of others. Without them each would wait for the host's lock, in a thread of its own.
+ */
+export class Turns {
+  #last: Promise<void> = Promise.resolve();
+  #waiting = 0;
+  readonly #underway = new Set<Promise<unknown>>();
+
+  /**
+   * Does `act` when it is its turn.
+   *
+   * @param act gets a function to call when it holds nothing that the others need
+   * @throws {HttpError} 503 when too many wait; the signal's reason when it is aborted before the turn
+   */
+  async take<T>(signal: AbortSignal, act: (waits: () => void) => Promise<T>): Promise<T> {
+    if (this.#waiting >= MOST_WAITING) {
+      throw new HttpError(503, `${MOST_WAITING} requests are waiting already`, {
+        mend: "send it again later; nothing was touched",
+      });
+    }
+    const before = this.#last;
+    const { promise: turn, resolve: waits } = Promise.withResolvers<void>();
+    this.#last = before.then(() => turn);
+    try {
+      this.#waiting++;
+      try {
+        await aborted(before, signal);
+        while (this.#underway.size >= MOST_UNDER_WAY) {
+          await aborted(Promise.race(this.#underway), signal);
+        }
+      } finally {
+        this.#waiting--;
+      }
+      const work = act(waits);
+      const ended = work.then(() => {}, () => {}).finally(() => this.#underway.delete(ended));
+      this.#underway.add(ended);
+      return await work;
+    } finally {
+      waits();
+    }
+  }
+}
+
+/** Waits for a promise, or throws the reason of the signal. */
+async function aborted(promise: Promise<unknown>, signal: AbortSignal): Promise<void> {
+  signal.throwIfAborted();
+  const { promise: raised, reject } = Promise.withResolvers<never>();
+  const listener = () => reject(signal.reason);
+  signal.addEventListener("abort", listener);
+  try {
+    await Promise.race([promise, raised]);
+  } finally {
+    signal.removeEventListener("abort", listener);
+  }
+}

@@ -1,0 +1,121 @@
+/** The resident's beginning and end: its socket, signals, clients that go away, and death. */
+
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { Host } from "../support/host.ts";
+import { eventually } from "../support/machine.ts";
+import { postLines, ResidentServer } from "../support/resident.ts";
+
+const SOCKET = "/run/tapkit/tapkit.sock";
+
+/** A network whose plugin takes very long to add anything. */
+async function slowHost(): Promise<Host> {
+  const host = await Host.create();
+  const plugins = [{ type: "slow" }];
+  const network = { cniVersion: "1.0.0", name: "slow", plugins };
+  await host.writeFile("/etc/cni/net.d/20-slow.conflist", JSON.stringify(network));
+  await host.writeFile(
+    "/opt/cni/bin/slow",
+    `#!/bin/sh
+    [ $CNI_COMMAND = ADD ] || exit 0
+    touch /run/at-add
+    sleep 777 & wait`,
+    0o755,
+  );
+  return host;
+}
+
+/** Waits until the plugin is at work. */
+async function atWork(host: Host): Promise<void> {
+  await eventually(
+    10_000,
+    "the plugin is at work",
+    async () => (await host.run("test", ["-e", "/run/at-add"])).code === 0,
+  );
+}
+
+Deno.test("serve: one process at a socket; what a killed one left is replaced", async () => {
+  await using host = await Host.create();
+  await using first = await ResidentServer.start(host);
+  assertEquals(
+    await host.sh(`stat -c '%a %F' ${SOCKET} /run/tapkit`),
+    "600 socket\n755 directory\n",
+  );
+  const second = await host.tapkit("serve");
+  assertEquals(second.code, 1);
+  assertMatch(second.stderr, /^serve: another process answers DHCP for/);
+  const elsewhere = await host.tapkit("serve", "--state-dir", "/var/lib/other");
+  assertEquals(elsewhere.code, 1);
+  assertMatch(elsewhere.stderr, /^serve: another process answers at \/run\/tapkit\/tapkit.sock/);
+  await first.end("SIGKILL");
+  assertEquals((await host.run("test", ["-S", SOCKET])).code, 0);
+  await using third = await ResidentServer.start(host);
+  assertEquals((await third.ask("GET", "/v1/health")).status, 200);
+  assertEquals((await third.end("SIGINT")).code, 0);
+  assertEquals((await host.run("test", ["-e", "/run/tapkit"])).code, 1);
+  await host.writeFile("/run/file", "mine");
+  const file = await host.tapkit("serve", "--socket", "/run/file");
+  assertEquals([file.code, await host.readFile("/run/file")], [1, "mine"]);
+});
+
+Deno.test("serve --exit-when-idle: ends after the last VM, when its request is answered", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  const before = await host.snapshot();
+  await host.mustTapkit("attach-vm", "web");
+  await host.awaitDhcp();
+  await host.must("pkill", ["-f", "--", "--exit-when-idle"]);
+  await host.sh("while pgrep -f -- [-]-exit-when-idle >/dev/null; do sleep 0.02; done");
+  await using server = await ResidentServer.start(host, { args: ["--exit-when-idle"] });
+  await server.client.attachVm({ name: "api" });
+  assertEquals(await server.client.removeVm("web"), true);
+  assertEquals((await server.client.health()).vms, 1);
+  assertEquals(await server.client.removeVm("api"), true);
+  assertEquals((await server.process.status).code, 0);
+  await host.assertRestored(before);
+});
+
+Deno.test("serve: SIGTERM undoes what is under way, which is answered; then the socket goes", async () => {
+  await using host = await slowHost();
+  const before = await host.snapshot();
+  await using server = await ResidentServer.start(host);
+  const one = server.ask("POST", "/v1/vms", { name: "web" });
+  await atWork(host);
+  const many = await server.raw(postLines(["a", "b"]));
+  // Then it has been taken.
+  await server.client.health();
+  const ended = server.end();
+  const answer = await one;
+  assertEquals([answer.status, answer.json.error.message], [503, "the resident ends"]);
+  const text = await new Response(many.readable).text();
+  const lines = text.split("\n").filter((line) => line.startsWith("{"))
+    .map((line) => JSON.parse(line));
+  assert(lines.every(({ error }) => error.class === "TapkitError"), JSON.stringify(lines));
+  assertEquals(lines.map(({ name }) => name).toSorted(), ["a", "b"]);
+  assertEquals((await ended).code, 0);
+  await host.must("rm", ["-rf", "/var/lib/tapkit", "/run/at-add"]);
+  await host.assertRestored(before);
+});
+
+Deno.test("serve: a client that goes away interrupts its request; other clients are served meanwhile", async () => {
+  await using host = await slowHost();
+  await using server = await ResidentServer.start(host);
+  const before = await host.snapshot();
+  const gone = new AbortController();
+  const attaching = server.client.attachVm({ name: "web" }, { signal: gone.signal });
+  attaching.catch(() => {});
+  await atWork(host);
+  assertEquals((await server.client.listVms()).length, 0);
+  const plugin = "pgrep -f '[s]leep 777'";
+  assertEquals((await host.run("sh", ["-c", plugin])).code, 0);
+  gone.abort(new Error("enough"));
+  await assertRejects(() => attaching, Error, "enough");
+  await host.sh(`while ${plugin} >/dev/null; do sleep 0.02; done; rm /run/at-add`);
+  await host.assertRestored(before);
+  // Of many, those that have not begun do not begin.
+  const many = await server.raw(postLines(["vm0", "vm1", "vm2"]));
+  await atWork(host);
+  many.close();
+  await host.sh(`while ${plugin} >/dev/null; do sleep 0.02; done; rm /run/at-add`);
+  await host.assertRestored(before);
+  assertEquals((await server.end()).code, 0);
+});
