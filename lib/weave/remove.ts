@@ -4,7 +4,7 @@
  * @module
  */
 
-import { docker, type DockerRun, requireEngine } from "../docker/docker.ts";
+import { docker, requireEngine } from "../docker/docker.ts";
 import { asError, describe, DockerError, TapkitError, WeaveError } from "../errors.ts";
 import { isThere } from "../files.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
@@ -105,9 +105,10 @@ export async function takeRouterAway(dirs: CniDirs, image: string = IMAGE): Prom
   removeFiles(dirs);
 }
 
-async function removeContainer(name: string, run: DockerRun = {}): Promise<void> {
+/** Removes a container. One that is not there is fine. */
+export async function removeContainer(name: string): Promise<void> {
   try {
-    await docker(["rm", "-f", name], run);
+    await docker(["rm", "-f", name]);
   } catch (error) {
     if (!(error instanceof DockerError && /no such/i.test(error.stderr))) throw error;
   }

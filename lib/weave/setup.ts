@@ -36,7 +36,7 @@ import type { Peer } from "./peers.ts";
 import { launchOf, readRequest, type Wanted, wantedOf } from "./plan.ts";
 import { removePolicyRules } from "./policy-rules.ts";
 import { lookAtWeave, waitReady } from "./ready.ts";
-import { takeRouterAway } from "./remove.ts";
+import { removeContainer, takeRouterAway } from "./remove.ts";
 import type { WeaveReport } from "./report.ts";
 import { connect } from "./router.ts";
 import {
@@ -87,7 +87,7 @@ export async function setupWeave(request: WeaveRequest, host: WeaveHost): Promis
     keepSettings(wanted, replaced, undo);
     changes.push(...ensureXtablesLock(undo).map((path) => `created ${path}`));
     undo.push("the bridge's way past other firewalls", async () => {
-      if (found.container === undefined) await host.revoke();
+      if (found.container === undefined && vms.length === 0) await host.revoke();
     });
     if (await host.allow()) changes.push("let the bridge's traffic pass other firewalls");
     if (replaced !== undefined) {
@@ -218,7 +218,8 @@ function refuseUnderVms(
   if (vms.length === 0) return;
   const names = vms.map((name) => `VM ${JSON.stringify(name)}`).join(", ");
   const mend = `run attach-vm ${vms.join(" ")} --remove first`;
-  const range = container && rangeOf(container);
+  const before = readSettings();
+  const range = container ? rangeOf(container) : before && (before.range ?? DEFAULT_RANGE);
   const wanted = launch.range ?? DEFAULT_RANGE;
   if (range !== undefined && range !== wanted) {
     throw new TapkitError(
@@ -282,7 +283,11 @@ async function startRouter(
     return [`started the container ${nameOf(container)}`];
   }
   if (container === undefined) {
-    undo.push("Weave Net's router", () => takeRouterAway(host.dirs));
+    // A bridge that is there outlived its router: VMs may be on it.
+    const kept = bridgeMtu(nl) !== undefined;
+    undo.push("Weave Net's router", () => {
+      return kept ? removeContainer(CONTAINER) : takeRouterAway(host.dirs);
+    });
   } else {
     host.note(`the container ${nameOf(container)} ${reasons.join(", ")}: it is replaced`);
     await setAside(container, undo, signal);
@@ -309,7 +314,7 @@ async function setAside(
 ): Promise<void> {
   const policy = container.HostConfig.RestartPolicy.Name || "no";
   undo.push("the container", async () => {
-    await docker(["rm", "-f", CONTAINER]).catch(() => {});
+    await removeContainer(CONTAINER);
     await docker(["rename", container.Id, nameOf(container)]).catch(() => {});
     await docker(["update", "--restart", policy, container.Id]);
     await docker(["start", container.Id]);

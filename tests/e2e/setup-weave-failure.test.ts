@@ -289,6 +289,17 @@ Deno.test("setup-weave: what is in its way is named, and what was begun is undon
     assertEquals([Id, HostConfig.RestartPolicy.Name], [state.container, "always"]);
     await host.mustTapkit("setup-weave");
     assertEquals((await host.mustTapkit("setup-weave", "--check")).json[0].problems, []);
+
+    // Where there is no container any more, VMs are on its bridge all the same.
+    await host.must("docker", ["rm", "-f", "weave"]);
+    assertMatch((await refusal(host, "--image", "broken"))[1], /exit code 3: no luck/);
+    const range = await refusal(host, "--ipalloc-range", "10.96.0.0/12");
+    assertMatch(
+      range[1],
+      /^the range 10.32.0.0\/12 cannot become 10.96.0.0\/12 while it gives VM "web" /,
+    );
+    await host.mustTapkit("setup-weave");
+    assertEquals((await host.mustTapkit("setup-weave", "--check")).json[0].problems, []);
     await host.mustTapkit("attach-vm", "web", "--check");
     await host.mustTapkit("attach-vm", "web", "--remove");
     await host.mustTapkit("setup-weave", "--remove", "--purge", "--restore-default");
