@@ -56,12 +56,19 @@ export async function addExecuted(executed: ExecutedPlugin, prevResult?: Result)
   }
 }
 
+/** How Weave Net's plugin refuses DEL where nothing is there any more, in some of its versions. */
+const NOTHING_THERE = /Delete: no addresses for /;
+
 /**
  * Runs DEL, without the previous result in spec versions before 0.4.0.
  */
 export async function delExecuted(executed: ExecutedPlugin, prevResult?: Result): Promise<void> {
   const isKnown = isAtLeast(versionOf(executed.plugin.config), "0.4.0");
-  await call(executed, "DEL", isKnown ? prevResult : undefined);
+  try {
+    await call(executed, "DEL", isKnown ? prevResult : undefined);
+  } catch (error) {
+    if (!(error instanceof CniError) || !NOTHING_THERE.test(error.message)) throw error;
+  }
 }
 
 /** A result made from the interface in the namespace; undefined if there is none. */

@@ -52,6 +52,8 @@ case $CNI_COMMAND in
   DEL)
     [ -z "$CNI_NETNS" ] || inside link delete "$CNI_IFNAME" 2>/dev/null || true
     ask DELETE "/ip/$CNI_CONTAINERID" release
+    # Later versions of the real one let that pass.
+    [ "$status" = 204 ] || fail "unable to release IP address: 400 Bad Request: $body"
     ;;
   *) fail "unknown CNI_COMMAND: $CNI_COMMAND" ;;
 esac
