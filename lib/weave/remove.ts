@@ -4,6 +4,7 @@
  * @module
  */
 
+import { tidyDefaultCni } from "../cni/default-network.ts";
 import { docker, requireEngine } from "../docker/docker.ts";
 import { asError, describe, DockerError, TapkitError, WeaveError } from "../errors.ts";
 import { isThere } from "../files.ts";
@@ -74,13 +75,15 @@ export async function removeWeave(
   await attempt(() => takeRouterAway(host.dirs, container?.Config.Image));
   await attempt(() => host.revoke());
   await attempt(forgetXtablesLock);
-  await attempt(() => options.purge ? removeData() : forgetSettings());
   if (options.restoreDefault) {
     await attempt(async () => {
+      // A killed call may have left a file aside.
+      tidyDefaultCni(host.dirs.confDir);
       if (before === undefined) await installDefault();
       else restoreDefault(host.dirs, before);
     });
   }
+  await attempt(() => options.purge ? removeData() : forgetSettings());
   if (failures.length > 0) {
     throw new TapkitError(failures.map((error) => asError(error).message).join("; "), {
       mend: "mend that, and run setup-weave --remove again",
