@@ -18,7 +18,7 @@ import {
 const SERVE = {
   name: "serve",
   summary: "answer DHCP for every attached VM of this host, and take requests on a socket",
-  usage: ["[--exit-when-idle] [--socket PATH] [--log-file FILE]"],
+  usage: ["[--exit-when-idle] [--socket PATH] [--heal HOW] [--log-file FILE]"],
   options: [
     {
       name: "exit-when-idle",
@@ -29,6 +29,15 @@ const SERVE = {
       metavar: "PATH",
       help: "where to take requests; none answers DHCP alone",
       default: "/run/tapkit/tapkit.sock",
+    },
+    {
+      name: "heal",
+      metavar: "HOW",
+      choices: ["auto", "report", "recreate", "off"],
+      help:
+        "what to do about what others take away of VMs: auto repairs it while the guest runs, " +
+        "recreate also makes TAPs anew, report only tells",
+      default: "auto",
     },
     { name: "log-file", metavar: "FILE", help: "write messages to this file, not to stderr" },
     ...HOST_OPTIONS,
@@ -51,8 +60,8 @@ export function main(args: readonly string[]): Promise<number> {
     if (flags["log-file"] !== undefined) await logTo(flags["log-file"]);
     const here = Deno.cwd().replace(/\/$/, "");
     const absolute = (path: string) => path.startsWith("/") ? path : `${here}/${path}`;
+    const { socket, heal = "auto", "exit-when-idle": exitWhenIdle } = flags;
     const { stateDir, confDir, binDirs, ...options } = hostOptions(SERVE.name, flags);
-    const { socket } = flags;
     // Otherwise the directory of the process that started it could not be unmounted.
     Deno.chdir("/");
     await serve({
@@ -61,8 +70,7 @@ export function main(args: readonly string[]): Promise<number> {
       ...confDir && { confDir: absolute(confDir) },
       ...binDirs && { binDirs: binDirs.map(absolute) },
       socket: socket && socket !== "none" ? absolute(socket) : socket,
-      exitWhenIdle: flags["exit-when-idle"],
-      signal: stopSignal(),
+      ...{ exitWhenIdle, heal, signal: stopSignal() },
     });
     return EXIT.done;
   });

@@ -12,7 +12,14 @@ import type { VmRecord } from "../vm/types.ts";
 /** Something that happened. */
 export interface ResidentEvent {
   /** `dropped`: this listener was too slow, and hears no more. */
-  readonly event: "attached" | "changed" | "removed" | "lease" | "problem" | "dropped";
+  readonly event:
+    | "attached"
+    | "changed"
+    | "removed"
+    | "lease"
+    | "healed"
+    | "problem"
+    | "dropped";
   /** ISO 8601. */
   readonly time: string;
   readonly vm?: string;
@@ -20,8 +27,10 @@ export interface ResidentEvent {
   readonly record?: VmRecord;
   /** Of `lease`: `"eth0"`. */
   readonly interface?: string;
-  /** Of `problem` and `dropped`. */
+  /** Of `healed`: what differed. Of `problem` and `dropped`: what there is. */
   readonly message?: string;
+  /** Of `healed`: the VMM has to open the TAP again. */
+  readonly tapReplaced?: true;
 }
 
 /** How many events a listener may leave unread. */

@@ -24,6 +24,7 @@ export class Metrics {
   readonly #counts = {
     requests: new Map<string, number>(),
     errors: new Map<string, number>(),
+    heals: new Map<string, number>(),
   };
   readonly #timed = new Map<Timed, { counts: number[]; sum: number; count: number }>();
 
@@ -33,7 +34,7 @@ export class Metrics {
   }
 
   /** Adds one to a counter. */
-  count(name: "requests" | "errors", labels: Labels): void {
+  count(name: "requests" | "errors" | "heals", labels: Labels): void {
     const counts = this.#counts[name];
     const key = labelled("", labels);
     counts.set(key, (counts.get(key) ?? 0) + 1);
@@ -55,7 +56,7 @@ export class Metrics {
 
   /** The lines of all that was counted. */
   lines(): string[] {
-    const counters = (["requests", "errors"] as const).flatMap((name) => {
+    const counters = (["requests", "errors", "heals"] as const).flatMap((name) => {
       const metric = `tapkit_${name}_total`;
       const counts = [...this.#counts[name]];
       return [type(metric, "counter"), ...counts.map(([key, n]) => `${metric}${key} ${n}`)];

@@ -8,6 +8,7 @@
 import deno from "../../deno.json" with { type: "json" };
 import { describe } from "../errors.ts";
 import { type Beside, type DhcpState, serveDhcp, type ServeOptions } from "../vm/dhcp.ts";
+import { type HealEvent, type HealMode, healVms } from "../vm/heal.ts";
 import { hostPaths } from "../vm/record/paths.ts";
 import { validateAttach } from "../vm/request.ts";
 import type { AttachRequest } from "../vm/types.ts";
@@ -24,6 +25,8 @@ import { Turns } from "./turns.ts";
 export interface ResidentOptions extends ServeOptions {
   /** The path of the socket: `/run/tapkit/tapkit.sock`; `"none"` for DHCP alone. */
   readonly socket?: string | undefined;
+  /** What is done about what others take away of attached VMs: `auto` unless given. */
+  readonly heal?: HealMode | "off";
   /** How long a body may take to arrive, and an answer to be read, in seconds: 30. */
   readonly clientTimeout?: number;
 }
@@ -42,13 +45,19 @@ const SMALL = 64 * 1024;
  * @throws {TapkitError} when another process serves this host, or answers at the socket
  */
 export async function serve(options: ResidentOptions = {}): Promise<void> {
-  const { socket = DEFAULT_SOCKET, clientTimeout = CLIENT_TIMEOUT, ...rest } = options;
+  const { socket = DEFAULT_SOCKET, clientTimeout = CLIENT_TIMEOUT, heal = "auto", ...rest } =
+    options;
   if (socket === "none") return await serveDhcp(rest);
   const validate = await loadValidation();
   const { exitWhenIdle: _, signal: __, note = () => {}, ...hostOptions } = rest;
   const requests = new Requests(hostOptions, note, clientTimeout * 1000, validate);
   const beside: Beside = {
-    start: (dhcp) => requests.start(dhcp, socket),
+    start: async (dhcp) => {
+      await using stack = new AsyncDisposableStack();
+      stack.use(await requests.start(dhcp, socket));
+      if (heal !== "off") stack.use(requests.heal(heal));
+      return stack.move();
+    },
     isBusy: () => requests.underWay > 0,
     onRecords: (attachments, names) => requests.events.follow(attachments, names),
     onLease: (key) => {
@@ -126,6 +135,25 @@ class Requests {
       file[Symbol.dispose]();
       throw error;
     }
+  }
+
+  /** Heals until the result is disposed of; what was begun is undone then. */
+  heal(mode: HealMode): AsyncDisposable {
+    const stop = new AbortController();
+    const onEvent = ({ event, vm, problems, tapReplaced }: HealEvent) => {
+      this.#shared.metrics.count("heals", { event });
+      const message = problems.join("; ");
+      this.#note(`${event === "healed" ? "repaired" : "problem of"} "${vm}": ${message}`);
+      this.events.tell({ event, vm, message, ...tapReplaced ? { tapReplaced } : {} });
+    };
+    const healing = healVms({ ...this.#shared.options, mode, onEvent, signal: stop.signal })
+      .catch((error) => this.#note(`nothing is healed: ${describe(error)}`));
+    return {
+      [Symbol.asyncDispose]: async () => {
+        stop.abort();
+        await healing;
+      },
+    };
   }
 
   async #answer(request: Request, dhcp: DhcpState, stop: AbortSignal): Promise<Response> {

@@ -6,6 +6,7 @@ import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { fetchName, serveName } from "../support/http.ts";
 import { eventually, ROOT } from "../support/machine.ts";
+import { ResidentServer } from "../support/resident.ts";
 import type { Running } from "../support/running.ts";
 
 const HEALER = ["run", "-A", "--no-check", `${ROOT}/tests/support/healer.ts`];
@@ -163,4 +164,49 @@ Deno.test("heal: report changes nothing", async () => {
   await healer.hears("problem", /missing/);
   assertEquals((await host.tapkit("attach-vm", "web", "--check")).code, 3);
   await healer.end();
+});
+
+Deno.test("serve: heals, tells it as an event and in the log, counts it, and stops cleanly", async () => {
+  await using host = await Host.create();
+  const peer = await host.addLan();
+  await using server = await ResidentServer.start(host);
+  const { record } = await server.client.attachVm({ name: "web", ports: ["8080:80"] });
+  await using guest = await NetnsGuest.start(host, record);
+  await guest.dhcp();
+  await serveName(guest);
+  const heard: { event: string; vm?: string; message?: string }[] = [];
+  const listening = new AbortController();
+  const listener = (async () => {
+    for await (const event of server.client.events({ signal: listening.signal })) heard.push(event);
+  })().catch(() => {});
+  await host.sh("nft flush ruleset");
+  await eventually(10_000, "it is told", () => heard.some(({ event }) => event === "healed"));
+  const told = heard.find(({ event }) => event === "healed")!;
+  assertEquals(told.vm, "web");
+  assertMatch(told.message ?? "", /missing/);
+  assertEquals(await fetchName(peer, "192.0.2.1", 8080), "web");
+  assertMatch(
+    (await server.ask("GET", "/metrics")).text,
+    /^tapkit_heals_total\{event="healed"\} 1$/m,
+  );
+  // What is removed by a request stays away.
+  await server.client.removeVm("web");
+  listening.abort();
+  await listener;
+  const { code, stderr } = await server.end();
+  assertEquals(code, 0);
+  assertMatch(stderr, /repaired "web": /);
+  assertEquals((await host.mustTapkit("attach-vm", "--list")).json, []);
+});
+
+Deno.test("serve --heal off: takes no care of what others do", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await using server = await ResidentServer.start(host, { args: ["--heal", "off"] });
+  await server.client.attachVm({ name: "web", ports: ["8080:80"] });
+  await host.sh("nft flush ruleset");
+  // It answers, and has had a turn.
+  for (let round = 0; round < 3; round++) await server.client.health();
+  assertEquals((await host.tapkit("attach-vm", "web", "--check")).code, 3);
+  await server.end();
 });
