@@ -1,6 +1,6 @@
 /**
- * The scripts as two files: `tapkit.js`, and `zx.js`, which only commands that run docker load.
- * They start faster than the sources.
+ * The scripts as files that start faster than the sources: `tapkit.js`, and what few commands load:
+ * `zx.js` those that run docker, `ajv.js` the one that takes requests.
  *
  * @module
  */
@@ -11,18 +11,22 @@ import { runSync } from "../exec.ts";
 
 const ROOT = new URL("../../", import.meta.url);
 
-const ZX = "zx/core";
+/** The packages that are files of their own. */
+const APART = { "zx/core": "zx.js", "ajv": "ajv.js" } as const;
 
 /** What each file is made of, in the order to write them. */
 export const BUNDLE: Readonly<Record<string, string>> = {
-  "zx.js": deno.imports[ZX],
+  "zx.js": deno.imports["zx/core"],
+  "ajv.js": deno.imports["ajv"],
   "tapkit.js": fromFileUrl(new URL("scripts/tapkit.ts", ROOT)),
 };
 
 /** What would be found beside the sources, and what is there instead. */
 const REPLACED = [
-  // In one file with the scripts, it would make each of them load Deno's node:process.
-  [`import(${JSON.stringify(ZX)})`, 'import("./zx.js")'],
+  // In one file with the scripts, zx would make each of them load Deno's node:process.
+  ...Object.entries(APART).map(([name, file]) =>
+    [`import("${name}")`, `import("./${file}")`] as const
+  ),
   // Under Deno, zx looks for a file beside itself.
   ['globalThis.Deno ? globalThis.require("./core.cjs") : ', ""],
 ] as const;
@@ -35,7 +39,8 @@ const REPLACED = [
 export async function makeBundle(name: string, path: string): Promise<void> {
   const config = fromFileUrl(new URL("deno.json", ROOT));
   // Do not minify: esbuild would treat a `using` as an ordinary variable, and remove it.
-  const flags = ["--quiet", "--config", config, "--external", ZX, "--output", path];
+  const apart = Object.keys(APART).flatMap((name) => ["--external", name]);
+  const flags = ["--quiet", "--config", config, ...apart, "--output", path];
   runSync(Deno.execPath(), ["bundle", ...flags, BUNDLE[name] ?? name]);
   let text = await Deno.readTextFile(path);
   for (const [from, to] of REPLACED) text = text.replace(from, to);

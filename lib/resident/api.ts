@@ -148,7 +148,8 @@ export type Validate = (
 
 /** Loads what validates bodies by the document's schemas. */
 export async function loadValidation(): Promise<Validate> {
-  const { Ajv2020 } = await import("ajv");
+  // In a bundle it is a file of its own, which has no other exports.
+  const { default: { Ajv2020 } } = await import("ajv");
   const ajv = new Ajv2020({ allowUnionTypes: true });
   const text = JSON.stringify(document).replaceAll("#/components/schemas/", "api#/$defs/");
   const { components, paths } = JSON.parse(text);

@@ -16,7 +16,8 @@ Deno.test("install.ts --bundle: commands that need the sources no more", async (
     };
     const bundle = `${prefix}/share/tapkit/tapkit.js`;
     const first = await install("--bundle");
-    assertEquals(first.written.slice(0, 2), [`${prefix}/share/tapkit/zx.js`, bundle]);
+    const apart = ["zx", "ajv"].map((name) => `${prefix}/share/tapkit/${name}.js`);
+    assertEquals(first.written.slice(0, 3), [...apart, bundle]);
     assertEquals((await install("--bundle")).written, []);
     const text = await Deno.readTextFile(bundle);
     assert(!text.includes(ROOT));
@@ -45,5 +46,13 @@ async function useIn(prefix: string, bundle: string): Promise<void> {
   assertStringIncludes(servers, `${bundle} --serve-dhcp`);
   assertEquals((await run("tapkit", "map-port", "web", "8081:81")).ports.length, 2);
   await run("attach-vm", "web", "--remove");
+  const server = host.spawn(`${prefix}/bin/serve`);
+  const socket = ["-s", "--retry", "50", "--retry-delay", "1", "--retry-all-errors"]
+    .concat("--unix-socket", "/run/tapkit/tapkit.sock");
+  const answer = await host.must("curl", [...socket, "localhost/v1/vms", "--json", "{}"]);
+  assertStringIncludes(answer, "required property");
+  server.kill();
+  assertEquals((await server.status).code, 0);
+  await host.must("rm", ["-rf", "/var/lib/tapkit"]);
   await host.assertRestored(before);
 }
