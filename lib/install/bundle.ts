@@ -25,7 +25,10 @@ export const BUNDLE: Readonly<Record<string, string>> = {
 const REPLACED = [
   // In one file with the scripts, zx would make each of them load Deno's node:process.
   ...Object.entries(APART).map(([name, file]) =>
-    [`import("${name}")`, `import("./${file}")`] as const
+    [`(${JSON.stringify(name)})`, `("./${file}")`].map((text) => `import${text}`) as [
+      string,
+      string,
+    ]
   ),
   // Under Deno, zx looks for a file beside itself.
   ['globalThis.Deno ? globalThis.require("./core.cjs") : ', ""],
