@@ -26,6 +26,7 @@ import type { NetlinkConnection } from "../netlink/connection.ts";
 import { linkTowards } from "../netlink/route.ts";
 import { readSysctl } from "../sys/sysctl.ts";
 import { servedAddress, servedBridge } from "./record/address.ts";
+import { elsewhere } from "./record/elsewhere.ts";
 import { addressNames, bridgeNames, type HostPaths, recordNames } from "./record/paths.ts";
 import { type Served, servedVm, shownRules } from "./record/served.ts";
 import { readAddress, readBridge, readVm, sidesOf } from "./record/store.ts";
@@ -197,9 +198,12 @@ function* recordedNeeds(
     const attachment = tolerate(() => readAddress(host, to));
     if (attachment !== undefined) yield* sidesOf(attachment).map(servedAddress).flatMap(needs);
   }
-  for (const link of bridgeNames(host)) {
-    const attachment = tolerate(() => readBridge(host, link));
-    if (attachment !== undefined) yield* sidesOf(attachment).map(servedBridge).flatMap(needs);
+  // Of other state directories the kernel has the rest.
+  for (const each of [host, ...elsewhere(host)]) {
+    for (const link of bridgeNames(each)) {
+      const attachment = tolerate(() => readBridge(each, link));
+      if (attachment !== undefined) yield* sidesOf(attachment).map(servedBridge).flatMap(needs);
+    }
   }
 }
 

@@ -179,9 +179,12 @@ Deno.test("allowBridge: turns forwarding on without joining LANs, until nobody n
   assertEquals([await forwards(), await passing(host, peer)], ["1", ALL]);
   const apart = async () => (await host.sh("nft list set inet tapkit apart4")).includes("eth-lan");
   assert(await apart());
-  await host.mustTapkit("attach-vm", "web");
-  await host.mustTapkit("attach-vm", "web", "--remove");
-  assertEquals([await forwards(), await passing(host, peer), await apart()], ["1", ALL, true]);
+  for (const state of ["/var/lib/tapkit", "/var/lib/other"]) {
+    const options = { env: { TAPKIT_STATE_DIR: state } };
+    await host.mustTapkit("attach-vm", "web", options);
+    await host.mustTapkit("attach-vm", "web", "--remove", options);
+    assertEquals([await forwards(), await passing(host, peer), await apart()], ["1", ALL, true]);
+  }
   await host.sh("sysctl -qw net.ipv4.ip_forward=0");
   assertMatch((await problems(host)).join(), /the sysctl net\.ipv4\.ip_forward=1 is not set/);
   await allow(host);

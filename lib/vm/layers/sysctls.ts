@@ -7,10 +7,13 @@
 
 import { Journal } from "../../firewall/journal.ts";
 import { type Served, shownRules } from "../record/served.ts";
-import { countRecords } from "../record/paths.ts";
+import { elsewhere } from "../record/elsewhere.ts";
+import { bridgeNames, countRecords, type HostPaths } from "../record/paths.ts";
 import { bringSettings, checkSettings, returnSettings } from "../settings.ts";
 import type { Difference } from "../types.ts";
 import type { Layer } from "./layer.ts";
+
+const hasBridges = (host: HostPaths) => bridgeNames(host).length > 0;
 
 /** What the rules need of the kernel. */
 export function sysctlLayer<B>(served: (at: B) => Served): Layer<B> {
@@ -73,7 +76,7 @@ export function sysctlLayer<B>(served: (at: B) => Served): Layer<B> {
       // What plugins of others opened, rules need not say.
       const gone = executed || cutOff !== undefined ? {} : { gone: shownRules(served(from)) };
       await returnSettings(host, { leaves: owns(from), ...gone, firewall });
-      if (countRecords(host) > 1) return [];
+      if (countRecords(host) > 1 || elsewhere(host).some(hasBridges)) return [];
       for (const one of await host.session.firewalls(firewall)) one.removeIfUnused();
       new Journal().tidy();
       return [];
