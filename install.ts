@@ -6,10 +6,10 @@
 
 import { dirname, fromFileUrl, join, resolve } from "@std/path";
 import { type Command, exclusive } from "./lib/cli/args.ts";
-import { BUNDLE, makeBundle } from "./lib/install/bundle.ts";
+import { BUNDLE, makeBundle, warmCache } from "./lib/install/bundle.ts";
 import { EXIT, printJson, printNote, printText, runScript } from "./lib/cli/main.ts";
 import { describe, TapkitError } from "./lib/errors.ts";
-import { runSync } from "./lib/exec.ts";
+import { DENO_DIR_BEFORE, runSync } from "./lib/exec.ts";
 
 const COMMANDS = [
   "attach-vm",
@@ -68,6 +68,8 @@ interface Manifest {
   readonly files: Readonly<Record<string, string>>;
   /** The directories that were created, outermost first. */
   readonly directories: readonly string[];
+  /** Directories of which everything is removed: Deno's cache for the bundle. */
+  readonly caches?: readonly string[];
 }
 
 /** A file to write: its text, or the script that it is made from. */
@@ -105,7 +107,8 @@ export function main(args: readonly string[]): Promise<number> {
           "leave out --unit if systemd does not run here, or name the directory with --unit-dir",
       });
     }
-    printJson({ prefix, written: await install(wanted, manifestPath) });
+    const cache = make === "bundle" ? cacheOf(prefix) : undefined;
+    printJson({ prefix, written: await install(wanted, manifestPath, cache) });
     if (unitDir !== undefined) {
       printNote(
         INSTALL.name,
@@ -114,6 +117,11 @@ export function main(args: readonly string[]): Promise<number> {
     }
     return EXIT.done;
   });
+}
+
+/** What Deno keeps for the bundle. Its own cache is everybody's, and may be emptied by others. */
+function cacheOf(prefix: string): string {
+  return join(prefix, "share/tapkit/cache");
 }
 
 function plan(
@@ -131,10 +139,16 @@ function plan(
       : make === "bundle"
       ? `${deno} --no-config ${quote(`${share}/tapkit.js`)}${name === "tapkit" ? "" : ` ${name}`}`
       : `${deno} ${quote(`${scripts}/${name}.ts`)}`;
+  // Whoever may not write there has a cache of their own, as for any program of Deno's.
+  const environment = make === "bundle"
+    ? `cache=${quote(cacheOf(prefix))}
+if [ -w "$cache" ]; then export ${DENO_DIR_BEFORE}="\${DENO_DIR-}" DENO_DIR="$cache"; fi
+`
+    : "";
   const launcher = (name: string): InstalledFile => ({
     path: `${bin}/${name}`,
     mode: 0o755,
-    text: `#!/bin/sh\nexec ${command(name)} "$@"\n`,
+    text: `#!/bin/sh\n${environment}exec ${command(name)} "$@"\n`,
   });
   const unit = (dir: string): InstalledFile => ({
     path: join(dir, "tapkit-dhcp.service"),
@@ -163,7 +177,11 @@ WantedBy=multi-user.target
   ];
 }
 
-async function install(wanted: readonly InstalledFile[], manifestPath: string): Promise<string[]> {
+async function install(
+  wanted: readonly InstalledFile[],
+  manifestPath: string,
+  cache: string | undefined,
+): Promise<string[]> {
   const before = await readManifest(manifestPath);
   for (const { path } of wanted) {
     if (await kindOf(path) !== undefined && before.files[path] === undefined) {
@@ -174,8 +192,9 @@ async function install(wanted: readonly InstalledFile[], manifestPath: string): 
   }
   const directories = [...before.directories];
   const files = { ...before.files };
+  const caches = [...new Set([...before.caches ?? [], ...cache === undefined ? [] : [cache]])];
   const keep = async () => {
-    const text = JSON.stringify({ files, directories } satisfies Manifest, null, 2);
+    const text = JSON.stringify({ files, directories, caches } satisfies Manifest, null, 2);
     await putInPlace(manifestPath, 0o644, (path) => Deno.writeTextFile(path, `${text}\n`));
   };
   directories.push(...await makeDirectories(dirname(manifestPath)));
@@ -192,11 +211,15 @@ async function install(wanted: readonly InstalledFile[], manifestPath: string): 
     if (files[file.path] !== old) written.push(file.path);
     await keep();
   }
+  if (cache !== undefined) {
+    await remove(cache);
+    await warmCache(dirname(cache), cache);
+  }
   return written;
 }
 
 async function uninstall(manifestPath: string): Promise<string[]> {
-  const { files, directories } = await readManifest(manifestPath);
+  const { files, directories, caches } = await readManifest(manifestPath);
   const removed: string[] = [];
   for (const [path, digest] of Object.entries(files)) {
     if (await kindOf(path) === undefined) continue;
@@ -205,7 +228,7 @@ async function uninstall(manifestPath: string): Promise<string[]> {
       removed.push(path);
     } else printNote(INSTALL.name, `${path} was changed since it was written, and stays`);
   }
-  if (await kindOf(manifestPath) !== undefined) await Deno.remove(manifestPath);
+  for (const path of [...caches ?? [], manifestPath]) await remove(path);
   for (const directory of directories.toReversed()) {
     const entries = await kindOf(directory) === "directory"
       ? [...Deno.readDirSync(directory)]
@@ -218,8 +241,8 @@ async function uninstall(manifestPath: string): Promise<string[]> {
 async function readManifest(path: string): Promise<Manifest> {
   if (await kindOf(path) === undefined) return { files: {}, directories: [] };
   try {
-    const { files, directories } = JSON.parse(await Deno.readTextFile(path));
-    return { files: { ...files }, directories: [...directories] };
+    const { files, directories, caches = [] } = JSON.parse(await Deno.readTextFile(path));
+    return { files: { ...files }, directories: [...directories], caches: [...caches] };
   } catch (cause) {
     throw new TapkitError(`${path} cannot be parsed`, {
       mend: "delete it, and the commands that it should list, by hand",
@@ -266,6 +289,11 @@ async function makeDirectories(path: string): Promise<string[]> {
   const above = await makeDirectories(dirname(path));
   await Deno.mkdir(path);
   return [...above, path];
+}
+
+/** Removes a file, or a directory with everything in it, if it is there. */
+async function remove(path: string): Promise<void> {
+  if (await kindOf(path) !== undefined) await Deno.remove(path, { recursive: true });
 }
 
 async function kindOf(path: string): Promise<"directory" | "other" | undefined> {

@@ -28,8 +28,21 @@ export function spawnDetached(program: string, args: readonly string[]): void {
 }
 
 /**
+ * The variable in which a launcher that install.ts wrote keeps the caller's DENO_DIR, empty for
+ * none, because it sets another for us.
+ */
+export const DENO_DIR_BEFORE = "TAPKIT_CALLER_DENO_DIR";
+
+/** The environment of our caller. */
+function callersEnvironment(): Record<string, string> {
+  const { [DENO_DIR_BEFORE]: before, DENO_DIR: now, ...env } = Deno.env.toObject();
+  const directory = before ?? now;
+  return directory === undefined || directory === "" ? env : { ...env, DENO_DIR: directory };
+}
+
+/**
  * Starts a program with our standard input, output and error, in the network namespace of the
- * calling thread. `env` is added to our environment.
+ * calling thread. `env` is added to our caller's environment.
  *
  * @throws {Deno.errors.NotFound} when there is no such program
  * @throws {Deno.errors.PermissionDenied} when it cannot be executed
@@ -42,7 +55,8 @@ export function spawnInherited(
   keepDescriptors();
   return new Deno.Command(program, {
     args: [...args],
-    env: { ...env },
+    clearEnv: true,
+    env: { ...callersEnvironment(), ...env },
     stdin: "inherit",
     stdout: "inherit",
     stderr: "inherit",
@@ -50,16 +64,23 @@ export function spawnInherited(
 }
 
 /**
- * Runs a program to its end and returns its standard output.
+ * Runs a program to its end and returns its standard output. `env` is added to our environment.
  *
  * @throws {TapkitError} when it is missing, or fails; with the last line of its standard error
  */
-export function runSync(program: string, args: readonly string[]): string {
+export function runSync(
+  program: string,
+  args: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): string {
   keepDescriptors();
   let output: Deno.CommandOutput;
   try {
-    const env = { NO_COLOR: "1" };
-    output = new Deno.Command(program, { args: [...args], env, stdin: "null" }).outputSync();
+    output = new Deno.Command(program, {
+      args: [...args],
+      env: { NO_COLOR: "1", ...env },
+      stdin: "null",
+    }).outputSync();
   } catch (error) {
     throw new TapkitError(`${program} cannot be run`, {
       mend: `install the package that contains ${program}`,

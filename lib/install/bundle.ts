@@ -5,7 +5,7 @@
  * @module
  */
 
-import { fromFileUrl } from "@std/path";
+import { fromFileUrl, toFileUrl } from "@std/path";
 import deno from "../../deno.json" with { type: "json" };
 import { runSync } from "../exec.ts";
 
@@ -25,10 +25,7 @@ export const BUNDLE: Readonly<Record<string, string>> = {
 const REPLACED = [
   // In one file with the scripts, zx would make each of them load Deno's node:process.
   ...Object.entries(APART).map(([name, file]) =>
-    [`(${JSON.stringify(name)})`, `("./${file}")`].map((text) => `import${text}`) as [
-      string,
-      string,
-    ]
+    [`import(${JSON.stringify(name)})`, `import(${JSON.stringify(`./${file}`)})`] as const
   ),
   // Under Deno, zx looks for a file beside itself.
   ['globalThis.Deno ? globalThis.require("./core.cjs") : ', ""],
@@ -37,9 +34,15 @@ const REPLACED = [
 /**
  * Makes one of the files of {@linkcode BUNDLE} at `path`.
  *
+ * @param hot the functions that V8 is to compile while it loads the file
  * @throws {TapkitError} when Deno cannot: it downloads what it needs for that
  */
-export async function makeBundle(name: string, path: string): Promise<void> {
+export async function makeBundle(
+  name: string,
+  path: string,
+  hot: ReadonlySet<string> = hotFunctions(),
+): Promise<void> {
+  const { withEager } = await import("./eager.ts");
   const config = fromFileUrl(new URL("deno.json", ROOT));
   // Do not minify: esbuild would treat a `using` as an ordinary variable, and remove it.
   const apart = Object.keys(APART).flatMap((name) => ["--external", name]);
@@ -47,5 +50,29 @@ export async function makeBundle(name: string, path: string): Promise<void> {
   runSync(Deno.execPath(), ["bundle", ...flags, BUNDLE[name] ?? name]);
   let text = await Deno.readTextFile(path);
   for (const [from, to] of REPLACED) text = text.replace(from, to);
-  await Deno.writeTextFile(path, text);
+  await Deno.writeTextFile(path, withEager(text, hot));
+}
+
+/** What nearly every attachment, change, look and removal calls. Written by `deno task hot`. */
+function hotFunctions(): ReadonlySet<string> {
+  return new Set(Deno.readTextFileSync(new URL("hot.txt", import.meta.url)).trim().split("\n"));
+}
+
+/**
+ * Makes the directory `cache` Deno's cache for the bundle in the directory `bundle`. Deno keeps there
+ * what V8 has compiled when a file is loaded. It does so itself, but only in commands that wait for
+ * something.
+ */
+export async function warmCache(bundle: string, cache: string): Promise<void> {
+  const loader = fromFileUrl(new URL("load.js", import.meta.url));
+  const files = Object.keys(BUNDLE).map((name) => toFileUrl(`${bundle}/${name}`).href);
+  runSync(Deno.execPath(), ["run", "-A", "--no-config", loader, ...files], { DENO_DIR: cache });
+  // Deno leaves what it wrote in the logs of its databases, which each command would read again.
+  const { DatabaseSync } = await import("node:sqlite");
+  for (const { name } of [...Deno.readDirSync(cache)]) {
+    if (!name.endsWith("-wal")) continue;
+    const database = new DatabaseSync(`${cache}/${name.slice(0, -"-wal".length)}`);
+    database.exec("PRAGMA wal_checkpoint(TRUNCATE)");
+    database.close();
+  }
 }

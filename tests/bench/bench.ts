@@ -149,14 +149,17 @@ async function measure(
   const began = performance.now();
   const say = (text: string) =>
     console.error(`${((performance.now() - began) / 1000).toFixed(0)} s: ${text}`);
-  const bundle = `${directory}/attach-vm.js`;
-  await outputOf(Deno.execPath(), "bundle", "--quiet", "-o", bundle, SCRIPT);
+  const deno = [Deno.execPath(), "run", "-A"] as const;
+  await outputOf(...deno, `${ROOT}/install.ts`, "--bundle", "--prefix", directory);
   const baseline = await compileBaseline(directory);
 
   await using stack = new AsyncDisposableStack();
   const open = async (...how: Parameters<typeof Booth.open>) => stack.use(await Booth.open(...how));
-  const source = await open("tapkit, from source", { kind: "tapkit", program: SCRIPT });
-  const bundled = await open("tapkit, one file", { kind: "tapkit", program: bundle });
+  const source = await open("tapkit, from source", { kind: "tapkit", command: [...deno, SCRIPT] });
+  const bundled = await open("tapkit, installed", {
+    kind: "tapkit",
+    command: [`${directory}/bin/attach-vm`],
+  });
   const netavark = [
     await open("netavark, iptables-nft", { kind: "netavark" }, "nft"),
     await open("netavark, iptables-legacy", { kind: "netavark" }, "legacy"),
@@ -209,7 +212,7 @@ async function measure(
     portMaps,
     executed,
     modules: await moduleCounts(),
-    bundleBytes: (await Deno.stat(bundle)).size,
+    bundleBytes: (await Deno.stat(`${directory}/share/tapkit/tapkit.js`)).size,
     machine: await describeMachine(),
     command: ["deno task bench", ...Deno.args].join(" "),
     seconds: (performance.now() - began) / 1000,

@@ -26,7 +26,7 @@ export interface Answer {
 
 /** Who a contestant is. */
 export type Contestant =
-  | { readonly kind: "tapkit"; readonly program: string }
+  | { readonly kind: "tapkit"; readonly command: readonly [string, ...string[]] }
   | { readonly kind: "cni" | "netavark" };
 
 const decoder = new TextDecoder();
@@ -64,19 +64,23 @@ const ip = (action: "add" | "del", vm: number): Step => {
   return { command: "ip", args: ["netns", action, netnsName(vm)] };
 };
 
-async function tapkit(program: string, job: Job): Promise<Answer> {
-  const prefix = ["run", "-A", program];
-  if (job.do === "batch") return await tapkitBatch(prefix, job.from, job.count);
+async function tapkit(words: readonly [string, ...string[]], job: Job): Promise<Answer> {
+  if (job.do === "batch") return await tapkitBatch(words, job.from, job.count);
+  const [command, ...args] = words;
   const flags = job.do === "attach" ? ["--ports", `${hostPort(job.vm)}:80`] : ["--remove"];
-  await run({ command: Deno.execPath(), args: [...prefix, vmName(job.vm), ...flags] });
+  await run({ command, args: [...args, vmName(job.vm), ...flags] });
   return {};
 }
 
-async function tapkitBatch(prefix: string[], from: number, count: number): Promise<Answer> {
+async function tapkitBatch(
+  [command, ...args]: readonly [string, ...string[]],
+  from: number,
+  count: number,
+): Promise<Answer> {
   const vms = Array.from({ length: count }, (_, index) => from + index);
   const start = performance.now();
-  const child = new Deno.Command(Deno.execPath(), {
-    args: [...prefix, "--from", "-"],
+  const child = new Deno.Command(command, {
+    args: [...args, "--from", "-"],
     stdin: "piped",
     stdout: "piped",
     stderr: "piped",
@@ -226,7 +230,7 @@ async function answer(contestant: Contestant, job: Job): Promise<Answer> {
   const cpuBefore = childrenCpuMs();
   const start = performance.now();
   const doing = contestant.kind === "tapkit"
-    ? tapkit(contestant.program, job)
+    ? tapkit(contestant.command, job)
     : contestant.kind === "cni"
     ? cni(job)
     : netavark(job);

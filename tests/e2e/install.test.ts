@@ -22,7 +22,9 @@ Deno.test("install.ts --bundle: commands that need the sources no more", async (
     const text = await Deno.readTextFile(bundle);
     assert(!text.includes(ROOT));
     assertEquals(text.match(/^import .*/gm), null, "every command would load this");
+    assertEquals(text.match(/\bimport\("\.[^)]*\)/g), ['import("./zx.js")', 'import("./ajv.js")']);
     await useIn(prefix, bundle);
+    await useCacheIn(prefix, bundle);
     await install("--remove");
     assertEquals([...Deno.readDirSync(prefix)], []);
   } finally {
@@ -54,5 +56,50 @@ async function useIn(prefix: string, bundle: string): Promise<void> {
   server.kill();
   assertEquals((await server.status).code, 0);
   await host.must("rm", ["-rf", "/var/lib/tapkit"]);
-  await host.assertRestored(before);
+  await host.assertRestored(before, { except: [OF_CACHE] });
+}
+
+/** What Deno writes into the bundle's own cache. */
+const OF_CACHE = /^file \S+\/share\/tapkit\/cache\//;
+
+async function useCacheIn(prefix: string, bundle: string): Promise<void> {
+  await using host = await Host.create();
+  await host.addLan();
+  const [cache, callers] = [`${prefix}/share/tapkit/cache`, "/tmp/callers"];
+  const attachVm = (...args: string[]) =>
+    host.must(`${prefix}/bin/attach-vm`, args, { env: { DENO_DIR: callers } });
+  const kept = () =>
+    sqlite(host, cache, `SELECT length(data) FROM codecache WHERE specifier = 'file://${bundle}'`);
+
+  assertEquals(await host.sh(`find ${cache} -name '*-wal' -size +0`), "");
+  // Without functions it has 300,000 bytes.
+  const isWarm = async () => (await kept()).some((bytes) => bytes > 400_000);
+  assert(await isWarm());
+  const vmm = 'echo "${DENO_DIR-none} ${TAPKIT_CALLER_DENO_DIR-none}"';
+  assertEquals(await attachVm("web", "--", "sh", "-c", vmm), `${callers} none\n`);
+  const others = () => host.sh(`mkdir -p ${callers}; ls ${callers}`);
+  assertEquals(await others(), "");
+
+  // What is of another Deno is made again.
+  await sqlite(host, cache, "UPDATE info SET value = '0.0.0' WHERE key = 'CLI_VERSION'");
+  assertStringIncludes(await attachVm("--version"), "attach-vm ");
+  assertEquals(await kept(), []);
+  await attachVm("web");
+  assert(await isWarm());
+  assertEquals(await others(), "");
+
+  // Who may not write there has a cache of their own.
+  await host.sh(`mount --bind ${cache} ${cache} && mount -o remount,bind,ro ${cache}`);
+  await attachVm("web", "--remove");
+  assertStringIncludes(await others(), "v8_code_cache");
+}
+
+/** What an SQL statement returns of Deno's code cache, the first column of each row. */
+async function sqlite(host: Host, cache: string, statement: string): Promise<number[]> {
+  const program = `import { DatabaseSync } from "node:sqlite";
+    const database = new DatabaseSync(Deno.args[0] + "/v8_code_cache_v2");
+    const rows = database.prepare(Deno.args[1]).all();
+    console.log(JSON.stringify(rows.map((row) => Object.values(row)[0])));`;
+  const url = `data:text/javascript,${encodeURIComponent(program)}`;
+  return JSON.parse(await host.must(Deno.execPath(), ["run", "-A", url, cache, statement]));
 }

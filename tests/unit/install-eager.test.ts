@@ -1,0 +1,94 @@
+import { assert, assertEquals } from "@std/assert";
+import { withEager } from "../../lib/install/eager.ts";
+
+const MODULE = `
+export const early = [hoisted(1), typeof counted, Object(1)];
+export const table = { of: (x) => x + 1, method() { return (() => this.of(1))(); } };
+function hoisted(x) {
+  const inner = (y) => y * x;
+  async function* told() { yield* [1, 2].map((z) => inner(z)); }
+  return { inner: inner.name, told, twice: [1].map(function twice(n) { return n === 0 ? 0 : twice(n - 1) + 2; }) };
+}
+function* counted() {
+  yield this;
+  yield arguments.length;
+  yield { get four() { return (() => 4)(); }, ["five"]: () => 5, set six(_) {}, async seven() {} };
+}
+async function waits(given = () => 7) {
+  return await given();
+}
+function cold() {
+  return [() => "cold", cold.name];
+}
+function hoisted2({ a = () => 3 } = {}) {
+  return a;
+}
+class Both {
+  field = () => hoisted2;
+  static made = [1].map((x) => x);
+  arrow(x) { return ((y) => x + y)(1); }
+}
+export { cold, counted, hoisted, hoisted2, waits, Both };
+`;
+
+// deno-lint-ignore no-explicit-any
+async function told(text: string): Promise<any[]> {
+  const module = await import(`data:text/javascript,${encodeURIComponent(text)}`);
+  const { early, table, hoisted, counted, waits, cold, hoisted2, Both } = module;
+  const [first, second, third] = counted.call("this", 1, 2);
+  return [
+    early.map((value: unknown) => value instanceof Object ? Object.keys(value) : value),
+    table.of.name,
+    table.method(),
+    hoisted(3).inner,
+    await Array.fromAsync(hoisted(3).told()),
+    hoisted(3).twice,
+    [String(first), second, third.four, third.five(), third.five.name],
+    await waits(),
+    cold()[0](),
+    cold()[1],
+    hoisted2()(),
+    hoisted2().name,
+    new Both().field() === hoisted2,
+    new Both().arrow(2),
+    Both.made,
+    [hoisted, counted, waits, cold, hoisted2].map(({ name, length }) => [name, length]),
+  ];
+}
+
+Deno.test("withEager: named functions, and expressions inside them, are in parentheses", () => {
+  const text = withEager(MODULE, new Set(["hoisted", "counted", "waits"]));
+  const heads = text.match(/^var .*/gm);
+  assertEquals(heads?.map((line) => line.replace(/ = \((async )?function.*/, "")), [
+    "var hoisted",
+    "var counted",
+    "var waits",
+  ]);
+  assert(text.includes("const inner = ((y) => y * x);"), text);
+  assert(text.includes("return ((() => 4))();"), text);
+  assert(text.includes('\nfunction cold() {\n  return [() => "cold", cold.name];'), text);
+});
+
+Deno.test("withEager: the module means the same", async () => {
+  const same = await told(MODULE);
+  for (const names of [["hoisted", "waits"], ["hoisted", "counted", "waits", "cold"], []]) {
+    assertEquals(await told(withEager(MODULE, new Set(names))), same);
+  }
+});
+
+Deno.test("hot.txt: names functions of the sources", () => {
+  const text = Deno.readTextFileSync(new URL("../../lib/install/hot.txt", import.meta.url));
+  const names = text.trim().split("\n");
+  const sources = [...find(new URL("../../lib/", import.meta.url))].join("\n");
+  const declared = new Set([...sources.matchAll(/\bfunction\*? (\w+)/g)].map(([, name]) => name));
+  const known = names.filter((name) => declared.has(name));
+  assert(names.length > 300, `${names.length} names`);
+  assert(known.length > 0.8 * names.length, "many functions have other names: deno task hot");
+});
+
+function* find(directory: URL): Generator<string> {
+  for (const { name, isDirectory } of Deno.readDirSync(directory)) {
+    if (isDirectory) yield* find(new URL(`${name}/`, directory));
+    else if (name.endsWith(".ts")) yield Deno.readTextFileSync(new URL(name, directory));
+  }
+}
