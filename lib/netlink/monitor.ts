@@ -65,6 +65,10 @@ export type Notice =
     readonly index?: number;
     /** Of a link: its name. */
     readonly name?: string;
+    /** Of a link that is there: whether it is up. */
+    readonly up?: boolean;
+    /** Of a port that is there: its bridge. */
+    readonly master?: number;
   };
 
 /** By message type: what it is about, and whether that is gone. */
@@ -161,8 +165,9 @@ function routeNotice({ type, payload }: Message, nsid: number | undefined): Noti
   if (about === undefined || gone === undefined) return undefined;
   const where = nsid === undefined ? {} : { nsid };
   if (about === "link") {
-    const { index, name } = decodeLink(payload);
-    return { about, gone, ...where, index, name };
+    const { index, name, up, master } = decodeLink(payload);
+    const there = { up, ...master === undefined ? {} : { master } };
+    return { about, gone, ...where, index, name, ...gone ? {} : there };
   }
   const index = indexOf(about, payload);
   return { about, gone, ...where, ...index === undefined ? {} : { index } };

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { checkpoint } from "../checkpoint.ts";
 import { describe, TapkitError } from "../errors.ts";
 import { sentence } from "../finding.ts";
 import { legacyTables } from "../firewall/xtables.ts";
@@ -48,6 +49,9 @@ export interface HealOptions extends HostOptions {
 
 /** Changes come in flocks: after the first one so long is waited. */
 const GATHER_MS = 50;
+/** Passes follow each other so that they take this share of the time at most, where that is no long wait. */
+const SHARE = 0.2;
+const LONGEST_PAUSE_MS = 400;
 /** How often that is looked at which the kernel does not tell of; it takes some 0.1 ms a VM. */
 const SILENT_MS = 5000;
 
@@ -74,6 +78,9 @@ export async function healVms(options: HealOptions = {}): Promise<void> {
 /** What to look at: layers by VM. */
 type Concerns = Map<string, Set<LayerName>>;
 
+/** As unsigned numbers, this and the one above mean all links (linux/netconf.h). */
+const NETCONFA_IFINDEX_DEFAULT = 0xfffffffe;
+
 class Healer implements Disposable {
   readonly #options: HealOptions;
   readonly #host: HostPaths;
@@ -85,6 +92,12 @@ class Healer implements Disposable {
   /** When the next pass is due; while nothing concerns, at the next look at what is silent. */
   #due = Infinity;
   #silent = 0;
+  /** No pass begins before. */
+  #rested = 0;
+  /** What was last told of links by name. */
+  readonly #states = new Map<string, string>();
+  /** Namespaces of which nothing was known when they changed. */
+  readonly #unknown = new Set<number>();
   readonly #told = new Map<string, string>();
   readonly #tries = new Map<string, Tries>();
 
@@ -128,23 +141,31 @@ class Healer implements Disposable {
     }
     const { about, nsid, index, name, gone } = notice;
     if (nsid !== undefined) {
-      return this.#concern(this.#of((one) => one.ofNamespace(nsid)), OF_NAMESPACE);
+      const vms = this.#places.ofNamespace(nsid);
+      if (vms.length > 0) return this.#concern(vms, OF_NAMESPACE);
+      this.#unknown.add(nsid);
+      return this.#plan(GATHER_MS);
     }
     if (about === "setting") {
-      const ofLink = index === undefined ? [] : this.#places.ofIndex(index);
-      return this.#concern(ofLink.length > 0 ? ofLink : all(), ["sysctls"]);
+      const ofAll = index === undefined || index >= NETCONFA_IFINDEX_DEFAULT;
+      return this.#concern(ofAll ? all() : this.#places.ofIndex(index), ["sysctls"]);
     }
     // Of a link that is there it matters that it may be down, or another bridge's.
-    if (name !== undefined) return this.#concern(this.#places.ofName(name), OF_HOST);
+    if (name !== undefined) {
+      // A bridge's notices come with each port of another VM.
+      const state = `${gone} ${index} ${notice.up} ${notice.master}`;
+      if (this.#states.get(name) === state) return;
+      const vms = this.#places.ofName(name);
+      if (vms.length > 0 && !gone) this.#states.set(name, state);
+      else this.#states.delete(name);
+      return this.#concern(vms, OF_HOST);
+    }
     if (gone && index !== undefined) this.#concern(this.#places.ofIndex(index), OF_HOST);
   }
 
-  /** The VMs that the places know; one that is not known yet may have come since. */
-  #of(find: (places: Places) => readonly string[]): readonly string[] {
-    const known = find(this.#places);
-    if (known.length > 0) return known;
-    this.#places = new Places(this.#host, this.#session.nl);
-    return find(this.#places);
+  /** A pass is due after so long, or a rest. */
+  #plan(delayMs: number): void {
+    this.#due = Math.min(this.#due, Math.max(Date.now() + delayMs, this.#rested));
   }
 
   #concern(vms: readonly string[], layers?: readonly LayerName[]): void {
@@ -153,27 +174,38 @@ class Healer implements Disposable {
       for (const layer of layers ?? [...OF_NAMESPACE, ...OF_HOST]) known.add(layer);
       this.#concerns.set(vm, known);
     }
-    if (vms.length > 0) this.#due = Math.min(this.#due, Date.now() + GATHER_MS);
+    if (vms.length > 0) this.#plan(GATHER_MS);
   }
 
   /** Old iptables and some settings change without a word. */
   #lookAtSilent(): void {
     this.#silent = Date.now() + SILENT_MS;
     const layers: LayerName[] = legacyTables().length > 0 ? ["rules", "sysctls"] : ["sysctls"];
+    this.#places = new Places(this.#host, this.#session.nl);
     this.#concern(recordNames(this.#host), layers);
-    if (this.#concerns.size > 0) this.#due = Date.now();
   }
 
   async #pass(): Promise<void> {
+    const begun = Date.now();
     this.#due = Infinity;
+    if (this.#unknown.size > 0) {
+      this.#places = new Places(this.#host, this.#session.nl);
+      for (const nsid of this.#unknown) this.#concern(this.#places.ofNamespace(nsid), OF_NAMESPACE);
+      this.#unknown.clear();
+      this.#due = Infinity;
+    }
     const concerns = [...this.#concerns];
     this.#concerns.clear();
     // One session for all: other firewalls and the like are looked up once.
     using session = new OpenSession();
+    let healed = false;
     const heal = async ([vm, layers]: readonly [string, Set<LayerName>]) => {
       try {
-        await this.#heal(vm, layers, session);
+        // Others of this process get their turns: requests, and guests that ask.
+        await checkpoint(this.#options.signal);
+        healed = await this.#heal(vm, layers, session) || healed;
       } catch (error) {
+        if (this.#options.signal?.aborted === true) return;
         this.#tell({ event: "problem", vm, problems: [describe(error)] });
       }
     };
@@ -181,39 +213,44 @@ class Healer implements Disposable {
     for (const [thing, { count, last }] of this.#tries) {
       if (Date.now() - last > Math.max(FORGET_MS, 2 * delayAfter(count))) this.#tries.delete(thing);
     }
-    this.#places = new Places(this.#host, this.#session.nl);
+    // What was made anew has other numbers.
+    if (healed) this.#places = new Places(this.#host, this.#session.nl);
+    const took = Date.now() - begun;
+    this.#rested = Date.now() + Math.min(took * (1 / SHARE - 1), LONGEST_PAUSE_MS);
   }
 
-  async #heal(vm: string, only: ReadonlySet<LayerName>, session: OpenSession): Promise<void> {
+  /** Returns whether something was repaired. */
+  async #heal(vm: string, only: ReadonlySet<LayerName>, session: OpenSession): Promise<boolean> {
     const { mode = "auto" } = this.#options;
     const found = await this.#look(vm, [...only], session);
     if (found.length === 0) {
       if (only.size > 1) this.#told.delete(vm);
-      return;
+      return false;
     }
     const lost = found.filter(({ repair }) =>
       mode === "report" || mode === "auto" && repair === "recreate"
     );
     if (lost.length > 0) this.#tell({ event: "problem", vm, problems: lost.map(sentence) });
-    if (lost.length === found.length) return;
+    if (lost.length === found.length) return false;
     const wait = this.#patience(vm, found);
     if (wait > 0) {
       this.#concern([vm], [...only]);
-      this.#due = Math.min(this.#due, Date.now() + wait);
-      return;
+      this.#plan(wait);
+      return false;
     }
     const { onEvent: _, mode: __, ...options } = this.#options;
     const done = await healVm(vm, { only: [...only], recreate: mode === "recreate" }, {
       ...options,
       session,
     });
-    if (done === undefined || done.changes.length === 0) return;
+    if (done === undefined || done.changes.length === 0) return false;
     this.#options.onEvent?.({
       event: "healed",
       vm,
       problems: done.found.map(sentence),
       ...done.tapReplaced ? { tapReplaced: true } : {},
     });
+    return true;
   }
 
   /** What differs, without a lock; of a VM that is being changed nothing does. */
