@@ -83,7 +83,7 @@ export async function removeWeave(
       else restoreDefault(host.dirs, before);
     });
   }
-  await attempt(() => options.purge ? removeData() : forgetSettings());
+  if (failures.length === 0) await attempt(options.purge ? removeData : forgetSettings);
   if (failures.length > 0) {
     throw new TapkitError(failures.map((error) => asError(error).message).join("; "), {
       mend: "mend that, and run setup-weave --remove again",

@@ -40,6 +40,11 @@ Deno.test("setup-weave: without Docker, with its engine stopped or closed, with 
         "start it: systemctl start docker",
       ]);
     }
+    // Whether a container is there cannot be seen; what else there is stays.
+    await host.writeFile("/var/lib/weave/tapkit.json", "{}");
+    assertEquals((await refusal(host, "--remove", "--purge"))[0], 1);
+    assertEquals(await host.readFile("/var/lib/weave/tapkit.json"), "{}");
+    await host.sh("rm -r /var/lib/weave");
     await restored();
   });
 
