@@ -159,7 +159,9 @@ async function refuseEnded(
     throw new TapkitError("Weave Net's container is gone", { mend: "run setup-weave again" });
   }
   const { RestartCount, State } = container;
-  if (RestartCount - before < RESTARTS && (State.Running || State.Restarting)) return;
+  // While it runs it has no exit code.
+  if (State.Running && !State.Restarting) return;
+  if (State.Restarting && RestartCount - before < RESTARTS) return;
   const words = await lastWords(container, { signal }).catch((error) => asError(error).message);
   throw new TapkitError(
     `Weave Net's container ends at once, with exit code ${State.ExitCode}: ${words || "silently"}`,
