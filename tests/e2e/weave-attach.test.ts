@@ -112,6 +112,7 @@ Deno.test("attach-vm --ip: on Weave Net an address is claimed, or refused by the
   assertEquals(first(record), "10.32.0.77/12");
   assertEquals(await addresses(at), { web: "10.32.0.77/12" });
   await router.allocate("0123456789abcdef");
+  await host.awaitDhcp();
   const before = await host.snapshot();
   const owners = await router.owners();
   const refusals: [ip: string, says: RegExp][] = [
