@@ -6,10 +6,10 @@
 
 import { dirname, fromFileUrl, join, resolve } from "@std/path";
 import { type Command, exclusive } from "./lib/cli/args.ts";
-import { BUNDLE, makeBundle, warmCache } from "./lib/install/bundle.ts";
 import { EXIT, printJson, printNote, printText, runScript } from "./lib/cli/main.ts";
 import { describe, TapkitError } from "./lib/errors.ts";
-import { DENO_DIR_BEFORE, runSync } from "./lib/exec.ts";
+import { DENO_DIR_BEFORE } from "./lib/exec.ts";
+import { BUNDLE, compileBundle, makeBundle, warmCache } from "./lib/install/bundle.ts";
 
 const COMMANDS = [
   "attach-vm",
@@ -170,7 +170,7 @@ WantedBy=multi-user.target
       ? Object.keys(BUNDLE).map((from) => ({ path: `${share}/${from}`, mode: 0o644, make, from }))
       : [],
     make === "compile"
-      ? { path: `${bin}/tapkit`, mode: 0o755, make, from: `${scripts}/tapkit.ts` }
+      ? { path: `${bin}/tapkit`, mode: 0o755, make, from: "tapkit.js" }
       : launcher("tapkit"),
     ...COMMANDS.map(launcher),
     ...unitDir === undefined ? [] : [unit(unitDir)],
@@ -273,8 +273,7 @@ async function putInPlace(
 async function makeFrom(from: string, make: "bundle" | "compile", path: string): Promise<void> {
   printNote(INSTALL.name, `deno ${make} ${from}`);
   try {
-    if (make === "bundle") await makeBundle(from, path);
-    else runSync(Deno.execPath(), [make, "--quiet", "-A", "--output", path, from]);
+    await (make === "bundle" ? makeBundle(from, path) : compileBundle(path));
   } catch (cause) {
     throw new TapkitError(`deno ${make} ${from} failed: ${describe(cause)}`, {
       mend: "Deno downloads what it needs for that: check that this host has network, or " +
