@@ -34,6 +34,7 @@ import { document, type Route } from "./api.ts";
 import type { Events } from "./events.ts";
 import { failureOf, HttpError } from "./http.ts";
 import { metricLines, type Metrics, tapLines } from "./metrics.ts";
+import type { Removals } from "./removals.ts";
 import type { Turns } from "./turns.ts";
 
 /** What all requests share. None of it outlives the process, or is needed after it. */
@@ -46,6 +47,7 @@ export interface Resident {
   readonly begun: number;
   readonly dhcp: DhcpState;
   readonly turns: Turns;
+  readonly removals: Removals;
   readonly events: Events;
   readonly metrics: Metrics;
 }
@@ -81,12 +83,13 @@ export const HANDLERS: Readonly<Record<string, Handler>> = {
     const vm = call.params.name!;
     validateName(vm);
     const { notes, note } = noting(call);
+    const options = { ...optionsOf(call), note, force: isSet(call.query.force) };
     const removed = await call.turns.take(
       call.signal,
       (waits) =>
         call.metrics.time(
           "remove",
-          () => removeVm(vm, { ...optionsOf(call), note, waits, force: isSet(call.query.force) }),
+          () => call.removals.take((session) => removeVm(vm, { ...options, waits, session })),
         ),
     );
     return { json: { vm, removed, notes } };

@@ -7,6 +7,7 @@
 
 import deno from "../../deno.json" with { type: "json" };
 import { describe } from "../errors.ts";
+import { closeSocketsAside } from "../sys/socket.ts";
 import { type Beside, type DhcpState, serveDhcp, type ServeOptions } from "../vm/dhcp.ts";
 import { type HealEvent, type HealMode, healVms } from "../vm/heal.ts";
 import { hostPaths } from "../vm/record/paths.ts";
@@ -18,6 +19,7 @@ import { type Call, HANDLERS, type Reply, type Resident } from "./handlers.ts";
 import { errorResponse, failureOf, HttpError, parseJson, readBody } from "./http.ts";
 import { clientGone, jsonLines, paced, piecesOf } from "./lines.ts";
 import { Metrics } from "./metrics.ts";
+import { Removals } from "./removals.ts";
 import { DEFAULT_SOCKET, SocketFile } from "./socket.ts";
 import { Turns } from "./turns.ts";
 
@@ -48,6 +50,7 @@ export async function serve(options: ResidentOptions = {}): Promise<void> {
   const { socket = DEFAULT_SOCKET, clientTimeout = CLIENT_TIMEOUT, heal = "auto", ...rest } =
     options;
   if (socket === "none") return await serveDhcp(rest);
+  closeSocketsAside();
   const validate = await loadValidation();
   const { exitWhenIdle: _, signal: __, note = () => {}, ...hostOptions } = rest;
   const requests = new Requests(hostOptions, note, clientTimeout * 1000, validate);
@@ -78,7 +81,7 @@ class Requests {
   readonly #note: (text: string) => void;
   readonly #timeoutMs: number;
   readonly #validate: Validate;
-  readonly #shared: Omit<Resident, "dhcp">;
+  readonly #shared: Omit<Resident, "dhcp" | "removals">;
   readonly #underWay = new Set<Promise<void>>();
 
   constructor(
@@ -110,13 +113,15 @@ class Requests {
   async start(dhcp: DhcpState, path: string): Promise<AsyncDisposable> {
     const file = await SocketFile.take(path);
     const stop = new AbortController();
+    const { options, turns } = this.#shared;
+    const removals = new Removals({ ...options, note: this.#note }, turns);
     try {
       const server = file.bind(() =>
         Deno.serve({
           path: file.path,
           onListen: () => this.#note(`takes requests at ${file.path}`),
           onError: (error) => errorResponse(error, undefined),
-        }, (request) => this.#answer(request, dhcp, stop.signal))
+        }, (request) => this.#answer(request, { dhcp, removals }, stop.signal))
       );
       return {
         [Symbol.asyncDispose]: async () => {
@@ -125,6 +130,7 @@ class Requests {
           const ended = server.shutdown();
           // What is being undone is waited for, however long that takes.
           while (this.#underWay.size > 0) await Promise.all(this.#underWay);
+          await removals[Symbol.asyncDispose]();
           const farewell = Promise.withResolvers<void>();
           const timer = setTimeout(farewell.resolve, FAREWELL_MS);
           await Promise.race([ended, farewell.promise]);
@@ -156,7 +162,11 @@ class Requests {
     };
   }
 
-  async #answer(request: Request, dhcp: DhcpState, stop: AbortSignal): Promise<Response> {
+  async #answer(
+    request: Request,
+    own: Pick<Resident, "dhcp" | "removals">,
+    stop: AbortSignal,
+  ): Promise<Response> {
     const begun = performance.now();
     const gone = new AbortController();
     request.signal.addEventListener("abort", () => gone.abort(clientGone()), { once: true });
@@ -173,7 +183,7 @@ class Requests {
       this.#underWay.delete(over);
       end();
       // The server ends only between requests.
-      if (this.#underWay.size === 0) setTimeout(dhcp.endIfIdle);
+      if (this.#underWay.size === 0) setTimeout(own.dhcp.endIfIdle);
     };
     this.#underWay.add(over);
     try {
@@ -186,7 +196,7 @@ class Requests {
       const reply = await HANDLERS[operation.id]!(
         {
           ...this.#shared,
-          dhcp,
+          ...own,
           params,
           query,
           body,

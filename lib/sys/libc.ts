@@ -3,8 +3,8 @@
  *
  * Every call here is synchronous: errno and network namespaces belong to a thread, and a
  * nonblocking FFI call runs on another one. The exceptions are calls that wait: `epoll_wait`,
- * `flock_wait`, `usleep_wait`, and `send_wait`, in which the kernel does the work of a netlink
- * request.
+ * `flock_wait`, `usleep_wait`, `close_wait`, and `send_wait`, in which the kernel does the work of a
+ * netlink request.
  *
  * @module
  */
@@ -20,6 +20,8 @@ const SYMBOLS = {
   open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
   // int fd
   close: { parameters: ["i32"], result: "i32" },
+  // int fd
+  close_wait: { name: "close", parameters: ["i32"], result: "i32", nonblocking: true },
   // int fd, void *buf, size_t count
   read: { parameters: ["i32", "buffer", "usize"], result: "isize" },
   // int fd, const void *buf, size_t count

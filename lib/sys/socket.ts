@@ -108,6 +108,23 @@ export class Socket implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    closeFd(this.fd);
+    if (aside === undefined) return closeFd(this.fd);
+    // A thread that began now would be in the network namespace that this one is in for a moment.
+    if (aside.push(this.fd) === 1) queueMicrotask(closeAside);
   }
+}
+
+/** The sockets to close, if another thread is to do it. */
+let aside: number[] | undefined;
+
+function closeAside(): void {
+  for (const fd of aside?.splice(0) ?? []) libc().close_wait(fd);
+}
+
+/**
+ * From now on other threads close the sockets that are disposed of. The kernel takes some 10 ms to close
+ * one of nf_tables or of packets, in which this process would answer nobody.
+ */
+export function closeSocketsAside(): void {
+  aside ??= [];
 }

@@ -48,7 +48,14 @@ export class GoneLinks implements Together, Disposable {
   [Symbol.dispose](): void {}
 }
 
+const KEY = "gone links";
+
 /** The links that the calls of a session take away together. */
 export function goneLinks({ session }: Pick<Host, "session">): GoneLinks {
-  return session.keep("gone links", () => new GoneLinks(session.nl));
+  return session.keep(KEY, () => new GoneLinks(session.nl));
+}
+
+/** Makes a session that is new take links away together with those of another, which outlives it. */
+export function shareGoneLinks(session: Host["session"], other: Host["session"]): void {
+  session.keep(KEY, () => goneLinks({ session: other }));
 }

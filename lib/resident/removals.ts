@@ -1,0 +1,76 @@
+/**
+ * Removals of single VMs, whose links are deleted together, a moment after the last answer: the kernel
+ * waits some 20 ms for each deletion, and once for many.
+ *
+ * @module
+ */
+
+import { describe } from "../errors.ts";
+import { shareGoneLinks } from "../vm/network/together.ts";
+import { OpenSession } from "../vm/session.ts";
+import type { HostOptions, HostSession } from "../vm/types.ts";
+import { removingTogether } from "../vm/verbs/take-away.ts";
+import type { Turns } from "./turns.ts";
+
+/** How long links that are to be deleted wait for others. They are down, and on nobody's way. */
+const GATHER_MS = 100;
+/** How many of them are enough. */
+const MOST = 32;
+
+/** Removals that share the deletion of their links. */
+export class Removals implements AsyncDisposable {
+  readonly #options: HostOptions;
+  readonly #turns: Turns;
+  readonly #session = new OpenSession();
+  #together: AsyncDisposable | undefined;
+  #count = 0;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+
+  /** @param options without a signal: what has begun ends */
+  constructor(options: HostOptions, turns: Turns) {
+    this.#options = options;
+    this.#turns = turns;
+  }
+
+  /** Does `act`, which removes a VM with the session that it gets. It has its turn. */
+  async take<T>(act: (session: HostSession) => Promise<T>): Promise<T> {
+    using session = new OpenSession();
+    const together = () => removingTogether({ ...this.#options, session: this.#session });
+    this.#together ??= together();
+    shareGoneLinks(session, this.#session);
+    try {
+      return await act(session);
+    } finally {
+      // It may have waited for a program of others meanwhile.
+      this.#together ??= together();
+      this.#timer ??= setTimeout(() => this.#end(), GATHER_MS);
+      if (++this.#count === MOST) this.#end();
+    }
+  }
+
+  /** Deletes the links, when it is the turn for that. */
+  #end(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    this.#count = 0;
+    this.#turns.take(new AbortController().signal, () => this.#delete()).catch((error) =>
+      this.#options.note?.(`warning: links of removed VMs are left: ${describe(error)}`)
+    );
+  }
+
+  async #delete(): Promise<void> {
+    const together = this.#together;
+    this.#together = undefined;
+    await together?.[Symbol.asyncDispose]();
+  }
+
+  /** Deletes what is left. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    clearTimeout(this.#timer);
+    try {
+      await this.#delete();
+    } finally {
+      this.#session[Symbol.dispose]();
+    }
+  }
+}
