@@ -42,7 +42,7 @@ export async function makeBundle(
   path: string,
   hot: ReadonlySet<string> = hotFunctions(),
 ): Promise<void> {
-  const { withEager } = await import("./eager.ts");
+  const { condensed, withEager } = await import("./eager.ts");
   const config = fromFileUrl(new URL("deno.json", ROOT));
   // Do not minify: esbuild would treat a `using` as an ordinary variable, and remove it.
   const apart = Object.keys(APART).flatMap((name) => ["--external", name]);
@@ -50,7 +50,7 @@ export async function makeBundle(
   runSync(Deno.execPath(), ["bundle", ...flags, BUNDLE[name] ?? name]);
   let text = await Deno.readTextFile(path);
   for (const [from, to] of REPLACED) text = text.replace(from, to);
-  await Deno.writeTextFile(path, withEager(text, hot));
+  await Deno.writeTextFile(path, withEager(condensed(text), hot));
 }
 
 /**

@@ -1,13 +1,14 @@
 /**
- * Functions that V8 compiles while it loads a file: then they are in the code cache.
+ * What makes a bundle start faster: less text, and functions that V8 compiles while it loads the
+ * file, so that they are in the code cache.
  *
- * Of others, V8 only looks where they end, and compiles them when they are first called, in every
- * process again. It compiles function expressions at once if they are in parentheses.
+ * Of other functions, V8 only looks where they end, and compiles them when they are first called,
+ * in every process again. It compiles function expressions at once if they are in parentheses.
  *
  * @module
  */
 
-import { type FunctionDeclaration, type Node, parse } from "acorn";
+import { type FunctionDeclaration, type Node, parse, type Token } from "acorn";
 
 /**
  * The text of a module in which the functions of these names are in parentheses, and so are the
@@ -23,6 +24,23 @@ export function withEager(module: string, names: ReadonlySet<string>): string {
   const starts = [0, ...hot.map(({ end }) => end)];
   const rest = starts.map((start, index) => module.slice(start, hot[index]?.start));
   return [...variables, ...rest].join("");
+}
+
+/**
+ * The text of a module without comments and indentation. Deno reads less then; and V8 takes half the
+ * memory for a text that is ASCII, as a bundle is but for its comments.
+ */
+export function condensed(module: string): string {
+  const tokens: Token[] = [];
+  parse(module, { ecmaVersion: "latest", sourceType: "module", onToken: tokens });
+  let text = "";
+  let from = 0;
+  for (const { start, end } of tokens) {
+    const gap = module.slice(from, start);
+    text += (gap.includes("\n") ? "\n" : gap === "" ? "" : " ") + module.slice(start, end);
+    from = end;
+  }
+  return `${text.trim()}\n`;
 }
 
 /** The functions of a module that {@linkcode withEager} can put into parentheses. */

@@ -21,6 +21,8 @@ Deno.test("install.ts --bundle: commands that need the sources no more", async (
     assertEquals((await install("--bundle")).written, []);
     const text = await Deno.readTextFile(bundle);
     assert(!text.includes(ROOT));
+    // deno-lint-ignore no-control-regex -- it is about all that is not ASCII.
+    assertEquals(/[^\x00-\x7f]/.exec(text), null, "V8 would take twice the memory for it");
     assertEquals(text.match(/^import .*/gm), null, "every command would load this");
     assertEquals(text.match(/\bimport\("\.[^)]*\)/g), ['import("./zx.js")', 'import("./ajv.js")']);
     await useIn(prefix, bundle);

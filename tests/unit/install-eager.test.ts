@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { withEager } from "../../lib/install/eager.ts";
+import { condensed, withEager } from "../../lib/install/eager.ts";
 
 const MODULE = `
 export const early = [hoisted(1), typeof counted, Object(1)];
@@ -67,6 +67,36 @@ Deno.test("withEager: named functions, and expressions inside them, are in paren
   assert(text.includes("const inner = ((y) => y * x);"), text);
   assert(text.includes("return ((() => 4))();"), text);
   assert(text.includes('\nfunction cold() {\n  return [() => "cold", cold.name];'), text);
+});
+
+Deno.test("condensed: comments and indentation go, what is in texts stays", async () => {
+  const text = condensed(
+    `/* × */
+    const a = \`
+      // not a comment × \${ /* it is */ [1, 2]
+        .join("  /* × */ ") }
+    \`; // ×
+    const b = /\\/\\* {2}/.source + a.length  /  2  / 1
+    export default () => {
+      return /*
+      */ a
+    }, c = 1
+`.replace("() => {", "(() => {").replace("}, c = 1", "})() ?? [a, b]"),
+  );
+  assertEquals(
+    text,
+    `const a = \`
+      // not a comment × \${ [1, 2]
+.join("  /* × */ ") }
+    \`;
+const b = /\\/\\* {2}/.source + a.length / 2 / 1
+export default (() => {
+return
+a
+})() ?? [a, b]
+`,
+  );
+  assertEquals(await told(condensed(MODULE)), await told(MODULE));
 });
 
 Deno.test("withEager: the module means the same", async () => {
