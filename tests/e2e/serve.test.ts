@@ -4,6 +4,7 @@ import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { Ajv2020 } from "ajv";
 import { document, operations } from "../../lib/resident/api.ts";
 import { ConflictError, InputError, PortConflictError, TapkitError } from "../../mod.ts";
+import { scriptWords } from "../support/bundle.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { eventually } from "../support/machine.ts";
@@ -149,8 +150,26 @@ Deno.test("serve: every operation answers as openapi.json says", async () => {
   await events.read(new Uint8Array(1));
   events.close();
   seen.add("events 200 application/jsonl");
-  // What needs a VMM, a slow client or an ending server is in the other tests.
-  const elsewhere = / (408|500|503) |^removeVm 409/;
+  const bad = { cniVersion: "1.0.0", name: "bad", plugins: [{ type: "bad" }] };
+  await host.writeFile("/etc/cni/net.d/90-bad.conflist", JSON.stringify(bad));
+  await host.writeFile("/opt/cni/bin/bad", "#!/bin/sh\n[ $CNI_COMMAND != ADD ]\n", 0o755);
+  const onBad = { name: "bad", networks: ["bad"] };
+  const failed = await ask("attachVms", 500, "POST", "/v1/vms", onBad);
+  const { class: name, fields } = failed.json.error;
+  assertEquals([name, fields.plugin], ["CniError", "bad"]);
+  await host.must("rm", ["-r", "/etc/cni/net.d/90-bad.conflist", "/opt/cni"]);
+  await using vmm = host.spawn(Deno.execPath(), [
+    ...scriptWords("attach-vm"),
+    ...["vmm", "--", "sh", "-c", "echo runs; exec sleep 777"],
+  ]);
+  await vmm.line((line) => line === "runs");
+  const running = await ask("removeVm", 409, "DELETE", "/v1/vms/vmm");
+  assertEquals(running.json.error.class, "ConflictError");
+  await ask("removeVm", 200, "DELETE", "/v1/vms/vmm?force");
+  vmm.kill();
+  await vmm.status;
+  // Any operation may fail, be slow, or find the resident ending.
+  const elsewhere = / (408|500|503) /;
   const every = Object.values(document.paths).flatMap((item) =>
     Object.values(item).flatMap((one) => {
       if (!("responses" in one)) return [];
