@@ -22,6 +22,12 @@ export const BODY_LIMITS: Readonly<Record<string, number>> = {
   "application/jsonl": 16 * 1024 * 1024,
 };
 
+/**
+ * So many bytes beyond the limit are read and dropped: a client that is still sending when the connection
+ * is closed may not see the answer.
+ */
+const LINGER = 1024 * 1024;
+
 /** An answer with a status of its own. Clients see a {@linkcode TapkitError}. */
 export class HttpError extends TapkitError {
   readonly status: number;
@@ -106,7 +112,7 @@ export async function readBody(
       mend: type === "application/json" ? undefined : "send several requests",
       headers: close,
     });
-  if (Number(request.headers.get("content-length")) > limit) throw tooLarge();
+  if (Number(request.headers.get("content-length")) > limit + LINGER) throw tooLarge();
   if (request.body === null) return "";
   const reader = request.body.getReader();
   const late = Promise.withResolvers<never>();
@@ -124,9 +130,10 @@ export async function readBody(
       const { done, value } = await Promise.race([reader.read().catch(torn), late.promise]);
       if (done) break;
       length += value.length;
-      if (length > limit) throw tooLarge();
-      chunks.push(value);
+      if (length > limit + LINGER) break;
+      if (length <= limit) chunks.push(value);
     }
+    if (length > limit) throw tooLarge();
   } catch (error) {
     reader.cancel().catch(() => {});
     throw error;
