@@ -25,6 +25,8 @@ export class Removals implements AsyncDisposable {
   #together: AsyncDisposable | undefined;
   #count = 0;
   #timer: ReturnType<typeof setTimeout> | undefined;
+  /** The deletions that are under way. */
+  #ending: Promise<void> = Promise.resolve();
 
   /** @param options without a signal: what has begun ends */
   constructor(options: HostOptions, turns: Turns) {
@@ -53,9 +55,11 @@ export class Removals implements AsyncDisposable {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     this.#count = 0;
-    this.#turns.take(new AbortController().signal, () => this.#delete()).catch((error) =>
-      this.#options.note?.(`warning: links of removed VMs are left: ${describe(error)}`)
-    );
+    const deleting = this.#turns.take(new AbortController().signal, () => this.#delete())
+      .catch((error) =>
+        this.#options.note?.(`warning: links of removed VMs are left: ${describe(error)}`)
+      );
+    this.#ending = Promise.all([this.#ending, deleting]).then(() => {});
   }
 
   async #delete(): Promise<void> {
@@ -68,6 +72,7 @@ export class Removals implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     clearTimeout(this.#timer);
     try {
+      await this.#ending;
       await this.#delete();
     } finally {
       this.#session[Symbol.dispose]();

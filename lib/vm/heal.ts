@@ -17,9 +17,11 @@ import { inTurns } from "../turns.ts";
 import { look } from "./layers/bring.ts";
 import { layersOf } from "./layers/kinds.ts";
 import type { Both } from "./record/attachment.ts";
-import { type HostPaths, hostPaths, recordNames } from "./record/paths.ts";
+import { type HostPaths, hostPaths, recordNames, vmsDir } from "./record/paths.ts";
+import { servedVm } from "./record/served.ts";
 import { readVm, readVms } from "./record/store.ts";
 import { openHost, OpenSession } from "./session.ts";
+import { needsAsText } from "./settings.ts";
 import type { Difference, HostOptions, LayerName } from "./types.ts";
 import { healVm } from "./verbs/attach.ts";
 import { contextOf, lookingAt } from "./verbs/work.ts";
@@ -52,7 +54,7 @@ const GATHER_MS = 50;
 /** Passes follow each other so that they take this share of the time at most, where that is no long wait. */
 const SHARE = 0.2;
 const LONGEST_PAUSE_MS = 400;
-/** How often that is looked at which the kernel does not tell of; it takes some 0.1 ms a VM. */
+/** How often that is looked at which the kernel does not tell of. */
 const SILENT_MS = 5000;
 
 /** What was healed so often in a row is healed more and more seldom. */
@@ -177,12 +179,12 @@ class Healer implements Disposable {
     if (vms.length > 0) this.#plan(GATHER_MS);
   }
 
-  /** Old iptables and some settings change without a word. */
+  /** Old iptables and some settings change without a word. Of VMs that need the same settings one is enough. */
   #lookAtSilent(): void {
     this.#silent = Date.now() + SILENT_MS;
-    const layers: LayerName[] = legacyTables().length > 0 ? ["rules", "sysctls"] : ["sysctls"];
-    this.#places = new Places(this.#host, this.#session.nl);
-    this.#concern(recordNames(this.#host), layers);
+    if (this.#places.areOld()) this.#places = new Places(this.#host, this.#session.nl);
+    this.#concern(this.#places.ofEachNeed, ["sysctls"]);
+    if (legacyTables().length > 0) this.#concern(recordNames(this.#host), ["rules"]);
   }
 
   async #pass(): Promise<void> {
@@ -326,14 +328,20 @@ function delayAfter(count: number): number {
 
 /** Which links and namespaces are whose. */
 class Places {
+  readonly #host: HostPaths;
+  readonly #read: number;
   readonly #names = new Map<string, string[]>();
   readonly #indices = new Map<number, string[]>();
   readonly #namespaces = new Map<number, string[]>();
+  readonly #needs = new Map<string, string>();
 
   constructor(host: HostPaths, nl: NetlinkConnection) {
+    this.#host = host;
+    this.#read = changeTime(host);
     for (const stored of readVms(host)) {
       if (stored.is !== "attached") continue;
       const { spec: { id: { name: vm } }, facts: { networks } } = stored.at;
+      this.#needs.set(needsAsText(servedVm(stored.at)), vm);
       for (const name of new Set(networks.flatMap(linksOf))) {
         add(this.#names, name, vm);
         const link = getLink(nl, name);
@@ -341,6 +349,16 @@ class Places {
         if (link?.peerNsid !== undefined) add(this.#namespaces, link.peerNsid, vm);
       }
     }
+  }
+
+  /** Whether records were written since they were read. */
+  areOld(): boolean {
+    return changeTime(this.#host) !== this.#read;
+  }
+
+  /** A VM for each set of settings that VMs need. */
+  get ofEachNeed(): readonly string[] {
+    return [...this.#needs.values()];
   }
 
   ofName(name: string): readonly string[] {
@@ -353,6 +371,16 @@ class Places {
 
   ofNamespace(nsid: number): readonly string[] {
     return this.#namespaces.get(nsid) ?? [];
+  }
+}
+
+/** When a record was last written, or deleted. */
+function changeTime(host: HostPaths): number {
+  try {
+    return Deno.statSync(vmsDir(host)).mtime?.getTime() ?? 0;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return 0;
+    throw error;
   }
 }
 

@@ -108,6 +108,11 @@ function needsOf(served: Served): Sysctl[] {
   return [...needed, ...opened];
 }
 
+/** A text that is the same for all that need the same settings. */
+export function needsAsText(served: Served): string {
+  return [...new Set(needsOf(served).map(({ path }) => path))].sort().join();
+}
+
 /** The settings that somebody's rules need and the kernel has not. */
 export function checkSettings(
   { session: { nl } }: Host,
