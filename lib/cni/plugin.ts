@@ -61,8 +61,12 @@ export interface DelContext extends Attachment {
 
 /** What is deleted with one message to the kernel, which waits once for all of it. */
 export interface Together {
-  /** Takes a link, which forwards nothing from then on, and the bridge that may go after it. */
-  mark(link: Link, bridge: string): void;
+  /**
+   * Takes a link, which forwards nothing from then on, and the bridge that may go after it.
+   *
+   * @returns false where the kernel refuses that
+   */
+  mark(link: Link, bridge: string): boolean;
 }
 
 /** What CHECK works with. */

@@ -13,8 +13,10 @@ import { Host } from "../support/host.ts";
 import { ROOT } from "../support/machine.ts";
 import { SCENARIOS } from "../support/scenarios.ts";
 
-// A VMM gets its signals itself: vmm.test.ts.
-const SIGNALLED = SCENARIOS.filter(({ scenario }) => !scenario.command.includes("--"));
+// A VMM gets its signals itself: vmm.test.ts. What becomes of several VMs is below.
+const SIGNALLED = SCENARIOS.filter(({ scenario }) =>
+  !scenario.command.includes("--") && !scenario.several
+);
 
 sweepAll(SIGNALLED, signals, {
   title: (what) => `signals: ${what}: at any effect, all is done or undone`,

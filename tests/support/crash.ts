@@ -49,6 +49,8 @@ export interface Scenario {
   readonly prepare?: readonly Command[];
   /** What leads to the wanted end after the command was cut off; the command itself unless given. */
   readonly again?: readonly (readonly [script: string, ...words: string[]])[];
+  /** Whether it is about several VMs, of which a signal leaves some done. */
+  readonly several?: true;
   /** Whether nothing is attached in the end. */
   readonly ends?: "gone";
   /** What compares the end with the kernel. */

@@ -103,8 +103,9 @@ export class Host extends Machine {
   async awaitDhcp(): Promise<void> {
     const [lock, locks] = [this.path("/var/lib/tapkit/serve-dhcp.lock"), this.path("/proc/locks")];
     await eventually(10_000, "a DHCP server runs", async () => {
-      const inode = await Deno.stat(lock).then(({ ino }) => ino, () => undefined);
-      return (await Deno.readTextFile(locks)).includes(`:${inode} `);
+      const { ino, size } = await Deno.stat(lock).catch(() => ({ ino: undefined, size: 0 }));
+      // It signs its lock.
+      return size > 0 && (await Deno.readTextFile(locks)).includes(`:${ino} `);
     });
   }
 

@@ -182,6 +182,7 @@ export const REMOVING: readonly Row[] = [
   {
     scenario: {
       name: "remove several",
+      several: true,
       command: ["attach-vm", "web", "api", "--remove"],
       prepare: [ATTACH, ["attach-vm", "api", "@"], NO_SERVER],
       again: [ATTACH],
@@ -192,6 +193,7 @@ export const REMOVING: readonly Row[] = [
   {
     scenario: {
       name: "remove several, then collect",
+      several: true,
       command: ["attach-vm", "web", "api", "--remove"],
       prepare: [ATTACH, ["attach-vm", "api", "@"], NO_SERVER],
       again: [["attach-vm", "--gc"], ["attach-vm", "--all", "--remove"]],

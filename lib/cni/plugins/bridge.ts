@@ -123,9 +123,9 @@ export const bridge: BuiltinPlugin = {
     const config = parseBridge(withoutRequests(context.conf), {});
     const { together } = context;
     const veth = findHostVeth(hostNl, context, context.vmNl);
-    if (veth !== undefined) {
-      if (together === undefined) deleteLink(hostNl, veth.index);
-      else together.mark(veth, config.bridge);
+    // One that cannot be marked goes at once.
+    if (veth !== undefined && together?.mark(veth, config.bridge) !== true) {
+      deleteLink(hostNl, veth.index);
     }
     if (config.ipam !== undefined) {
       release(config.ipam, context, prevResult && bareAddresses(prevResult));

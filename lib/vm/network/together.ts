@@ -8,6 +8,7 @@
 import type { Together } from "../../cni/plugin.ts";
 import { removeBridgeIfUnused } from "../../cni/plugins/bridge-device.ts";
 import { deleteLinkGroup, GONE_GROUP, type Link, listLinks, setLink } from "../../netlink/link.ts";
+import { SyscallError } from "../../errors.ts";
 import type { Host } from "../session.ts";
 
 /** Of a session: the links that are taken away, and not deleted yet. */
@@ -22,9 +23,15 @@ export class GoneLinks implements Together, Disposable {
   }
 
   /** Equivalent to: `ip link set VETH down group N` */
-  mark({ index }: Link, bridge: string): void {
-    setLink(this.#nl, index, { up: false, group: GONE_GROUP });
+  mark({ index }: Link, bridge: string): boolean {
     this.#bridges.add(bridge);
+    try {
+      setLink(this.#nl, index, { up: false, group: GONE_GROUP });
+      return true;
+    } catch (error) {
+      if (error instanceof SyscallError) return false;
+      throw error;
+    }
   }
 
   /**
