@@ -22,6 +22,7 @@ export const SocketConst = {
 /** A socket of the network namespace in which it was opened; close-on-exec. */
 export class Socket implements Disposable {
   readonly fd: number;
+  #closed = false;
   readonly #name: string;
 
   private constructor(fd: number, name: string) {
@@ -108,6 +109,9 @@ export class Socket implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    // By then the number may be another file's.
+    if (this.#closed) return;
+    this.#closed = true;
     if (aside === undefined) return closeFd(this.fd);
     // A thread that began now would be in the network namespace that this one is in for a moment.
     if (aside.push(this.fd) === 1) queueMicrotask(closeAside);
