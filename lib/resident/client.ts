@@ -211,7 +211,8 @@ export class ResidentClient implements Disposable {
         for (const line of lines) yield JSON.parse(line);
       }
     } finally {
-      await reader.cancel().catch(() => {});
+      // It may never end when the signal was aborted in the middle of a line's arrival.
+      reader.cancel().catch(() => {});
     }
   }
 
@@ -236,8 +237,11 @@ export class ResidentClient implements Disposable {
     { signal }: { readonly signal?: AbortSignal | undefined },
     act: () => Promise<T>,
   ): Promise<T> {
+    const { promise: aborted, reject } = Promise.withResolvers<never>();
+    const abort = () => reject(signal?.reason);
+    signal?.addEventListener("abort", abort);
     try {
-      return await act();
+      return await Promise.race([act(), aborted]);
     } catch (cause) {
       signal?.throwIfAborted();
       const refused = /\(Connect\)|os error (2|111)\b/.test(reasons(cause));
@@ -247,6 +251,8 @@ export class ResidentClient implements Disposable {
           mend: "send the request again: what is half done is completed or taken away",
           cause,
         });
+    } finally {
+      signal?.removeEventListener("abort", abort);
     }
   }
 
