@@ -39,6 +39,8 @@ const REQUIREMENTS: readonly Requirement[] = [
   { needs: "dbus-daemon", debian: "dbus-daemon" },
   { needs: "dockerd", debian: "docker.io", demo: "weave" },
   { needs: "perl", debian: "perl-base", demo: "weave" },
+  // The sandbox of arm64 runs on it.
+  { needs: "qemu-aarch64", debian: "qemu-user" },
 ];
 
 /** What the benchmark compares with; the C program is left out where there is no compiler. */

@@ -6,8 +6,8 @@ import { TapkitError } from "../../lib/errors.ts";
 
 /** By architecture: what runs its programs here. */
 const RUNNERS: Readonly<Record<string, readonly string[]>> = {
-  amd64: Deno.build.arch === "x86_64" ? [] : ["qemu-x86_64-static"],
-  arm64: Deno.build.arch === "aarch64" ? [] : ["qemu-aarch64-static"],
+  amd64: Deno.build.arch === "x86_64" ? [] : ["qemu-x86_64"],
+  arm64: Deno.build.arch === "aarch64" ? [] : ["qemu-aarch64"],
 };
 
 function isInstalled(program: string): boolean {
