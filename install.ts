@@ -157,6 +157,7 @@ if [ -w "$cache" ]; then export ${DENO_DIR_BEFORE}="\${DENO_DIR-}" DENO_DIR="$ca
 Description=DHCP for the virtual machines that tapkit attached
 
 [Service]
+Environment=DENO_NO_UPDATE_CHECK=1
 ExecStart="${bin}/serve-dhcp"
 Restart=always
 RestartSec=1

@@ -17,14 +17,15 @@ const LASTING =
 
 /**
  * Starts a program that outlives this one: in a session of its own, without descriptors of ours,
- * and with a small part of our environment.
+ * with a small part of our environment, and without Deno's question for updates.
  *
  * Equivalent to: `setsid env -i PATH="$PATH" … PROGRAM ARG… </dev/null >/dev/null 2>&1 &`
  */
 export function spawnDetached(program: string, args: readonly string[]): void {
   keepDescriptors();
   const env = Object.entries(Deno.env.toObject()).filter(([name]) => LASTING.test(name));
-  spawnSession(program, args, Object.fromEntries(env));
+  // A Deno that runs for long asks over the network whether there is a newer one.
+  spawnSession(program, args, { ...Object.fromEntries(env), DENO_NO_UPDATE_CHECK: "1" });
 }
 
 /**

@@ -140,6 +140,7 @@ Deno.test("attach-vm: what its caller holds does not go on in what it starts", a
   const environment = (await host.readFile(`/proc/${server}/environ`)).split("\0");
   assertEquals(environment.filter((line) => line.includes("hunter2")), []);
   assert(environment.some((line) => line.startsWith("PATH=")));
+  assert(environment.includes("DENO_NO_UPDATE_CHECK=1"));
   const { stdout } = await host.run("bash", [
     "-c",
     `exec 7</etc/hosts; ${attach} -- sh -c 'ls /proc/self/fd; echo $A_SECRET'`,
