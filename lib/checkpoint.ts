@@ -7,6 +7,37 @@
 import { libc } from "./sys/libc.ts";
 
 /**
+ * Waits for a promise, or throws the reason of `signal` when that is aborted before. What the promise is
+ * about goes on then.
+ */
+export async function orAborted<T>(
+  promise: Promise<T>,
+  signal: AbortSignal | undefined,
+): Promise<T> {
+  if (signal === undefined) return await promise;
+  const { promise: aborted, reject } = Promise.withResolvers<never>();
+  const abort = () => reject(signal.reason);
+  if (signal.aborted) abort();
+  signal.addEventListener("abort", abort);
+  try {
+    return await Promise.race([aborted, promise]);
+  } finally {
+    signal.removeEventListener("abort", abort);
+  }
+}
+
+/** Waits so long, or throws the reason of `signal` when that is aborted before. */
+export async function pause(ms: number, signal: AbortSignal | undefined): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, ms);
+  try {
+    await orAborted(promise, signal);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/**
  * Lets pending signals be handled, which synchronous code does not do, and throws the reason of
  * `signal` if it is aborted.
  *

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { orAborted } from "../checkpoint.ts";
 import { TapkitError } from "../errors.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import type {
@@ -237,11 +238,8 @@ export class ResidentClient implements Disposable {
     { signal }: { readonly signal?: AbortSignal | undefined },
     act: () => Promise<T>,
   ): Promise<T> {
-    const { promise: aborted, reject } = Promise.withResolvers<never>();
-    const abort = () => reject(signal?.reason);
-    signal?.addEventListener("abort", abort);
     try {
-      return await Promise.race([act(), aborted]);
+      return await orAborted(act(), signal);
     } catch (cause) {
       signal?.throwIfAborted();
       const refused = /\(Connect\)|os error (2|111)\b/.test(reasons(cause));
@@ -251,8 +249,6 @@ export class ResidentClient implements Disposable {
           mend: "send the request again: what is half done is completed or taken away",
           cause,
         });
-    } finally {
-      signal?.removeEventListener("abort", abort);
     }
   }
 

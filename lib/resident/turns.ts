@@ -4,6 +4,7 @@
  * @module
  */
 
+import { orAborted } from "../checkpoint.ts";
 import { HttpError } from "./http.ts";
 
 /** How many may wait for their turn. */
@@ -38,9 +39,9 @@ export class Turns {
     try {
       this.#waiting++;
       try {
-        await aborted(before, signal);
+        await orAborted(before, signal);
         while (this.#underway.size >= MOST_UNDER_WAY) {
-          await aborted(Promise.race(this.#underway), signal);
+          await orAborted(Promise.race(this.#underway), signal);
         }
       } finally {
         this.#waiting--;
@@ -52,18 +53,5 @@ export class Turns {
     } finally {
       waits();
     }
-  }
-}
-
-/** Waits for a promise, or throws the reason of the signal. */
-async function aborted(promise: Promise<unknown>, signal: AbortSignal): Promise<void> {
-  signal.throwIfAborted();
-  const { promise: raised, reject } = Promise.withResolvers<never>();
-  const listener = () => reject(signal.reason);
-  signal.addEventListener("abort", listener);
-  try {
-    await Promise.race([promise, raised]);
-  } finally {
-    signal.removeEventListener("abort", listener);
   }
 }

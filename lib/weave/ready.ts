@@ -4,6 +4,7 @@
  * @module
  */
 
+import { pause } from "../checkpoint.ts";
 import { type Container, inspectContainer } from "../docker/docker.ts";
 import { asError, TapkitError, WeaveError } from "../errors.ts";
 import { listAddresses } from "../netlink/address.ts";
@@ -167,18 +168,4 @@ async function refuseEnded(
     `Weave Net's container ends at once, with exit code ${State.ExitCode}: ${words || "silently"}`,
     { mend: "see docker logs weave" },
   );
-}
-
-async function pause(ms: number, signal: AbortSignal | undefined): Promise<void> {
-  signal?.throwIfAborted();
-  await new Promise<void>((resolve) => {
-    const done = () => {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", done);
-      resolve();
-    };
-    const timer = setTimeout(done, ms);
-    signal?.addEventListener("abort", done);
-  });
-  signal?.throwIfAborted();
 }

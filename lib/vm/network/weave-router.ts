@@ -4,6 +4,7 @@
  * @module
  */
 
+import { pause } from "../../checkpoint.ts";
 import { describe, DockerError, TapkitError } from "../../errors.ts";
 import { listAddresses } from "../../netlink/address.ts";
 import type { NetlinkConnection } from "../../netlink/connection.ts";
@@ -44,7 +45,7 @@ export async function readyRouter(
       lacks = lackOf(report, nl);
       if (lacks === undefined) return report;
       if (Date.now() > end) break;
-      await pause(signal);
+      await pause(POLL_MS, signal);
     }
   } finally {
     clearTimeout(waiting);
@@ -71,7 +72,7 @@ export async function awaitRouter({ session: { nl }, note, signal }: Waiting): P
   if (lacks === undefined || !await comesUp(signal)) return;
   note(`waiting for Weave Net's router, ${COMING_MS / 1000} s at most: ${lacks}`);
   for (const end = Date.now() + COMING_MS; lacks !== undefined && Date.now() < end;) {
-    await pause(signal);
+    await pause(POLL_MS, signal);
     lacks = await look();
   }
 }
@@ -110,12 +111,4 @@ function lackOf({ started, ipam }: WeaveReport, nl: NetlinkConnection): string |
   const bridge = getLink(nl, WEAVE_BRIDGE);
   const gateway = bridge && listAddresses(nl, { index: bridge.index, family: 4 })[0];
   return gateway === undefined ? `the bridge "${WEAVE_BRIDGE}" has no address` : undefined;
-}
-
-async function pause(signal: AbortSignal | undefined): Promise<void> {
-  await new Promise<void>((resolve) => {
-    const timer = setTimeout(resolve, POLL_MS);
-    signal?.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
-  });
-  signal?.throwIfAborted();
 }

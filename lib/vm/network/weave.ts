@@ -9,6 +9,7 @@ import { CniError } from "../../cni/types.ts";
 import { describe, TapkitError, WeaveError } from "../../errors.ts";
 import { isThere } from "../../files.ts";
 import { addressOf, cidrContains, parseCidr } from "../../inet/ip.ts";
+import { isSame } from "../../same.ts";
 import { WEAVE_BRIDGE } from "../../weave/host.ts";
 import type { WeaveReport } from "../../weave/report.ts";
 import { claimAddress, ownerAddresses, releaseAddresses } from "../../weave/router.ts";
@@ -301,8 +302,4 @@ function explain(host: HostPaths, error: WeaveError): string {
 function vmOf(host: HostPaths, { message }: WeaveError): string | undefined {
   const [, owner] = OWNER.exec(message) ?? [];
   return owner && nameOfId(host, owner);
-}
-
-function isSame(a: readonly string[], b: readonly string[]): boolean {
-  return a.join() === b.join();
 }
