@@ -5,6 +5,7 @@
  * @module
  */
 
+import type { GuestRules } from "../../firewall/model.ts";
 import type { FirewallKind } from "../../firewall/store.ts";
 import type { Claim } from "./attachment.ts";
 import { portsOf } from "./derive.ts";
@@ -28,24 +29,16 @@ export interface AddressAttachment {
 export function servedAddress(
   { to, firewall, link, claims, openPorts }: AddressAttachment,
 ): Served {
-  const owner = addressTag(to);
-  return {
-    firewall,
-    owners: [owner],
-    guests: [{
-      owner,
-      link,
-      addresses: [to],
-      masquerade: false,
-      forward: true,
-      ports: portsOf(claims),
-      relayed: true,
-      openPorts,
-    }],
-    asymmetric: false,
-    executed: false,
-    command: `map-port --to ${to} …`,
-  };
+  return served(firewall, `map-port --to ${to} …`, {
+    owner: addressTag(to),
+    link,
+    addresses: [to],
+    masquerade: false,
+    forward: true,
+    ports: portsOf(claims),
+    relayed: true,
+    openPorts,
+  });
 }
 
 /** What is recorded of a bridge. */
@@ -58,21 +51,25 @@ export interface BridgeAttachment {
 
 /** The rules for a bridge. */
 export function servedBridge({ link, firewall }: BridgeAttachment): Served {
-  const owner = bridgeTag(link);
+  return served(firewall, "setup-weave", {
+    owner: bridgeTag(link),
+    link,
+    addresses: [],
+    masquerade: false,
+    forward: true,
+    ports: [],
+    whole: true,
+  });
+}
+
+/** What has the rules of one guest, and nothing of a VM's. */
+function served(firewall: FirewallKind, command: string, guest: GuestRules): Served {
   return {
     firewall,
-    owners: [owner],
-    guests: [{
-      owner,
-      link,
-      addresses: [],
-      masquerade: false,
-      forward: true,
-      ports: [],
-      whole: true,
-    }],
+    owners: [guest.owner],
+    guests: [guest],
     asymmetric: false,
     executed: false,
-    command: "setup-weave",
+    command,
   };
 }

@@ -10,12 +10,11 @@ import { isSame } from "../../same.ts";
 import { bring, look, planCourse, takeAway } from "../layers/bring.ts";
 import { layersOf } from "../layers/kinds.ts";
 import type { BridgeAttachment } from "../record/address.ts";
-import { HostLock, tidyState } from "../record/locks.ts";
 import { bridgeNames, hostPaths } from "../record/paths.ts";
 import { deleteBridge, readBridge, sideOf, unfinished, writeBridge } from "../record/store.ts";
 import { openHost } from "../session.ts";
 import type { Change, Difference, HostOptions } from "../types.ts";
-import { contextOf, lookingAt, type Work } from "./work.ts";
+import { changingHost, contextOf, lookingAt } from "./work.ts";
 
 /**
  * Lets a bridge's traffic pass the firewalls of the host that drop what is forwarded, and turns
@@ -104,18 +103,5 @@ export async function* restoreBridges(
     } catch (error) {
       yield { name, error };
     }
-  }
-}
-
-async function changingHost<T>(
-  options: HostOptions,
-  act: (work: Work) => Promise<T>,
-): Promise<T> {
-  using host = openHost(options);
-  try {
-    using lock = await HostLock.take(host);
-    return await act({ host, outside: lock.outside });
-  } finally {
-    tidyState(host);
   }
 }

@@ -19,7 +19,6 @@ import { type AddressAttachment, servedAddress } from "../record/address.ts";
 import type { Attachment, Both, Claim } from "../record/attachment.ts";
 import { portsOf } from "../record/derive.ts";
 import { addressTag, validateName } from "../record/identity.ts";
-import { HostLock, tidyState } from "../record/locks.ts";
 import { type HostPaths, hostPaths } from "../record/paths.ts";
 import { type Served, servedVm } from "../record/served.ts";
 import {
@@ -39,7 +38,7 @@ import { type Host, openHost } from "../session.ts";
 import type { Difference, HostOptions, MapOptions, MappedPorts, PortTarget } from "../types.ts";
 import { newAddress, validateAddress } from "./mapped-address.ts";
 import { withClaims } from "./wanted.ts";
-import { changingVm, contextOf, explained, lookingAt, type Work } from "./work.ts";
+import { changingHost, changingVm, contextOf, lookingAt, type Work } from "./work.ts";
 
 /** One port, as text or as a mapping. */
 type Port = string | PortMapping;
@@ -318,17 +317,11 @@ async function changeAddress(
     stored: Attachment<AddressAttachment> | undefined,
   ) => Promise<readonly PortMapping[]>,
 ): Promise<MappedPorts> {
-  using host = openHost(options);
   const to = validateAddress(text);
-  try {
-    using lock = await HostLock.take(host);
-    const work = { host, outside: lock.outside };
+  return await changingHost(options, async (work) => {
+    const { host } = work;
     return { to, ports: await act(work, addressHolder(host, to), readAddress(host, to)) };
-  } catch (error) {
-    throw await explained(error);
-  } finally {
-    tidyState(host);
-  }
+  });
 }
 
 function parseAsked(ports: readonly Port[]): PortMapping[] {

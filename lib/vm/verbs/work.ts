@@ -58,6 +58,22 @@ export async function changingVm<T>(
   }
 }
 
+/** Does what changes things of the host that are no VM's, under the host's lock. */
+export async function changingHost<T>(
+  options: HostOptions,
+  act: (work: Work) => Promise<T>,
+): Promise<T> {
+  using host = openHost(options);
+  try {
+    using lock = await HostLock.take(host);
+    return await act({ host, outside: lock.outside });
+  } catch (error) {
+    throw await explained(error);
+  } finally {
+    tidyState(host);
+  }
+}
+
 /** An error, by now with no lock held, with what programs of others know of it. */
 export async function explained(error: unknown): Promise<unknown> {
   if (!(error instanceof PortConflictError)) return error;
