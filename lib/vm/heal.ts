@@ -212,8 +212,8 @@ class Healer implements Disposable {
       }
     };
     for await (const _ of inTurns(concerns, heal, this.#options.signal));
-    for (const [thing, { count, last }] of this.#tries) {
-      if (Date.now() - last > Math.max(FORGET_MS, 2 * delayAfter(count))) this.#tries.delete(thing);
+    for (const [thing, tries] of this.#tries) {
+      if (isForgotten(tries, Date.now())) this.#tries.delete(thing);
     }
     // What was made anew has other numbers.
     if (healed) this.#places = new Places(this.#host, this.#session.nl);
@@ -282,8 +282,7 @@ class Healer implements Disposable {
     const things = [...new Set(found.map(({ object }) => `${vm}: ${object}`))];
     const tries = things.map((thing): Tries => {
       const known = this.#tries.get(thing) ?? { count: 0, last: 0 };
-      const forgotten = now - known.last > Math.max(FORGET_MS, 2 * delayAfter(known.count));
-      return forgotten ? { count: 0, last: 0 } : known;
+      return isForgotten(known, now) ? { count: 0, last: 0 } : known;
     });
     const wait = Math.max(...tries.map(({ count, last }) => last + delayAfter(count) - now));
     if (wait > 0) return wait;
@@ -318,6 +317,10 @@ class Healer implements Disposable {
 interface Tries {
   readonly count: number;
   readonly last: number;
+}
+
+function isForgotten({ count, last }: Tries, now: number): boolean {
+  return now - last > Math.max(FORGET_MS, 2 * delayAfter(count));
 }
 
 function delayAfter(count: number): number {
