@@ -199,9 +199,13 @@ export const ATTACH_VM = {
       name: "output",
       alias: ["-o", "--format"],
       metavar: "FORMAT",
-      choices: ["json", "env", "cmdline", "dracut", "qemu"],
+      choices: [
+        ...["json", "env", "cmdline", "dracut", "qemu"] as const,
+        ...["cloud-hypervisor", "firecracker", "mmds", "cloud-init"] as const,
+      ],
       help: "print the record as json, env (shell assignments), cmdline (the kernel's ip=), " +
-        "dracut (arguments of its initramfs) or qemu (arguments)",
+        "dracut (arguments of its initramfs), arguments of qemu or cloud-hypervisor, firecracker " +
+        "(a part of its configuration file), mmds (its metadata) or cloud-init (network-config)",
       default: "json",
     },
     {

@@ -1,13 +1,16 @@
 /**
- * A VM's record in formats for shells, kernels and VMMs.
+ * A VM's record in formats for shells, kernels, VMMs and guests.
  *
  * @module
  */
 
-import { netmask, parseCidr } from "../inet/ip.ts";
 import { formatPort } from "../inet/ports.ts";
-import { ipv4Of } from "./record/derive.ts";
-import type { Attached, OutputFormat, VmInterface, VmRecord } from "./types.ts";
+import { cloudInitNetwork } from "./output/cloud-init.ts";
+import { firecrackerConfig, metadata } from "./output/firecracker.ts";
+import { dracutArguments, kernelArgument } from "./output/kernel.ts";
+import { interfaceValues } from "./output/values.ts";
+import { cloudHypervisorArguments, qemuArguments } from "./output/vmm.ts";
+import type { Attached, OutputFormat, VmRecord } from "./types.ts";
 
 /**
  * The record as text without a final newline.
@@ -16,7 +19,10 @@ import type { Attached, OutputFormat, VmInterface, VmRecord } from "./types.ts";
  * - `env`: shell assignments, one a line, quoted so that `eval` is safe.
  * - `cmdline`: the kernel's `ip=`, for the first interface with an IPv4 address.
  * - `dracut`: arguments for dracut's initramfs, for all interfaces (dracut.cmdline(7)).
- * - `qemu`: QEMU arguments on one line. No value has a space.
+ * - `qemu`, `cloud-hypervisor`: arguments of the VMM on one line. No value has a space.
+ * - `firecracker`: a part of Firecracker's configuration file; one line of JSON.
+ * - `mmds`: the content of Firecracker's metadata service; one line of JSON.
+ * - `cloud-init`: a network configuration of version 2 for cloud-init; one line of JSON.
  */
 export function formatRecord(record: VmRecord, format: OutputFormat): string {
   switch (format) {
@@ -29,9 +35,17 @@ export function formatRecord(record: VmRecord, format: OutputFormat): string {
     case "cmdline":
       return kernelArgument(record);
     case "dracut":
-      return dracutArguments(record).join(" ");
+      return dracutArguments(record);
     case "qemu":
-      return record.interfaces.map(qemuArguments).join(" ");
+      return qemuArguments(record);
+    case "cloud-hypervisor":
+      return cloudHypervisorArguments(record);
+    case "firecracker":
+      return firecrackerConfig(record);
+    case "mmds":
+      return metadata(record);
+    case "cloud-init":
+      return cloudInitNetwork(record);
   }
 }
 
@@ -63,28 +77,6 @@ export function shellQuote(text: string): string {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
-function interfaceValues(link: VmInterface) {
-  const main = mainAddress(link);
-  const cidr = main && parseCidr(main.address);
-  return {
-    tap: link.tap,
-    mac: link.mac,
-    mtu: String(link.mtu),
-    ip: cidr?.address ?? "",
-    netmask: cidr === undefined
-      ? ""
-      : cidr.family === 4
-      ? netmask(cidr.prefixLength)
-      : String(cidr.prefixLength),
-    gateway: main?.gateway ?? "",
-  };
-}
-
-/** The address to configure a guest with that takes only one: IPv4 if there is one. */
-function mainAddress(link: VmInterface) {
-  return ipv4Of(link) ?? link.addresses[0];
-}
-
 function environment(record: VmRecord): [name: string, value: string][] {
   return [
     ["TAPKIT_NAME", record.vm],
@@ -108,73 +100,4 @@ function environment(record: VmRecord): [name: string, value: string][] {
       ]);
     }),
   ];
-}
-
-/**
- * ip=CLIENT:SERVER:GATEWAY:NETMASK:HOST:DEVICE:AUTOCONF:DNS0:DNS1 (Linux, admin-guide/nfs/nfsroot.rst).
- * The kernel takes the last of several. Empty without IPv4.
- */
-function kernelArgument(record: VmRecord): string {
-  const links = record.interfaces.map((link) => ({ link, address: addressesOf(link, 4)[0] }));
-  const first = links.find(({ address }) => address !== undefined);
-  if (first?.address === undefined) return "";
-  const { link, address: { address, prefixLength } } = first;
-  const servers = record.dns.nameservers.filter((server) => !server.includes(":")).slice(0, 2);
-  const router = defaultGateway(link, 4);
-  const fields = [address, "", router, netmask(prefixLength), hostname(record), link.name, "off"];
-  return `ip=${[...fields, ...servers].join(":")}`;
-}
-
-/** ip=CLIENT:PEER:GATEWAY:NETMASK:HOST:DEVICE:none:MTU, rd.route=NET:GATEWAY:DEVICE, nameserver=ADDRESS. */
-function dracutArguments(record: VmRecord): string[] {
-  const bracketed = (text: string) => text.includes(":") ? `[${text}]` : text;
-  const of = ([family, link]: readonly [4 | 6, VmInterface]) => {
-    const { name, mtu } = link;
-    const router = bracketed(defaultGateway(link, family));
-    return addressesOf(link, family).map(({ address, prefixLength }) => {
-      const mask = family === 4 ? netmask(prefixLength) : prefixLength;
-      return `ip=${bracketed(address)}::${router}:${mask}:${hostname(record)}:${name}:none:${mtu}`;
-    });
-  };
-  const routes = record.interfaces.flatMap(({ name, routes }) =>
-    routes.flatMap(({ dst, gw }) =>
-      gw === undefined || isDefault(dst)
-        ? []
-        : [`rd.route=${bracketed(dst)}:${bracketed(gw)}:${name}`]
-    )
-  );
-  return [
-    ...record.interfaces.flatMap((link) => ([[4, link], [6, link]] as const).flatMap(of)),
-    ...routes,
-    ...record.dns.nameservers.map((server) => `nameserver=${bracketed(server)}`),
-  ];
-}
-
-function addressesOf(link: VmInterface, family: 4 | 6) {
-  return link.addresses.map(({ address }) => parseCidr(address))
-    .filter((cidr) => cidr.family === family);
-}
-
-/** A network's gateway is only used if there is a default route. */
-function defaultGateway(link: VmInterface, family: 4 | 6): string {
-  const isOf = (text: string) => text.includes(":") === (family === 6);
-  const route = link.routes.find(({ dst }) => isDefault(dst) && isOf(dst));
-  if (route === undefined) return "";
-  return route.gw ?? link.addresses.find(({ address }) => isOf(address))?.gateway ?? "";
-}
-
-function isDefault(dst: string): boolean {
-  return dst === "0.0.0.0/0" || dst === "::/0";
-}
-
-/** RFC 1123 does not allow an underscore. */
-function hostname({ vm }: VmRecord): string {
-  return vm.replaceAll("_", "-");
-}
-
-function qemuArguments(link: VmInterface): string {
-  return [
-    `-netdev tap,id=${link.name},ifname=${link.tap},script=no,downscript=no`,
-    `-device virtio-net-pci,netdev=${link.name},mac=${link.mac},host_mtu=${link.mtu}`,
-  ].join(" ");
 }

@@ -291,4 +291,13 @@ export interface AttachRequest {
 }
 
 /** The formats of a printed record. */
-export type OutputFormat = "json" | "env" | "cmdline" | "dracut" | "qemu";
+export type OutputFormat =
+  | "json"
+  | "env"
+  | "cmdline"
+  | "dracut"
+  | "qemu"
+  | "cloud-hypervisor"
+  | "firecracker"
+  | "mmds"
+  | "cloud-init";

@@ -231,7 +231,10 @@ const RECORD = JSON.stringify({
   },
 });
 
-const OUTPUT_FORMATS: readonly OutputFormat[] = ["json", "env", "cmdline", "dracut", "qemu"];
+const OUTPUT_FORMATS: readonly OutputFormat[] = [
+  ...["json", "env", "cmdline", "dracut", "qemu"] as const,
+  ...["cloud-hypervisor", "firecracker", "mmds", "cloud-init"] as const,
+];
 
 function recordTarget(): FuzzTarget {
   const stateDir = Deno.makeTempDirSync({ prefix: "tapkit-fuzz-" });

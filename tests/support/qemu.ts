@@ -26,6 +26,8 @@ export interface BootOptions {
   readonly memory?: number;
   /** Further arguments of the kernel: `ip=…` configures the guest without DHCP. */
   readonly append?: string;
+  /** Arguments for the network cards, in place of one card on the TAP: those of `--output qemu`. */
+  readonly devices?: readonly string[];
 }
 
 /**
@@ -35,7 +37,7 @@ export interface BootOptions {
 function qemuArgs(
   image: GuestImage,
   { tap, mac }: { tap: string; mac: string },
-  { memory = 96, append = "" }: BootOptions = {},
+  { memory = 96, append = "", devices }: BootOptions = {},
 ): string[] {
   const kernelArgs = "console=ttyS0 quiet panic=-1 reboot=t nokaslr mitigations=off " +
     `random.trust_cpu=on ${append}`;
@@ -44,8 +46,11 @@ function qemuArgs(
     ...["-accel", "tcg,thread=single,tb-size=32", "-m", String(memory)],
     ...["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"],
     ...["-kernel", image.kernel, "-initrd", image.initramfs, "-append", kernelArgs.trim()],
-    ...["-netdev", `tap,id=n0,ifname=${tap},script=no,downscript=no,vhost=off`],
-    ...["-device", `virtio-net-pci,netdev=n0,mac=${mac},romfile=`],
+    ...["-global", "virtio-net-pci.romfile="],
+    ...devices ?? [
+      ...["-netdev", `tap,id=n0,ifname=${tap},script=no,downscript=no,vhost=off`],
+      ...["-device", `virtio-net-pci,netdev=n0,mac=${mac}`],
+    ],
   ];
 }
 

@@ -39,6 +39,16 @@ const REQUIREMENTS: readonly Requirement[] = [
   { needs: "dbus-daemon", debian: "dbus-daemon" },
   { needs: "dockerd", debian: "docker.io", demo: "weave" },
   { needs: "perl", debian: "perl-base", demo: "weave" },
+  // They read what --output prints for them.
+  { needs: "cloud-init", debian: "cloud-init" },
+  { needs: "netplan", debian: "netplan.io" },
+  { needs: "virsh", debian: "libvirt-clients" },
+  { needs: "libvirtd", debian: "libvirt-daemon" },
+  { needs: "virt-qemu-run", debian: "libvirt-daemon-driver-qemu" },
+  // Pages of docs/ call them.
+  { needs: "jq", debian: "jq" },
+  { needs: "genisoimage", debian: "genisoimage" },
+  { needs: "mmdebstrap", debian: "mmdebstrap" },
   // The sandbox of arm64 runs on it.
   { needs: "qemu-aarch64", debian: "qemu-user" },
 ];

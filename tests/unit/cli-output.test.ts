@@ -1,4 +1,5 @@
 import { assertEquals } from "@std/assert";
+import { Ajv2020 } from "ajv";
 import { formatRecord, placeholders, shellQuote } from "../../lib/vm/output.ts";
 import type { VmInterface, VmRecord } from "../../lib/vm/types.ts";
 
@@ -95,6 +96,145 @@ Deno.test("formatRecord: qemu has a netdev and a device for each interface", () 
   ]);
 });
 
+Deno.test("formatRecord: cloud-hypervisor has a value of --net for each interface, as its API has it", async () => {
+  assertEquals(formatRecord(TWO, "cloud-hypervisor").split(" "), [
+    "--net",
+    "tap=vm_eth0,mac=9a:3c:00:00:00:01,id=eth0",
+    "tap=vm_eth1,mac=9a:3c:00:00:00:02,id=eth1",
+  ]);
+  assertEquals(formatRecord({ ...TWO, interfaces: [] }, "cloud-hypervisor"), "");
+  const accepts = await published("cloud-hypervisor");
+  for (const value of formatRecord(TWO, "cloud-hypervisor").split(" ").slice(1)) {
+    accepts(netConfig(value));
+  }
+});
+
+Deno.test("formatRecord: firecracker completes a configuration file, as its API has it", async () => {
+  const part = JSON.parse(formatRecord(TWO, "firecracker"));
+  assertEquals(part, {
+    "boot-source": {
+      boot_args: `console=ttyS0 reboot=k panic=1 ${formatRecord(TWO, "cmdline")}`,
+    },
+    "network-interfaces": [
+      { iface_id: "eth0", host_dev_name: "vm_eth0", guest_mac: "9a:3c:00:00:00:01", mtu: 1450 },
+      // Every version of Firecracker knows these keys.
+      { iface_id: "eth1", host_dev_name: "vm_eth1", guest_mac: "9a:3c:00:00:00:02" },
+    ],
+    "mmds-config": { version: "V2", network_interfaces: ["eth0"] },
+  });
+  const accepts = await published("firecracker");
+  const whole = (added: { readonly "boot-source": Record<string, string> }) => ({
+    drives: [],
+    "machine-config": { vcpu_count: 1, mem_size_mib: 128 },
+    ...added,
+    "boot-source": { ...added["boot-source"], kernel_image_path: "vmlinux" },
+  });
+  accepts(whole(part));
+  const none = JSON.parse(formatRecord({ ...TWO, interfaces: [] }, "firecracker"));
+  assertEquals(none["boot-source"], { boot_args: "console=ttyS0 reboot=k panic=1" });
+  accepts(whole(none));
+});
+
+Deno.test("formatRecord: mmds has the form of EC2's metadata, all text", () => {
+  assertEquals(JSON.parse(formatRecord({ ...TWO, vm: "my_web" }, "mmds")), {
+    latest: {
+      "meta-data": {
+        "instance-id": "3f0a",
+        "local-hostname": "my-web",
+        mac: "9a:3c:00:00:00:01",
+        "local-ipv4": "172.18.0.2",
+        network: {
+          interfaces: {
+            macs: {
+              "9a:3c:00:00:00:01": {
+                "device-number": "0",
+                "local-ipv4s": "172.18.0.2",
+                "subnet-ipv4-cidr-block": "172.18.0.0/16",
+              },
+              "9a:3c:00:00:00:02": {
+                "device-number": "1",
+                "local-ipv4s": "10.9.0.2",
+                "subnet-ipv4-cidr-block": "10.9.0.0/30",
+                ipv6s: "2001:db8::2",
+              },
+            },
+          },
+        },
+      },
+    },
+  });
+});
+
+Deno.test("formatRecord: cloud-init has each interface by its MAC, with routes, name servers and MTU", () => {
+  const [web, six] = TWO.interfaces;
+  const record = {
+    ...TWO,
+    dns: WEB.dns,
+    interfaces: [web!, {
+      ...six!,
+      // The gateway of 10.2.0.0/16 is in none of the guest's prefixes, fe80::1 is on every link.
+      routes: [
+        ...six!.routes,
+        { dst: "10.2.0.0/16", gw: "169.254.1.1" },
+        { dst: "2001:db8:a::/48", gw: "fe80::1" },
+      ],
+    }],
+  };
+  assertEquals(JSON.parse(formatRecord(record, "cloud-init")), {
+    version: 2,
+    ethernets: {
+      eth0: {
+        match: { macaddress: "9a:3c:00:00:00:01" },
+        "set-name": "eth0",
+        mtu: 1450,
+        dhcp4: false,
+        dhcp6: false,
+        addresses: ["172.18.0.2/16"],
+        routes: [{ to: "0.0.0.0/0", via: "172.18.0.1" }],
+        nameservers: { addresses: WEB.dns.nameservers, search: ["a", "b"] },
+      },
+      eth1: {
+        match: { macaddress: "9a:3c:00:00:00:02" },
+        "set-name": "eth1",
+        mtu: 1500,
+        dhcp4: false,
+        dhcp6: false,
+        addresses: ["2001:db8::2/64", "10.9.0.2/30"],
+        gateway6: "2001:db8::1",
+        routes: [
+          { to: "169.254.1.1/32", scope: "link" },
+          { to: "2001:db8:9::/48", via: "2001:db8::9" },
+          { to: "10.1.0.0/16", scope: "link" },
+          { to: "10.2.0.0/16", via: "169.254.1.1", "on-link": true },
+          { to: "2001:db8:a::/48", via: "fe80::1" },
+        ],
+      },
+    },
+  });
+  const bare = { ...TWO, interfaces: [{ ...web!, addresses: [], routes: [] }] };
+  assertEquals(JSON.parse(formatRecord(bare, "cloud-init")).ethernets.eth0, {
+    match: { macaddress: "9a:3c:00:00:00:01" },
+    "set-name": "eth0",
+    mtu: 1450,
+    dhcp4: false,
+    dhcp6: false,
+  });
+});
+
+Deno.test("formatRecord: a route without a gateway uses the network's, unless it leads to it", () => {
+  const [web] = TWO.interfaces;
+  const routes = [{ dst: "10.7.0.0/16" }, { dst: "172.18.0.0/24" }];
+  const record = { ...TWO, interfaces: [{ ...web!, routes }] };
+  assertEquals(JSON.parse(formatRecord(record, "cloud-init")).ethernets.eth0.routes, [
+    { to: "10.7.0.0/16", via: "172.18.0.1" },
+    { to: "172.18.0.0/24", scope: "link" },
+  ]);
+  assertEquals(
+    formatRecord(record, "dracut").split(" ").filter((word) => word.startsWith("rd.route")),
+    ["rd.route=10.7.0.0/16:172.18.0.1:eth0"],
+  );
+});
+
 Deno.test("formatRecord: env is read by a shell as it was written", () => {
   const odd = { ...TWO, dns: { nameservers: ["192.0.2.53"], search: ["it's", "$(b)"] } };
   const script = `${formatRecord(odd, "env")}
@@ -131,3 +271,22 @@ Deno.test("shellQuote: leaves plain words and quotes the others", () => {
     `'it'\\''s'`,
   ]);
 });
+
+/** Checks a value by the schema that a VMM publishes: tests/fixtures/vmm-api. */
+async function published(name: string): Promise<(value: unknown) => void> {
+  const path = new URL(`../fixtures/vmm-api/${name}.json`, import.meta.url);
+  const ajv = new Ajv2020();
+  const validate = ajv.compile(JSON.parse(await Deno.readTextFile(path)));
+  return (value) => assertEquals([validate(value), validate.errors], [true, null]);
+}
+
+/** A value of Cloud Hypervisor's --net, whose keys are those of its API. */
+function netConfig(text: string): Record<string, string | number> {
+  const numbers = ["mtu", "num_queues", "queue_size"];
+  return Object.fromEntries(
+    text.split(",").map((pair) => {
+      const [key = "", value = ""] = pair.split("=");
+      return [key, numbers.includes(key) ? Number(value) : value];
+    }),
+  );
+}

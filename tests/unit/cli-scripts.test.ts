@@ -110,7 +110,7 @@ Deno.test("scripts: what is wrong is refused with exit code 2, one line and its 
     ["attach-vm", ["web", "--plugins", "all"], '"all"'],
     ["attach-vm", ["web", "--exclusive"], "--exclusive is for --gc"],
     ["attach-vm", ["--gc", "--bandwidth", "1mbit"], "--bandwidth does not go with --gc"],
-    ["attach-vm", ["web", "--output", "firecracker"], '"firecracker"'],
+    ["attach-vm", ["web", "--output", "bhyve"], '"bhyve"'],
   ];
   for (const [name, args, object] of cases) {
     const { code, out, err } = await run(name, args);
