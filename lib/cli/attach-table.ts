@@ -184,7 +184,8 @@ export const ATTACH_VM = {
     metavar: "VMM ARG…",
     help:
       "run the VMM in the VM's namespace, and remove the attachment when it ends; {tap} {mac} " +
-      "{ip} {gateway} {netmask} {mtu} {netns} {name} {cmdline} in its arguments are replaced",
+      "{ip} {gateway} {netmask} {mtu} {netns} {name} {cmdline} in its arguments are replaced, " +
+      "and {eth1.tap} … of further interfaces",
   },
   options: [
     ...SHAPING,

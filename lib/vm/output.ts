@@ -4,6 +4,7 @@
  * @module
  */
 
+import { InputError } from "../errors.ts";
 import { formatPort } from "../inet/ports.ts";
 import { cloudInitNetwork } from "./output/cloud-init.ts";
 import { firecrackerConfig, metadata } from "./output/firecracker.ts";
@@ -56,21 +57,51 @@ export function formatAttached(done: Attached, format: OutputFormat): string {
   return JSON.stringify({ ...record, changes, ...tapReplaced ? { tapReplaced } : {} });
 }
 
+/** The placeholders that each interface has. */
+const OF_INTERFACE = ["tap", "mac", "mtu", "ip", "netmask", "gateway"] as const;
+
 /**
- * The values of `{tap}`, `{mac}`, … in a VMM's arguments, from the first interface and the VM. A
- * value that the network does not give is the empty string.
+ * The values of `{name}`, `{tap}`, `{eth1.tap}`, … in a VMM's arguments. Those without an interface are
+ * the first one's. A value that the network does not give is the empty string.
  */
 export function placeholders(record: VmRecord): Record<string, string> {
-  const first = record.interfaces[0];
+  const none = Object.fromEntries(OF_INTERFACE.map((key) => [key, ""]));
+  const [first] = record.interfaces;
   return {
     name: record.vm,
     netns: record.netns,
     cmdline: formatRecord(record, "cmdline"),
-    ...first === undefined
-      ? { tap: "", mac: "", mtu: "", ip: "", netmask: "", gateway: "" }
-      : interfaceValues(first),
+    ...first === undefined ? none : interfaceValues(first),
+    ...Object.fromEntries(record.interfaces.flatMap((link) => {
+      const values = interfaceValues(link);
+      return OF_INTERFACE.map((key) => [`${link.name}.${key}`, values[key]]);
+    })),
   };
 }
+
+/**
+ * Replaces the placeholders in a VMM's arguments. Other text in braces stays.
+ *
+ * @throws {InputError} for a placeholder of an interface that the VM does not have
+ */
+export function fillIn(record: VmRecord, argv: readonly string[]): string[] {
+  const values = placeholders(record);
+  return argv.map((argument) =>
+    argument.replaceAll(PLACEHOLDER, (whole, name: string) => {
+      if (Object.hasOwn(values, name)) return values[name]!;
+      const [link, key] = name.split(".");
+      if (key === undefined || !(OF_INTERFACE as readonly string[]).includes(key)) return whole;
+      throw new InputError(
+        `${whole} is of an interface "${link}" that "${record.vm}" does not have`,
+        {
+          mend: "name one that it has, or add a network with --network",
+        },
+      );
+    })
+  );
+}
+
+const PLACEHOLDER = /\{(\w+(?:\.\w+)?)\}/g;
 
 /** `text` as one word of a POSIX shell. */
 export function shellQuote(text: string): string {

@@ -12,7 +12,7 @@ import { closeFd, libc, O_RDONLY, openFd } from "../sys/libc.ts";
 import { asUser } from "../sys/credentials.ts";
 import { openNetns, withNetns } from "../sys/netns.ts";
 import { attachVm } from "./verbs/attach.ts";
-import { formatRecord, placeholders } from "./output.ts";
+import { fillIn, formatRecord } from "./output.ts";
 import { removeRun } from "./verbs/remove.ts";
 import { validateAttach } from "./request.ts";
 import { claimRun, type Run } from "./running.ts";
@@ -47,7 +47,7 @@ export interface VmmOptions extends HostOptions {
  * Attaches a VM, runs the VMM in its namespace on this process's stdio, and passes signals on. When
  * the VMM ends, it removes the VM, unless the VM was attached before or `keep` is set.
  *
- * @param argv the program and its arguments; `{tap}`, `{mac}`, `{ip}`, … are replaced in them
+ * @param argv the program and its arguments; `{tap}`, `{mac}`, `{eth1.tap}`, … are replaced in them
  * @returns the VMM's exit code, 128+n when signal n ended it
  * @throws {VmmError} when the VMM did not start
  * @throws {InterruptedError} when a signal came before the VMM started
@@ -127,10 +127,7 @@ function writeRecordFile(record: VmRecord, path: string | undefined): void {
 }
 
 function start(record: VmRecord, argv: readonly string[], runAs?: RunAs): Deno.ChildProcess {
-  const values = placeholders(record);
-  const [program = "", ...args] = argv.map((argument) =>
-    argument.replaceAll(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole)
-  );
+  const [program = "", ...args] = wordsOf(record, argv);
   using netns = openNetns(record.netns);
   try {
     const spawn = () => spawnInherited(program, args, runAs?.env);
@@ -147,6 +144,14 @@ function start(record: VmRecord, argv: readonly string[], runAs?: RunAs): Deno.C
       mend,
       cause,
     });
+  }
+}
+
+function wordsOf(record: VmRecord, argv: readonly string[]): string[] {
+  try {
+    return fillIn(record, argv);
+  } catch (error) {
+    throw notStarted(error);
   }
 }
 

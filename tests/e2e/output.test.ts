@@ -7,8 +7,8 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Host } from "../support/host.ts";
 import { QemuGuest } from "../support/qemu.ts";
 
-/** Attaches "web" to two networks: eth0 is on IPv4 and IPv6, eth1 has a route more and jumbo frames. */
-async function attachTwo(host: Host) {
+/** Two networks: the first has IPv4 and IPv6, the second a route of its own and jumbo frames. */
+async function makeNetworks(host: Host) {
   const network = (name: string, ranges: string[], plugin: object, routes: object[]) =>
     host.writeFile(
       `/etc/cni/net.d/${name}.conflist`,
@@ -32,9 +32,14 @@ async function attachTwo(host: Host) {
   const defaults = [{ dst: "0.0.0.0/0" }, { dst: "::/0" }];
   await network("one", ["10.20.0.0/16", "fd00:20::/64"], { mtu: 1400 }, defaults);
   await network("two", ["10.21.0.0/24"], { mtu: 9000 }, [{ dst: "10.99.0.0/16", gw: "10.21.0.7" }]);
-  const networks = ["--network", "one", "--network", "two"];
-  const { json: [record] } = await host.mustTapkit("attach-vm", "web", ...networks);
-  return record;
+}
+
+const ON_BOTH = ["web", "--network", "one", "--network", "two"];
+
+/** Attaches "web" to two networks. */
+async function attachTwo(host: Host) {
+  await makeNetworks(host);
+  return (await host.mustTapkit("attach-vm", ...ON_BOTH)).json[0];
 }
 
 async function output(host: Host, format: string): Promise<string> {
@@ -169,4 +174,18 @@ Deno.test("--output env: a shell reads each interface", async () => {
   );
   const ip = eth1.addresses[0].address.replace(/\/.*/, "");
   assertEquals(shown, `eth0 eth1 ${eth0.mac} ${eth1.mac} ${ip} 9000\n`);
+});
+
+Deno.test("attach-vm -- VMM: placeholders of each interface; one that is not there starts nothing", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await makeNetworks(host);
+  const before = await host.snapshot();
+  const run = (word: string) => host.tapkit("attach-vm", ...ON_BOTH, "--", "echo", word);
+  const { stdout } = await run("{tap} {eth0.tap} {eth1.tap} {eth1.netmask} {eth1.mtu} {eth1.x}");
+  assertEquals(stdout, "vm_eth0 vm_eth0 vm_eth1 255.255.255.0 9000 {eth1.x}\n");
+  const refused = await run("{eth2.tap}");
+  assertEquals([refused.code, refused.stdout], [125, ""]);
+  assertMatch(refused.stderr, /interface "eth2" that "web" does not have: name one that it has/);
+  await host.assertRestored(before);
 });

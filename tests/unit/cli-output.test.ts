@@ -1,6 +1,7 @@
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertThrows } from "@std/assert";
 import { Ajv2020 } from "ajv";
-import { formatRecord, placeholders, shellQuote } from "../../lib/vm/output.ts";
+import { InputError } from "../../lib/errors.ts";
+import { fillIn, formatRecord, placeholders, shellQuote } from "../../lib/vm/output.ts";
 import type { VmInterface, VmRecord } from "../../lib/vm/types.ts";
 
 const WEB: VmRecord = {
@@ -249,7 +250,7 @@ Deno.test("formatRecord: env is read by a shell as it was written", () => {
   ]);
 });
 
-Deno.test("placeholders: are the first interface's values", () => {
+Deno.test("placeholders: are those of the VM, of its first interface, and of each", () => {
   assertEquals(placeholders(WEB), {
     name: "web",
     netns: "/run/netns/tapkit-web",
@@ -260,7 +261,34 @@ Deno.test("placeholders: are the first interface's values", () => {
     ip: "172.18.0.2",
     netmask: "255.255.0.0",
     gateway: "172.18.0.1",
+    "eth0.tap": "vm_eth0",
+    "eth0.mac": "9a:3c:00:00:00:01",
+    "eth0.mtu": "1450",
+    "eth0.ip": "172.18.0.2",
+    "eth0.netmask": "255.255.0.0",
+    "eth0.gateway": "172.18.0.1",
   });
+});
+
+Deno.test("fillIn: replaces placeholders of each interface, and leaves other text in braces", () => {
+  const filled = fillIn(TWO, [
+    "{tap},{eth0.tap}",
+    "{eth1.tap}-{eth1.ip}/{eth1.netmask}",
+    "{eth1.mac}",
+  ]);
+  assertEquals(filled, [
+    "vm_eth0,vm_eth0",
+    "vm_eth1-10.9.0.2/255.255.255.252",
+    "9a:3c:00:00:00:02",
+  ]);
+  const kept = ["{other}", "{eth1.other}", '{"tap":1}', "{}", "{eth1.}", "{constructor}", "{eth0}"];
+  assertEquals(fillIn(TWO, kept), kept);
+  assertEquals(fillIn({ ...TWO, interfaces: [] }, ["<{tap}>"]), ["<>"]);
+  assertThrows(
+    () => fillIn(WEB, ["{eth1.tap}"]),
+    InputError,
+    '{eth1.tap} is of an interface "eth1" that "web" does not have',
+  );
 });
 
 Deno.test("shellQuote: leaves plain words and quotes the others", () => {
