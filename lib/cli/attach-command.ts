@@ -66,6 +66,11 @@ export async function readAttachCommand(
       mend: verb === "attach" ? "attach them one by one" : "name one with --list",
     });
   }
+  if (output === "firecracker" && requests.some(({ queues = 1 }) => queues > 1)) {
+    throw new InputError("Firecracker opens no TAP that has several queues", {
+      mend: "leave out --queues",
+    });
+  }
   return { verb, requests, all, output, vmm: rest ?? [] };
 }
 
@@ -83,6 +88,7 @@ function requestOf(flags: ShapingFlags): Omit<AttachRequest, "name"> {
     capabilities: pairs("capability", flags.capability, (text): unknown => JSON.parse(text)),
     cniArgs: pairs("cni-arg", flags["cni-arg"], (text) => text),
     tapOwner: flags["tap-owner"],
+    queues: flags.queues === undefined ? undefined : wholeNumber("--queues", flags.queues),
     plugins: flags.plugins,
     mode: flags.mode,
     antispoof: eitherOf(flags, "antispoof", "no-antispoof"),

@@ -53,6 +53,13 @@ export const SHAPING = [
     help: "let this user open the TAP device without being root",
   },
   {
+    name: "queues",
+    metavar: "N",
+    help: "let the VMM open so many queues of each TAP device, usually one for each processor of " +
+      "the guest; not for Firecracker",
+    default: "1",
+  },
+  {
     name: "network",
     alias: ["--net"],
     metavar: "NET",
@@ -184,7 +191,7 @@ export const ATTACH_VM = {
     metavar: "VMM ARG…",
     help:
       "run the VMM in the VM's namespace, and remove the attachment when it ends; {tap} {mac} " +
-      "{ip} {gateway} {netmask} {mtu} {netns} {name} {cmdline} in its arguments are replaced, " +
+      "{ip} {gateway} {netmask} {mtu} {queues} {netns} {name} {cmdline} in its arguments are replaced, " +
       "and {eth1.tap} … of further interfaces",
   },
   options: [

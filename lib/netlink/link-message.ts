@@ -34,6 +34,9 @@ const VETH_INFO = { PEER: 1 } as const;
 /** Attributes of a bridge (linux/if_link.h). */
 const IFLA_BR = { MCAST_SNOOPING: 23 } as const;
 
+/** Attributes of a TUN or TAP device (linux/if_link.h, since 4.20). */
+const IFLA_TUN = { MULTI_QUEUE: 7 } as const;
+
 /** Attributes of a bridge port (linux/if_link.h). */
 const IFLA_BRPORT = { MODE: 4, LEARNING: 8, ISOLATED: 33 } as const;
 
@@ -46,6 +49,12 @@ const RTEXT_FILTER_SKIP_STATS = 1 << 3;
 /** A bridge's options. */
 export interface BridgeOptions {
   readonly mcastSnooping?: boolean;
+}
+
+/** Options of a TUN or TAP device. */
+export interface TunOptions {
+  /** Whether several queues can be open. Absent if the kernel does not say. */
+  readonly multiQueue?: boolean;
 }
 
 /** A bridge port's options. */
@@ -87,6 +96,8 @@ export interface Link {
   readonly peerNsid?: number;
   /** Present if `kind` is `"bridge"`. */
   readonly bridge?: BridgeOptions;
+  /** Present if `kind` is `"tun"`. */
+  readonly tun?: TunOptions;
   /** Present if the link is a port of a bridge. */
   readonly bridgePort?: BridgePortOptions;
 }
@@ -278,6 +289,7 @@ function decodeLinkInfo(link: Mutable<Link>, info: Decoder): void {
     if (type === IFLA_INFO.KIND) link.kind = value.asString();
     else if (type === IFLA_INFO.SLAVE_KIND) slaveKind = value.asString();
     else if (type === IFLA_INFO.DATA && link.kind === "bridge") link.bridge = decodeBridge(value);
+    else if (type === IFLA_INFO.DATA && link.kind === "tun") link.tun = decodeTun(value);
     else if (type === IFLA_INFO.SLAVE_DATA && slaveKind === "bridge") {
       link.bridgePort = decodeBridgePort(value);
     }
@@ -290,6 +302,14 @@ function decodeBridge(data: Decoder): BridgeOptions {
     if (type === IFLA_BR.MCAST_SNOOPING) bridge.mcastSnooping = value.asU8() !== 0;
   }
   return bridge;
+}
+
+function decodeTun(data: Decoder): TunOptions {
+  const tun: Mutable<TunOptions> = {};
+  for (const { type, value } of data.attributes()) {
+    if (type === IFLA_TUN.MULTI_QUEUE) tun.multiQueue = value.asU8() !== 0;
+  }
+  return tun;
 }
 
 function decodeBridgePort(data: Decoder): BridgePortOptions {

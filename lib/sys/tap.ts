@@ -22,6 +22,8 @@ const Tun = {
 const DEVICE = "/dev/net/tun";
 /** The largest MTU of a TAP, in bytes: 65535 minus an Ethernet header (drivers/net/tun.c). */
 export const MAX_TAP_MTU = 65521;
+/** The most queues of a TAP: MAX_TAP_QUEUES (drivers/net/tun.c). */
+export const MAX_TAP_QUEUES = 256;
 const IFNAMSIZ = 16;
 /** Size of `struct ifreq` (linux/if.h). */
 const IFREQ_SIZE = 40;

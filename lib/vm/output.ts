@@ -58,7 +58,7 @@ export function formatAttached(done: Attached, format: OutputFormat): string {
 }
 
 /** The placeholders that each interface has. */
-const OF_INTERFACE = ["tap", "mac", "mtu", "ip", "netmask", "gateway"] as const;
+const OF_INTERFACE = ["tap", "mac", "mtu", "queues", "ip", "netmask", "gateway"] as const;
 
 /**
  * The values of `{name}`, `{tap}`, `{eth1.tap}`, … in a VMM's arguments. Those without an interface are

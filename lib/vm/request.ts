@@ -10,6 +10,7 @@ import { MOST } from "../firewall/model.ts";
 import { addressOf, asPrefix, cidrContains, isIp, parseCidr } from "../inet/ip.ts";
 import { parseMac } from "../inet/mac.ts";
 import { formatPort, parsePorts, type PortMapping } from "../inet/ports.ts";
+import { MAX_TAP_QUEUES } from "../sys/tap.ts";
 import { DEFAULT_LINK_LOCAL } from "./record/derive.ts";
 import { validateName } from "./record/identity.ts";
 import { validateNetns } from "./record/netns-path.ts";
@@ -32,6 +33,7 @@ export function validateAttach(request: AttachRequest): void {
   if (request.mac !== undefined) parseMac(request.mac);
   if (request.mtu !== undefined) validateMtu(request.mtu);
   if (request.tapOwner !== undefined) resolveOwner(request.tapOwner);
+  if (request.queues !== undefined) validateQueues(request.queues);
   if (request.netns !== undefined) validateNetns(request.netns);
   for (const network of request.networks ?? []) validateNetworkName(network);
   if (networkPluginOf(request) === "cni") refuseOfDocker(request);
@@ -174,6 +176,13 @@ function validateMtu(mtu: number): void {
   if (Number.isInteger(mtu) && mtu >= MTU.MIN && mtu <= MTU.MAX) return;
   throw new InputError(`MTU ${mtu} is not a number from ${MTU.MIN} to ${MTU.MAX}`, {
     mend: "leave it out to use that of the default route's device",
+  });
+}
+
+function validateQueues(queues: number): void {
+  if (Number.isInteger(queues) && queues >= 1 && queues <= MAX_TAP_QUEUES) return;
+  throw new InputError(`--queues ${queues} is not a number from 1 to ${MAX_TAP_QUEUES}`, {
+    mend: "write the number of the guest's processors, or less",
   });
 }
 

@@ -54,6 +54,8 @@ export interface VmInterface {
   readonly mac: string;
   /** Bytes. */
   readonly mtu: number;
+  /** How many queues of the TAP the VMM may open, if more than one. */
+  readonly queues?: number;
   readonly addresses: readonly VmAddress[];
   readonly routes: readonly VmRoute[];
 }
@@ -230,6 +232,11 @@ export interface AttachRequest {
   readonly netns?: string;
   /** The `USER[:GROUP]`, by name or number, that may open the TAP without being root. */
   readonly tapOwner?: string;
+  /**
+   * How many queues of each TAP the VMM may open, 1 to 256, usually one for each processor of the guest.
+   * A TAP of several is opened with IFF_MULTI_QUEUE, which Firecracker does not do. Default: 1.
+   */
+  readonly queues?: number;
   /** The rate of each interface, each way, in bits per second: `"100mbit"`. */
   readonly bandwidth?: string;
   /**

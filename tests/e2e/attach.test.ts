@@ -107,6 +107,7 @@ Deno.test("attach-vm: what cannot change live is refused, and named", async (t) 
     [["--mtu", "1300"], "MTU"],
     [["--netns", "/run/netns/other"], "network namespace"],
     [["--tap-owner", "1000"], "TAP owner"],
+    [["--queues", "2"], "number of queues"],
   ] as const;
   for (const [flags, what] of cases) {
     await t.step(what, async () => {
@@ -121,7 +122,7 @@ Deno.test("attach-vm: what cannot change live is refused, and named", async (t) 
   }
   await assertUntouched(host, before);
   // The same as it has is no change.
-  await host.mustTapkit("attach-vm", "web", "--mtu", "1400", "--ip", "172.18.0.2");
+  await host.mustTapkit("attach-vm", "web", "--mtu", "1400", "--ip", "172.18.0.2", "--queues", "1");
 });
 
 Deno.test("attach-vm: mends what differs, and says what it was", async (t) => {

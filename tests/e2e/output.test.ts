@@ -188,3 +188,40 @@ Deno.test("attach-vm -- VMM: placeholders of each interface; one that is not the
   assertMatch(refused.stderr, /interface "eth2" that "web" does not have: name one that it has/);
   assertEquals((await host.mustTapkit("attach-vm", "--list")).stdout, "");
 });
+
+Deno.test("attach-vm --queues: a guest has so many queues, which are checked and made again", async () => {
+  await using host = await Host.create();
+  const peer = await host.addLan();
+  const queued = ["web", "--queues", "2", "--ports", "8080:80"];
+  const { json: [record] } = await host.mustTapkit("attach-vm", ...queued);
+  assertEquals(record.interfaces[0].queues, 2);
+  const tap = async () => {
+    const [link] = JSON.parse(await host.sh("ip -n tapkit-web -d -j link show vm_eth0"));
+    const { multi_queue, numqueues } = link.linkinfo.info_data;
+    return { multi_queue, numqueues };
+  };
+  {
+    const devices = ["-smp", "2", ...(await output(host, "qemu")).split(" ")];
+    await using guest = await QemuGuest.boot(host, record, { devices });
+    assertEquals(await guest.sh("ls /sys/class/net/eth0/queues"), "rx-0\nrx-1\ntx-0\ntx-1\n");
+    assertEquals(await tap(), { multi_queue: true, numqueues: 2 });
+    assertEquals((await peer.fetch("http://192.0.2.1:8080/")).status, 200);
+  }
+  // What opens a TAP for one queue cannot open it: Firecracker's output is refused.
+  const refused = await host.tapkit("attach-vm", "web", "--list", "--output", "firecracker");
+  assertMatch(
+    refused.stderr,
+    /Firecracker cannot open the TAP of "web".*attach it without --queues/,
+  );
+  const asked = await host.tapkit("attach-vm", "api", "--queues=2", "--output", "firecracker");
+  assertEquals([asked.code, asked.stdout], [2, ""]);
+
+  await host.sh(`ip -n tapkit-web link delete vm_eth0
+    ip netns exec tapkit-web ip tuntap add vm_eth0 mode tap
+    ip -n tapkit-web link set vm_eth0 up`);
+  const { json: [{ problems }] } = await host.tapkit("attach-vm", "web", "--check");
+  assert(problems.includes('TAP "vm_eth0" has one queue only'), problems.join("; "));
+  const { done: [again] } = await host.mustTapkit("attach-vm", "web");
+  assertEquals([again!.tapReplaced, (await tap()).multi_queue], [true, true]);
+  assertEquals((await host.tapkit("attach-vm", "web", "--check")).code, 0);
+});

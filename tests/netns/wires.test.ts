@@ -153,6 +153,26 @@ Deno.test("openWire: without cls_bpf there is no guard, and the wire is made all
   }
 });
 
+Deno.test("addWire: a TAP of several queues is one, and checkWire tells it from one of one", () => {
+  using sandbox = new Sandbox();
+  const { nl, netns } = sandbox;
+  const made = makeInterface(sandbox);
+  const mode = "tc-redirect";
+  const problems = (queues?: number) =>
+    checkWire(nl, { ...made, mode, queues }).map(sentence).filter((text) => /queue/.test(text));
+  for (
+    const [queues, other, wrong] of [[4, 1, "several queues"], [1, 4, "one queue only"]] as const
+  ) {
+    wireUp({ nl, netns, mode, undo: new UndoStack(), note() {} }, { ...made, queues });
+    const [link] = sandbox.json("ip -d -j link show vm_eth0");
+    const { multi_queue } = (link as { linkinfo: { info_data: { multi_queue: boolean } } })
+      .linkinfo.info_data;
+    assertEquals([multi_queue, problems(queues)], [queues > 1, []]);
+    assertEquals(problems(other), [`TAP "vm_eth0" has ${wrong}`]);
+    removeWire(nl, "eth0", mode);
+  }
+});
+
 Deno.test("checkWire: names what differs in mode dhcp-bridge", () => {
   const damages = [
     ["ip link delete br_eth0", /inner bridge "br_eth0" is missing/],

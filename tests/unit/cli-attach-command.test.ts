@@ -25,6 +25,7 @@ Deno.test("readAttachCommand: turns flags into a request", async () => {
   const command = await read(
     ...["web", "--ports", "8080:80", "--ports=53:53/udp", "--ip", "10.0.0.9", "--mtu", "1400"],
     ...["--mac", "02:00:00:00:00:01", "--netns", "/run/netns/x", "--tap-owner", "1000:1000"],
+    ...["--queues", "4"],
     ...["--network", "a", "--network", "b", "--plugins", "builtin", "--mode", "tc-redirect"],
     ...["--capability", 'aliases=["w=1"]', "--cni-arg", "K8S_POD_NAME=web", "--cni-arg=A=b"],
   );
@@ -41,6 +42,7 @@ Deno.test("readAttachCommand: turns flags into a request", async () => {
       mac: "02:00:00:00:00:01",
       netns: "/run/netns/x",
       tapOwner: "1000:1000",
+      queues: 4,
       networks: ["a", "b"],
       plugins: "builtin",
       mode: "tc-redirect",

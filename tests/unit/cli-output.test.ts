@@ -136,6 +136,28 @@ Deno.test("formatRecord: firecracker completes a configuration file, as its API 
   accepts(whole(none));
 });
 
+Deno.test("formatRecord: several queues are in the arguments that go with them; Firecracker has none", async () => {
+  const record = {
+    ...TWO,
+    interfaces: TWO.interfaces.map((link) => ({ ...link, queues: 4 })),
+  };
+  assertEquals(formatRecord(record, "qemu").split(" ").slice(0, 4), [
+    "-netdev",
+    "tap,id=eth0,ifname=vm_eth0,script=no,downscript=no,queues=4",
+    "-device",
+    "virtio-net-pci,netdev=eth0,mac=9a:3c:00:00:00:01,host_mtu=1450,mq=on,vectors=10",
+  ]);
+  const [, value = ""] = formatRecord(record, "cloud-hypervisor").split(" ");
+  assertEquals(value, "tap=vm_eth0,mac=9a:3c:00:00:00:01,id=eth0,num_queues=8");
+  (await published("cloud-hypervisor"))(netConfig(value));
+  assertEquals(fillIn(record, ["{queues}", "{eth1.queues}"]), ["4", "4"]);
+  assertThrows(
+    () => formatRecord(record, "firecracker"),
+    InputError,
+    'Firecracker cannot open the TAP of "web", which has several queues',
+  );
+});
+
 Deno.test("formatRecord: mmds has the form of EC2's metadata, all text", () => {
   assertEquals(JSON.parse(formatRecord({ ...TWO, vm: "my_web" }, "mmds")), {
     latest: {
@@ -258,12 +280,14 @@ Deno.test("placeholders: are those of the VM, of its first interface, and of eac
     tap: "vm_eth0",
     mac: "9a:3c:00:00:00:01",
     mtu: "1450",
+    queues: "1",
     ip: "172.18.0.2",
     netmask: "255.255.0.0",
     gateway: "172.18.0.1",
     "eth0.tap": "vm_eth0",
     "eth0.mac": "9a:3c:00:00:00:01",
     "eth0.mtu": "1450",
+    "eth0.queues": "1",
     "eth0.ip": "172.18.0.2",
     "eth0.netmask": "255.255.0.0",
     "eth0.gateway": "172.18.0.1",

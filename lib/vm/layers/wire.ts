@@ -17,18 +17,18 @@ export const wireLayer: Layer<Both> = {
   name: "wire",
   on: "network",
 
-  want: ({ spec: { tapOwner }, facts }) => [tapOwner, facts.networks.map(nameOf)],
+  want: ({ spec: { tapOwner, queues }, facts }) => [tapOwner, queues, facts.networks.map(nameOf)],
 
   describe: ({ facts }) =>
     facts.networks.map((fact) => `TAP "${linkNames(nameOf(fact)).tap}"`).join(", "),
 
-  observe({ vm }, { facts }) {
+  observe({ vm }, { spec, facts }) {
     const inside = vm.find(facts.netns);
     if (inside === undefined) return [];
     return facts.networks.flatMap((fact) => {
       if (fact.link === undefined || fact.wire === undefined) return [];
       const { mode } = fact.wire;
-      return checkWire(inside.nl, { ...wireable(fact), mode })
+      return checkWire(inside.nl, { ...wireable(fact, spec), mode })
         .map((finding) => ({ layer: "wire" as const, ...finding, repair: "recreate" as const }));
     });
   },
@@ -42,7 +42,7 @@ export const wireLayer: Layer<Both> = {
     const stays = !found.some(({ layer, repair }) => repair === "recreate" && layer !== "wire");
     const networks = facts.networks.map((fact, index) => {
       const had = stays ? before?.facts.networks[index]?.wire?.mode : undefined;
-      const made = addWire({ ...request, mode: had ?? mode }, wireable(fact));
+      const made = addWire({ ...request, mode: had ?? mode }, wireable(fact, to.spec));
       return { ...fact, wire: { mode: made, guarded: true } };
     });
     return { ...to, facts: { ...facts, networks } };
@@ -74,7 +74,7 @@ function nameOf({ attachment }: NetworkFact): string {
   return attachment.ifName;
 }
 
-function wireable(fact: NetworkFact): Wireable {
+function wireable(fact: NetworkFact, { queues }: Both["spec"]): Wireable {
   const { mac, mtu, leased } = fact.link!;
-  return { name: nameOf(fact), mac, mtu, leased };
+  return { name: nameOf(fact), mac, mtu, queues, leased };
 }

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { InputError } from "../../errors.ts";
 import type { VmInterface, VmRecord } from "../types.ts";
 import { kernelArgument } from "./kernel.ts";
 import { addressesOf, hostname } from "./values.ts";
@@ -19,9 +20,19 @@ const DEFAULT_MTU = 1500;
  * The keys of `--config-file` that are about the network, on one line: `network-interfaces`, the kernel's
  * arguments with `ip=`, and the metadata service (MMDS, version 2) on the first interface. Each is also
  * the body, or a list of bodies, of the API's request of that name.
+ *
+ * @throws {InputError} for a VM whose TAPs have several queues, which Firecracker does not open
  */
 export function firecrackerConfig(record: VmRecord): string {
   const { interfaces: [first] } = record;
+  if (record.interfaces.some(({ queues = 1 }) => queues > 1)) {
+    throw new InputError(
+      `Firecracker cannot open the TAP of "${record.vm}", which has several queues`,
+      {
+        mend: "remove the VM, and attach it without --queues",
+      },
+    );
+  }
   const words = [BOOT_ARGS, kernelArgument(record)].filter((word) => word !== "");
   return JSON.stringify({
     "boot-source": { boot_args: words.join(" ") },

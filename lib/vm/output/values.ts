@@ -28,6 +28,7 @@ export function interfaceValues(link: VmInterface) {
     tap: link.tap,
     mac: link.mac,
     mtu: String(link.mtu),
+    queues: String(link.queues ?? 1),
     ip: cidr?.address ?? "",
     netmask: cidr === undefined
       ? ""

@@ -4,16 +4,22 @@
  * @module
  */
 
-import type { VmInterface, VmRecord } from "../types.ts";
+import type { VmRecord } from "../types.ts";
 
-/** `-netdev` and `-device` for each interface. No value has a space. */
+/**
+ * `-netdev` and `-device` for each interface. No value has a space. Each queue is a pair of virtqueues,
+ * each with an interrupt vector of its own; control and configuration have one each.
+ */
 export function qemuArguments({ interfaces }: VmRecord): string {
-  return interfaces.map(({ name, tap, mac, mtu }: VmInterface) =>
-    [
-      `-netdev tap,id=${name},ifname=${tap},script=no,downscript=no`,
-      `-device virtio-net-pci,netdev=${name},mac=${mac},host_mtu=${mtu}`,
-    ].join(" ")
-  ).join(" ");
+  return interfaces.map(({ name, tap, mac, mtu, queues = 1 }) => {
+    const several = queues > 1
+      ? { backend: `,queues=${queues}`, card: `,mq=on,vectors=${2 * queues + 2}` }
+      : { backend: "", card: "" };
+    return [
+      `-netdev tap,id=${name},ifname=${tap},script=no,downscript=no${several.backend}`,
+      `-device virtio-net-pci,netdev=${name},mac=${mac},host_mtu=${mtu}${several.card}`,
+    ].join(" ");
+  }).join(" ");
 }
 
 /**
@@ -22,6 +28,9 @@ export function qemuArguments({ interfaces }: VmRecord): string {
  */
 export function cloudHypervisorArguments({ interfaces }: VmRecord): string {
   if (interfaces.length === 0) return "";
-  return ["--net", ...interfaces.map(({ name, tap, mac }) => `tap=${tap},mac=${mac},id=${name}`)]
-    .join(" ");
+  const values = interfaces.map(({ name, tap, mac, queues = 1 }) =>
+    // It counts virtqueues.
+    `tap=${tap},mac=${mac},id=${name}${queues > 1 ? `,num_queues=${2 * queues}` : ""}`
+  );
+  return ["--net", ...values].join(" ");
 }

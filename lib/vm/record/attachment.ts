@@ -57,6 +57,8 @@ export interface Spec {
   readonly netns?: string;
   /** The `USER[:GROUP]` that may open the TAPs. */
   readonly tapOwner?: string;
+  /** How many queues of each TAP a VMM may open, if more than one. */
+  readonly queues?: number;
   /** Bits per second, each way. */
   readonly bandwidth?: number;
   readonly plugins: "auto" | "builtin" | "exec";

@@ -14,7 +14,7 @@ export const DEFAULT_LINK_LOCAL = "eui64";
 
 /** The existing interfaces, as they are printed. */
 export function interfacesOf({ spec, facts }: Both): VmInterface[] {
-  const { antispoof, linkLocal } = spec;
+  const { antispoof, linkLocal, queues } = spec;
   return facts.networks.flatMap(({ attachment: { ifName, network }, link, wire }) => {
     if (link === undefined || wire === undefined) return [];
     const { tap, bridge } = linkNames(ifName);
@@ -28,6 +28,7 @@ export function interfacesOf({ spec, facts }: Both): VmInterface[] {
       ...leased ? { leased } : {},
       mac,
       mtu,
+      ...queues === undefined ? {} : { queues },
       addresses,
       routes,
       ...antispoof ? {} : { antispoof },

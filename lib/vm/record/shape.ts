@@ -42,6 +42,7 @@ const BOTH: Shape = {
     id: { name: "string", containerId: "string" },
     networks: ["string"],
     "tapOwner?": "string",
+    "queues?": "number",
     "netns?": "string",
     "run?": "string",
     plugins: "string",

@@ -33,7 +33,7 @@ const OPEN: Policy = {
  * @throws {InputError} for policies that exclude each other
  */
 export function specOf(request: AttachRequest, id: Identity, firewall: FirewallKind): Spec {
-  const { ip, mac, mtu, netns, tapOwner, bandwidth } = request;
+  const { ip, mac, mtu, netns, tapOwner, queues = 1, bandwidth } = request;
   const { image, container } = request;
   return withRequest({
     id,
@@ -43,6 +43,7 @@ export function specOf(request: AttachRequest, id: Identity, firewall: FirewallK
     ...mtu === undefined ? {} : { mtu },
     ...netns === undefined ? {} : { netns },
     ...tapOwner === undefined ? {} : { tapOwner },
+    ...queues === 1 ? {} : { queues },
     ...bandwidth === undefined ? {} : { bandwidth: parseRate(bandwidth) },
     plugins: "auto",
     mode: request.mode ?? "auto",
@@ -113,7 +114,7 @@ function limitOf(asked: AttachRequest["maxConnections"]): Limit | undefined {
 /** The first field that a request changes although it cannot change while the VM is attached. */
 function changedIdentity({ spec, facts }: Both, request: AttachRequest): string | undefined {
   const { ip, mac, mtu, netns, tapOwner, mode = "auto", networks, bandwidth, firewall } = request;
-  const { capabilities, cniArgs, networkPlugin, image, container } = request;
+  const { queues, capabilities, cniArgs, networkPlugin, image, container } = request;
   const [first] = facts.networks;
   const addresses = (first?.link?.addresses ?? []).map(({ address }) => addressOf(address));
   const names = facts.networks.map(({ attachment }) => attachment.network);
@@ -123,6 +124,7 @@ function changedIdentity({ spec, facts }: Both, request: AttachRequest): string 
     ["MTU", mtu !== undefined && mtu !== first?.link?.mtu],
     ["network namespace", netns !== undefined && !leadToOne(netns, facts.netns.path)],
     ["TAP owner", tapOwner !== undefined && !isSameOwner(tapOwner, spec.tapOwner)],
+    ["number of queues", queues !== undefined && queues !== (spec.queues ?? 1)],
     ["bandwidth", bandwidth !== undefined && parseRate(bandwidth) !== spec.bandwidth],
     ["mode", mode !== "auto" && mode !== first?.wire?.mode],
     ["firewall backend", firewall !== undefined && firewall !== spec.firewall],

@@ -65,6 +65,8 @@ export interface Wireable {
   readonly mac: string;
   /** Bytes. */
   readonly mtu: number;
+  /** How many queues of the TAP a VMM may open; one if absent. */
+  readonly queues?: number | undefined;
   /** Whether a daemon leases its addresses, which then must stay on the interface. */
   readonly leased?: true | undefined;
 }
@@ -78,14 +80,14 @@ export function movesIdentity(mode: AttachMode): boolean {
  * Creates an interface's TAP and connects the two. Mode `auto` is the first that the kernel
  * supports. The TAP stays down, so that nothing passes before the guards exist.
  *
- * Equivalent to: `ip tuntap add vm_eth0 mode tap`, `ip link set vm_eth0 mtu N`, and what the mode does
+ * Equivalent to: `ip tuntap add vm_eth0 mode tap [multi_queue]`, `ip link set vm_eth0 mtu N`, and what the mode does
  *
  * @returns the mode
  */
 export function addWire(request: WireRequest, made: Wireable): AttachMode {
   const { nl, netns, undo } = request;
   const names = linkNames(made.name);
-  makeTap(request, names.tap);
+  makeTap(request, names.tap, made.queues);
   const ends = {
     nl,
     netns,
@@ -117,7 +119,11 @@ function modesFor({ leased }: Wireable): AttachMode[] {
   return leased ? MODES.filter((mode) => !movesIdentity(mode)) : MODES;
 }
 
-function makeTap({ nl, netns, owner, group, undo }: WireRequest, name: string): void {
+function makeTap(
+  { nl, netns, owner, group, undo }: WireRequest,
+  name: string,
+  queues = 1,
+): void {
   let made = false;
   undo.push(`TAP "${name}"`, () => made && deleteLink(nl, name));
   withNetns(netns, () => {
@@ -125,6 +131,7 @@ function makeTap({ nl, netns, owner, group, undo }: WireRequest, name: string): 
       name,
       ...owner === undefined ? {} : { owner },
       ...group === undefined ? {} : { group },
+      multiQueue: queues > 1,
     });
     made = true;
     // The namespace's own stack must not use the wire. The guest's IPv6 still passes.
@@ -242,7 +249,7 @@ export function removeWire(nl: NetlinkConnection, ifName: string, mode: WantedMo
 /** Compares a wire with what {@linkcode addWire} and {@linkcode openWire} made. */
 export function checkWire(
   nl: NetlinkConnection,
-  { name, mac, mtu, mode }: Wireable & { readonly mode: AttachMode },
+  { name, mac, mtu, mode, queues = 1 }: Wireable & { readonly mode: AttachMode },
 ): Finding[] {
   const names = linkNames(name);
   const link = getLink(nl, names.link);
@@ -250,9 +257,14 @@ export function checkWire(
   if (link === undefined) return [{ object: `interface "${names.link}"`, problem: "is missing" }];
   const object = `TAP "${names.tap}"`;
   if (tap === undefined) return [{ object, problem: "is missing" }];
+  const several = queues > 1;
+  const { multiQueue = several } = tap.tun ?? {};
   return [
     ...tap.up ? [] : [{ object, problem: "is down" }],
     ...tap.mtu === mtu ? [] : [{ object, problem: `has MTU ${tap.mtu}, not ${mtu}` }],
+    ...multiQueue === several
+      ? []
+      : [{ object, problem: several ? "has one queue only" : "has several queues" }],
     ...WIRES[mode].check({ nl, names, link, tap, mac }),
   ];
 }
