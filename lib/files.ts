@@ -65,10 +65,10 @@ export function removeIfThere(path: string): boolean {
   }
 }
 
-/** Deletes a directory if it exists and is empty. A link to a directory stays. */
+/** Deletes a directory if it exists and is empty. What is none stays. */
 export function removeIfEmpty(directory: string): void {
   try {
-    if (!Deno.lstatSync(directory).isSymlink) Deno.removeSync(directory);
+    if (Deno.lstatSync(directory).isDirectory) Deno.removeSync(directory);
   } catch {
     // Another process may fill or delete it at any moment.
   }

@@ -6,7 +6,8 @@
 
 import { ATTACH_VM, type AttachTable } from "../lib/cli/attach-table.ts";
 
-const BRIDGE_LEGACY: AttachTable = {
+/** The command line of bridge-legacy. */
+export const BRIDGE_LEGACY: AttachTable = {
   ...ATTACH_VM,
   name: "bridge-legacy",
   summary: "attach virtual machines to a bridge network of Docker's; deprecated: see attach-vm",

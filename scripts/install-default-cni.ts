@@ -16,7 +16,8 @@ import {
   withoutUndefined,
 } from "../lib/cli/main.ts";
 
-const INSTALL_DEFAULT_CNI = {
+/** The command line of install-default-cni. */
+export const INSTALL_DEFAULT_CNI = {
   name: "install-default-cni",
   summary: "write the CNI configuration of the default network, if there is no other",
   usage: ["[options]", "--print | --check | --remove"],

@@ -16,7 +16,8 @@ import {
   stopSignal,
 } from "../lib/cli/main.ts";
 
-const SERVE_DHCP = {
+/** The command line of serve-dhcp. */
+export const SERVE_DHCP = {
   name: "serve-dhcp",
   summary: "answer DHCP on the TAP of every attached VM of this host, from one process",
   usage: ["[--exit-when-idle] [--log-file FILE]", "--list"],

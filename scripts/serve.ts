@@ -15,7 +15,7 @@ import {
   stopSignal,
 } from "../lib/cli/main.ts";
 
-const SERVE = {
+export const SERVE = {
   name: "serve",
   summary: "answer DHCP for every attached VM of this host, and take requests on a socket",
   usage: ["[--exit-when-idle] [--socket PATH] [--heal HOW] [--log-file FILE]"],

@@ -5,6 +5,7 @@
  */
 
 import { type Command, unknownWord } from "../lib/cli/args.ts";
+import { argumentsAsCalled } from "../lib/cli/called-as.ts";
 import { BECOME_SERVE_DHCP, printError, runScript } from "../lib/cli/main.ts";
 import { InputError } from "../lib/errors.ts";
 
@@ -41,24 +42,25 @@ const SCRIPTS: Readonly<Record<string, { does: string; load: () => Promise<{ mai
   },
 };
 
-const TAPKIT = {
+export const TAPKIT = {
   name: "tapkit",
   summary: "connect virtual machines to Linux networks",
   usage: ["NAME ARG…", "NAME --help"],
   words: {
     metavar: "NAME",
     help: Object.entries(SCRIPTS).map(([name, { does }]) => `${name}: ${does}`).join("; "),
+    complete: Object.keys(SCRIPTS),
   },
   options: [],
   examples: [{ does: "attach a VM to the default network", command: "tapkit attach-vm web" }],
 } as const satisfies Command;
 
-/**
- * Runs the script that the first argument names, with the other arguments. Returns its exit code.
- */
+/** Runs the script that the first argument names with the others. Returns its exit code. */
 export async function main(args: readonly string[]): Promise<number> {
-  const [first, ...rest] = args;
-  const name = first === BECOME_SERVE_DHCP ? "serve-dhcp" : first;
+  // A binary of one script has its name before what it is given.
+  const becomes = args.slice(0, 2).indexOf(BECOME_SERVE_DHCP);
+  const [first, ...rest] = becomes === -1 ? args : args.slice(becomes);
+  const name = becomes === -1 ? first : "serve-dhcp";
   if (name === undefined || name.startsWith("-")) {
     return await runScript(TAPKIT, args, () => {
       throw new InputError("no script is named", { mend: "see tapkit --help" });
@@ -72,4 +74,6 @@ export async function main(args: readonly string[]): Promise<number> {
   return await (await script.load()).main(rest);
 }
 
-if (import.meta.main) Deno.exit(await main(Deno.args));
+if (import.meta.main) {
+  Deno.exit(await main(argumentsAsCalled((name) => Object.hasOwn(SCRIPTS, name))));
+}

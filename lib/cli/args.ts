@@ -32,7 +32,12 @@ export interface Command {
   /** Usage lines, without the command's name. */
   readonly usage: readonly string[];
   /** The words that are not flags, if the command takes any. */
-  readonly words?: { readonly metavar: string; readonly help: string };
+  readonly words?: {
+    readonly metavar: string;
+    readonly help: string;
+    /** What a shell completes: the names of attached VMs for all words, or the first; or these. */
+    readonly complete?: "vms" | "vm" | readonly string[];
+  };
   /** What follows `--`, if the command takes it. */
   readonly rest?: { readonly metavar: string; readonly help: string };
   readonly options: readonly Option[];
@@ -74,7 +79,7 @@ export function parseCommand<const C extends Command>(
   command: C,
   args: readonly string[],
 ): Parsed<C> | "help" | "version" {
-  const options = [...taken(command), ...COMMON];
+  const options = allOptions(command);
   const end = args.indexOf("--");
   const words = end === -1 ? args : args.slice(0, end);
   if (words.includes("--help") || words.includes("-h")) return "help";
@@ -194,7 +199,7 @@ function freeWords(command: Command, words: readonly string[]): readonly string[
 }
 
 function unknownFlag(command: Command, flag: string): InputError {
-  const options = [...taken(command), ...COMMON];
+  const options = allOptions(command);
   const same = options.find(({ alias }) => alias?.includes(flag));
   const message = `unknown flag ${flag}`;
   if (same !== undefined) return new InputError(message, { mend: `did you mean --${same.name}?` });
@@ -241,28 +246,46 @@ function distance(a: string, b: string): number {
   );
 }
 
-/** The text of `--help`. */
-export function helpText(command: Command): string {
-  const options = [...taken(command), ...COMMON];
+/** What `--help` and the man page say of a command: rows of what is written, and what it means. */
+export interface Described {
+  readonly words: readonly (readonly [string, string])[];
+  readonly options: readonly (readonly [string, string])[];
+  readonly exitCodes: readonly (readonly [string, string])[];
+}
+
+/** The rows of a command, those that all commands have included. */
+export function describeCommand(command: Command): Described {
   const left = (option: Option) =>
     `--${option.name}${option.metavar === undefined ? "" : ` ${option.metavar}`}`;
-  const rows = options.map((option): readonly [string, string] => {
-    const notes = [
-      option.repeat === true ? "may be repeated" : undefined,
-      option.default === undefined ? undefined : `default: ${option.default}`,
-    ].filter((note) => note !== undefined);
-    return [left(option), option.help + (notes.length === 0 ? "" : ` (${notes.join("; ")})`)];
-  });
-  const words = [
-    command.words && [command.words.metavar, command.words.help] as const,
-    command.rest && [`-- ${command.rest.metavar}`, command.rest.help] as const,
-  ].filter((row) => row !== undefined);
-  const codes: readonly (readonly [string, string])[] = [
-    ["0", "done"],
-    ["1", "failed; what was begun is undone"],
-    ["2", "wrong usage or input; nothing was touched"],
-    ...command.exitCodes ?? [],
-  ];
+  return {
+    words: [
+      command.words && [command.words.metavar, command.words.help] as const,
+      command.rest && [`-- ${command.rest.metavar}`, command.rest.help] as const,
+    ].filter((row) => row !== undefined),
+    options: allOptions(command).map((option): readonly [string, string] => {
+      const notes = [
+        option.repeat === true ? "may be repeated" : undefined,
+        option.default === undefined ? undefined : `default: ${option.default}`,
+      ].filter((note) => note !== undefined);
+      return [left(option), option.help + (notes.length === 0 ? "" : ` (${notes.join("; ")})`)];
+    }),
+    exitCodes: [
+      ["0", "done"],
+      ["1", "failed; what was begun is undone"],
+      ["2", "wrong usage or input; nothing was touched"],
+      ...command.exitCodes ?? [],
+    ],
+  };
+}
+
+/** The options that a command takes, those of every command included. */
+export function allOptions(command: Command): readonly Option[] {
+  return [...taken(command), ...COMMON];
+}
+
+/** The text of `--help`. */
+export function helpText(command: Command): string {
+  const { words, options, exitCodes } = describeCommand(command);
   return [
     `${command.name}: ${command.summary}`,
     "",
@@ -272,13 +295,13 @@ export function helpText(command: Command): string {
     ...words.length === 0 ? [] : ["", ...columns(words)],
     "",
     "options:",
-    ...columns(rows),
+    ...columns(options),
     "",
     "examples:",
     ...command.examples.flatMap(({ does, command }) => [`  # ${does}`, `  ${command}`]),
     "",
     "exit codes:",
-    ...columns(codes),
+    ...columns(exitCodes),
   ].join("\n");
 }
 

@@ -186,6 +186,7 @@ export const ATTACH_VM = {
   words: {
     metavar: "NAME",
     help: "1–63 characters of a-z A-Z 0-9 . _ -, beginning with a letter or digit",
+    complete: "vms",
   },
   rest: {
     metavar: "VMM ARG…",

@@ -35,6 +35,7 @@ export const MAP_PORT = {
     metavar: "HOST:VM",
     help: "8080:80, 8080:80/udp, 127.0.0.1:8080:80, [2001:db8::1]:8080:80, 9000-9009:9000-9009, " +
       "or 0:80 for a free host port; tcp, udp and sctp",
+    complete: "vm",
   },
   options: [
     {

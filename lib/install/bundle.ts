@@ -53,25 +53,6 @@ export async function makeBundle(
   await Deno.writeTextFile(path, withEager(condensed(text), hot));
 }
 
-/**
- * Makes a binary of the bundle at `path`.
- *
- * @throws {TapkitError} when Deno cannot: it downloads what it needs for that
- */
-export async function compileBundle(path: string): Promise<void> {
-  const directory = await Deno.makeTempDir({ prefix: "tapkit-install-" });
-  try {
-    for (const name of Object.keys(BUNDLE)) {
-      await makeBundle(name, `${directory}/${name}`, new Set());
-    }
-    // A binary's code cache is a file in /tmp, whose name is known: anybody may have made it.
-    const flags = ["--quiet", "-A", "--no-config", "--no-code-cache", "--output", path];
-    runSync(Deno.execPath(), ["compile", ...flags, `${directory}/tapkit.js`]);
-  } finally {
-    await Deno.remove(directory, { recursive: true });
-  }
-}
-
 /** What nearly every attachment, change, look and removal calls. Written by `deno task hot`. */
 function hotFunctions(): ReadonlySet<string> {
   return new Set(Deno.readTextFileSync(new URL("hot.txt", import.meta.url)).trim().split("\n"));

@@ -51,6 +51,12 @@ const REQUIREMENTS: readonly Requirement[] = [
   { needs: "mmdebstrap", debian: "mmdebstrap" },
   // The sandbox of arm64 runs on it.
   { needs: "qemu-aarch64", debian: "qemu-user" },
+  // What reads the files that install.ts writes.
+  { needs: "man", debian: "man-db" },
+  { needs: "mandoc", debian: "mandoc" },
+  { needs: "zsh", debian: "zsh" },
+  { needs: "fish", debian: "fish" },
+  { needs: "systemd-analyze", debian: "systemd" },
 ];
 
 /** What the benchmark compares with; the C program is left out where there is no compiler. */

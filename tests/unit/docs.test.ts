@@ -83,6 +83,7 @@ Deno.test("pages: every flag of a command that is shown exists", async () => {
   const entries = [
     ...COMMANDS.map((name) => [name, `scripts/${name}.ts`] as const),
     ["install.ts", "install.ts"] as const,
+    ["compile.ts", "compile.ts"] as const,
   ];
   const known = new Map(
     await Promise.all(entries.map(async ([name, path]) => [name, await flagsOf(path)] as const)),

@@ -28,8 +28,10 @@ const LAYERS: readonly (readonly string[])[] = [
   ["lib/vm/"],
   ["lib/resident/"],
   ["mod.ts"],
-  ["lib/cli/", "lib/install/"],
-  ["scripts/", "install.ts"],
+  ["lib/cli/"],
+  ["lib/install/"],
+  ["scripts/"],
+  ["install.ts", "compile.ts"],
 ];
 
 interface Import {
@@ -46,7 +48,9 @@ interface Source {
   readonly imports: readonly Import[];
 }
 
-const SOURCES = [...find("lib"), ...find("scripts"), "mod.ts", "install.ts"].map(read);
+const SOURCES = [...find("lib"), ...find("scripts"), "mod.ts", "install.ts", "compile.ts"].map(
+  read,
+);
 
 function find(directory: string): string[] {
   return [...Deno.readDirSync(join(ROOT, directory))]

@@ -1,0 +1,79 @@
+/**
+ * Manual pages, made from the tables that `--help` is made from.
+ *
+ * @module
+ */
+
+import { type Command, describeCommand } from "../cli/args.ts";
+
+/** The section of all of them: commands of the administrator. */
+export const MAN_SECTION = 8;
+
+/**
+ * The manual page of a command, in roff with the macros of man(7).
+ *
+ * @param others the names of the commands to see also
+ */
+export function manPage(command: Command, version: string, others: readonly string[]): string {
+  const { name, summary, usage, examples } = command;
+  const { words, options, exitCodes } = describeCommand(command);
+  const see = others.filter((other) => other !== name);
+  return [
+    `.TH ${quoted(name.toUpperCase())} ${MAN_SECTION} "" ${quoted(`tapkit ${version}`)}`,
+    ".SH NAME",
+    `${roff(name)} \\- ${roff(summary)}`,
+    ".SH SYNOPSIS",
+    ...usage.flatMap((line, index) => [
+      ...index === 0 ? [] : [".br"],
+      `.B ${roff(name)}`,
+      ...line === "" ? [] : [text(line)],
+    ]),
+    ...words.length === 0 ? [] : [".SH ARGUMENTS", ...words.flatMap(item)],
+    ".SH OPTIONS",
+    ...options.flatMap(item),
+    ".SH EXIT STATUS",
+    ...exitCodes.flatMap(item),
+    ".SH EXAMPLES",
+    ...examples.flatMap(({ does, command }) => [
+      ".TP",
+      text(`${does}:`),
+      `.B ${roff(command)}`,
+    ]),
+    ...see.length === 0 ? [] : [
+      ".SH SEE ALSO",
+      `${see.map((other) => `.BR ${roff(other)} (${MAN_SECTION})`).join(" ,\n")}`,
+    ],
+    "",
+  ].join("\n");
+}
+
+/** What is written, in bold, and what it means below it. */
+function item([left, right]: readonly [string, string]): string[] {
+  return [".TP", `.B ${roff(left)}`, text(right)];
+}
+
+/** A line of text. A period or an apostrophe at its beginning would make it a request. */
+function text(line: string): string {
+  return roff(line).replace(/^(?=[.'])/, "\\&");
+}
+
+function quoted(words: string): string {
+  return `"${roff(words)}"`;
+}
+
+/** The text with what roff(7) would take for something else as escapes; what is not ASCII too. */
+function roff(words: string): string {
+  return words
+    .replaceAll("\\", "\\e")
+    .replaceAll("-", "\\-")
+    .replaceAll('"', "\\(dq")
+    .replaceAll("'", "\\(aq")
+    .replaceAll("^", "\\(ha")
+    .replaceAll("~", "\\(ti")
+    .replaceAll("`", "\\(ga")
+    .replaceAll(
+      /[^\x20-\x7e]/gu,
+      (character) =>
+        `\\[u${character.codePointAt(0)!.toString(16).toUpperCase().padStart(4, "0")}]`,
+    );
+}
