@@ -11,13 +11,14 @@ import { ATTACH_VM } from "./lib/cli/attach-table.ts";
 import { MAP_PORT } from "./lib/cli/map-command.ts";
 import { SETUP_WEAVE } from "./lib/cli/weave-command.ts";
 import { BRIDGE_LEGACY } from "./scripts/bridge-legacy.ts";
+import { DOCTOR } from "./scripts/doctor.ts";
 import { INSTALL_DEFAULT_CNI } from "./scripts/install-default-cni.ts";
 import { SERVE } from "./scripts/serve.ts";
 import { SERVE_DHCP } from "./scripts/serve-dhcp.ts";
 import { TAPKIT } from "./scripts/tapkit.ts";
 
 const COMMANDS = [
-  ...[TAPKIT, ATTACH_VM, BRIDGE_LEGACY, INSTALL_DEFAULT_CNI],
+  ...[TAPKIT, ATTACH_VM, BRIDGE_LEGACY, DOCTOR, INSTALL_DEFAULT_CNI],
   ...[MAP_PORT, SERVE, SERVE_DHCP, SETUP_WEAVE],
 ];
 

@@ -22,6 +22,8 @@ import type { PortMapping } from "./lib/inet/ports.ts";
 import type { InstallOptions } from "./lib/vm/default-network.ts";
 import type { ConnectOptions, ResidentClient } from "./lib/resident/client.ts";
 import type { ResidentOptions } from "./lib/resident/server.ts";
+import type { HostCheck } from "./lib/doctor/examine.ts";
+import type { ExamineOptions } from "./lib/doctor/host.ts";
 import type { ServeOptions } from "./lib/vm/dhcp.ts";
 import type {
   Attached,
@@ -71,6 +73,7 @@ export type { DefaultCniOptions, DefaultCniReport } from "./lib/cni/default-netw
 export type { PeerConnection } from "./lib/weave/report.ts";
 export type { ResidentEvent } from "./lib/resident/events.ts";
 export type { GcOptions, InstallOptions, RemoveOptions, ServeOptions, VmmOptions };
+export type { ExamineOptions, HostCheck };
 export type { HealEvent, HealMode, HealOptions } from "./lib/vm/heal.ts";
 export type { RequestOptions, ResidentHealth } from "./lib/resident/client.ts";
 export type { ConnectOptions, ResidentClient, ResidentOptions };
@@ -309,6 +312,26 @@ export async function serveDhcp(options: ServeOptions = {}): Promise<void> {
  */
 export async function serve(options: ResidentOptions = {}): Promise<void> {
   await (await import("./lib/resident/server.ts")).serve(options);
+}
+
+/**
+ * Examines the host: whether it has what tapkit needs, what keeps guests' traffic from passing, and
+ * what earlier calls left. Changes nothing, unless `fix` is given: then what can be repaired without
+ * harm to a guest that runs is repaired.
+ *
+ * The kernel's features are tried in network namespaces of their own. The kernel may load modules
+ * for that.
+ *
+ * @returns a result for each check, in a fixed order
+ *
+ * ```ts
+ * for await (const { name, ok, detail, mend } of examineHost()) {
+ *   if (!ok) console.log(`${name}: ${detail}: ${mend}`);
+ * }
+ * ```
+ */
+export async function* examineHost(options: ExamineOptions = {}): AsyncGenerator<HostCheck> {
+  yield* (await import("./lib/doctor/examine.ts")).examineHost(options);
 }
 
 /**

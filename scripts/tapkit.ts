@@ -11,35 +11,28 @@ import { InputError } from "../lib/errors.ts";
 
 type Main = (args: readonly string[]) => Promise<number>;
 
-const SCRIPTS: Readonly<Record<string, { does: string; load: () => Promise<{ main: Main }> }>> = {
-  "install-default-cni": {
-    does: "write the CNI configuration of the default network",
-    load: () => import("./install-default-cni.ts"),
-  },
-  "attach-vm": {
-    does: "attach virtual machines to CNI networks",
-    load: () => import("./attach-vm.ts"),
-  },
-  "bridge-legacy": {
-    does: "attach virtual machines to a network of Docker's (deprecated)",
-    load: () => import("./bridge-legacy.ts"),
-  },
-  "map-port": {
-    does: "map ports of the host to a running VM",
-    load: () => import("./map-port.ts"),
-  },
-  "setup-weave": {
-    does: "connect this host's VMs to those of other hosts by Weave Net",
-    load: () => import("./setup-weave.ts"),
-  },
-  "serve": {
-    does: "answer DHCP for every attached VM, and take requests on a socket",
-    load: () => import("./serve.ts"),
-  },
-  "serve-dhcp": {
-    does: "answer DHCP for every attached VM",
-    load: () => import("./serve-dhcp.ts"),
-  },
+/** What each script does, and how it is loaded. */
+const SCRIPTS: Readonly<Record<string, readonly [does: string, () => Promise<{ main: Main }>]>> = {
+  "install-default-cni": [
+    "write the CNI configuration of the default network",
+    () => import("./install-default-cni.ts"),
+  ],
+  "attach-vm": ["attach virtual machines to CNI networks", () => import("./attach-vm.ts")],
+  "bridge-legacy": [
+    "attach virtual machines to a network of Docker's (deprecated)",
+    () => import("./bridge-legacy.ts"),
+  ],
+  "map-port": ["map ports of the host to a running VM", () => import("./map-port.ts")],
+  "setup-weave": [
+    "connect this host's VMs to those of other hosts by Weave Net",
+    () => import("./setup-weave.ts"),
+  ],
+  "doctor": ["examine this host, and say what keeps VMs from working", () => import("./doctor.ts")],
+  "serve": [
+    "answer DHCP for every attached VM, and take requests on a socket",
+    () => import("./serve.ts"),
+  ],
+  "serve-dhcp": ["answer DHCP for every attached VM", () => import("./serve-dhcp.ts")],
 };
 
 export const TAPKIT = {
@@ -48,7 +41,7 @@ export const TAPKIT = {
   usage: ["NAME ARG…", "NAME --help"],
   words: {
     metavar: "NAME",
-    help: Object.entries(SCRIPTS).map(([name, { does }]) => `${name}: ${does}`).join("; "),
+    help: Object.entries(SCRIPTS).map(([name, [does]]) => `${name}: ${does}`).join("; "),
     complete: Object.keys(SCRIPTS),
   },
   options: [],
@@ -71,7 +64,7 @@ export async function main(args: readonly string[]): Promise<number> {
     const message = `there is no script called ${JSON.stringify(name)}`;
     return printError(TAPKIT.name, unknownWord(message, name, Object.keys(SCRIPTS), TAPKIT));
   }
-  return await (await script.load()).main(rest);
+  return await (await script[1]()).main(rest);
 }
 
 if (import.meta.main) {

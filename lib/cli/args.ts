@@ -313,7 +313,8 @@ function columns(rows: readonly (readonly [string, string])[]): string[] {
   );
 }
 
-function wrap(text: string, width: number): string[] {
+/** Breaks a text into lines of at most so many characters, at spaces. */
+export function wrap(text: string, width: number): string[] {
   const lines = [""];
   for (const word of text.split(" ")) {
     const line = lines.at(-1) ?? "";

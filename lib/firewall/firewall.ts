@@ -201,6 +201,17 @@ export class Firewall implements Disposable {
     return rulesOf(this.#store.readSets(GUEST_SET_NAMES).filter(({ owner }) => owner !== ""));
   }
 
+  /** The owners of all rules in every place: guests, addresses and bridges. */
+  owners(): Set<string> {
+    const { closing, passes } = this.#parts.others();
+    const guests = this.#store.readSets(GUEST_SET_NAMES);
+    const others = [...this.#parts.policies, ...closing, ...passes]
+      .flatMap((place) => [...place.read("any", []).entries.values()]);
+    const owners = new Set([...guests, ...others].map(({ owner }) => owner));
+    for (const nobody of ["", HOST_OWNER]) owners.delete(nobody);
+    return owners;
+  }
+
   /** Whether this backend has any rules of tapkit's. */
   exists(): boolean {
     return this.#store.exists();

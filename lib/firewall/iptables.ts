@@ -64,10 +64,13 @@ export class IptablesStore implements ElementStore {
   /** As of the last look. */
   #saved: ReadonlyMap<Family, SavedRules> | undefined;
 
-  /** @param netns where the chains are; closed with this */
-  constructor(variant: Variant, netns: Netns) {
+  /**
+   * @param netns where the chains are; closed with this
+   * @param env added to the environment of iptables' programs
+   */
+  constructor(variant: Variant, netns: Netns, env: Readonly<Record<string, string>> = {}) {
     this.#netns = netns;
-    this.#xtables = new Xtables(variant, netns);
+    this.#xtables = new Xtables(variant, netns, env);
   }
 
   exists(): boolean {

@@ -43,11 +43,16 @@ export function legacyTables(): NftTable[] {
 export class Xtables {
   readonly variant: Variant;
   readonly #netns: Netns;
+  readonly #env: Readonly<Record<string, string>>;
 
-  /** @param netns closed by its caller */
-  constructor(variant: Variant, netns: Netns) {
+  /**
+   * @param netns closed by its caller
+   * @param env added to the environment of the programs
+   */
+  constructor(variant: Variant, netns: Netns, env: Readonly<Record<string, string>> = {}) {
     this.variant = variant;
     this.#netns = netns;
+    this.#env = env;
   }
 
   /**
@@ -90,7 +95,7 @@ export class Xtables {
   }
 
   #run(program: string, args: readonly string[]): string {
-    return withNetns(this.#netns, () => runSync(program, args));
+    return withNetns(this.#netns, () => runSync(program, args, this.#env));
   }
 
   #program(family: Family, verb: "save" | "restore"): string | undefined {

@@ -18,6 +18,8 @@ const SYMBOLS = {
   __errno_location: { parameters: [], result: "pointer" },
   // const char *path, int flags, mode_t mode
   open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
+  // const char *path, int mode
+  access: { parameters: ["buffer", "i32"], result: "i32" },
   // int fd
   close: { parameters: ["i32"], result: "i32" },
   // int fd
@@ -298,6 +300,18 @@ export const O_NONBLOCK = 0o4000;
 export const F_GETFD = 1;
 export const F_SETFD = 2;
 export const FD_CLOEXEC = 1;
+
+const [W_OK, X_OK] = [2, 1]; // unistd.h
+
+/**
+ * Asserts that files can be made in a directory. Makes none.
+ *
+ * @throws {SyscallError} EROFS on a read-only file system, EACCES
+ */
+export function requireWritable(directory: string): void {
+  const text = cstr(directory);
+  syscall("access", directory, () => libc().access(text, W_OK | X_OK));
+}
 
 /** Opens a file close-on-exec. */
 export function openFd(path: string, flags: number, mode = 0o600): number {

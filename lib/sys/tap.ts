@@ -16,6 +16,7 @@ const Tun = {
   IFF_TAP: 0x0002,
   IFF_NO_PI: 0x1000,
   IFF_MULTI_QUEUE: 0x0100,
+  IFF_VNET_HDR: 0x4000,
   IFF_TUN_EXCL: 0x8000,
 } as const;
 
@@ -62,13 +63,16 @@ export function createTap(options: TapOptions): void {
 
 /**
  * Opens a queue of a TAP in the current network namespace, as a VMM does. If no TAP has that name,
- * creates one that exists until the descriptor is closed. Frames have no header.
+ * creates one that exists until the descriptor is closed.
  *
+ * @param header whether frames have a `virtio_net_hdr`; without it they have no header
  * @param extraFlags IFF_TUN_EXCL refuses a TAP that exists
  * @returns a nonblocking, close-on-exec descriptor
  */
 export function openTap(
-  { name, multiQueue = false }: Pick<TapOptions, "name" | "multiQueue">,
+  { name, multiQueue = false, header = false }: Pick<TapOptions, "name" | "multiQueue"> & {
+    readonly header?: boolean;
+  },
   extraFlags = 0,
 ): number {
   const bytes = new TextEncoder().encode(name);
@@ -77,7 +81,8 @@ export function openTap(
   }
   const ifreq = new Uint8Array(IFREQ_SIZE);
   ifreq.set(bytes);
-  const flags = Tun.IFF_TAP | Tun.IFF_NO_PI | extraFlags | (multiQueue ? Tun.IFF_MULTI_QUEUE : 0);
+  const flags = Tun.IFF_TAP | Tun.IFF_NO_PI | extraFlags |
+    (multiQueue ? Tun.IFF_MULTI_QUEUE : 0) | (header ? Tun.IFF_VNET_HDR : 0);
   new DataView(ifreq.buffer).setUint16(IFNAMSIZ, flags, true);
   const fd = openDevice();
   try {

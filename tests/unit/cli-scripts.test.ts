@@ -18,6 +18,7 @@ import { InputError, validateAttach } from "../../mod.ts";
 const SCRIPTS = fromFileUrl(new URL("../../scripts", import.meta.url));
 const NAMES = [
   "attach-vm",
+  "doctor",
   "install-default-cni",
   "map-port",
   "serve",
@@ -76,6 +77,9 @@ Deno.test("scripts: what is wrong is refused with exit code 2, one line and its 
     ["tapkit", ["attach"], '"attach"'],
     ["tapkit", ["serve-dchp"], "did you mean serve-dhcp?"],
     ["tapkit", ["toString"], '"toString"'],
+    ["doctor", ["web"], '"web"'],
+    ["doctor", ["--fxi"], "did you mean --fix?"],
+    ["doctor", ["--output", "yaml"], "use table or json"],
     ["serve-dhcp", ["web"], '"web"'],
     ["setup-weave", ["web"], '"web"'],
     ["setup-weave", ["--peer", "192.0.2.1"], "did you mean --peers?"],

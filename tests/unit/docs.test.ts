@@ -8,6 +8,7 @@ const DOCS = [...Deno.readDirSync(`${ROOT}docs`)].map(({ name }) => `docs/${name
 const PAGES = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", ...DOCS];
 const COMMANDS = [
   "attach-vm",
+  "doctor",
   "map-port",
   "install-default-cni",
   "serve",

@@ -27,6 +27,7 @@ const LAYERS: readonly (readonly string[])[] = [
   ["lib/weave/"],
   ["lib/vm/"],
   ["lib/resident/"],
+  ["lib/doctor/"],
   ["mod.ts"],
   ["lib/cli/"],
   ["lib/install/"],

@@ -253,7 +253,8 @@ function contentOf({ containerId, ifName }: Holder): string {
   return `${containerId}\r\n${ifName}`;
 }
 
-function parseHolder(content: string): Holder {
+/** The content of the file of an address. */
+export function parseHolder(content: string): Holder {
   const [containerId = "", ifName = ""] = content.trim().split("\r\n");
   return { containerId, ifName };
 }

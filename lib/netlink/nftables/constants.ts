@@ -52,11 +52,21 @@ export const INTERVAL_END = 1;
 export const OVER = 1;
 export const NFTA_LIST_ELEM = 1;
 export const NFTA_DATA = { VALUE: 1, VERDICT: 2 } as const;
+export const NFTA_IMMEDIATE = { DREG: 1, DATA: 2 } as const;
 export const NFTA_VERDICT = { CODE: 1, CHAIN: 2 } as const;
 
 /** NF_DROP of linux/netfilter.h, and NFT_RETURN. */
 export const VERDICTS: Readonly<Record<string, number>> = { drop: 0, return: 0xffff_fffb };
 
+/** Jumps of a rule, beside the verdicts of {@linkcode NF}. */
+export const NFT_VERDICT = { JUMP: 0xffff_fffd, GOTO: 0xffff_fffc } as const;
+
 /** linux/netfilter.h. */
-export const NF = { DROP: 0, INET_FORWARD: 2, INET_POST_ROUTING: 4 } as const;
+export const NF = {
+  DROP: 0,
+  ACCEPT: 1,
+  INET_PRE_ROUTING: 0,
+  INET_FORWARD: 2,
+  INET_POST_ROUTING: 4,
+} as const;
 export const NFPROTO = { inet: 1, ip: 2, arp: 3, netdev: 5, bridge: 7, ip6: 10 } as const;

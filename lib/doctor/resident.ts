@@ -1,0 +1,111 @@
+/**
+ * The resident: whether it answers, and whether DHCP is served.
+ *
+ * @module
+ */
+
+import { ResidentClient, type ResidentHealth } from "../resident/client.ts";
+import { ensureDhcpServer } from "../vm/dhcp-start.ts";
+import { interfacesOf, ipv4Of } from "../vm/record/derive.ts";
+import { formerDhcpServer, isDhcpServed } from "../vm/record/locks.ts";
+import type { HostPaths } from "../vm/record/paths.ts";
+import { type Check, count, fine, type Fix, problemOf, verdict } from "./check.ts";
+
+/** How long it may take to answer, in milliseconds. */
+const PATIENCE_MS = 5000;
+
+/**
+ * Asks the resident for its health.
+ *
+ * @throws {TapkitError} when nothing answers
+ */
+export async function askHealth(socket: string | undefined): Promise<ResidentHealth> {
+  using client = new ResidentClient(socket === undefined ? {} : { socket });
+  return await client.health({ signal: AbortSignal.timeout(PATIENCE_MS) });
+}
+
+const resident: Check = {
+  name: "resident",
+  async run({ host, attached, options: { socket } }) {
+    let health: ResidentHealth;
+    try {
+      health = await askHealth(socket);
+    } catch (error) {
+      const { what } = problemOf(error, "");
+      if (attached.length === 0) return fine(`${what}; it is started with the first VM`);
+      if (isDhcpServed(host)) return fine(`${what}; DHCP is served without it`);
+      const mend = "run serve, or install its unit so that it starts at boot";
+      return { ok: false, detail: what, mend };
+    }
+    const { version, pid, vms, problems, stateDir, namespaces } = health;
+    const { default: own } = await import("../../deno.json", { with: { type: "json" } });
+    const again = "restart it: systemctl restart its unit, or kill it and attach again";
+    return verdict([
+      ...version === own.version ? [] : [{
+        what: `the resident (pid ${pid}) is of version ${version}, and this is ${own.version}`,
+        mend: again,
+      }],
+      ...stateDir === host.stateDir ? [] : [{
+        what: `the resident (pid ${pid}) serves ${stateDir}, not ${host.stateDir}`,
+        mend: `name that directory with --state-dir, or run serve --state-dir ${host.stateDir}`,
+      }],
+      ...isHere(namespaces) ? [] : [{
+        what: `the resident (pid ${pid}) runs in other namespaces than this process`,
+        mend: "run it where VMs are attached, without options that give its unit its own mounts",
+      }],
+      ...problems === 0 ? [] : [{
+        what: `${count(problems, "TAP")} get no DHCP from the resident`,
+        mend: "see what the resident wrote to its journal",
+      }],
+    ], `version ${version} (pid ${pid}) answers, and knows ${count(vms, "VM")}`);
+  },
+};
+
+function isHere({ net, mnt }: ResidentHealth["namespaces"]): boolean {
+  return net === Deno.readLinkSync("/proc/self/ns/net") &&
+    mnt === Deno.readLinkSync("/proc/self/ns/mnt");
+}
+
+const dhcp: Check = {
+  name: "DHCP",
+  run({ host, everywhere, records, options }) {
+    const served = everywhere.filter(({ stateDir }) =>
+      records.some((record) =>
+        record.host.stateDir === stateDir && record.at !== undefined &&
+        interfacesOf(record.at).some(ipv4Of)
+      )
+    );
+    const problems = served.flatMap((each) => {
+      const former = formerDhcpServer(each);
+      if (former !== undefined) {
+        const what = `${former} is the DHCP server of an earlier version`;
+        return [{ what, mend: "end it with kill, or restart its unit: then attach again" }];
+      }
+      if (isDhcpServed(each)) return [];
+      const what = `no DHCP server runs for the VMs of ${each.stateDir}, so guests get no lease`;
+      return [{ what, mend: "run serve, or attach-vm --restore" }];
+    });
+    const fix = options.serve !== undefined && problems.length > 0 && !isDhcpServed(host)
+      ? starting(host, options.serve)
+      : undefined;
+    const good = served.length === 0 ? "no VM needs it" : "is served";
+    return verdict(problems, good, fix);
+  },
+};
+
+/** How long a server may take to start, in milliseconds. */
+const START_MS = 10_000;
+
+function starting(host: HostPaths, command: readonly string[]): Fix {
+  return async () => {
+    const notes: string[] = [];
+    await ensureDhcpServer({ ...host, note: (text) => notes.push(text) }, command);
+    const deadline = Date.now() + START_MS;
+    while (!isDhcpServed(host) && notes.length === 0 && Date.now() < deadline) {
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    return notes.length > 0 ? [] : ["started the DHCP server"];
+  };
+}
+
+export const RESIDENT_CHECKS: readonly Check[] = [resident, dhcp];

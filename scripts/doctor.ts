@@ -1,0 +1,77 @@
+/**
+ * doctor: examine this host, and say what keeps VMs from working. See `doctor --help`.
+ *
+ * @module
+ */
+
+import type { Command } from "../lib/cli/args.ts";
+import { formatCheck, formatSummary } from "../lib/cli/check-table.ts";
+import {
+  EXIT,
+  HOST_OPTIONS,
+  hostOptions,
+  printJson,
+  printText,
+  runScript,
+  serveDhcpCommand,
+  withoutUndefined,
+} from "../lib/cli/main.ts";
+import type { HostCheck } from "../mod.ts";
+
+export const DOCTOR = {
+  name: "doctor",
+  summary: "examine this host, and say what keeps VMs from working, and what to do about it",
+  usage: ["[--fix] [--output FORMAT]"],
+  options: [
+    {
+      name: "fix",
+      help:
+        "also repair what can be repaired without harm to a guest that runs, and say what was " +
+        "repaired",
+    },
+    {
+      name: "output",
+      metavar: "FORMAT",
+      choices: ["table", "json"],
+      help: "a table for people, or one line of JSON",
+      default: "table on a terminal, otherwise json",
+    },
+    {
+      name: "socket",
+      metavar: "PATH",
+      help: "where the resident takes requests",
+      default: "/run/tapkit/tapkit.sock",
+    },
+    ...HOST_OPTIONS,
+  ],
+  examples: [
+    { does: "examine the host", command: "doctor" },
+    { does: "repair what is safe to repair", command: "doctor --fix" },
+    { does: "list what is wrong", command: "doctor | jq '.checks[] | select(.ok | not)'" },
+  ],
+  exitCodes: [["3", "a check failed"]],
+} as const satisfies Command;
+
+/** Runs doctor with `args`; returns its exit code. */
+export function main(args: readonly string[]): Promise<number> {
+  return runScript(DOCTOR, args, async ({ flags }, heed) => {
+    const { examineHost } = await import("../mod.ts");
+    const { fix, socket, output = Deno.stdout.isTerminal() ? "table" : "json" } = flags;
+    const width = Deno.stdout.isTerminal() ? Deno.consoleSize().columns : 100;
+    const checks: HostCheck[] = [];
+    const options = {
+      ...hostOptions(DOCTOR.name, flags, await heed()),
+      ...withoutUndefined({ socket }),
+      ...{ fix, serve: serveDhcpCommand(flags) },
+    };
+    for await (const check of examineHost(options)) {
+      checks.push(check);
+      if (output === "table") printText(formatCheck(check, width));
+    }
+    if (output === "table") printText(formatSummary(checks));
+    else printJson({ checks });
+    return checks.every(({ ok }) => ok) ? EXIT.done : EXIT.differs;
+  });
+}
+
+if (import.meta.main) Deno.exit(await main(Deno.args));
