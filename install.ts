@@ -4,7 +4,8 @@
  * @module
  */
 
-import { EXIT, printJson, printNote, printProblems, printText, runScript } from "./lib/cli/main.ts";
+import { EXIT } from "./lib/cli/cli.ts";
+import { runScript } from "./lib/cli/main.ts";
 import { INSTALL, readInstallCommand } from "./lib/cli/install-command.ts";
 import { Installer } from "./lib/install/installer.ts";
 import { ATTACH_VM } from "./lib/cli/attach-table.ts";
@@ -13,33 +14,32 @@ import { SETUP_WEAVE } from "./lib/cli/weave-command.ts";
 import { BRIDGE_LEGACY } from "./scripts/bridge-legacy.ts";
 import { DOCTOR } from "./scripts/doctor.ts";
 import { INSTALL_DEFAULT_CNI } from "./scripts/install-default-cni.ts";
-import { SERVE } from "./scripts/serve.ts";
-import { SERVE_DHCP } from "./scripts/serve-dhcp.ts";
-import { TAPKIT } from "./scripts/tapkit.ts";
+import { SERVE } from "./lib/cli/serve-table.ts";
+import { TAPKIT } from "./lib/cli/tapkit-table.ts";
 
 const COMMANDS = [
   ...[TAPKIT, ATTACH_VM, BRIDGE_LEGACY, DOCTOR, INSTALL_DEFAULT_CNI],
-  ...[MAP_PORT, SERVE, SERVE_DHCP, SETUP_WEAVE],
+  ...[MAP_PORT, SERVE, { ...SERVE, name: "serve-dhcp" }, SETUP_WEAVE],
 ];
 
 /** Runs the installer with `args`; returns its exit code. */
 export function main(args: readonly string[]): Promise<number> {
-  return runScript(INSTALL, args, async (parsed) => {
+  return runScript(INSTALL, args, async (parsed, cli) => {
     const { verb, ...request } = readInstallCommand(parsed);
-    const note = (text: string) => printNote(INSTALL.name, text);
+    const note = (text: string) => cli.note(text);
     const installer = new Installer(request, { commands: COMMANDS, note });
     const { prefix } = installer;
     switch (verb) {
       case "print":
-        printText(installer.print());
+        cli.text(installer.print());
         return EXIT.done;
       case "check":
-        return printProblems({ prefix }, await installer.check());
+        return cli.problems({ prefix }, await installer.check());
       case "uninstall":
-        printJson({ prefix, removed: await installer.uninstall() });
+        cli.json({ prefix, removed: await installer.uninstall() });
         return EXIT.done;
       case "install":
-        printJson({ prefix, ...await installer.install() });
+        cli.json({ prefix, ...await installer.install() });
         return EXIT.done;
     }
   });

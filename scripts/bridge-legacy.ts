@@ -5,6 +5,8 @@
  */
 
 import { ATTACH_VM, type AttachTable } from "../lib/cli/attach-table.ts";
+import type { Setting } from "../lib/cli/cli.ts";
+import { start } from "../lib/cli/start.ts";
 
 /** The command line of bridge-legacy. */
 export const BRIDGE_LEGACY: AttachTable = {
@@ -38,8 +40,8 @@ export const BRIDGE_LEGACY: AttachTable = {
 };
 
 /** Runs bridge-legacy with `args`; returns its exit code. */
-export async function main(args: readonly string[]): Promise<number> {
-  return await (await import("./attach-vm.ts")).main(args, BRIDGE_LEGACY);
+export async function main(args: readonly string[], setting?: Setting): Promise<number> {
+  return await (await import("./attach-vm.ts")).main(args, setting, BRIDGE_LEGACY);
 }
 
-if (import.meta.main) Deno.exit(await main(Deno.args));
+if (import.meta.main) Deno.exit(await start(["bridge-legacy", ...Deno.args], main));

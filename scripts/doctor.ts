@@ -6,16 +6,8 @@
 
 import type { Command } from "../lib/cli/args.ts";
 import { formatCheck, formatSummary } from "../lib/cli/check-table.ts";
-import {
-  EXIT,
-  HOST_OPTIONS,
-  hostOptions,
-  printJson,
-  printText,
-  runScript,
-  serveDhcpCommand,
-  withoutUndefined,
-} from "../lib/cli/main.ts";
+import { EXIT, HOST_OPTIONS, type Setting, withoutUndefined } from "../lib/cli/cli.ts";
+import { runScript, serveCommand } from "../lib/cli/main.ts";
 import type { HostCheck } from "../mod.ts";
 
 export const DOCTOR = {
@@ -53,25 +45,25 @@ export const DOCTOR = {
 } as const satisfies Command;
 
 /** Runs doctor with `args`; returns its exit code. */
-export function main(args: readonly string[]): Promise<number> {
-  return runScript(DOCTOR, args, async ({ flags }, heed) => {
-    const { examineHost } = await import("../mod.ts");
+export function main(args: readonly string[], setting?: Setting): Promise<number> {
+  return runScript(DOCTOR, args, async ({ flags }, cli) => {
+    const { examineHost } = await cli.library();
     const { fix, socket, output = Deno.stdout.isTerminal() ? "table" : "json" } = flags;
     const width = Deno.stdout.isTerminal() ? Deno.consoleSize().columns : 100;
     const checks: HostCheck[] = [];
     const options = {
-      ...hostOptions(DOCTOR.name, flags, await heed()),
+      ...cli.hostOptions(flags, await cli.heed()),
       ...withoutUndefined({ socket }),
-      ...{ fix, serve: serveDhcpCommand(flags) },
+      ...{ fix, serve: serveCommand(cli, flags) },
     };
     for await (const check of examineHost(options)) {
       checks.push(check);
-      if (output === "table") printText(formatCheck(check, width));
+      if (output === "table") cli.text(formatCheck(check, width));
     }
-    if (output === "table") printText(formatSummary(checks));
-    else printJson({ checks });
+    if (output === "table") cli.text(formatSummary(checks));
+    else cli.json({ checks });
     return checks.every(({ ok }) => ok) ? EXIT.done : EXIT.differs;
-  });
+  }, setting);
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));

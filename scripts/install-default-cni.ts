@@ -6,15 +6,8 @@
  */
 
 import { type Command, exclusive, wholeNumber } from "../lib/cli/args.ts";
-import {
-  EXIT,
-  HOST_OPTIONS,
-  hostOptions,
-  printJson,
-  printText,
-  runScript,
-  withoutUndefined,
-} from "../lib/cli/main.ts";
+import { EXIT, HOST_OPTIONS, withoutUndefined } from "../lib/cli/cli.ts";
+import { runScript } from "../lib/cli/main.ts";
 
 /** The command line of install-default-cni. */
 export const INSTALL_DEFAULT_CNI = {
@@ -58,18 +51,18 @@ export const INSTALL_DEFAULT_CNI = {
 
 /** Runs install-default-cni with `args`; returns its exit code. */
 export function main(args: readonly string[]): Promise<number> {
-  return runScript(INSTALL_DEFAULT_CNI, args, async ({ flags }) => {
+  return runScript(INSTALL_DEFAULT_CNI, args, async ({ flags }, cli) => {
     exclusive(flags, ["print", "check", "remove"]);
     const { subnet, bridge, ipv6, force, print, check, remove } = flags;
     const mtu = flags.mtu === undefined ? undefined : wholeNumber("--mtu", flags.mtu);
     const { installDefaultCni } = await import("../mod.ts");
     const { text, ...report } = await installDefaultCni({
-      ...hostOptions(INSTALL_DEFAULT_CNI.name, flags),
+      ...cli.hostOptions(flags),
       ...withoutUndefined({ subnet, bridge, ipv6, mtu }),
       ...{ force, print, check, remove },
     });
-    if (text !== undefined) printText(text.trimEnd());
-    else printJson(report);
+    if (text !== undefined) cli.text(text.trimEnd());
+    else cli.json(report);
     return report.problems?.length ? EXIT.differs : EXIT.done;
   });
 }

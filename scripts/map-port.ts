@@ -4,26 +4,20 @@
  * @module
  */
 
-import {
-  EXIT,
-  hostOptions,
-  printError,
-  printJson,
-  printProblems,
-  requireRoot,
-  runScript,
-} from "../lib/cli/main.ts";
+import { EXIT, type Setting } from "../lib/cli/cli.ts";
+import { requireRoot, runScript } from "../lib/cli/main.ts";
 import { MAP_PORT, readMapCommand } from "../lib/cli/map-command.ts";
+import { start } from "../lib/cli/start.ts";
 
 /** Runs map-port with `args`; returns its exit code. */
-export async function main(args: readonly string[]): Promise<number> {
-  return await runScript(MAP_PORT, args, async (parsed, heed) => {
+export async function main(args: readonly string[], setting?: Setting): Promise<number> {
+  return await runScript(MAP_PORT, args, async (parsed, cli) => {
     const { verb, target, ports } = readMapCommand(parsed);
-    const tapkit = await import("../mod.ts");
-    const signal = verb === "map" || verb === "remove" ? await heed() : undefined;
-    const options = hostOptions(MAP_PORT.name, parsed.flags, signal);
+    const tapkit = await cli.library();
+    const signal = verb === "map" || verb === "remove" ? await cli.heed() : undefined;
+    const options = cli.hostOptions(parsed.flags, signal);
     if (target === undefined || verb === "list") {
-      for (const mapped of await tapkit.listPorts(target, options)) printJson(mapped);
+      for (const mapped of await tapkit.listPorts(target, options)) cli.json(mapped);
       return EXIT.done;
     }
     try {
@@ -31,10 +25,10 @@ export async function main(args: readonly string[]): Promise<number> {
         requireRoot();
         const object = typeof target === "string" ? { vm: target } : target;
         const found = await tapkit.checkPorts(target, options);
-        return printProblems(object, found.map(tapkit.sentence));
+        return cli.problems(object, found.map(tapkit.sentence));
       }
       const openFirewall = parsed.flags["open-firewall"];
-      printJson(
+      cli.json(
         verb === "map"
           ? await tapkit.mapPorts(target, ports, { ...options, openFirewall })
           : await tapkit.unmapPorts(target, ports, options),
@@ -43,9 +37,9 @@ export async function main(args: readonly string[]): Promise<number> {
     } catch (error) {
       const name = typeof target === "string" ? target : target.to;
       const doing = verb === "remove" ? "unmap ports of" : `${verb} ports of`;
-      return printError(MAP_PORT.name, error, `cannot ${doing} ${JSON.stringify(name)}`);
+      return cli.error(error, `cannot ${doing} ${JSON.stringify(name)}`);
     }
-  });
+  }, setting);
 }
 
-if (import.meta.main) Deno.exit(await main(Deno.args));
+if (import.meta.main) Deno.exit(await start(["map-port", ...Deno.args], main));

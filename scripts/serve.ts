@@ -1,79 +1,47 @@
 /**
- * serve: the host's resident, which answers DHCP and takes requests. See `serve --help`.
+ * serve: the host's resident, which answers DHCP, heals, and takes requests. See `serve --help`.
  *
  * @module
  */
 
-import type { Command } from "../lib/cli/args.ts";
-import {
-  EXIT,
-  HOST_OPTIONS,
-  hostOptions,
-  logTo,
-  requireRoot,
-  runScript,
-  stopSignal,
-} from "../lib/cli/main.ts";
+import { EXIT, NotHereError, type Setting } from "../lib/cli/cli.ts";
+import { requireRoot, runScript, stopSignal } from "../lib/cli/main.ts";
+import { SERVE } from "../lib/cli/serve-table.ts";
+import type { RunCommand } from "../mod.ts";
 
-export const SERVE = {
-  name: "serve",
-  summary: "answer DHCP for every attached VM of this host, and take requests on a socket",
-  usage: ["[--exit-when-idle] [--socket PATH] [--heal HOW] [--log-file FILE]"],
-  options: [
-    {
-      name: "exit-when-idle",
-      help: "exit when no VM is attached and no request is under way",
-    },
-    {
-      name: "socket",
-      metavar: "PATH",
-      help: "where to take requests; none answers DHCP alone",
-      default: "/run/tapkit/tapkit.sock",
-    },
-    {
-      name: "heal",
-      metavar: "HOW",
-      choices: ["auto", "report", "recreate", "off"],
-      help:
-        "what to do about what others take away of VMs: auto repairs it while the guest runs, " +
-        "recreate also makes TAPs anew, report only tells",
-      default: "auto",
-    },
-    { name: "log-file", metavar: "FILE", help: "write messages to this file, not to stderr" },
-    ...HOST_OPTIONS,
-  ],
-  examples: [
-    { does: "serve until Ctrl-C", command: "serve" },
-    {
-      does: "attach a VM by a request",
-      command:
-        'curl --unix-socket /run/tapkit/tapkit.sock localhost/v1/vms --json \'{"name":"web"}\'',
-    },
-  ],
-} as const satisfies Command;
+/** The commands that hand their work over. */
+const TAKEN = {
+  "attach-vm": () => import("./attach-vm.ts"),
+  "bridge-legacy": () => import("./bridge-legacy.ts"),
+  "map-port": () => import("./map-port.ts"),
+};
 
-/** Runs serve with `args`; returns its exit code. */
-export function main(args: readonly string[]): Promise<number> {
-  return runScript(SERVE, args, async ({ flags }) => {
-    const { serve } = await import("../mod.ts");
+const runCommand: RunCommand = async (command, args, setting) => {
+  try {
+    return await (await TAKEN[command]()).main(args, setting);
+  } catch (error) {
+    if (error instanceof NotHereError) return undefined;
+    throw error;
+  }
+};
+/** Runs serve, by this or its older name, with `args`; returns its exit code. */
+export function main(args: readonly string[], setting?: Setting, name = "serve") {
+  return runScript({ ...SERVE, name }, args, async ({ flags }, cli) => {
+    const { listLeases, serve } = await cli.library();
+    const { stateDir, confDir, binDirs, ...options } = cli.hostOptions(flags);
+    const directories = { ...stateDir && { stateDir }, ...confDir && { confDir } };
+    if (flags.list) return listLeases(directories).forEach((lease) => cli.json(lease)), EXIT.done;
     requireRoot(["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"]);
-    if (flags["log-file"] !== undefined) await logTo(flags["log-file"]);
-    const here = Deno.cwd().replace(/\/$/, "");
-    const absolute = (path: string) => path.startsWith("/") ? path : `${here}/${path}`;
-    const { socket, heal = "auto", "exit-when-idle": exitWhenIdle } = flags;
-    const { stateDir, confDir, binDirs, ...options } = hostOptions(SERVE.name, flags);
+    if (flags["log-file"] !== undefined) await cli.logTo(flags["log-file"]);
+    const socket = flags.socket ?? (Deno.env.get("TAPKIT_SOCKET") || undefined);
+    const place = socket === undefined || socket === "none" ? socket : cli.path(socket);
+    const { heal = "auto", "exit-when-idle": exitWhenIdle } = flags;
     // Otherwise the directory of the process that started it could not be unmounted.
     Deno.chdir("/");
-    await serve({
-      ...options,
-      ...stateDir && { stateDir: absolute(stateDir) },
-      ...confDir && { confDir: absolute(confDir) },
-      ...binDirs && { binDirs: binDirs.map(absolute) },
-      socket: socket && socket !== "none" ? absolute(socket) : socket,
-      ...{ exitWhenIdle, heal, signal: stopSignal() },
-    });
+    const how = { socket: place, heal, exitWhenIdle, signal: stopSignal(), runCommand };
+    await serve({ ...options, ...directories, ...binDirs && { binDirs }, ...how });
     return EXIT.done;
-  });
+  }, setting);
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));

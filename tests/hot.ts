@@ -24,15 +24,17 @@ const COMMANDS = [
 
 const directory = await Deno.makeTempDir({ prefix: "tapkit-hot-" });
 try {
-  const bundle = `${directory}/tapkit.js`;
-  await makeBundle("tapkit.js", bundle, new Set());
+  const bundle = `${directory}/scripts.js`;
+  for (const name of ["scripts.js", "tapkit.js"]) {
+    await makeBundle(name, `${directory}/${name}`, new Set());
+  }
   const declared = declaredFunctions(await Deno.readTextFile(bundle));
   const names = new Map(declared.map(({ name, end }) => [end, name]));
   await using host = await Host.create();
   await host.addLan();
   const hot = new Set<string>();
   for (const command of COMMANDS) {
-    for (const end of await calledIn(host, bundle, command)) {
+    for (const end of await calledIn(host, directory, command)) {
       const name = names.get(end);
       if (name !== undefined) hot.add(name);
     }
@@ -44,15 +46,22 @@ try {
   await Deno.remove(directory, { recursive: true });
 }
 
-/** Where the functions end that a command calls, as offsets in the bundle. */
-async function calledIn(host: Host, bundle: string, command: string): Promise<number[]> {
+/** Where the functions end that a command calls, as offsets in the scripts. */
+async function calledIn(host: Host, directory: string, command: string): Promise<number[]> {
   const log = "/tmp/v8.log";
   const flags = `--v8-flags=--log-function-events,--no-logfile-per-isolate,--logfile=${log}`;
-  const words = ["run", "-A", "--no-config", flags, bundle, ...command.split(" ")];
+  const words = [
+    "run",
+    "-A",
+    "--no-config",
+    flags,
+    `${directory}/tapkit.js`,
+    ...command.split(" "),
+  ];
   await host.must(Deno.execPath(), words);
   const events = (await host.must("cat", [log])).split("\n").map((line) => line.split(","));
   const script = events.find(([event, , url]) =>
-    event === "script-details" && url === `file://${bundle}`
+    event === "script-details" && url === `file://${directory}/scripts.js`
   );
   return events
     .filter(([event, what, id]) =>

@@ -16,7 +16,7 @@ import {
   SHAPING,
   type ShapingFlags,
 } from "./attach-table.ts";
-import { withoutUndefined } from "./main.ts";
+import { type Cli, withoutUndefined } from "./cli.ts";
 import { refuseVerbs } from "./verbs.ts";
 
 export { ATTACH_VM } from "./attach-table.ts";
@@ -38,9 +38,13 @@ export function flagOptions({ exclusive, force, keep, user, ...flags }: AttachFl
   return { exclusive, force, keep, user, recordFile: flags["record-file"] };
 }
 
+/** Who calls, of what reading a command line needs. */
+export type Reader = Pick<Cli, "caller" | "path">;
+
 /** Checks the flags, and reads `--from`. Throws {@linkcode InputError}. */
 export async function readAttachCommand(
   parsed: Parsed<AttachTable>,
+  cli: Reader,
   { asks }: AttachTable = ATTACH_VM,
 ): Promise<AttachCommand> {
   const { flags, words, rest } = parsed;
@@ -50,8 +54,8 @@ export async function readAttachCommand(
   refuseUnlessPlain(verb, flags, words);
   if (attaches) refuseVerbs(words);
   const requests = flags.from === undefined
-    ? words.map((name) => ({ ...asks, ...requestOf(flags), name }))
-    : await readRequests(flags.from, { ...asks, ...requestOf(flags) });
+    ? words.map((name) => ({ ...asks, ...requestOf(flags, cli), name }))
+    : await readRequests(flags.from, { ...asks, ...requestOf(flags, cli) }, cli);
   const all = requests.length === 0;
   const names = requests.map(({ name }) => name);
   const twice = names.find((name, i) => names.indexOf(name) !== i);
@@ -74,7 +78,7 @@ export async function readAttachCommand(
   return { verb, requests, all, output, vmm: rest ?? [] };
 }
 
-function requestOf(flags: ShapingFlags): Omit<AttachRequest, "name"> {
+function requestOf(flags: ShapingFlags, cli: Reader): Omit<AttachRequest, "name"> {
   return withoutUndefined({
     networkPlugin: flags["network-plugin"],
     image: flags.image,
@@ -83,7 +87,7 @@ function requestOf(flags: ShapingFlags): Omit<AttachRequest, "name"> {
     ip: flags.ip,
     mac: flags.mac,
     mtu: flags.mtu === undefined ? undefined : wholeNumber("--mtu", flags.mtu),
-    netns: flags.netns,
+    netns: flags.netns === undefined ? undefined : cli.path(flags.netns),
     bandwidth: flags.bandwidth,
     capabilities: pairs("capability", flags.capability, (text): unknown => JSON.parse(text)),
     cniArgs: pairs("cni-arg", flags["cni-arg"], (text) => text),
@@ -126,12 +130,13 @@ function eitherOf<Yes extends keyof ShapingFlags, No extends keyof ShapingFlags>
 async function readRequests(
   path: string,
   defaults: Omit<AttachRequest, "name">,
+  cli: Reader,
 ): Promise<AttachRequest[]> {
   const { readVmLines } = await import("./vm-lines.ts");
-  return (await readVmLines(path, SHAPING)).map(({ where, name, flags }) =>
+  return (await readVmLines(path, SHAPING, cli)).map(({ where, name, flags }) =>
     locating(where, () => {
       refuseVerbs([name]);
-      return { name, ...defaults, ...requestOf(flags) };
+      return { name, ...defaults, ...requestOf(flags, cli) };
     })
   );
 }

@@ -6,7 +6,7 @@
 
 import type { AttachRequest } from "../vm/types.ts";
 import type { Command, Flags, Option, Parsed } from "./args.ts";
-import { HOST_OPTIONS } from "./main.ts";
+import { HOST_OPTIONS } from "./cli.ts";
 
 /** The flags about an attachment: only attaching accepts them, and they are the keys of `--from`. */
 export const SHAPING = [

@@ -7,7 +7,7 @@
 import { InputError } from "../errors.ts";
 import { type Command, exclusive, type Parsed } from "./args.ts";
 import type { PortTarget } from "../vm/types.ts";
-import { HOST_OPTIONS } from "./main.ts";
+import { HOST_OPTIONS } from "./cli.ts";
 import { refuseVerbs } from "./verbs.ts";
 
 /** What map-port does. */

@@ -6,6 +6,7 @@
 
 import { describe, InputError, locating } from "../errors.ts";
 import { type Flags, flagValues, nearest, type Option } from "./args.ts";
+import type { Cli } from "./cli.ts";
 
 /** Keys for which an empty list means `none`. */
 const CLEARED: readonly string[] = ["ports", "deny-egress", "allow-egress", "reachable-from"];
@@ -26,9 +27,10 @@ export interface VmLine<O extends readonly Option[]> {
 export async function readVmLines<const O extends readonly Option[]>(
   path: string,
   options: O,
+  cli: Pick<Cli, "caller" | "path">,
 ): Promise<VmLine<O>[]> {
   const file = path === "-" ? "standard input" : path;
-  const lines = (await readInput(path, file)).split("\n").flatMap((line, i) =>
+  const lines = (await readInput(path, file, cli)).split("\n").flatMap((line, i) =>
     line.trim() === "" ? [] : [readLine(line, `${file} line ${i + 1}`, options)]
   );
   if (lines.length === 0) {
@@ -37,11 +39,13 @@ export async function readVmLines<const O extends readonly Option[]>(
   return lines;
 }
 
-async function readInput(path: string, file: string): Promise<string> {
+async function readInput(
+  path: string,
+  file: string,
+  cli: Pick<Cli, "caller" | "path">,
+): Promise<string> {
   try {
-    return path === "-"
-      ? await new Response(Deno.stdin.readable).text()
-      : await Deno.readTextFile(path);
+    return path === "-" ? await cli.caller.stdin() : await Deno.readTextFile(cli.path(path));
   } catch (error) {
     const code = error instanceof Error && "code" in error ? error.code : describe(error);
     throw new InputError(`${file} cannot be read: ${code}`, {

@@ -7,7 +7,7 @@
 import { InputError } from "../errors.ts";
 import type { WeaveRequest } from "../weave/types.ts";
 import { type Command, exclusive, type Parsed, wholeNumber } from "./args.ts";
-import { HOST_OPTIONS, withoutUndefined } from "./main.ts";
+import { HOST_OPTIONS, withoutUndefined } from "./cli.ts";
 
 /** Its table. */
 export const SETUP_WEAVE = {

@@ -5,7 +5,7 @@
  */
 
 import { ResidentClient, type ResidentHealth } from "../resident/client.ts";
-import { ensureDhcpServer } from "../vm/dhcp-start.ts";
+import { ensureServed } from "../vm/dhcp-start.ts";
 import { interfacesOf, ipv4Of } from "../vm/record/derive.ts";
 import { formerDhcpServer, isDhcpServed } from "../vm/record/locks.ts";
 import type { HostPaths } from "../vm/record/paths.ts";
@@ -99,7 +99,7 @@ const START_MS = 10_000;
 function starting(host: HostPaths, command: readonly string[]): Fix {
   return async () => {
     const notes: string[] = [];
-    await ensureDhcpServer({ ...host, note: (text) => notes.push(text) }, command);
+    await ensureServed({ ...host, note: (text) => notes.push(text) }, command);
     const deadline = Date.now() + START_MS;
     while (!isDhcpServed(host) && notes.length === 0 && Date.now() < deadline) {
       await new Promise((resolve) => setTimeout(resolve, 50));

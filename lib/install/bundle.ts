@@ -1,5 +1,6 @@
 /**
- * The scripts as files that start faster than the sources: `tapkit.js`, and what few commands load:
+ * The scripts as files that start faster than the sources: `tapkit.js`, where every command begins;
+ * `scripts.js`, which it loads where the resident does not do its work; and what few of those load:
  * `zx.js` those that run docker, `ajv.js` the one that takes requests.
  *
  * @module
@@ -11,13 +12,14 @@ import { runSync } from "../exec.ts";
 
 const ROOT = new URL("../../", import.meta.url);
 
-/** The packages that are files of their own. */
-const APART = { "zx/core": "zx.js", "ajv": "ajv.js" } as const;
+/** What is a file of its own, by the name that others import it by. */
+const APART = { "./all.ts": "scripts.js", "zx/core": "zx.js", "ajv": "ajv.js" } as const;
 
 /** What each file is made of, in the order to write them. */
 export const BUNDLE: Readonly<Record<string, string>> = {
   "zx.js": deno.imports["zx/core"],
   "ajv.js": deno.imports["ajv"],
+  "scripts.js": fromFileUrl(new URL("scripts/all.ts", ROOT)),
   "tapkit.js": fromFileUrl(new URL("scripts/tapkit.ts", ROOT)),
 };
 

@@ -14,28 +14,19 @@ import { validateName } from "../vm/record/identity.ts";
 import { hasVm } from "../vm/record/store.ts";
 import { validateAttach } from "../vm/request.ts";
 import { OpenSession } from "../vm/session.ts";
-import type {
-  AttachRequest,
-  Collected,
-  HostOptions,
-  MapOptions,
-  MappedPorts,
-  PortTarget,
-  Removed,
-} from "../vm/types.ts";
-import { attachVm } from "../vm/verbs/attach.ts";
+import type { AttachRequest, Collected, HostOptions, PortTarget, Removed } from "../vm/types.ts";
 import { checkVm } from "../vm/verbs/check.ts";
 import { collectVms } from "../vm/verbs/gc.ts";
 import { getVm, listVms } from "../vm/verbs/list.ts";
-import { listPorts, mapPorts, unmapPorts } from "../vm/verbs/map-ports.ts";
-import { removeVm, removeVms } from "../vm/verbs/remove.ts";
+import { listPorts } from "../vm/verbs/map-ports.ts";
+import { removeVms } from "../vm/verbs/remove.ts";
 import { restoreVms } from "../vm/verbs/restore.ts";
 import { document, type Route } from "./api.ts";
 import type { Events } from "./events.ts";
 import { failureOf, HttpError } from "./http.ts";
 import { metricLines, type Metrics, tapLines } from "./metrics.ts";
-import type { Removals } from "./removals.ts";
-import type { Turns } from "./turns.ts";
+import type { Commands } from "./commands.ts";
+import type { ResidentVerbs } from "./verbs.ts";
 
 /** What all requests share. None of it outlives the process, or is needed after it. */
 export interface Resident {
@@ -46,8 +37,10 @@ export interface Resident {
   /** By `performance.now()`. */
   readonly begun: number;
   readonly dhcp: DhcpState;
-  readonly turns: Turns;
-  readonly removals: Removals;
+  readonly namespaces: { readonly net: string; readonly mnt: string };
+  readonly verbs: ResidentVerbs;
+  /** Absent where no commands are taken. */
+  readonly commands: Commands | undefined;
   readonly events: Events;
   readonly metrics: Metrics;
 }
@@ -84,14 +77,7 @@ export const HANDLERS: Readonly<Record<string, Handler>> = {
     validateName(vm);
     const { notes, note } = noting(call);
     const options = { ...optionsOf(call), note, force: isSet(call.query.force) };
-    const removed = await call.turns.take(
-      call.signal,
-      (waits) =>
-        call.metrics.time(
-          "remove",
-          () => call.removals.take((session) => removeVm(vm, { ...options, waits, session })),
-        ),
-    );
+    const removed = await call.verbs.removeVm(vm, options);
     return { json: { vm, removed, notes } };
   },
   removeVms: (call) => {
@@ -107,17 +93,23 @@ export const HANDLERS: Readonly<Record<string, Handler>> = {
   listPorts: (call) => ({ json: { ports: listPorts(undefined, optionsOf(call)) } }),
   listVmPorts: (call) => ({ json: listPorts(known(call), optionsOf(call))[0]! }),
   listAddressPorts: (call) => ({ json: listPorts(address(call), optionsOf(call))[0]! }),
-  mapPorts: async (call) => await changePorts(call, known(call), mapPorts),
-  mapAddressPorts: async (call) => await changePorts(call, address(call), mapPorts),
-  unmapPorts: async (call) => await changePorts(call, known(call), unmapPorts),
-  unmapAddressPorts: async (call) => await changePorts(call, address(call), unmapPorts),
+  mapPorts: async (call) => await changePorts(call, known(call), "mapPorts"),
+  mapAddressPorts: async (call) => await changePorts(call, address(call), "mapPorts"),
+  unmapPorts: async (call) => await changePorts(call, known(call), "unmapPorts"),
+  unmapAddressPorts: async (call) => await changePorts(call, address(call), "unmapPorts"),
   restoreVms: (call) => ({ lines: restored(call) }),
   collectVms: (call) => {
     const exclusive = isSet(call.query.exclusive);
     return { lines: removed(collectVms({ ...optionsOf(call), exclusive })) };
   },
+  runCommand: (call) => ({ lines: takesCommands(call).run(call) }),
+  endCommand: (call) => {
+    const { params: { id = "" }, query: { signal } } = call;
+    if (takesCommands(call).end(id, Number(signal))) return { json: {} };
+    throw new HttpError(404, `there is no command ${id}`);
+  },
   events: (call) => ({ lines: call.events.listen(call.signal) }),
-  health: ({ version, host, dhcp, begun }) => ({
+  health: ({ version, host, dhcp, begun, namespaces }) => ({
     json: {
       version,
       pid: Deno.pid,
@@ -125,7 +117,7 @@ export const HANDLERS: Readonly<Record<string, Handler>> = {
       problems: dhcp.errors.size,
       uptimeSeconds: Math.round(performance.now() - begun) / 1000,
       stateDir: host.stateDir,
-      namespaces: { net: namespace("net"), mnt: namespace("mnt") },
+      namespaces,
     },
   }),
   openapi: () => ({ json: document }),
@@ -157,8 +149,9 @@ function isSet(value: string | undefined): boolean {
   return value !== undefined && value !== "false";
 }
 
-function namespace(kind: "net" | "mnt"): string {
-  return Deno.readLinkSync(`/proc/self/ns/${kind}`);
+function takesCommands({ commands }: Call): Commands {
+  if (commands !== undefined) return commands;
+  throw new HttpError(404, "this resident takes no commands", { mend: "run it by serve" });
 }
 
 /**
@@ -179,11 +172,7 @@ function address({ params: { address = "" } }: Call): PortTarget {
 async function attachOne(call: Call, request: AttachRequest): Promise<Reply> {
   validateAttach(request);
   const { notes, note } = noting(call);
-  const attached = await call.turns.take(
-    call.signal,
-    (waits) =>
-      call.metrics.time("attach", () => attachVm(request, { ...optionsOf(call), note, waits })),
-  );
+  const attached = await call.verbs.attachVm(request, { ...optionsOf(call), note });
   return { json: { ...attached, notes } };
 }
 
@@ -196,10 +185,8 @@ async function* attachAll(call: Call, requests: readonly AttachRequest[]): Async
     const { name } = request;
     const { notes, note } = noting(call);
     try {
-      const attached = await call.turns.take(call.signal, (waits) => {
-        const options = { ...optionsOf(call), session, note, waits: () => (waits(), next()) };
-        return call.metrics.time("attach", () => attachVm(request, options));
-      });
+      const options = { ...optionsOf(call), session, note, waits: next };
+      const attached = await call.verbs.attachVm(request, options);
       return { name, ...attached, notes };
     } catch (error) {
       return failed(name, error, notes);
@@ -239,17 +226,9 @@ interface PortsRequest {
 async function changePorts(
   call: Call,
   target: PortTarget,
-  change: (
-    target: PortTarget,
-    ports: PortList,
-    options: MapOptions,
-  ) => Promise<MappedPorts>,
+  change: "mapPorts" | "unmapPorts",
 ): Promise<Reply> {
   const { ports, openFirewall = false } = call.body as PortsRequest;
-  return {
-    json: await call.turns.take(
-      call.signal,
-      (waits) => change(target, ports, { ...optionsOf(call), waits, openFirewall }),
-    ),
-  };
+  const options = { ...optionsOf(call), openFirewall };
+  return { json: await call.verbs[change](target, ports, options) };
 }

@@ -55,7 +55,7 @@ export class Removals implements AsyncDisposable {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     this.#count = 0;
-    const deleting = this.#turns.take(new AbortController().signal, () => this.#delete())
+    const deleting = this.#turns.take(undefined, () => this.#delete())
       .catch((error) =>
         this.#options.note?.(`warning: links of removed VMs are left: ${describe(error)}`)
       );

@@ -6,7 +6,7 @@
  */
 
 import deno from "../../deno.json" with { type: "json" };
-import { describe } from "../errors.ts";
+import { describe, TapkitError } from "../errors.ts";
 import { closeSocketsAside } from "../sys/socket.ts";
 import { type Beside, type DhcpState, serveDhcp, type ServeOptions } from "../vm/dhcp.ts";
 import { type HealEvent, type HealMode, healVms } from "../vm/heal.ts";
@@ -19,9 +19,11 @@ import { type Call, HANDLERS, type Reply, type Resident } from "./handlers.ts";
 import { errorResponse, failureOf, HttpError, parseJson, readBody } from "./http.ts";
 import { clientGone, jsonLines, paced, piecesOf } from "./lines.ts";
 import { Metrics } from "./metrics.ts";
+import { Commands, type RunCommand } from "./commands.ts";
 import { Removals } from "./removals.ts";
 import { DEFAULT_SOCKET, SocketFile } from "./socket.ts";
 import { Turns } from "./turns.ts";
+import { residentVerbs } from "./verbs.ts";
 
 /** How to serve. */
 export interface ResidentOptions extends ServeOptions {
@@ -31,6 +33,8 @@ export interface ResidentOptions extends ServeOptions {
   readonly heal?: HealMode | "off";
   /** How long a body may take to arrive, and an answer to be read, in seconds: 30. */
   readonly clientTimeout?: number;
+  /** Runs command lines that are handed over. Without it none are taken. */
+  readonly runCommand?: RunCommand;
 }
 
 const CLIENT_TIMEOUT = 30;
@@ -47,17 +51,22 @@ const SMALL = 64 * 1024;
  * @throws {TapkitError} when another process serves this host, or answers at the socket
  */
 export async function serve(options: ResidentOptions = {}): Promise<void> {
-  const { socket = DEFAULT_SOCKET, clientTimeout = CLIENT_TIMEOUT, heal = "auto", ...rest } =
-    options;
+  const { socket = DEFAULT_SOCKET, heal = "auto", runCommand, ...timed } = options;
+  const { clientTimeout = CLIENT_TIMEOUT, ...rest } = timed;
   if (socket === "none") return await serveDhcp(rest);
   closeSocketsAside();
   const validate = await loadValidation();
-  const { exitWhenIdle: _, signal: __, note = () => {}, ...hostOptions } = rest;
-  const requests = new Requests(hostOptions, note, clientTimeout * 1000, validate);
+  const { exitWhenIdle = false, signal: _, note = () => {}, ...hostOptions } = rest;
+  const requests = new Requests(hostOptions, note, clientTimeout * 1000, validate, runCommand);
   const beside: Beside = {
     start: async (dhcp) => {
       await using stack = new AsyncDisposableStack();
-      stack.use(await requests.start(dhcp, socket));
+      const listening = await requests.start(dhcp, socket).catch((error) => {
+        // What attach-vm starts has guests to serve, though another's resident has the socket.
+        if (!exitWhenIdle || !(error instanceof TapkitError)) throw error;
+        note(`takes no requests: ${describe(error)}`);
+      });
+      if (listening !== undefined) stack.use(listening);
       if (heal !== "off") stack.use(requests.heal(heal));
       return stack.move();
     },
@@ -81,7 +90,7 @@ class Requests {
   readonly #note: (text: string) => void;
   readonly #timeoutMs: number;
   readonly #validate: Validate;
-  readonly #shared: Omit<Resident, "dhcp" | "removals">;
+  readonly #shared: Omit<Resident, "dhcp" | "verbs">;
   readonly #underWay = new Set<Promise<void>>();
 
   constructor(
@@ -89,6 +98,7 @@ class Requests {
     note: (text: string) => void,
     timeoutMs: number,
     validate: Validate,
+    runCommand: RunCommand | undefined,
   ) {
     this.#note = note;
     this.#timeoutMs = timeoutMs;
@@ -98,7 +108,8 @@ class Requests {
       host: hostPaths({ ...options, note }),
       version: deno.version,
       begun: performance.now(),
-      turns: new Turns(),
+      namespaces: { net: namespace("net"), mnt: namespace("mnt") },
+      commands: runCommand && new Commands(runCommand),
       events: this.events,
       metrics: new Metrics(),
     };
@@ -113,15 +124,17 @@ class Requests {
   async start(dhcp: DhcpState, path: string): Promise<AsyncDisposable> {
     const file = await SocketFile.take(path);
     const stop = new AbortController();
-    const { options, turns } = this.#shared;
+    const { options, metrics } = this.#shared;
+    const turns = new Turns();
     const removals = new Removals({ ...options, note: this.#note }, turns);
+    const verbs = residentVerbs({ turns, metrics, removals });
     try {
       const server = file.bind(() =>
         Deno.serve({
           path: file.path,
           onListen: () => this.#note(`takes requests at ${file.path}`),
           onError: (error) => errorResponse(error, undefined),
-        }, (request) => this.#answer(request, { dhcp, removals }, stop.signal))
+        }, (request) => this.#answer(request, { dhcp, verbs }, stop.signal))
       );
       return {
         [Symbol.asyncDispose]: async () => {
@@ -164,7 +177,7 @@ class Requests {
 
   async #answer(
     request: Request,
-    own: Pick<Resident, "dhcp" | "removals">,
+    own: Pick<Resident, "dhcp" | "verbs">,
     stop: AbortSignal,
   ): Promise<Response> {
     const begun = performance.now();
@@ -176,7 +189,7 @@ class Requests {
     const done = (status: number, error?: unknown) => {
       this.#shared.metrics.count("requests", { operation: label.operation, status });
       if (error !== undefined) this.#tellError(label, status, error);
-      else if (!QUIET.has(label.operation)) {
+      else if (!QUIET.has(label.operation) && !LOOKS.test(label.object ?? "")) {
         const ms = Math.round(performance.now() - begun);
         this.#note(`${nameOf(label)}: done in ${ms} ms`);
       }
@@ -192,7 +205,7 @@ class Requests {
       label.operation = operation.id;
       label.object = params.name ?? params.address;
       const body = await this.#body(request, operation, signal);
-      label.object ??= (body as { name?: string } | undefined)?.name;
+      label.object ??= objectOf(body);
       const reply = await HANDLERS[operation.id]!(
         {
           ...this.#shared,
@@ -263,13 +276,35 @@ interface Label {
 }
 
 function nameOf({ operation, object }: Label): string {
+  if (operation === "runCommand" && object !== undefined) return object;
   return object === undefined ? operation : `${operation} ${JSON.stringify(object)}`;
+}
+
+/** A command line that only looks. */
+const LOOKS = / --(list|check)\b/;
+
+/** What a request is about: a VM, or a command line. */
+function objectOf(body: unknown): string | undefined {
+  const { name, command, args } = (body ?? {}) as {
+    name?: string;
+    command?: string;
+    args?: readonly string[];
+  };
+  return command === undefined ? name : [command, ...args ?? []].join(" ").slice(0, LONGEST);
+}
+
+/** How much of a command line is told, in characters. */
+const LONGEST = 200;
+
+function namespace(kind: "net" | "mnt"): string {
+  return Deno.readLinkSync(`/proc/self/ns/${kind}`);
 }
 
 /** Operations that only look, and are not logged when they succeed. */
 const QUIET = new Set([
   "listVms",
   "getVm",
+  "endCommand",
   "checkVm",
   "listPorts",
   "listVmPorts",

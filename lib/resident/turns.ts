@@ -27,7 +27,10 @@ export class Turns {
    * @param act gets a function to call when it holds nothing that the others need
    * @throws {HttpError} 503 when too many wait; the signal's reason when it is aborted before the turn
    */
-  async take<T>(signal: AbortSignal, act: (waits: () => void) => Promise<T>): Promise<T> {
+  async take<T>(
+    signal: AbortSignal | undefined,
+    act: (waits: () => void) => Promise<T>,
+  ): Promise<T> {
     if (this.#waiting >= MOST_WAITING) {
       throw new HttpError(503, `${MOST_WAITING} requests are waiting already`, {
         mend: "send it again later; nothing was touched",

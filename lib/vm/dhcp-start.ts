@@ -1,5 +1,5 @@
 /**
- * Starting the DHCP server, and checking that it runs, without loading its code.
+ * Starting the host's resident, and checking that guests get DHCP, without loading its code.
  *
  * @module
  */
@@ -12,31 +12,33 @@ import { dhcpFile, formerDhcpServer, isDhcpServed, lockDhcpServer } from "./reco
 import { recordTime } from "./record/store.ts";
 import type { Difference, HostOptions, VmRecord } from "./types.ts";
 
-const UNIT = "tapkit-dhcp.service";
+/** Of install.ts; the second is of an earlier version. */
+const UNITS = ["tapkit.service", "tapkit-dhcp.service"];
 const UNIT_DIRS = ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system"];
 
 /**
- * Starts the DHCP server unless one runs: the installed systemd unit, else a transient unit, else a
- * detached process. Does not wait for the server. If it cannot be started, `note` gets a warning.
+ * Starts the host's resident, which answers DHCP, unless one runs: the installed systemd unit, else a
+ * transient unit, else a detached process. Does not wait for it. If it cannot be started, `note` gets a
+ * warning.
  *
- * @param command the program and arguments of the server, for the last two
+ * @param command the program and arguments of the resident, for the last two
  */
-export async function ensureDhcpServer(
+export async function ensureServed(
   options: HostOptions,
   command: readonly string[],
 ): Promise<void> {
   const host = hostPaths(options);
   try {
-    await startDhcpServer(host, command);
+    await startResident(host, command);
   } catch (error) {
     host.note(
-      `warning: guests get no lease, because the DHCP server did not start: ${describe(error)}: ` +
-        "run serve-dhcp when that is repaired",
+      `warning: guests get no lease, because the resident did not start: ${describe(error)}: ` +
+        "run serve when that is repaired",
     );
   }
 }
 
-async function startDhcpServer(host: HostPaths, command: readonly string[]): Promise<void> {
+async function startResident(host: HostPaths, command: readonly string[]): Promise<void> {
   if (recordNames(host).length === 0) return;
   {
     using free = lockDhcpServer(host);
@@ -51,10 +53,12 @@ async function startDhcpServer(host: HostPaths, command: readonly string[]): Pro
   if (!underSystemd()) {
     return spawnDetached(program, [...args, `--log-file=${dhcpFile(host, "log")}`]);
   }
-  if (UNIT_DIRS.some((directory) => isThere(`${directory}/${UNIT}`))) {
-    return spawnDetached("systemctl", ["start", "--no-block", UNIT]);
+  const isInstalled = (unit: string) => UNIT_DIRS.some((dir) => isThere(`${dir}/${unit}`));
+  const installed = UNITS.find(isInstalled);
+  if (installed !== undefined) {
+    return spawnDetached("systemctl", ["start", "--no-block", installed]);
   }
-  const unit = ["--quiet", "--collect", "--no-block", "--description=DHCP of tapkit's VMs"];
+  const unit = ["--quiet", "--collect", "--no-block", "--description=The resident of tapkit"];
   const again = ["--property=Restart=on-failure", "--property=RestartSec=1"];
   spawnDetached("systemd-run", [...unit, ...again, "--", program, ...args]);
 }

@@ -212,7 +212,7 @@ async function measure(
     portMaps,
     executed,
     modules: await moduleCounts(),
-    bundleBytes: (await Deno.stat(`${directory}/share/tapkit/tapkit.js`)).size,
+    bundleBytes: (await Deno.stat(`${directory}/share/tapkit/scripts.js`)).size,
     machine: await describeMachine(),
     command: ["deno task bench", ...Deno.args].join(" "),
     seconds: (performance.now() - began) / 1000,

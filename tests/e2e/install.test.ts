@@ -16,16 +16,20 @@ Deno.test("install.ts --bundle: commands that need the sources no more", async (
     };
     const bundle = `${prefix}/share/tapkit/tapkit.js`;
     const first = await install("--bundle");
-    const apart = ["zx", "ajv"].map((name) => `${prefix}/share/tapkit/${name}.js`);
+    const apart = ["zx", "ajv", "scripts"].map((name) => `${prefix}/share/tapkit/${name}.js`);
     const made = first.written.filter((path: string) => path.endsWith(".js"));
     assertEquals(made, [...apart, bundle]);
     assertEquals((await install("--bundle")).written, []);
-    const text = await Deno.readTextFile(bundle);
-    assert(!text.includes(ROOT));
-    // deno-lint-ignore no-control-regex -- it is about all that is not ASCII.
-    assertEquals(/[^\x00-\x7f]/.exec(text), null, "V8 would take twice the memory for it");
-    assertEquals(text.match(/^import .*/gm), null, "every command would load this");
-    assertEquals(text.match(/\bimport\("\.[^)]*\)/g), ['import("./zx.js")', 'import("./ajv.js")']);
+    const loads = { "tapkit.js": ["scripts"], "scripts.js": ["zx", "ajv"] };
+    for (const [file, others] of Object.entries(loads)) {
+      const text = await Deno.readTextFile(`${prefix}/share/tapkit/${file}`);
+      assert(!text.includes(ROOT));
+      // deno-lint-ignore no-control-regex -- it is about all that is not ASCII.
+      assertEquals(/[^\x00-\x7f]/.exec(text), null, "V8 would take twice the memory for it");
+      assertEquals(text.match(/^import .*/gm), null, "every command would load this");
+      const imports = others.map((name) => `import("./${name}.js")`);
+      assertEquals(text.match(/\bimport\("\.[^)]*\)/g), imports);
+    }
     await useIn(prefix, bundle);
     await useCacheIn(prefix, bundle);
     await install("--uninstall");
@@ -46,9 +50,9 @@ async function useIn(prefix: string, bundle: string): Promise<void> {
   assertEquals(await run("attach-vm", "web", "--check"), { vm: "web", problems: [] });
   // It serves DHCP by executing itself.
   const servers = await host.sh(
-    `for i in $(seq 50); do pgrep -af -- '${bundle} --serve-dhcp' && break; sleep 0.1; done`,
+    `for i in $(seq 50); do pgrep -af -- '${bundle} --serve ' && break; sleep 0.1; done`,
   );
-  assertStringIncludes(servers, `${bundle} --serve-dhcp`);
+  assertStringIncludes(servers, `${bundle} --serve `);
   assertEquals((await run("tapkit", "map-port", "web", "8081:81")).ports.length, 2);
   await run("attach-vm", "web", "--remove");
   const server = host.spawn(`${prefix}/bin/serve`);
@@ -68,11 +72,12 @@ const OF_CACHE = /^file \S+\/share\/tapkit\/cache\//;
 async function useCacheIn(prefix: string, bundle: string): Promise<void> {
   await using host = await Host.create();
   await host.addLan();
+  const scripts = bundle.replace("tapkit.js", "scripts.js");
   const [cache, callers] = [`${prefix}/share/tapkit/cache`, "/tmp/callers"];
   const attachVm = (...args: string[]) =>
     host.must(`${prefix}/bin/attach-vm`, args, { env: { DENO_DIR: callers } });
   const kept = () =>
-    sqlite(host, cache, `SELECT length(data) FROM codecache WHERE specifier = 'file://${bundle}'`);
+    sqlite(host, cache, `SELECT length(data) FROM codecache WHERE specifier = 'file://${scripts}'`);
 
   assertEquals(await host.sh(`find ${cache} -name '*-wal' -size +0`), "");
   // Without functions it has 300,000 bytes.

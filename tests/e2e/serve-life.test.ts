@@ -40,10 +40,11 @@ Deno.test("serve: one process at a socket; what a killed one left is replaced", 
     await host.sh(`stat -c '%a %F' ${SOCKET} /run/tapkit`),
     "600 socket\n755 directory\n",
   );
-  const second = await host.tapkit("serve");
+  const env = { TAPKIT_SOCKET: "" };
+  const second = await host.tapkit("serve", { env });
   assertEquals(second.code, 1);
   assertMatch(second.stderr, /^serve: another process answers DHCP for/);
-  const elsewhere = await host.tapkit("serve", "--state-dir", "/var/lib/other");
+  const elsewhere = await host.tapkit("serve", "--state-dir", "/var/lib/other", { env });
   assertEquals(elsewhere.code, 1);
   assertMatch(elsewhere.stderr, /^serve: another process answers at \/run\/tapkit\/tapkit.sock/);
   await first.end("SIGKILL");

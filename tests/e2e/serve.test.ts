@@ -146,6 +146,51 @@ Deno.test("serve: every operation answers as openapi.json says", async () => {
   assertEquals((await ask("removeVm", 200, "DELETE", "/v1/vms/web")).json.removed, true);
   assertEquals((await ask("removeVm", 200, "DELETE", "/v1/vms/web")).json.removed, false);
   await ask("removeVm", 400, "DELETE", "/v1/vms/web?forse");
+  const own = await Deno.stat(host.path("/proc/1/ns/net"));
+  const mounts = await Deno.stat(host.path("/proc/1/ns/mnt"));
+  const command = {
+    id: "c1",
+    command: "attach-vm",
+    args: ["web", "--list"],
+    cwd: "/",
+    hasTerminal: false,
+    environment: {},
+    version: health.version,
+    namespaces: { net: `net:[${own.ino}]`, mnt: `mnt:[${mounts.ino}]` },
+  };
+  const commands = "/v1/commands";
+  const ran = await ask("runCommand", 200, "POST", commands, command);
+  assertEquals(ran.text.trimEnd().split("\n").map((line) => Object.keys(JSON.parse(line))), [
+    ["stderr"],
+    ["exit"],
+  ]);
+  await ask("runCommand", 400, "POST", commands, { ...command, args: ["web", "--", "vmm"] });
+  await ask("runCommand", 400, "POST", commands, { ...command, command: "setup-weave" });
+  await ask("runCommand", 413, "POST", commands, { ...command, stdin: "x".repeat(1024 * 1024) });
+  await ask("runCommand", 415, "POST", commands, "{}", "text/plain");
+  await ask("runCommand", 421, "POST", commands, { ...command, version: "0.0.1" });
+  for (const kind of ["net", "mnt"]) {
+    const namespaces = { ...command.namespaces, [kind]: `${kind}:[1]` };
+    await ask("runCommand", 421, "POST", commands, { ...command, namespaces });
+  }
+  const environment = { NETCONFPATH: "/elsewhere" };
+  await ask("runCommand", 421, "POST", commands, { ...command, environment });
+  await ask("endCommand", 404, "DELETE", `${commands}/c1?signal=2`);
+  await ask("endCommand", 400, "DELETE", `${commands}/c1?signal=9`);
+  seen.add("runCommand 404 application/json");
+  const slow = { cniVersion: "1.0.0", name: "slow", plugins: [{ type: "slow" }] };
+  await host.writeFile("/etc/cni/net.d/91-slow.conflist", JSON.stringify(slow));
+  await host.writeFile("/opt/cni/bin/slow", "#!/bin/sh\nexec sleep 60\n", 0o755);
+  const args = ["slow", "--network", "slow"];
+  const running = server.ask("POST", commands, { ...command, id: "c2", args });
+  await eventually(
+    10_000,
+    "the command runs",
+    async () => (await server.ask("DELETE", `${commands}/c2?signal=2`)).status === 200,
+  );
+  seen.add("endCommand 200 application/json");
+  assertMatch((await running).text, /interrupted by SIGINT.*\n\{"exit":130\}\n$/);
+  await host.must("rm", ["-r", "/etc/cni/net.d/91-slow.conflist", "/opt/cni"]);
   const events = await server.raw("GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n");
   await events.read(new Uint8Array(1));
   events.close();
@@ -163,8 +208,8 @@ Deno.test("serve: every operation answers as openapi.json says", async () => {
     ...["vmm", "--", "sh", "-c", "echo runs; exec sleep 777"],
   ]);
   await vmm.line((line) => line === "runs");
-  const running = await ask("removeVm", 409, "DELETE", "/v1/vms/vmm");
-  assertEquals(running.json.error.class, "ConflictError");
+  const refused = await ask("removeVm", 409, "DELETE", "/v1/vms/vmm");
+  assertEquals(refused.json.error.class, "ConflictError");
   await ask("removeVm", 200, "DELETE", "/v1/vms/vmm?force");
   vmm.kill();
   await vmm.status;

@@ -136,7 +136,7 @@ Deno.test("attach-vm: what its caller holds does not go on in what it starts", a
   await eventually(5000, "the DHCP server leaves the directory", async () => {
     return (await host.run("umount", ["/tmp/place"])).code === 0;
   });
-  const server = (await host.sh("pgrep -f '[s]erve-dhcp --exit'")).trim();
+  const server = (await host.sh("pgrep -f '[s]erve.* --exit'")).trim();
   const environment = (await host.readFile(`/proc/${server}/environ`)).split("\0");
   assertEquals(environment.filter((line) => line.includes("hunter2")), []);
   assert(environment.some((line) => line.startsWith("PATH=")));

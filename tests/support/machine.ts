@@ -330,7 +330,8 @@ export class Machine implements AsyncDisposable {
         ...["--", command, ...args],
       ],
       clearEnv: true,
-      env: { ...env, PATH: path, NO_COLOR: "1", ...options.env },
+      // A resident that a command started would do the work of later ones, sooner or later.
+      env: { ...env, PATH: path, NO_COLOR: "1", TAPKIT_SOCKET: "none", ...options.env },
       stdin: noStdin ? "null" : "piped",
       stdout: "piped",
       stderr: "piped",

@@ -61,7 +61,7 @@ export class ResidentServer implements AsyncDisposable {
         signal: stop.signal,
       });`;
     const words = clientTimeout === undefined
-      ? [...scriptWords("serve"), ...args]
+      ? [...scriptWords("serve"), "--socket", SOCKET, ...args]
       : ["eval", "--config", `${ROOT}/deno.json`, "--ext=ts", program];
     const process = host.spawn(Deno.execPath(), words);
     const path = host.path(SOCKET);

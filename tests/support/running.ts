@@ -140,6 +140,8 @@ export function childrenOf(pid: number): number[] {
 export function killFamily(nsenter: number): void {
   const family = childrenOf(nsenter).flatMap(familyOf);
   for (const pid of family.length > 0 ? family : [nsenter]) tryKill(pid);
+  // It stops when its child is stopped.
+  tryKill(nsenter, "SIGCONT");
 }
 
 /** A process and all that descend from it, the youngest first. */
@@ -147,10 +149,10 @@ function familyOf(pid: number): number[] {
   return [...childrenOf(pid).flatMap(familyOf), pid];
 }
 
-/** Kills a process, unless it has ended. */
-export function tryKill(pid: number): void {
+/** Sends a process a signal, unless it has ended. */
+export function tryKill(pid: number, signal: Deno.Signal = "SIGKILL"): void {
   try {
-    Deno.kill(pid, "SIGKILL");
+    Deno.kill(pid, signal);
   } catch {
     // It has ended.
   }

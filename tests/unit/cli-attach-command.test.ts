@@ -2,13 +2,17 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { parseCommand } from "../../lib/cli/args.ts";
 import { ATTACH_VM, readAttachCommand } from "../../lib/cli/attach-command.ts";
 import type { AttachTable } from "../../lib/cli/attach-table.ts";
+import { thisProcess } from "../../lib/caller.ts";
+import { Cli } from "../../lib/cli/cli.ts";
 import { validateAttach } from "../../lib/vm/request.ts";
 import { InputError } from "../../lib/errors.ts";
+
+const UNIT_TEST = new Cli("unit-test", { caller: thisProcess });
 
 function read(...args: string[]) {
   const parsed = parseCommand(ATTACH_VM, args);
   assert(typeof parsed === "object");
-  return readAttachCommand(parsed);
+  return readAttachCommand(parsed, UNIT_TEST);
 }
 
 async function withLines<T>(lines: readonly string[], use: (path: string) => Promise<T>) {
@@ -236,7 +240,7 @@ Deno.test("readAttachCommand: the network plugin, by flag or by the command", as
   const table: AttachTable = { ...ATTACH_VM, asks: { networkPlugin: "docker-bridge" } };
   const parsed = parseCommand(table, ["web", "--image", "busybox"]);
   assert(typeof parsed !== "string");
-  const { requests: [docker] } = await readAttachCommand(parsed, table);
+  const { requests: [docker] } = await readAttachCommand(parsed, UNIT_TEST, table);
   assertEquals(docker, { name: "web", networkPlugin: "docker-bridge", image: "busybox" });
 });
 

@@ -3,11 +3,11 @@ import { fromFileUrl } from "@std/path";
 import { TapkitError } from "../../lib/errors.ts";
 import { installPackages, refuseMusl } from "../../lib/install/packages.ts";
 import { lastingDeno } from "../../lib/install/plan.ts";
+import { SCRIPT_NAMES } from "../../lib/cli/tapkit-table.ts";
 
 const INSTALL = fromFileUrl(new URL("../../install.ts", import.meta.url));
 
-const NAMES = [...Deno.readDirSync(new URL("../../scripts", import.meta.url))]
-  .map(({ name }) => name.replace(/\.ts$/, ""));
+const NAMES = ["tapkit", ...SCRIPT_NAMES];
 
 interface Ran {
   readonly code: number;

@@ -1,11 +1,15 @@
 import { assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
 import { fromFileUrl } from "@std/path";
-import { forEachVm, requireRoot, serveDhcpCommand } from "../../lib/cli/main.ts";
+import { thisProcess } from "../../lib/caller.ts";
+import { Cli } from "../../lib/cli/cli.ts";
+import { requireRoot, serveCommand } from "../../lib/cli/main.ts";
 import { InputError, TapkitError } from "../../lib/errors.ts";
 
 const MAIN = new URL("../../lib/cli/main.ts", import.meta.url).href;
 const ERRORS = new URL("../../lib/errors.ts", import.meta.url).href;
 const ROOT = fromFileUrl(new URL("../../", import.meta.url));
+
+const UNIT_TEST = new Cli("unit-test", { caller: thisProcess });
 
 /** Runs `body` inside runScript in a process of its own, through a shell's `redirection`. */
 function runScript(
@@ -23,7 +27,7 @@ function runScript(
 import { InputError, SyscallError, TapkitError } from "${ERRORS}";
 const command = { name: "cook", summary: "", usage: [""], options: [], examples: [] };
 void [InputError, SyscallError, TapkitError];
-Deno.exit(await main.runScript(command, Deno.args, async () => { ${body}; return 0; }));`,
+Deno.exit(await main.runScript(command, Deno.args, async (_, cli) => { ${body}; return 0; }));`,
     );
     const deno = `'${Deno.execPath()}' run -A --no-check --config '${ROOT}deno.json' '${path}'`;
     const { code, stdout, stderr } = new Deno.Command("bash", {
@@ -88,11 +92,11 @@ Deno.test("runScript: others' text cannot steer the terminal, wherever it is pri
   const cases: readonly (readonly [body: string, stream: "err" | "out"])[] = [
     [`throw new TapkitError(${lines}, { mend: ${text} })`, "err"],
     [`throw new RangeError(${text})`, "err"],
-    [`main.printNote("cook", ${lines})`, "err"],
-    [`main.hostOptions("cook", {}).note(${text})`, "err"],
+    [`cli.note(${lines})`, "err"],
+    [`cli.hostOptions({}).note(${text})`, "err"],
     [`throw new TapkitError("x: " + ${text})`, "err"],
-    [`main.printText(${text})`, "out"],
-    [`main.printProblems({ name: ${text} }, [${lines}])`, "out"],
+    [`cli.text(${text})`, "out"],
+    [`cli.problems({ name: ${text} }, [${lines}])`, "out"],
   ];
   for (const [body, stream] of cases) {
     const printed = runScript(body)[stream];
@@ -102,13 +106,13 @@ Deno.test("runScript: others' text cannot steer the terminal, wherever it is pri
     assertStringIncludes(printed.replace("\\r", "\\u000d"), shown, body);
   }
   // Of JSON it is another way to write the same.
-  assertEquals(JSON.parse(runScript(`main.printJson(${text})`).out), evil);
+  assertEquals(JSON.parse(runScript(`cli.json(${text})`).out), evil);
   const { err } = runScript(`throw new RangeError(${text})`, "", { TAPKIT_DEBUG: "1" });
   assertEquals(controls.exec(err), null);
 });
 
-Deno.test("printJson: whole lines reach a reader that is slow", () => {
-  const body = `for (let i = 0; i < 3; i++) main.printJson({ i, fill: "x".repeat(200_000) })`;
+Deno.test("Cli.json: whole lines reach a reader that is slow", () => {
+  const body = `for (let i = 0; i < 3; i++) cli.json({ i, fill: "x".repeat(200_000) })`;
   const ran = runScript(body, "| (sleep 0.2; cat)");
   assertEquals([ran.code, ran.err], [0, ""]);
   const lines = ran.out.trimEnd().split("\n").map((line) => JSON.parse(line));
@@ -118,21 +122,21 @@ Deno.test("printJson: whole lines reach a reader that is slow", () => {
   ]]);
 });
 
-Deno.test("printJson: a reader that has gone away ends nothing and says nothing", () => {
-  const body = `for (let i = 0; i < 50; i++) main.printJson({ fill: "x".repeat(10_000) });
+Deno.test("Cli.json: a reader that has gone away ends nothing and says nothing", () => {
+  const body = `for (let i = 0; i < 50; i++) cli.json({ fill: "x".repeat(10_000) });
     await Deno.writeTextFile("/dev/stderr", "the work went on")`;
   const ran = runScript(body, "| true");
   assertEquals([ran.code, ran.out, ran.err], [0, "", "the work went on"]);
 });
 
-Deno.test("printJson: a full disk is an error, and stderr that cannot be written is none", () => {
-  const full = runScript(`main.printJson({})`, ">/dev/full");
+Deno.test("Cli.json: a full disk is an error, and stderr that cannot be written is none", () => {
+  const full = runScript(`cli.json({})`, ">/dev/full");
   assertEquals(full.code, 1);
   assertStringIncludes(full.err, "cook: stdout cannot be written: ");
   assertEquals(runScript(`throw new InputError("x")`, "2>/dev/full").code, 2);
 });
 
-Deno.test("forEachVm: goes on past failures, and one failure among successes is 1", async () => {
+Deno.test("Cli.forEachVm: goes on past failures, and one failure among successes is 1", async () => {
   const cases: readonly (readonly [outcomes: (number | Error)[], code: number])[] = [
     [[0, 0], 0],
     [[0, new TapkitError("x")], 1],
@@ -146,7 +150,7 @@ Deno.test("forEachVm: goes on past failures, and one failure among successes is 
   for (const [outcomes, code] of cases) {
     const done: (number | Error)[] = [];
     const vms = outcomes.map((outcome) => ({ name: "web", outcome }));
-    const got = await forEachVm({ script: "unit-test", verb: "attach" }, vms, ({ outcome }) => {
+    const got = await UNIT_TEST.forEachVm({ verb: "attach" }, vms, ({ outcome }) => {
       done.push(outcome);
       if (typeof outcome === "number") return outcome;
       throw outcome;
@@ -155,27 +159,27 @@ Deno.test("forEachVm: goes on past failures, and one failure among successes is 
   }
 });
 
-Deno.test("forEachVm: a failure may bring its exit code, or be given another", async () => {
+Deno.test("Cli.forEachVm: a failure may bring its exit code, or be given another", async () => {
   class NotFound extends TapkitError {
     readonly exitCode = 127;
   }
   const cases = [[new TapkitError("x"), 125], [new NotFound("x"), 127], [new InputError("x"), 2]];
   for (const [error, code] of cases) {
-    const doing = { script: "unit-test", verb: "run", failed: 125 };
-    const got = await forEachVm(doing, [{ name: "web" }], () => {
+    const doing = { verb: "run", failed: 125 };
+    const got = await UNIT_TEST.forEachVm(doing, [{ name: "web" }], () => {
       throw error;
     });
     assertEquals(got, code);
   }
 });
 
-Deno.test("forEachVm: says on a terminal how far it is when it takes long", () => {
+Deno.test("Cli.forEachVm: says on a terminal how far it is when it takes long", () => {
   const body = `const vms = ["a", "b", "c"].map((name) => ({ name }));
     let now = 0;
     performance.now = () => now;
-    await main.forEachVm({ script: "cook", verb: "boil" }, vms, ({ name }) => {
+    await cli.forEachVm({ verb: "boil" }, vms, ({ name }) => {
       now += 600;
-      if (name === "c") main.printNote("cook", "salted");
+      if (name === "c") cli.note("salted");
     })`;
   const line = "cook: boil: 2 of 3 done";
   const gone = `\r${" ".repeat(line.length)}\r`;
@@ -195,9 +199,9 @@ Deno.test("requireRoot: names the capability that is missing", () => {
   assertThrows(partly, TapkitError, "this process lacks CAP_SYS_ADMIN");
 });
 
-Deno.test("serveDhcpCommand: names a script when the program is not one of tapkit's", () => {
-  const command = serveDhcpCommand({ "state-dir": "/x" });
+Deno.test("serveCommand: names a script when the program is not one of tapkit's", () => {
+  const command = serveCommand(UNIT_TEST, { "state-dir": "/x" });
   assertEquals(command.slice(0, 3), [Deno.execPath(), "run", "-A"]);
-  assertMatch(command[3] ?? "", /\/scripts\/serve-dhcp\.ts$/);
+  assertMatch(command[3] ?? "", /\/scripts\/serve\.ts$/);
   assertEquals(command.slice(4), ["--exit-when-idle", "--state-dir=/x"]);
 });

@@ -11,9 +11,13 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { fromFileUrl } from "@std/path";
+import { thisProcess } from "../../lib/caller.ts";
 import { parseCommand } from "../../lib/cli/args.ts";
 import { ATTACH_VM, readAttachCommand } from "../../lib/cli/attach-command.ts";
+import { Cli } from "../../lib/cli/cli.ts";
 import { InputError, validateAttach } from "../../mod.ts";
+
+const UNIT_TEST = new Cli("unit-test", { caller: thisProcess });
 
 const SCRIPTS = fromFileUrl(new URL("../../scripts", import.meta.url));
 const NAMES = [
@@ -167,7 +171,7 @@ Deno.test("attach-vm: malformed values are refused before anything is touched", 
       return parsed;
     };
     const error = await assertRejects(
-      async () => (await readAttachCommand(parsed())).requests.forEach(validateAttach),
+      async () => (await readAttachCommand(parsed(), UNIT_TEST)).requests.forEach(validateAttach),
       InputError,
       "",
       args.join(" "),

@@ -1,0 +1,173 @@
+/**
+ * Where a command begins: the host's resident does its work if it takes it, else this process.
+ *
+ * This much is loaded by every command, and where the resident answers, nothing else is.
+ *
+ * @module
+ */
+
+import deno from "../../deno.json" with { type: "json" };
+import { type Caller, commandVariables, thisProcess } from "../caller.ts";
+import type { Setting } from "./cli.ts";
+
+/** Commands that the resident takes. */
+const TAKEN = ["attach-vm", "bridge-legacy", "map-port"];
+/** What this process has to do: its VMM is its child, and its descriptors are its own. */
+const OWN = /^--(help|version)$|\/(dev\/(fd|std)|proc\/(thread-)?self\b)/;
+/** How long the resident may take to say that it takes a command. */
+const ANSWER_MS = 2000;
+/** The line that stands for the answer's head. */
+const TAKEN_UP = "";
+
+type Main = (args: readonly string[], setting?: Setting) => Promise<number>;
+
+/**
+ * Runs a command, and returns its exit code.
+ *
+ * @param words the command's name and its arguments
+ * @param named whether `main` takes the name too
+ */
+export async function start(words: readonly string[], main: Main, named = false): Promise<number> {
+  const done = await handOver(words);
+  if (typeof done === "number") return done;
+  return await main(named ? words : words.slice(1), { caller: done });
+}
+
+/** Has the resident run a command. Returns its exit code; or the caller, if it is to run here. */
+async function handOver(words: readonly string[]): Promise<number | Caller> {
+  const ours = TAKEN.includes(words[0]!) && !words.some((word) => word === "--" || OWN.test(word));
+  if (!ours || !mayConnect()) return thisProcess;
+  const path = Deno.env.get("TAPKIT_SOCKET") || "/run/tapkit/tapkit.sock";
+  const connection = path === "none" ? undefined : await connect(path);
+  if (connection === undefined) return thisProcess;
+  using _connection = connection;
+  const reads = words.includes("-") || words.includes("--from=-");
+  const text = reads ? await thisProcess.stdin() : undefined;
+  const id = crypto.randomUUID();
+  const request = {
+    id,
+    command: words[0]!,
+    args: words.slice(1),
+    version: deno.version,
+    cwd: thisProcess.cwd,
+    environment: commandVariables(),
+    hasTerminal: thisProcess.hasTerminal,
+    namespaces: { net: namespace("net"), mnt: namespace("mnt") },
+    stdin: text,
+  };
+  const code = await run(connection, request, async (ended) => {
+    const signals = await thisProcess.heedSignals();
+    signals.addEventListener("abort", async () => {
+      if (ended.aborted) Deno.exit(signals.reason.exitCode);
+      await endCommand(path, id, signals.reason.exitCode - 128);
+    });
+  });
+  if (code !== undefined) return code;
+  return text === undefined ? thisProcess : { ...thisProcess, stdin: () => Promise.resolve(text) };
+}
+
+/** Who runs a command with few permissions is not asked for more. */
+function mayConnect(): boolean {
+  return (["read", "write", "net", "env"] as const)
+    .every((name) => Deno.permissions.querySync({ name }).state === "granted");
+}
+
+async function connect(path: string): Promise<Deno.UnixConn | undefined> {
+  try {
+    return await Deno.connect({ transport: "unix", path });
+  } catch {
+    return undefined;
+  }
+}
+
+function namespace(kind: "net" | "mnt"): string {
+  return Deno.readLinkSync(`/proc/self/ns/${kind}`);
+}
+
+/**
+ * Sends a command, and prints what it prints. Returns its exit code; `undefined` if it is to run here,
+ * because it was not taken, or was undone before it said anything.
+ */
+async function run(
+  connection: Deno.UnixConn,
+  request: { readonly command: string },
+  onTaken: (ended: AbortSignal) => Promise<void>,
+): Promise<number | undefined> {
+  const ended = new AbortController();
+  const late = setTimeout(() => connection.close(), ANSWER_MS);
+  let failure: unknown;
+  let printed = false;
+  const print = (to: "stdout" | "stderr", text: string) => {
+    printed = true;
+    try {
+      thisProcess[to](text);
+    } catch (error) {
+      if (to === "stdout") failure ??= error;
+    }
+  };
+  try {
+    await send(connection, "POST /v1/commands", request);
+    for await (const line of linesOf(connection)) {
+      if (line === TAKEN_UP) {
+        clearTimeout(late);
+        await onTaken(ended.signal);
+        continue;
+      }
+      const { stdout, stderr, exit } = JSON.parse(line);
+      if (stdout !== undefined) print("stdout", stdout);
+      if (stderr !== undefined) print("stderr", stderr);
+      if (exit === undefined) continue;
+      if (failure === undefined) return exit;
+      const why = `stdout cannot be written: ${(failure as Error).message}`;
+      print("stderr", `${request.command}: ${why}: what was done stays; print it with --list\n`);
+      return exit === 0 ? 1 : exit;
+    }
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
+  } finally {
+    clearTimeout(late);
+    ended.abort();
+  }
+  if (!printed) return undefined;
+  print("stderr", `${request.command}: the resident ended before it was done: run it again\n`);
+  return 1;
+}
+
+/** Tells a command that it is to end. */
+async function endCommand(path: string, id: string, signal: number): Promise<void> {
+  using connection = await connect(path);
+  if (connection === undefined) return;
+  await send(connection, `DELETE /v1/commands/${id}?signal=${signal}`);
+  await connection.read(new Uint8Array(1));
+}
+
+/** Sends a request. With HTTP 1.0 the answer ends where the connection does. */
+async function send(connection: Deno.UnixConn, what: string, json?: object): Promise<void> {
+  const body = json === undefined ? "" : JSON.stringify(json);
+  const length = new TextEncoder().encode(body).length;
+  const head = `${what} HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: ${length}`;
+  let bytes = new TextEncoder().encode(`${head}\r\n\r\n${body}`);
+  while (bytes.length > 0) bytes = bytes.subarray(await connection.write(bytes));
+}
+
+/** The lines of an answer; none if the request was refused. */
+async function* linesOf(connection: Deno.UnixConn): AsyncGenerator<string> {
+  const decoder = new TextDecoder();
+  const bytes = new Uint8Array(64 * 1024);
+  let text = "";
+  let isBody = false;
+  for (let count; (count = await connection.read(bytes)) !== null;) {
+    text += decoder.decode(bytes.subarray(0, count), { stream: true });
+    if (!isBody) {
+      const end = text.indexOf("\r\n\r\n");
+      if (end === -1) continue;
+      if (!/^HTTP\/1\.\d 200 /.test(text)) return;
+      isBody = true;
+      text = text.slice(end + 4);
+      yield TAKEN_UP;
+    }
+    const lines = text.split("\n");
+    text = lines.pop()!;
+    yield* lines;
+  }
+}

@@ -1,0 +1,61 @@
+/**
+ * The library's verbs as the resident does them: in turns, timed, removed links together.
+ *
+ * @module
+ */
+
+import type { PortMapping } from "../inet/ports.ts";
+import type {
+  Attached,
+  AttachRequest,
+  HostOptions,
+  MapOptions,
+  MappedPorts,
+  PortTarget,
+} from "../vm/types.ts";
+import { attachVm } from "../vm/verbs/attach.ts";
+import { mapPorts, unmapPorts } from "../vm/verbs/map-ports.ts";
+import { type RemoveOptions, removeVm } from "../vm/verbs/remove.ts";
+import type { Metrics } from "./metrics.ts";
+import type { Removals } from "./removals.ts";
+import type { Turns } from "./turns.ts";
+
+type Ports = readonly (string | PortMapping)[];
+
+/** Those of mod.ts, by the same names, that are done otherwise here. */
+export interface ResidentVerbs {
+  attachVm(request: AttachRequest, options?: HostOptions): Promise<Attached>;
+  removeVm(name: string, options?: RemoveOptions): Promise<boolean>;
+  removeTogether<T>(options: HostOptions, act: () => Promise<T>): Promise<T>;
+  mapPorts(target: PortTarget, ports: Ports, options?: MapOptions): Promise<MappedPorts>;
+  unmapPorts(target: PortTarget, ports: Ports, options?: HostOptions): Promise<MappedPorts>;
+  ensureServed(): Promise<void>;
+}
+
+/** The verbs, for all requests. */
+export function residentVerbs({ turns, metrics, removals }: {
+  readonly turns: Turns;
+  readonly metrics: Metrics;
+  readonly removals: Removals;
+}): ResidentVerbs {
+  const take = <O extends HostOptions, T>(options: O, act: (options: O) => Promise<T>) =>
+    turns.take(
+      options.signal,
+      (next) => act({ ...options, waits: () => (next(), options.waits?.()) }),
+    );
+  return {
+    attachVm: (request, options = {}) =>
+      take(options, (now) => metrics.time("attach", () => attachVm(request, now))),
+    removeVm: (name, options = {}) =>
+      take(options, (now) =>
+        metrics.time(
+          "remove",
+          () => removals.take((session) => removeVm(name, { ...now, session })),
+        )),
+    removeTogether: (_, act) => act(),
+    mapPorts: (target, ports, options = {}) => take(options, (now) => mapPorts(target, ports, now)),
+    unmapPorts: (target, ports, options = {}) =>
+      take(options, (now) => unmapPorts(target, ports, now)),
+    ensureServed: () => Promise.resolve(),
+  };
+}
