@@ -55,7 +55,7 @@ async function useIn(prefix: string, bundle: string): Promise<void> {
   assertStringIncludes(servers, `${bundle} --serve `);
   assertEquals((await run("tapkit", "map-port", "web", "8081:81")).ports.length, 2);
   await run("attach-vm", "web", "--remove");
-  const server = host.spawn(`${prefix}/bin/serve`);
+  const server = host.spawn(`${prefix}/bin/serve`, [], { env: { TAPKIT_SOCKET: "" } });
   const socket = ["-s", "--retry", "50", "--retry-delay", "1", "--retry-all-errors"]
     .concat("--unix-socket", "/run/tapkit/tapkit.sock");
   const answer = await host.must("curl", [...socket, "localhost/v1/vms", "--json", "{}"]);
