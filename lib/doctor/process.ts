@@ -4,7 +4,6 @@
  * @module
  */
 
-import { statfsSync } from "node:fs";
 import { dirname } from "@std/path";
 import { Nftables } from "../firewall/libnftables.ts";
 import { describe } from "../errors.ts";
@@ -85,7 +84,7 @@ const LEAST_SPACE = 1 << 20;
 
 const storage: Check = {
   name: "state directory",
-  run({ host }) {
+  async run({ host }) {
     const { stateDir } = host;
     const there = existing(stateDir);
     const problems: Problem[] = [];
@@ -101,6 +100,8 @@ const storage: Check = {
         mend: "run it as root, make its file system writable, or name another with --state-dir",
       });
     }
+    // Deno loads a good deal for it.
+    const { statfsSync } = await import("node:fs");
     const { bavail, bsize, ffree, files } = statfsSync(there);
     if (bavail * bsize < LEAST_SPACE || files > 0 && ffree === 0) {
       const what = `the file system of ${stateDir} is full`;
