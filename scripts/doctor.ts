@@ -31,8 +31,8 @@ export const DOCTOR = {
     {
       name: "socket",
       metavar: "PATH",
-      help: "where the resident takes requests",
-      default: "/run/tapkit/tapkit.sock",
+      help: "where the resident takes requests; none does not ask it",
+      default: "$TAPKIT_SOCKET, then /run/tapkit/tapkit.sock",
     },
     ...HOST_OPTIONS,
   ],
@@ -48,7 +48,8 @@ export const DOCTOR = {
 export function main(args: readonly string[], setting?: Setting): Promise<number> {
   return runScript(DOCTOR, args, async ({ flags }, cli) => {
     const { examineHost } = await cli.library();
-    const { fix, socket, output = Deno.stdout.isTerminal() ? "table" : "json" } = flags;
+    const socket = flags.socket ?? (Deno.env.get("TAPKIT_SOCKET") || undefined);
+    const { fix, output = Deno.stdout.isTerminal() ? "table" : "json" } = flags;
     const width = Deno.stdout.isTerminal() ? Deno.consoleSize().columns : 100;
     const checks: HostCheck[] = [];
     const options = {

@@ -11,6 +11,13 @@ import { SANDBOX_PROGRAM } from "./sandbox-image.ts";
 /** The label of tapkit's own containers: the VM's name. */
 const LABEL = "tapkit.vm";
 
+/** The names of the VMs that have a sandbox, running or not. */
+export async function listSandboxes(run: DockerRun): Promise<string[]> {
+  const format = `{{.Label "${LABEL}"}}`;
+  const listed = await docker(["ps", "-a", "--filter", `label=${LABEL}`, "--format", format], run);
+  return listed.split("\n").filter(Boolean);
+}
+
 /** What a sandbox is made of. */
 export interface SandboxRequest {
   /** The VM's name. */

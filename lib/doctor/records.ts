@@ -8,7 +8,7 @@ import { sentence } from "../finding.ts";
 import { isThere } from "../files.ts";
 import { recordPath } from "../vm/record/paths.ts";
 import { readAddress, readBridge, readVm, unfinished } from "../vm/record/store.ts";
-import { supervised } from "../vm/running.ts";
+import { seenSupervised } from "../vm/running.ts";
 import { checkBridge } from "../vm/verbs/bridge.ts";
 import { checkVm } from "../vm/verbs/check.ts";
 import { checkPorts, restoreAddress } from "../vm/verbs/map-ports.ts";
@@ -112,7 +112,7 @@ const abandoned: Check = {
   name: "VMMs that ended",
   run({ records }) {
     const dead = records.filter(({ host, name, at }) =>
-      at?.spec.run !== undefined && !supervised(host, name)
+      at?.spec.run !== undefined && !seenSupervised(host, name)
     );
     const problems = dead.map(({ name }) => ({
       what:

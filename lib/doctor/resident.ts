@@ -4,6 +4,8 @@
  * @module
  */
 
+import { TapkitError } from "../errors.ts";
+import { isThere, namesIn } from "../files.ts";
 import { ResidentClient, type ResidentHealth } from "../resident/client.ts";
 import { ensureServed } from "../vm/dhcp-start.ts";
 import { interfacesOf, ipv4Of } from "../vm/record/derive.ts";
@@ -20,6 +22,7 @@ const PATIENCE_MS = 5000;
  * @throws {TapkitError} when nothing answers
  */
 export async function askHealth(socket: string | undefined): Promise<ResidentHealth> {
+  if (socket === "none") throw new TapkitError("it is not asked, because the socket is none");
   using client = new ResidentClient(socket === undefined ? {} : { socket });
   return await client.health({ signal: AbortSignal.timeout(PATIENCE_MS) });
 }
@@ -108,4 +111,38 @@ function starting(host: HostPaths, command: readonly string[]): Fix {
   };
 }
 
-export const RESIDENT_CHECKS: readonly Check[] = [resident, dhcp];
+/** What install.ts installs for systemd, and where units may be. */
+const UNITS = ["tapkit.service", "tapkit-restore.service"];
+const UNIT_DIRS = [
+  "/etc/systemd/system",
+  "/run/systemd/system",
+  "/usr/local/lib/systemd/system",
+  "/usr/lib/systemd/system",
+];
+
+const boot: Check = {
+  name: "start at boot",
+  run() {
+    if (!isThere("/run/systemd/system")) return fine("systemd does not run here");
+    const units = UNITS.filter((unit) => UNIT_DIRS.some((place) => isThere(`${place}/${unit}`)));
+    if (units.length === 0) {
+      return fine("no unit is installed: after a boot, attach-vm --restore brings VMs back");
+    }
+    const idle = units.filter((unit) => !isEnabled(unit));
+    const problems = idle.map((unit) => ({
+      what: `${unit} is installed, and does not start at boot`,
+      mend: `systemctl enable --now ${unit}`,
+    }));
+    return verdict(problems, `${units.join(" and ")} start at boot`);
+  },
+};
+
+/** Whether a target of systemd wants a unit. */
+function isEnabled(unit: string): boolean {
+  return UNIT_DIRS.some((place) =>
+    namesIn(place).filter((name) => name.endsWith(".wants") || name.endsWith(".requires"))
+      .some((target) => isThere(`${place}/${target}/${unit}`))
+  );
+}
+
+export const RESIDENT_CHECKS: readonly Check[] = [resident, dhcp, boot];

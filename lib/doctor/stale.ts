@@ -9,6 +9,7 @@ import { DEFAULT_NETWORK } from "../cni/default-network.ts";
 import { DEFAULT_DATA_DIR, type HostLocalConfig } from "../cni/plugins/host-local-config.ts";
 import { release } from "../cni/plugins/host-local.ts";
 import { type HeldAddress, heldAddresses, poolsOf } from "../cni/pools.ts";
+import { SANDBOX_PROGRAM } from "../docker/sandbox-image.ts";
 import { Journal } from "../firewall/journal.ts";
 import { namesIn } from "../files.ts";
 import { addressTag, bridgeTag, identityOf, netnsName, vmOfTag } from "../vm/record/identity.ts";
@@ -28,7 +29,11 @@ const namespaces: Check = {
   run({ names, options }) {
     const stale = namesIn(NETNS_DIR).filter((name) => name.startsWith(PREFIX))
       .map((name) => name.slice(PREFIX.length)).filter((vm) => !names.has(vm));
-    const left = stale.map((vm) => ({ vm, users: usersOf(`${NETNS_DIR}/${PREFIX}${vm}`) }));
+    const left = stale.map((vm) => {
+      const users = usersOf(`${NETNS_DIR}/${PREFIX}${vm}`);
+      // A sandbox of Docker's goes with the VM.
+      return { vm, users: users.filter(({ name }) => `/${name}` !== SANDBOX_PROGRAM) };
+    });
     const problems = left.map(({ vm, users }): Problem => {
       const [user] = users;
       const remove = `attach-vm ${vm} --remove`;

@@ -12,7 +12,7 @@ import { describe, TapkitError } from "../errors.ts";
 import { isThere, readIfThere, removeIfThere } from "../files.ts";
 import { bootId, isSameNetns } from "../netlink/identity.ts";
 import { type Link, listLinks } from "../netlink/link.ts";
-import { lockFile } from "../sys/flock.ts";
+import { lockFile, lockHolder } from "../sys/flock.ts";
 import { openNetns } from "../sys/netns.ts";
 import type { TapUser } from "../sys/tap-users.ts";
 import { identify, type KnownNetns, openVm } from "./netns.ts";
@@ -89,6 +89,21 @@ export function supervised(host: HostPaths, name: string): { readonly pid?: numb
   if (noted !== undefined && isAlive(noted)) return noted;
   removeIfThere(path);
   return undefined;
+}
+
+/**
+ * The same for who does not hold the VM's lock: it changes nothing, and takes no lock that a call would
+ * be refused for.
+ */
+export function seenSupervised(
+  host: HostPaths,
+  name: string,
+): { readonly pid?: number } | undefined {
+  const path = runPath(host, name);
+  if (!isThere(path)) return undefined;
+  const noted = readProcess(path);
+  if (noted !== undefined && isAlive(noted)) return { pid: noted.pid };
+  return lockHolder(path) === undefined ? undefined : {};
 }
 
 function readProcess(path: string): Process | undefined {

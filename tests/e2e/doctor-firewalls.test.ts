@@ -131,7 +131,7 @@ Deno.test("doctor: Docker's policy, Docker that ended, and Weave Net that is not
   await host.awaitDhcp();
   const well = await examine(host);
   assertEquals(well.failed, [], JSON.stringify(well.checks.filter(({ ok }) => !ok)));
-  assertMatch(well.of("Docker").detail, /^version \S+ answers; 1 VM on its networks$/);
+  assertMatch(well.of("Docker").detail, /^version \S+ answers; 1 VM on it$/);
   assertMatch(well.of("other firewalls").detail, /Docker's.* drops what is forwarded/);
 
   await host.writeFile(
@@ -143,6 +143,15 @@ Deno.test("doctor: Docker's policy, Docker that ended, and Weave Net that is not
   assertMatch(weave.of("Weave Net").detail, /no container runs Weave Net on this host/);
   assertMatch(weave.of("Weave Net").mend, /run setup-weave/);
   await host.sh("rm /etc/cni/net.d/20-weave.conflist");
+
+  await host.sh("mv /var/lib/tapkit/vms/old.json /tmp");
+  const lost = await examine(host);
+  assertMatch(lost.of("Docker").detail, /the container tapkit-old is of a VM that has no record/);
+  assertEquals(lost.of("Docker").mend, "run attach-vm old --remove");
+  assertEquals(lost.of("stale namespaces").mend, "run attach-vm old --remove");
+  await host.sh("mv /tmp/old.json /var/lib/tapkit/vms; docker stop -t 0 tapkit-old");
+  const stopped = await examine(host);
+  assertMatch(stopped.of("Docker").detail, /the container of VM "old" is exited/);
 
   await engine.stop();
   const ended = await examine(host);

@@ -1,7 +1,7 @@
 /** doctor where something of VMs is broken, or was left by what nobody knows any more. */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { assertFound, examine } from "../support/doctor.ts";
+import { assertFound, examine, SETTLING } from "../support/doctor.ts";
 import { Host } from "../support/host.ts";
 import { eventually, ROOT } from "../support/machine.ts";
 import { END_DHCP, reboot } from "../support/reboot.ts";
@@ -84,7 +84,10 @@ Deno.test("doctor: an attach-vm -- VMM that was killed", async () => {
   vmm.kill("SIGKILL");
   await vmm.status;
   await host.sh("pkill -KILL -x sleep; while pgrep -x sleep >/dev/null; do sleep 0.02; done");
+  await host.awaitDhcp();
+  const before = await host.snapshot();
   const { of } = await examine(host);
+  await host.assertRestored(before, { strict: true, except: SETTLING });
   assertEquals(of("VMMs that ended").ok, false);
   assertMatch(of("VMMs that ended").mend, /attach-vm web --remove, or attach-vm --gc/);
 });

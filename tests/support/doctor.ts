@@ -29,7 +29,10 @@ export async function examine(
   { args = [], under = [] }: Examining = {},
 ): Promise<Examination> {
   const [command = "", ...words] = [...under, Deno.execPath(), ...scriptWords("doctor"), ...args];
-  const { code, stdout, stderr } = await host.run(command, words, { timeoutMs: 120_000 });
+  const { code, stdout, stderr } = await host.run(command, words, {
+    timeoutMs: 120_000,
+    env: { TAPKIT_SOCKET: "" },
+  });
   if (!stdout.startsWith("{")) throw new Error(`doctor: exit ${code}: ${stderr}${stdout}`);
   const { checks }: { checks: HostCheck[] } = JSON.parse(stdout);
   const of = (name: string) => {
@@ -60,7 +63,7 @@ export interface Broken extends Examining {
 }
 
 /** A new link's IPv6 address comes into being by itself. */
-const SETTLING = [/ fe80:/];
+export const SETTLING = [/ fe80:/];
 
 /** Asserts what doctor finds, that it changes nothing, and what `--fix` repairs, once. */
 export async function assertFound(host: Host, broken: Broken): Promise<void> {

@@ -18,6 +18,16 @@ Deno.test("CHECKS: names are unique, and what a check needs comes before it", ()
   assertEquals(early, []);
 });
 
+Deno.test("CHECKS: each has a test in which it fails", () => {
+  const directory = new URL("../e2e/", import.meta.url);
+  const tests = [...Deno.readDirSync(directory)].filter(({ name }) => name.startsWith("doctor-"))
+    .map(({ name }) => Deno.readTextFileSync(new URL(name, directory))).join();
+  const named = (name: string) =>
+    [`failed: ["${name}"`, `failed, ["${name}"`, `"${name}",`, `of("${name}")`, `"${name}": [`]
+      .some((text) => tests.includes(text));
+  assertEquals(CHECKS.map(({ name }) => name).filter((name) => !named(name)), []);
+});
+
 Deno.test("verdict: names up to eight problems, each mend once", () => {
   const problems = Array.from({ length: 10 }, (_, n) => ({ what: `thing ${n}`, mend: "mend it" }));
   const { ok, detail, mend } = verdict(problems, "good");
