@@ -1,20 +1,15 @@
 /** docs/resident.md: its examples run, and its table has the routes that there are. */
 
-import { assert, assertEquals } from "@std/assert";
+import { assertEquals } from "@std/assert";
 import { operations } from "../../lib/resident/api.ts";
 import { Host } from "../support/host.ts";
 import { eventually, ROOT } from "../support/machine.ts";
+import { pageBlocks } from "../support/page.ts";
 import { ResidentServer } from "../support/resident.ts";
 
 const PAGE = Deno.readTextFileSync(`${ROOT}/docs/resident.md`);
 
-/** The blocks of a language, in their order. */
-function blocks(language: string): string[] {
-  const found = [...PAGE.matchAll(/^```(\w+)\n([^]*?)^```$/gm)];
-  const texts = found.filter(([, name]) => name === language).map(([, , text]) => text!);
-  assert(texts.length > 0, language);
-  return texts;
-}
+const blocks = (language: string) => pageBlocks("resident.md", language);
 
 async function hostWithResident() {
   const host = await Host.create();
