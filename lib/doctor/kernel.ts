@@ -54,7 +54,7 @@ const PAIR = { near: "veth0", far: "eth0" } as const;
 
 /** Makes a veth pair with both ends in the namespace; returns their indexes. */
 function makePair({ netns, nl }: Trial): { near: number; far: number } {
-  const near = createVeth(nl, {
+  const { index: near } = createVeth(nl, {
     name: PAIR.near,
     up: true,
     peer: { name: PAIR.far, netnsFd: netns.fd },

@@ -7,6 +7,7 @@
 import { bytesToIp, type Cidr, ipToBytes, isLoopback, parseCidr } from "../inet/ip.ts";
 import { failedWith, tolerate } from "../sys/libc.ts";
 import type { NetlinkConnection } from "./connection.ts";
+import type { Change } from "./requests.ts";
 import { DecodeError, type Subject } from "./errors.ts";
 import { linkLabel } from "./link.ts";
 import { AF, NLM_F, RTM } from "./message.ts";
@@ -159,18 +160,25 @@ export function listAddresses(
  * @throws {NetlinkError} EEXIST when the link has the IPv6 address with another prefix length
  */
 export function addAddress(nl: NetlinkConnection, request: AddressRequest): boolean {
-  const payload = encodeAddress(request);
-  try {
-    nl.request(RTM.NEWADDR, NLM_F.CREATE | NLM_F.EXCL, payload, subjectOf(nl, "add", request));
-    return true;
-  } catch (error) {
-    if (!failedWith(error, "EEXIST")) throw error;
-    // IPv6 compares addresses without their prefix lengths.
-    const { address, prefixLength } = parseCidr(request.address);
-    const present = listAddresses(nl, { index: request.index });
-    if (present.some((other) => other.address === `${address}/${prefixLength}`)) return false;
-    throw error;
-  }
+  return nl.change(addressAddition(nl, request));
+}
+
+/** What {@linkcode addAddress} asks for. */
+export function addressAddition(nl: NetlinkConnection, request: AddressRequest): Change {
+  return {
+    type: RTM.NEWADDR,
+    flags: NLM_F.CREATE | NLM_F.EXCL,
+    payload: encodeAddress(request),
+    subject: subjectOf(nl, "add", request),
+    refused: (error) => {
+      if (!failedWith(error, "EEXIST")) throw error;
+      // IPv6 compares addresses without their prefix lengths.
+      const { address, prefixLength } = parseCidr(request.address);
+      const present = listAddresses(nl, { index: request.index });
+      if (present.some((other) => other.address === `${address}/${prefixLength}`)) return;
+      throw error;
+    },
+  };
 }
 
 /** All addresses of the namespace, without prefix lengths. */

@@ -8,6 +8,7 @@ import { SyscallError, TapkitError } from "../errors.ts";
 import { Errno } from "../sys/libc.ts";
 import { Socket, SocketConst } from "../sys/socket.ts";
 import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
+import type { BatchedRequest, Change, Query } from "./requests.ts";
 import {
   collectReply,
   decodeAcknowledgement,
@@ -51,14 +52,6 @@ const ANSWER_TIMEOUT_SECONDS = 30;
 
 /** How often an inconsistent dump is repeated. */
 const DUMP_ATTEMPTS = 16;
-
-/** One request of several in a datagram. */
-export interface BatchedRequest {
-  readonly type: number;
-  readonly flags: number;
-  /** A multiple of four bytes. */
-  readonly payload: Uint8Array;
-}
 
 /**
  * A netlink socket. It belongs to the network namespace in which it was opened.
@@ -149,13 +142,55 @@ export class NetlinkConnection implements Disposable {
   }
 
   /**
-   * Asks for one object. Like {@linkcode request}, without an acknowledgement, which would be
-   * another message to receive.
+   * Asks for several objects with one datagram. Like {@linkcode request}, without acknowledgements,
+   * which would be more messages to receive.
    *
-   * @returns the kernel's answer
+   * @returns the answer to each; undefined for what is absent
+   * @throws {NetlinkError} the first other refusal
    */
+  ask(queries: readonly Query[]): (Message | undefined)[] {
+    const requests = queries.map((query) => ({ ...query, flags: 0 }));
+    return this.#inOneDatagram(requests).map((answer, index) => {
+      if (answer?.type !== NLMSG.ERROR) return answer;
+      const { type, subject = {}, absent = [] } = queries[index]!;
+      const verdict = decodeAcknowledgement(answer);
+      if (absent.some((code) => Errno[code] === verdict.errno)) return undefined;
+      throw this.#refusal(type, subject, verdict);
+    });
+  }
+
+  /** Asks for one object; returns the kernel's answer. */
   query(type: number, payload: Uint8Array, subject: Subject = {}): Message {
-    return this.#run(type, NLM_F.REQUEST, payload, subject)[0]!;
+    return this.ask([{ type, payload, subject }])[0]!;
+  }
+
+  /**
+   * Makes several changes with one datagram, one after the other. One that is refused does not keep
+   * the kernel from those after it.
+   *
+   * @returns which ones were done
+   * @throws {NetlinkError} the first refusal that matters
+   */
+  changeAll(changes: readonly Change[]): boolean[] {
+    if (changes.length === 0) return [];
+    // A refusal comes unasked, and when the last one is done, so are all.
+    const requests = changes.map((change, index) =>
+      index < changes.length - 1 ? change : { ...change, flags: change.flags | NLM_F.ACK }
+    );
+    return this.#inOneDatagram(requests).map((answer, index) => {
+      const verdict = answer && decodeAcknowledgement(answer);
+      if (verdict === undefined || verdict.errno === 0) return true;
+      const { type, subject = {}, refused } = changes[index]!;
+      const error = this.#refusal(type, subject, verdict);
+      if (refused === undefined) throw error;
+      refused(error);
+      return false;
+    });
+  }
+
+  /** Makes a change; returns false if the kernel refused it, and that does not matter. */
+  change(change: Change): boolean {
+    return this.changeAll([change])[0]!;
   }
 
   /** Asks for a whole table: {@linkcode request} with `NLM_F.DUMP`. */
@@ -238,8 +273,31 @@ export class NetlinkConnection implements Disposable {
     }
   }
 
+  /**
+   * Sends requests in one datagram, and waits for the last one's answer.
+   *
+   * @returns the first message that answers each
+   */
+  #inOneDatagram(requests: readonly Change[]): (Message | undefined)[] {
+    const sent = requests.map(({ type, flags, payload }) =>
+      this.#next(type, flags | NLM_F.REQUEST, payload)
+    );
+    this.#sendAll(sent.map(encodeMessage));
+    const answers: (Message | undefined)[] = sent.map(() => undefined);
+    const { type, subject = {} } = requests[0]!;
+    while (answers.at(-1) === undefined) {
+      for (const message of this.#receive(type, subject)) {
+        if (this.#debug) this.#trace("<", message);
+        const index = sent.findIndex(({ seq }) => seq === message.seq);
+        if (index >= 0 && message.type !== NLMSG.NOOP) answers[index] ??= message;
+      }
+    }
+    return answers;
+  }
+
   /** The kernel refuses a datagram that is larger than the socket's send buffer. */
   #sendAll(parts: readonly Uint8Array<ArrayBuffer>[]): void {
+    if (parts.length === 1) return void this.#socket.send(parts[0]!);
     const size = parts.reduce((sum, part) => sum + part.length, 0);
     if (size > SMALL_DATAGRAM) {
       // The kernel's overhead counts too.

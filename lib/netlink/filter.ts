@@ -10,6 +10,7 @@
 import { BPF_INSTRUCTION_SIZE, type BpfInstruction, decodeBpf, encodeBpf } from "../sys/bpf.ts";
 import { Errno, failedWith, tolerate } from "../sys/libc.ts";
 import type { NetlinkConnection } from "./connection.ts";
+import type { Change } from "./requests.ts";
 import { DecodeError, NetlinkError, type Subject } from "./errors.ts";
 import { linkLabel } from "./link.ts";
 import { NLM_F, RTM } from "./message.ts";
@@ -250,6 +251,11 @@ function isRule(filter: Filter): boolean {
  * @throws {NetlinkError} EEXIST when the priority has another filter
  */
 export function addRedirectFilter(nl: NetlinkConnection, filter: RedirectFilter): boolean {
+  return nl.change(redirectAddition(nl, filter));
+}
+
+/** What {@linkcode addRedirectFilter} asks for. */
+export function redirectAddition(nl: NetlinkConnection, filter: RedirectFilter): Change {
   const { target, priority, index } = filter;
   const subject: Subject = {
     action: "add",
@@ -257,21 +263,23 @@ export function addRedirectFilter(nl: NetlinkConnection, filter: RedirectFilter)
       `redirecting filter ${priority} of ${linkLabel(nl, index)} to ${linkLabel(nl, target)}`,
     feature: "CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED",
   };
-  const flags = NLM_F.CREATE | NLM_F.EXCL;
-  try {
-    nl.request(RTM.NEWTFILTER, flags, encodeRedirectFilter(filter), subject);
-    return true;
-  } catch (error) {
-    // If the node is taken, u32 answers ENOSPC. If the priority has another kind, EINVAL.
-    if (!failedWith(error, "EEXIST", "ENOSPC", "EINVAL")) throw error;
-    const present = listFilters(nl, index, filter.parent)
-      .filter((other) => other.priority === priority);
-    if (present.some((other) => other.matchAll && other.redirectTo === target)) return false;
-    if (present.length === 0) throw error;
-    const { op, object } = error;
-    const extAck = `priority ${priority} has another filter`;
-    throw new NetlinkError({ ...subject, op, object, errno: Errno.EEXIST, extAck });
-  }
+  return {
+    type: RTM.NEWTFILTER,
+    flags: NLM_F.CREATE | NLM_F.EXCL,
+    payload: encodeRedirectFilter(filter),
+    subject,
+    refused: (error) => {
+      // If the node is taken, u32 answers ENOSPC. If the priority has another kind, EINVAL.
+      if (!failedWith(error, "EEXIST", "ENOSPC", "EINVAL")) throw error;
+      const present = listFilters(nl, index, filter.parent)
+        .filter((other) => other.priority === priority);
+      if (present.some((other) => other.matchAll && other.redirectTo === target)) return;
+      if (present.length === 0) throw error;
+      const { op, object } = error;
+      const extAck = `priority ${priority} has another filter`;
+      throw new NetlinkError({ ...subject, op, object, errno: Errno.EEXIST, extAck });
+    },
+  };
 }
 
 /**
@@ -283,12 +291,22 @@ export function addRedirectFilter(nl: NetlinkConnection, filter: RedirectFilter)
  * "…" direct-action`
  */
 export function replaceBpfFilter(nl: NetlinkConnection, filter: BpfFilter): void {
-  // As in tc: a filter is replaced without NLM_F_REPLACE.
-  nl.request(RTM.NEWTFILTER, NLM_F.CREATE, encodeBpfFilter(filter), {
-    action: "add",
-    object: () => `${filter.name} filter ${filter.priority} of ${linkLabel(nl, filter.index)}`,
-    feature: "CONFIG_NET_CLS_BPF",
-  });
+  nl.change(bpfReplacement(nl, filter));
+}
+
+/** What {@linkcode replaceBpfFilter} asks for. */
+export function bpfReplacement(nl: NetlinkConnection, filter: BpfFilter): Change {
+  return {
+    type: RTM.NEWTFILTER,
+    // As in tc: a filter is replaced without NLM_F_REPLACE.
+    flags: NLM_F.CREATE,
+    payload: encodeBpfFilter(filter),
+    subject: {
+      action: "add",
+      object: () => `${filter.name} filter ${filter.priority} of ${linkLabel(nl, filter.index)}`,
+      feature: "CONFIG_NET_CLS_BPF",
+    },
+  };
 }
 
 /** Whether two programs are the same. */

@@ -6,6 +6,7 @@
 
 import { Errno, failedWith, tolerate } from "../sys/libc.ts";
 import type { NetlinkConnection } from "./connection.ts";
+import type { Change, Query } from "./requests.ts";
 import { NetlinkError, type Subject } from "./errors.ts";
 import {
   type BridgeOptions,
@@ -32,6 +33,9 @@ export type {
 
 /** `IFNAMSIZ`, including the final NUL (linux/if.h). */
 const IFNAMSIZ = 16;
+
+/** The index of every namespace's `lo` (net/flow.h). */
+export const LOOPBACK_IFINDEX = 1;
 
 /** A link by its index, or by its name. */
 export type LinkKey = number | string;
@@ -86,13 +90,17 @@ export function listLinks(
  */
 export function getLink(nl: NetlinkConnection, key: LinkKey): Link | undefined {
   if (!canExist(key)) return undefined;
-  const payload = encodeLink({ ...byKey(key), skipStats: true });
-  const object = typeof key === "string" ? `link "${key}"` : `link ${key}`;
-  const found = tolerate(
-    ["ENODEV"],
-    () => nl.query(RTM.GETLINK, payload, { action: "read", object }),
-  );
+  const [found] = nl.ask([linkQuery(key)]);
   return found && decodeLink(found.payload);
+}
+
+function linkQuery(key: LinkKey): Query {
+  return {
+    type: RTM.GETLINK,
+    payload: encodeLink({ ...byKey(key), skipStats: true }),
+    subject: { action: "read", object: typeof key === "string" ? `link "${key}"` : `link ${key}` },
+    absent: ["ENODEV"],
+  };
 }
 
 /**
@@ -106,10 +114,8 @@ export function getLinkCounters(nl: NetlinkConnection, key: LinkKey): LinkCounte
     action: "read",
     object: `the counters of ${typeof key === "string" ? `link "${key}"` : `link ${key}`}`,
   };
-  const found = tolerate(
-    ["ENODEV"],
-    () => nl.query(RTM.GETLINK, encodeLink(byKey(key)), subject),
-  );
+  const payload = encodeLink(byKey(key));
+  const [found] = nl.ask([{ type: RTM.GETLINK, payload, subject, absent: ["ENODEV"] }]);
   return found && decodeCounters(found.payload);
 }
 
@@ -119,13 +125,25 @@ export function getLinkCounters(nl: NetlinkConnection, key: LinkKey): LinkCounte
  * @throws {NetlinkError} ENODEV when it does not
  */
 export function requireLink(nl: NetlinkConnection, key: LinkKey): Link {
-  const link = getLink(nl, key);
-  if (link !== undefined) return link;
-  throw new NetlinkError({
-    op: "RTM_GETLINK",
-    action: "find",
-    object: typeof key === "string" ? `link "${key}"` : `link ${key}`,
-    errno: Errno.ENODEV,
+  return requireLinks(nl, [key])[0]!;
+}
+
+/**
+ * Several links that must exist, asked for at once.
+ *
+ * @throws {NetlinkError} ENODEV when one does not
+ */
+export function requireLinks(nl: NetlinkConnection, keys: readonly LinkKey[]): Link[] {
+  const found = keys.every(canExist) ? nl.ask(keys.map(linkQuery)) : [];
+  return keys.map((key, index) => {
+    const answer = found[index];
+    if (answer !== undefined) return decodeLink(answer.payload);
+    throw new NetlinkError({
+      op: "RTM_GETLINK",
+      action: "find",
+      object: typeof key === "string" ? `link "${key}"` : `link ${key}`,
+      errno: Errno.ENODEV,
+    });
   });
 }
 
@@ -142,10 +160,10 @@ export interface VethRequest extends Pick<LinkRequest, "mac" | "mtu" | "master" 
  * Equivalent to: `ip link add NAME mtu N address MAC master BRIDGE type veth peer name PEER
  * netns NS …`
  *
- * @returns the near end's index
+ * @returns the near end
  * @throws {NetlinkError} EEXIST when either name is taken
  */
-export function createVeth(nl: NetlinkConnection, request: VethRequest): number {
+export function createVeth(nl: NetlinkConnection, request: VethRequest): Link {
   return createLink(nl, { ...request, kind: "veth" }, "CONFIG_VETH");
 }
 
@@ -165,14 +183,14 @@ export interface BridgeRequest extends BridgeOptions, Pick<LinkRequest, "mac" | 
 export function createBridge(nl: NetlinkConnection, request: BridgeRequest): number {
   const { mcastSnooping, ...link } = request;
   const bridge = mcastSnooping === undefined ? {} : { mcastSnooping };
-  return createLink(nl, { ...link, kind: "bridge", bridge }, "CONFIG_BRIDGE");
+  return createLink(nl, { ...link, kind: "bridge", bridge }, "CONFIG_BRIDGE").index;
 }
 
 function createLink(
   nl: NetlinkConnection,
   link: LinkRequest & { readonly name: string },
   feature: string,
-): number {
+): Link {
   // EEXIST does not say which of the two names is taken.
   const peer = link.peer === undefined ? "" : ` with peer "${link.peer.name}"`;
   const subject = { action: "create", object: `link "${link.name}"${peer}`, feature };
@@ -181,9 +199,9 @@ function createLink(
   for (const reply of nl.request(RTM.NEWLINK, flags, encodeLink(link), subject)) {
     if (reply.type !== RTM.NEWLINK) continue;
     const made = decodeLink(reply.payload);
-    if (made.name === link.name) return made.index;
+    if (made.name === link.name) return made;
   }
-  return requireLink(nl, link.name).index;
+  return requireLink(nl, link.name);
 }
 
 /** What {@linkcode setLink} can change. */
@@ -196,8 +214,17 @@ export type LinkChanges = Omit<LinkRequest, "index" | "kind" | "bridge" | "peer"
  * Equivalent to: `ip link set NAME …`
  */
 export function setLink(nl: NetlinkConnection, index: number, changes: LinkChanges): void {
-  const subject: Subject = { action: "change", object: () => linkLabel(nl, index) };
-  nl.request(RTM.NEWLINK, 0, encodeLink({ ...changes, index }), subject);
+  nl.change(linkChange(nl, index, changes));
+}
+
+/** What {@linkcode setLink} asks for. */
+export function linkChange(nl: NetlinkConnection, index: number, changes: LinkChanges): Change {
+  return {
+    type: RTM.NEWLINK,
+    flags: 0,
+    payload: encodeLink({ ...changes, index }),
+    subject: { action: "change", object: () => linkLabel(nl, index) },
+  };
 }
 
 /**
@@ -212,11 +239,24 @@ export function setBridgePort(
   index: number,
   options: BridgePortOptions,
 ): void {
-  const subject: Subject = {
-    action: "change",
-    object: () => `bridge port ${linkLabel(nl, index).slice("link ".length)}`,
+  nl.change(bridgePortChange(nl, index, options));
+}
+
+/** What {@linkcode setBridgePort} asks for. */
+export function bridgePortChange(
+  nl: NetlinkConnection,
+  index: number,
+  options: BridgePortOptions,
+): Change {
+  return {
+    type: RTM.SETLINK,
+    flags: 0,
+    payload: encodeBridgePort(index, options),
+    subject: {
+      action: "change",
+      object: () => `bridge port ${linkLabel(nl, index).slice("link ".length)}`,
+    },
   };
-  nl.request(RTM.SETLINK, 0, encodeBridgePort(index, options), subject);
 }
 
 /**

@@ -6,6 +6,7 @@
 
 import { failedWith } from "../sys/libc.ts";
 import type { NetlinkConnection } from "./connection.ts";
+import type { Change } from "./requests.ts";
 import { NetlinkError, type Subject } from "./errors.ts";
 import { linkLabel } from "./link.ts";
 import { AF, NLM_F, RTM } from "./message.ts";
@@ -100,7 +101,7 @@ export function listQdiscs(nl: NetlinkConnection, index?: number): Qdisc[] {
  * @throws {NetlinkError} EEXIST when it has clsact, which excludes ingress
  */
 export function addIngressQdisc(nl: NetlinkConnection, index: number): boolean {
-  return addQdisc(nl, index, "ingress");
+  return nl.change(qdiscAddition(nl, index, "ingress"));
 }
 
 /**
@@ -112,21 +113,20 @@ export function addIngressQdisc(nl: NetlinkConnection, index: number): boolean {
  * @throws {NetlinkError} EEXIST when it has ingress, which excludes clsact
  */
 export function addClsactQdisc(nl: NetlinkConnection, index: number): boolean {
-  return addQdisc(nl, index, "clsact");
+  return nl.change(qdiscAddition(nl, index, "clsact"));
 }
 
-function addQdisc(nl: NetlinkConnection, index: number, kind: IngressKind): boolean {
-  const payload = encodeIngressQdisc(index, kind);
-  try {
-    nl.request(RTM.NEWQDISC, NLM_F.CREATE | NLM_F.EXCL, payload, {
-      ...subjectOf(nl, "add", index, kind),
-      feature: "CONFIG_NET_SCH_INGRESS",
-    });
-    return true;
-  } catch (error) {
-    if (failedWith(error, "EEXIST") && ingressKind(nl, index) === kind) return false;
-    throw error;
-  }
+/** What {@linkcode addIngressQdisc} and {@linkcode addClsactQdisc} ask for. */
+export function qdiscAddition(nl: NetlinkConnection, index: number, kind: IngressKind): Change {
+  return {
+    type: RTM.NEWQDISC,
+    flags: NLM_F.CREATE | NLM_F.EXCL,
+    payload: encodeIngressQdisc(index, kind),
+    subject: { ...subjectOf(nl, "add", index, kind), feature: "CONFIG_NET_SCH_INGRESS" },
+    refused: (error) => {
+      if (!failedWith(error, "EEXIST") || ingressKind(nl, index) !== kind) throw error;
+    },
+  };
 }
 
 /** Which of the two qdiscs a link has, if any. */

@@ -8,6 +8,7 @@ import { canonicalIp, ipToBytes, isIp, parseCidr } from "../inet/ip.ts";
 import { failedWith, tolerate } from "../sys/libc.ts";
 import { addressFamily, decodeIp, ipFamily, RT_SCOPE, type Scope, scopeOf } from "./address.ts";
 import type { NetlinkConnection } from "./connection.ts";
+import type { Change } from "./requests.ts";
 import { DecodeError, type Subject } from "./errors.ts";
 import { getLink } from "./link.ts";
 import { NLM_F, RTM } from "./message.ts";
@@ -272,15 +273,21 @@ function listFamily(
  * @throws {NetlinkError} EEXIST when another route has its destination, metric and table
  */
 export function addRoute(nl: NetlinkConnection, request: RouteRequest): boolean {
-  const payload = encodeRoute(request);
-  try {
-    nl.request(RTM.NEWROUTE, NLM_F.CREATE | NLM_F.EXCL, payload, subjectOf(request));
-    return true;
-  } catch (error) {
-    // The kernel compares destination, metric and table only.
-    if (failedWith(error, "EEXIST") && isPresent(nl, request)) return false;
-    throw error;
-  }
+  return nl.change(routeAddition(nl, request));
+}
+
+/** What {@linkcode addRoute} asks for. */
+export function routeAddition(nl: NetlinkConnection, request: RouteRequest): Change {
+  return {
+    type: RTM.NEWROUTE,
+    flags: NLM_F.CREATE | NLM_F.EXCL,
+    payload: encodeRoute(request),
+    subject: subjectOf(request),
+    refused: (error) => {
+      // The kernel compares destination, metric and table only.
+      if (!failedWith(error, "EEXIST") || !isPresent(nl, request)) throw error;
+    },
+  };
 }
 
 function isPresent(nl: NetlinkConnection, request: RouteRequest): boolean {
@@ -339,7 +346,7 @@ function askRoute(nl: NetlinkConnection, destination: string, match: number): Ro
   const payload = new Encoder(32).u8(addressFamily(family)).u8(8 * bytes.length).zero(6)
     .u32(flags).attrBytes(RTA.DST, bytes).finish();
   const subject = { action: "find", object: `route to ${destination}` };
-  const found = tolerate(UNREACHABLE, () => nl.query(RTM.GETROUTE, payload, subject));
+  const [found] = nl.ask([{ type: RTM.GETROUTE, payload, subject, absent: UNREACHABLE }]);
   return found && decodeRoute(found.payload);
 }
 

@@ -23,6 +23,7 @@ import {
   deleteQdisc,
   TC_H,
 } from "../../lib/netlink/qdisc.ts";
+import type { Change } from "../../lib/netlink/requests.ts";
 import { addRoute, decodeRoute, type Route } from "../../lib/netlink/route.ts";
 import { readGolden } from "./read.ts";
 
@@ -33,6 +34,10 @@ class Recorder extends Error {
   request(type: number, flags: number, payload: Uint8Array): never {
     this.recorded = { type, flags: flags | NLM_F.REQUEST | NLM_F.ACK, payload };
     throw this;
+  }
+
+  change({ type, flags, payload }: Change): never {
+    return this.request(type, flags, payload);
   }
 }
 

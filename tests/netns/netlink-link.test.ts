@@ -87,7 +87,7 @@ Deno.test("createVeth: makes the peer straight in the other namespace", () => {
     up: true,
     peer: { name: "eth0", mac: "02:00:00:00:00:03", mtu: 1300, netnsFd: vm.netns.fd },
   } as const;
-  const index = createVeth(host.nl, request);
+  const index = createVeth(host.nl, request).index;
   const [near] = host.json("ip -d -j link show veth0");
   const [far] = vm.json("ip -d -j link show eth0");
   assertEquals(near!.ifindex, index);
@@ -112,7 +112,7 @@ Deno.test("createVeth: makes the peer straight in the other namespace", () => {
 
 Deno.test("createVeth: in one namespace, without anything optional", () => {
   using sandbox = new Sandbox();
-  const index = createVeth(sandbox.nl, { name: "v0", peer: { name: "v1" } });
+  const index = createVeth(sandbox.nl, { name: "v0", peer: { name: "v1" } }).index;
   assertEquals(requireLink(sandbox.nl, "v1").peerIndex, index);
   assertEquals(requireLink(sandbox.nl, "v0").up, false);
 });
@@ -128,7 +128,7 @@ Deno.test("setLink: changes everything at once, and back", () => {
   using sandbox = new Sandbox();
   const { nl } = sandbox;
   const bridge = createBridge(nl, { name: "br0" });
-  const index = createVeth(nl, { name: "v0", peer: { name: "v1" } });
+  const index = createVeth(nl, { name: "v0", peer: { name: "v1" } }).index;
   setLink(nl, index, {
     name: "eth7",
     mac: "02:00:00:00:00:0c",
@@ -156,7 +156,7 @@ Deno.test("setLink: changes everything at once, and back", () => {
 Deno.test("setLink: moves a link to another namespace and changes it there", () => {
   using host = new Sandbox();
   using vm = new Sandbox();
-  const index = createVeth(host.nl, { name: "v0", peer: { name: "v1" } });
+  const index = createVeth(host.nl, { name: "v0", peer: { name: "v1" } }).index;
   setLink(host.nl, index, { netnsFd: vm.netns.fd, name: "eth0", mtu: 1280, up: true });
   assertEquals(getLink(host.nl, "v0"), undefined);
   const moved = requireLink(vm.nl, "eth0");
@@ -167,7 +167,8 @@ Deno.test("setBridgePort: sets what ip -d link show says of the port", () => {
   using sandbox = new Sandbox();
   const { nl } = sandbox;
   const bridge = createBridge(nl, { name: "br0", up: true });
-  const index = createVeth(nl, { name: "v0", master: bridge, up: true, peer: { name: "v1" } });
+  const index =
+    createVeth(nl, { name: "v0", master: bridge, up: true, peer: { name: "v1" } }).index;
   const options: readonly (readonly [keyof BridgePortOptions, string])[] = [
     ["hairpin", "hairpin"],
     ["isolated", "isolated"],

@@ -47,11 +47,14 @@ function problemsOf({ nl }: Sandbox, made: Interface, mode: AttachMode): string[
 
 /** Makes the kernel refuse filters of a kind, or with an action, as one without it does. */
 function takeAway({ nl }: Sandbox, word: string): void {
-  const request = nl.request.bind(nl);
-  nl.request = (type, flags, payload, subject) => {
-    const text = new TextDecoder("latin1").decode(payload);
-    if (!text.includes(`${word}\0`)) return request(type, flags, payload, subject);
-    throw new NetlinkError({ ...subject, op: "RTM_NEWTFILTER", object: word, errno: 2 });
+  const changeAll = nl.changeAll.bind(nl);
+  const decoder = new TextDecoder("latin1");
+  nl.changeAll = (changes) => {
+    const lacking = changes.filter(({ payload }) => decoder.decode(payload).includes(`${word}\0`));
+    const done = changeAll(changes.filter((change) => !lacking.includes(change)));
+    const [first] = lacking;
+    if (first === undefined) return done;
+    throw new NetlinkError({ ...first.subject, op: "RTM_NEWTFILTER", object: word, errno: 2 });
   };
 }
 

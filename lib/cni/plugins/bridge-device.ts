@@ -35,7 +35,7 @@ const MAC_PREFIX = "02:74:6b:";
 const IFF_LOWER_UP = 0x10000;
 
 /** Whether tapkit made the bridge. */
-function isOurBridge({ kind, alias, mac }: Link): boolean {
+export function isOurBridge({ kind, alias, mac }: Link): boolean {
   if (kind !== "bridge") return false;
   return alias === ALIAS || ((alias ?? "") === "" && mac?.startsWith(MAC_PREFIX) === true);
 }
@@ -45,15 +45,18 @@ function isOurBridge({ kind, alias, mac }: Link): boolean {
  * it, promiscuous, and is left as it is otherwise.
  *
  * @param mtu of a bridge that is made
+ * @param found the link of that name, if there is one
  * @returns its index
  */
 export function ensureBridge(
   nl: NetlinkConnection,
   { bridge: name, promiscMode }: BridgeConfig,
-  mtu: number,
-  undo: UndoStack,
+  { mtu, undo, found }: {
+    readonly mtu: number;
+    readonly undo: UndoStack;
+    readonly found: Link | undefined;
+  },
 ): number {
-  const found = getLink(nl, name);
   if (found === undefined) return makeBridge(nl, name, promiscMode, mtu, undo);
   if (found.kind !== "bridge") {
     const mend = "delete it, or name another bridge in the network's configuration";

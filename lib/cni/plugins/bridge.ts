@@ -18,7 +18,14 @@
 import type { Finding } from "../../finding.ts";
 import { addressOf, parseCidr } from "../../inet/ip.ts";
 import { randomMac } from "../../inet/mac.ts";
-import { deleteLink, getLink, requireLink, setBridgePort, setLink } from "../../netlink/link.ts";
+import {
+  deleteLink,
+  getLink,
+  type Link,
+  requireLink,
+  setBridgePort,
+  setLink,
+} from "../../netlink/link.ts";
 import { linksOut } from "../../netlink/routing.ts";
 import { failedWith } from "../../sys/libc.ts";
 import { UndoStack } from "../../undo.ts";
@@ -40,7 +47,7 @@ import {
   refuseUnusable,
   supportsBridge,
 } from "./bridge-config.ts";
-import { ensureBridge, ensureGateway, removeBridgeIfUnused } from "./bridge-device.ts";
+import { ensureBridge, ensureGateway, isOurBridge, removeBridgeIfUnused } from "./bridge-device.ts";
 import { allocate, holdsAddress, release } from "./host-local.ts";
 import {
   checkHostEnd,
@@ -51,7 +58,6 @@ import {
   hasAddress,
   makePair,
   mendInterface,
-  refuseTaken,
   withoutRequests,
 } from "./veth.ts";
 
@@ -67,33 +73,30 @@ export const bridge: BuiltinPlugin = {
   },
 
   add(context: AddContext): AddOutcome {
-    const { conf, hostNl, vmNl, undo, ifName } = context;
+    const { conf, hostNl, undo, ifName } = context;
     const config = parseBridge(conf, context.cniArgs);
-    refuseTaken("bridge", context);
-    const mtu = chooseMtu(context, config);
+    const found = getLink(hostNl, config.bridge);
+    const mtu = chooseMtu(context, config, found);
     const addresses = requestAddresses(context, config);
-    const bridgeIndex = ensureBridge(hostNl, config, mtu, undo);
+    const bridgeIndex = ensureBridge(hostNl, config, { mtu, undo, found });
     const mac = config.mac ?? randomMac();
     const ipv6 = hasIpv6(config.ipam);
     const enabledad = config.enabledad && ipv6;
-    const host = explainFull(config.bridge, () =>
-      makePair(context, {
+    const { host, inner } = explainFull(config.bridge, () =>
+      makePair("bridge", context, {
         mac,
         mtu,
         master: bridgeIndex,
         ipv6,
         enabledad,
-        prepare: (index) =>
-          setBridgePort(hostNl, index, {
-            hairpin: true,
-            ...(config.portIsolation ? { isolated: true } : {}),
-          }),
+        port: { hairpin: true, ...(config.portIsolation ? { isolated: true } : {}) },
       }));
     // Read again: the MAC of a bridge that others made may follow its ports.
-    const bridge = requireLink(hostNl, bridgeIndex);
-    const eth = requireLink(vmNl, ifName).index;
+    const bridge = found !== undefined && isOurBridge(found)
+      ? found
+      : requireLink(hostNl, bridgeIndex);
     const up = !config.disableContainerInterface;
-    const routes = configureInterface(context, eth, addresses, { enabledad, up });
+    const routes = configureInterface(context, inner, addresses, { enabledad, up });
     for (const gateway of gatewaysOf(config, addresses.ips)) {
       ensureGateway(hostNl, bridge, gateway, config.forceAddress, undo);
     }
@@ -148,7 +151,8 @@ export const bridge: BuiltinPlugin = {
     const veth = findHostVeth(hostNl, context, context.vmNl);
     if (veth === undefined) return;
     // What is made here stays: it was there before.
-    const index = ensureBridge(hostNl, config, veth.mtu, new UndoStack());
+    const found = getLink(hostNl, config.bridge);
+    const index = ensureBridge(hostNl, config, { mtu: veth.mtu, undo: new UndoStack(), found });
     const { mac } = prevResult.interfaces[0] ?? {};
     // The guests know the gateway by it.
     if (mac !== undefined && requireLink(hostNl, index).mac !== mac) {
@@ -169,8 +173,11 @@ export const bridge: BuiltinPlugin = {
  * The MTU of both ends: what was asked for, else the configuration's, else what the bridge that is
  * there and the way out can carry.
  */
-function chooseMtu({ hostNl, mtu: asked, fresh, note }: AddContext, config: BridgeConfig): number {
-  const bridge = getLink(hostNl, config.bridge);
+function chooseMtu(
+  { hostNl, mtu: asked, fresh, note }: AddContext,
+  config: BridgeConfig,
+  bridge: Link | undefined,
+): number {
   const carried = bridge?.mtu ?? Infinity;
   const wanted = asked ?? config.mtu;
   if (wanted === undefined) {

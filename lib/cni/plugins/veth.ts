@@ -10,20 +10,31 @@
 import type { Finding } from "../../finding.ts";
 import { parseCidr } from "../../inet/ip.ts";
 import { randomMac } from "../../inet/mac.ts";
-import { addAddress, IFA_F, listAddresses } from "../../netlink/address.ts";
+import {
+  addAddress,
+  addressAddition,
+  type AddressRequest,
+  IFA_F,
+  listAddresses,
+} from "../../netlink/address.ts";
 import type { NetlinkConnection } from "../../netlink/connection.ts";
 import {
+  bridgePortChange,
+  type BridgePortOptions,
   createVeth,
   deleteLink,
   getLink,
   GONE_GROUP,
   type Link,
+  linkChange,
   listLinks,
+  requireLink,
   setLink,
 } from "../../netlink/link.ts";
-import { addRoute, listRoutes } from "../../netlink/route.ts";
+import type { Change } from "../../netlink/requests.ts";
+import { addRoute, listRoutes, routeAddition } from "../../netlink/route.ts";
 import { linksOut } from "../../netlink/routing.ts";
-import { failedWith } from "../../sys/libc.ts";
+import { failedWith, tolerate } from "../../sys/libc.ts";
 import { withNetns } from "../../sys/netns.ts";
 import { writeSysctl } from "../../sys/sysctl.ts";
 import type { AddContext, BuiltinFinding, CheckContext, Holder, IpamResult } from "../plugin.ts";
@@ -75,8 +86,8 @@ function findNamedVeth(nl: NetlinkConnection, owner: Holder): Link | undefined {
   return alias === "" || alias === hostVethAlias(owner) ? link : undefined;
 }
 
-/** @throws {CniError} when a link has the name of either end */
-export function refuseTaken(plugin: string, context: AddContext): void {
+/** @throws {CniError} when a link has the name of either end; what a removal left is deleted */
+function refuseTaken(plugin: string, context: AddContext): void {
   const { hostNl, vmNl, netnsPath, ifName } = context;
   const name = hostVethName(context);
   const former = getLink(hostNl, name);
@@ -111,34 +122,51 @@ export interface PairRequest {
   readonly ipv6: boolean;
   /** Whether duplicate address detection is to run in the namespace. */
   readonly enabledad: boolean;
-  /** Is called with the index of the host's end before either end is up. */
-  prepare?(index: number): void;
+  /** How the host's end is a port of the bridge. */
+  readonly port?: BridgePortOptions;
 }
 
-/** Makes the pair and sets the host's end up; returns that end as results name it. */
-export function makePair(
-  context: AddContext,
-  { mac, mtu, master, ipv6, enabledad, prepare }: PairRequest,
-): { name: string; mac: string } {
-  const { hostNl, netns, ifName, undo } = context;
+/** A pair that was made. */
+export interface MadePair {
+  /** The host's end, as results name it. */
+  readonly host: { readonly name: string; readonly mac: string };
+  /** The index of the end in the namespace. */
+  readonly inner: number;
+}
+
+/**
+ * Makes the pair and sets the host's end up.
+ *
+ * @throws {CniError} when a link has the name of either end
+ */
+export function makePair(plugin: string, context: AddContext, request: PairRequest): MadePair {
+  const { mac, mtu, master, ipv6, enabledad, port } = request;
+  const { hostNl, vmNl, netns, ifName, undo } = context;
   const host = { name: hostVethName(context), mac: randomMac() };
+  const peer = { name: ifName, mac, mtu, netnsFd: netns.fd, group: LINK_GROUP };
+  let taken = false;
   undo.push(`link "${host.name}"`, () => {
-    const veth = findNamedVeth(hostNl, context);
+    const veth = taken ? undefined : findNamedVeth(hostNl, context);
     if (veth !== undefined) deleteLink(hostNl, veth.index);
   });
-  const peer = { name: ifName, mac, mtu, netnsFd: netns.fd, group: LINK_GROUP };
-  const index = createVeth(hostNl, {
-    ...host,
-    mtu,
-    ...(master === undefined ? {} : { master }),
-    peer,
-  });
+  const create = () =>
+    createVeth(hostNl, { ...host, mtu, ...(master === undefined ? {} : { master }), peer });
+  let made = tolerate(["EEXIST"], create);
+  if (made === undefined) {
+    taken = true;
+    refuseTaken(plugin, context);
+    made = create();
+    taken = false;
+  }
+  const { index, peerIndex } = made;
   withNetns(netns, () => prepareIpv6(context, ipv6, enabledad));
   if (ipv6) writeSysctl(`net/ipv6/conf/${host.name}/accept_ra`, "0");
   else writeSysctl(`net/ipv6/conf/${host.name}/disable_ipv6`, "1");
-  prepare?.(index);
-  setLink(hostNl, index, { alias: hostVethAlias(context), up: true });
-  return host;
+  hostNl.changeAll([
+    ...port === undefined ? [] : [bridgePortChange(hostNl, index, port)],
+    linkChange(hostNl, index, { alias: hostVethAlias(context), up: true }),
+  ]);
+  return { host, inner: peerIndex ?? requireLink(vmNl, ifName).index };
 }
 
 /** IPv6 settings of the namespace: all of it where it is tapkit's own, else the interface's. */
@@ -165,26 +193,35 @@ export function configureInterface(
   { ips, routes }: IpamResult,
   { enabledad, up }: { readonly enabledad: boolean; readonly up: boolean },
 ): RouteConfig[] {
-  for (const { address } of ips) addAddressTo(vmNl, index, address, !enabledad);
-  if (up) setLink(vmNl, index, { up: true });
-  if (enabledad) awaitDad(vmNl, index);
-  return routes.filter(({ dst, gw, mtu, priority }) => {
+  const first = [
+    ...ips.map(({ address }) => addressAddition(vmNl, addressRequest(index, address, !enabledad))),
+    ...up ? [linkChange(vmNl, index, { up: true })] : [],
+  ];
+  const then = routes.map(({ dst, gw, mtu, priority }): Change => {
     const { family } = parseCidr(dst);
     const gateway = gw ?? ips.find(({ address }) => parseCidr(address).family === family)?.gateway;
-    try {
-      addRoute(vmNl, {
-        dst,
-        oif: index,
-        ...(gateway === undefined ? {} : { gateway }),
-        ...(mtu === undefined ? {} : { mtu }),
-        ...(priority === undefined ? {} : { metric: priority }),
-      });
-      return true;
-    } catch (error) {
-      if (failedWith(error, "EEXIST")) return false;
-      throw error;
-    }
+    const addition = routeAddition(vmNl, {
+      dst,
+      oif: index,
+      ...(gateway === undefined ? {} : { gateway }),
+      ...(mtu === undefined ? {} : { mtu }),
+      ...(priority === undefined ? {} : { metric: priority }),
+    });
+    return {
+      ...addition,
+      refused: (error) => {
+        if (!failedWith(error, "EEXIST")) throw error;
+      },
+    };
   });
+  if (!enabledad) {
+    const done = vmNl.changeAll([...first, ...then]);
+    return routes.filter((_, index) => done[first.length + index]);
+  }
+  vmNl.changeAll(first);
+  awaitDad(vmNl, index);
+  const done = vmNl.changeAll(then);
+  return routes.filter((_, index) => done[index]);
 }
 
 /**
@@ -198,13 +235,17 @@ export function addAddressTo(
   address: string,
   noDad = true,
 ): void {
+  addAddress(nl, addressRequest(index, address, noDad));
+}
+
+function addressRequest(index: number, address: string, noDad: boolean): AddressRequest {
   const { family, prefixLength, broadcast } = parseCidr(address);
-  addAddress(nl, {
+  return {
     index,
     address,
     ...(family === 6 && noDad ? { noDad } : {}),
     ...(family === 4 && prefixLength < 31 ? { broadcast } : {}),
-  });
+  };
 }
 
 /** Waits until no address is tentative; routes that name one as source need that. */

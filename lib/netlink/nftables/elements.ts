@@ -5,7 +5,8 @@
  */
 
 import { parseCidr, prefixOf } from "../../inet/ip.ts";
-import type { BatchedRequest, NetlinkConnection } from "../connection.ts";
+import type { NetlinkConnection } from "../connection.ts";
+import type { BatchedRequest } from "../requests.ts";
 import { type Message, NLM_F } from "../message.ts";
 import { NFGENMSG_LEN } from "../nfnetlink.ts";
 import { Decoder, type Encoder, NLA } from "../wire.ts";
@@ -28,7 +29,7 @@ import {
   beginPayload,
   decodeComment,
   dumpObjects,
-  lookUp,
+  lookUpAll,
   nftType,
   readAttributes,
 } from "./objects.ts";
@@ -256,13 +257,25 @@ export function readElements(
 ): Element[] {
   return elements.length > SINGLE_READS
     ? [...new Set(elements.map(({ set }) => set))].flatMap((set) => readSet(nl, setOf(set)))
-    : elements.flatMap((element) => readElement(nl, element, setOf(element.set)));
+    : readEach(nl, elements, setOf);
 }
 
-function readElement(nl: NetlinkConnection, element: Element, set: NftSet): Element[] {
-  const object = `element ${element.key.join(" . ")} of nftables set "${set.name}"`;
-  const message = lookUp(nl, "GETSETELEM", encodeElements(set, [element], "key"), object);
-  return message === undefined ? [] : decodeElements(set, message.payload);
+function readEach(
+  nl: NetlinkConnection,
+  elements: readonly Element[],
+  setOf: (name: string) => NftSet,
+): Element[] {
+  const answers = lookUpAll(
+    nl,
+    "GETSETELEM",
+    elements.map((element) => ({
+      payload: encodeElements(setOf(element.set), [element], "key"),
+      object: `element ${element.key.join(" . ")} of nftables set "${element.set}"`,
+    })),
+  );
+  return answers.flatMap((answer, index) =>
+    answer === undefined ? [] : decodeElements(setOf(elements[index]!.set), answer.payload)
+  );
 }
 
 /** Adds elements, which must not be there, or deletes ones that must. */

@@ -5,7 +5,8 @@
  */
 
 import { tolerate } from "../../sys/libc.ts";
-import type { BatchedRequest, NetlinkConnection } from "../connection.ts";
+import type { NetlinkConnection } from "../connection.ts";
+import type { BatchedRequest } from "../requests.ts";
 import type { Subject } from "../errors.ts";
 import { AF, NLM_F } from "../message.ts";
 import { nfgenmsg, NFGENMSG_LEN, NFNL_SUBSYS, nfnlType } from "../nfnetlink.ts";
@@ -88,8 +89,22 @@ export function dumpObjects(nl: NetlinkConnection, get: Get, payload: Uint8Array
 
 /** Reads one object; undefined where it, or nf_tables at all, is not there. */
 export function lookUp(nl: NetlinkConnection, get: Get, payload: Uint8Array, object: string) {
-  const subject = { op: `NFT_MSG_${get}`, action: "look up", object };
-  return tolerate(ABSENT, () => nl.query(nftType(get), payload, subject));
+  return lookUpAll(nl, get, [{ payload, object }])[0];
+}
+
+/** Reads several objects of a kind with one datagram; undefined for each that is not there. */
+export function lookUpAll(
+  nl: NetlinkConnection,
+  get: Get,
+  wanted: readonly { readonly payload: Uint8Array; readonly object: string }[],
+) {
+  if (wanted.length === 0) return [];
+  return nl.ask(wanted.map(({ payload, object }) => ({
+    type: nftType(get),
+    payload,
+    subject: { op: `NFT_MSG_${get}`, action: "look up", object },
+    absent: ABSENT,
+  })));
 }
 
 /**

@@ -7,7 +7,7 @@
 import { TapkitError } from "../../errors.ts";
 import { isThere } from "../../files.ts";
 import { netnsIdentity } from "../../netlink/identity.ts";
-import { requireLink, setLink } from "../../netlink/link.ts";
+import { LOOPBACK_IFINDEX, setLink } from "../../netlink/link.ts";
 import { createNamedNetns, deleteNamedNetns, openNetns } from "../../sys/netns.ts";
 import { leadsElsewhere, netnsProblem, requireSuccessor } from "../netns.ts";
 import { driverOf } from "../network/drivers.ts";
@@ -66,7 +66,7 @@ export const netnsLayer: Layer<Both> = {
     const created = createNamedNetns(netnsName(spec.id), given?.netns);
     made = true;
     const inside = context.vm.adopt(created);
-    setLink(inside.nl, requireLink(inside.nl, "lo").index, { up: true });
+    setLink(inside.nl, LOOPBACK_IFINDEX, { up: true });
     return withIdentity(given?.at ?? to, inside);
   },
 

@@ -14,9 +14,9 @@
  */
 
 import type { NetlinkConnection } from "../../netlink/connection.ts";
-import { addRedirectFilter, listFilters } from "../../netlink/filter.ts";
+import { listFilters, redirectAddition } from "../../netlink/filter.ts";
 import { getLink } from "../../netlink/link.ts";
-import { addIngressQdisc, deleteQdisc } from "../../netlink/qdisc.ts";
+import { deleteQdisc, qdiscAddition } from "../../netlink/qdisc.ts";
 import type { Finding } from "../../finding.ts";
 import type { Wire } from "./wire.ts";
 
@@ -36,11 +36,16 @@ export const redirect: Wire = {
   hasIngress: true,
 
   join({ nl, link, tap }) {
-    for (const { index } of [tap, link]) addIngressQdisc(nl, index);
-    for (const [from, to] of [[tap, link], [link, tap]] as const) {
-      const ends = { index: from.index, target: to.index };
-      addRedirectFilter(nl, { ...ends, priority: REDIRECT_PRIORITY });
-    }
+    nl.changeAll([
+      ...[tap, link].map(({ index }) => qdiscAddition(nl, index, "ingress")),
+      ...[[tap, link], [link, tap]].map(([from, to]) =>
+        redirectAddition(nl, {
+          index: from!.index,
+          target: to!.index,
+          priority: REDIRECT_PRIORITY,
+        })
+      ),
+    ]);
   },
 
   part(nl, { link, tap }) {

@@ -11,9 +11,16 @@
 import type { NetlinkConnection } from "../../netlink/connection.ts";
 import { NetlinkError } from "../../netlink/errors.ts";
 import { parseCidr } from "../../inet/ip.ts";
-import { listFilters, replaceBpfFilter, sameProgram } from "../../netlink/filter.ts";
-import { deleteLink, getLink, requireLink, setLink } from "../../netlink/link.ts";
-import { addIngressQdisc } from "../../netlink/qdisc.ts";
+import { bpfReplacement, listFilters, sameProgram } from "../../netlink/filter.ts";
+import {
+  deleteLink,
+  getLink,
+  type Link,
+  requireLink,
+  requireLinks,
+  setLink,
+} from "../../netlink/link.ts";
+import { qdiscAddition } from "../../netlink/qdisc.ts";
 import type { BpfInstruction } from "../../sys/bpf.ts";
 import { type Netns, withNetns } from "../../sys/netns.ts";
 import { writeSysctl } from "../../sys/sysctl.ts";
@@ -88,15 +95,9 @@ export function addWire(request: WireRequest, made: Wireable): AttachMode {
   const { nl, netns, undo } = request;
   const names = linkNames(made.name);
   makeTap(request, names.tap, made.queues);
-  const ends = {
-    nl,
-    netns,
-    names,
-    mac: made.mac,
-    link: requireLink(nl, names.link),
-    tap: requireLink(nl, names.tap),
-  };
-  setLink(nl, ends.tap.index, { mtu: made.mtu, group: LINK_GROUP });
+  const [link, tap] = requireLinks(nl, [names.link, names.tap]) as [Link, Link];
+  const ends = { nl, netns, names, mac: made.mac, link, tap };
+  setLink(nl, tap.index, { mtu: made.mtu, group: LINK_GROUP });
   const modes = request.mode === "auto" ? modesFor(made) : [request.mode];
   for (const [index, mode] of modes.entries()) {
     const wire = WIRES[mode];
@@ -162,11 +163,18 @@ export function setGuards(
   mode?: AttachMode,
 ): boolean {
   try {
-    for (const { link, program } of guards(guarded, policy)) {
-      const { index } = requireLink(nl, link);
-      if (mode === undefined || !WIRES[mode].hasIngress) addIngressQdisc(nl, index);
-      replaceBpfFilter(nl, { index, priority: GUARD_PRIORITY, name: "guard", program });
-    }
+    const wanted = guards(guarded, policy);
+    const links = requireLinks(nl, wanted.map(({ link }) => link));
+    const hasIngress = mode !== undefined && WIRES[mode].hasIngress;
+    nl.changeAll(links.flatMap(({ index }, end) => [
+      ...hasIngress ? [] : [qdiscAddition(nl, index, "ingress")],
+      bpfReplacement(nl, {
+        index,
+        priority: GUARD_PRIORITY,
+        name: "guard",
+        program: wanted[end]!.program,
+      }),
+    ]));
     return true;
   } catch (error) {
     if (lacksFeature(error)) return false;
