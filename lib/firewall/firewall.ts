@@ -8,7 +8,7 @@ import type { Finding } from "../finding.ts";
 import { type Family, isLoopback } from "../inet/ip.ts";
 import { PortConflictError, type PortMapping } from "../inet/ports.ts";
 import { countFlows, deleteFlows } from "../netlink/conntrack.ts";
-import type { NetlinkConnection } from "../netlink/connection.ts";
+import type { NftMemory } from "../netlink/nftables/memory.ts";
 import { type FlowChange, flowIsStale, flowMatches, leadsToGone } from "./flows.ts";
 import type { GoneGuest, GoneGuests } from "./gone-flows.ts";
 import {
@@ -46,7 +46,9 @@ export interface FirewallDifference extends Finding {
 /** What a {@linkcode Firewall} works with, beside the store of its elements. */
 interface Parts {
   readonly policies: readonly Place[];
-  readonly netfilter: NetlinkConnection;
+  /** What is remembered of nf_tables. Its connection is closed with the firewall. */
+  readonly memory: NftMemory;
+  readonly legacy: Disposable;
   /** The addresses of the namespace, without prefix lengths. */
   readonly ownAddresses: () => ReadonlySet<string>;
   readonly isMixed: () => boolean;
@@ -107,6 +109,7 @@ export class Firewall implements Disposable {
 
   /** Whether the other backend may have rules of tapkit's too. */
   isMixed(): boolean {
+    this.#parts.memory.refresh();
     return this.#parts.isMixed();
   }
 
@@ -136,7 +139,7 @@ export class Firewall implements Disposable {
   ): boolean {
     const before = typeof have === "object" ? validateRules(have) : have;
     const after = want && validateRules(want);
-    const { closing, passes } = this.#parts.others();
+    const { closing, passes } = this.#findOthers();
     // Rules that drop are added before those that accept, and removed after them.
     const places = [...this.#parts.policies, ...closing, this.#store, ...passes];
     if (after === undefined) places.reverse();
@@ -171,7 +174,7 @@ export class Firewall implements Disposable {
   /** Compares a guest's rules with the kernel's. */
   differences(rules: GuestRules): FirewallDifference[] {
     const valid = validateRules(rules);
-    const { closing, passes } = this.#parts.others();
+    const { closing, passes } = this.#findOthers();
     return [...this.#parts.policies, this.#store, ...valid.forward ? [...passes, ...closing] : []]
       .flatMap((place) =>
         compare(place, valid.owner, place.want(valid))
@@ -181,7 +184,7 @@ export class Firewall implements Disposable {
 
   /** Whether another firewall drops forwarded packets by default. */
   dropsForwarded(): boolean {
-    return this.#parts.others().drops();
+    return this.#findOthers().drops();
   }
 
   /**
@@ -190,7 +193,7 @@ export class Firewall implements Disposable {
    */
   closedBy({ forward, openPorts, ports }: GuestRules): string | undefined {
     if (!forward || openPorts || ports.length === 0) return undefined;
-    return this.#parts.others().denies();
+    return this.#findOthers().denies();
   }
 
   /**
@@ -219,7 +222,13 @@ export class Firewall implements Disposable {
 
   /** Reads which host ports are mapped in this namespace, by tapkit and by others. */
   async mappedPorts(): Promise<MappedPorts> {
+    this.#parts.memory.refresh();
     return await this.#parts.lookAtPorts();
+  }
+
+  #findOthers(): OtherFirewalls {
+    this.#parts.memory.refresh();
+    return this.#parts.others();
   }
 
   /**
@@ -284,7 +293,8 @@ export class Firewall implements Disposable {
 
   [Symbol.dispose](): void {
     using stack = new DisposableStack();
-    for (const part of [this.#parts.netfilter, this.#store]) stack.use(part);
+    const { memory, legacy } = this.#parts;
+    for (const part of [memory.nl, legacy, this.#store]) stack.use(part);
     this.#endPutOffFlows();
     this.#endLeaving();
   }
@@ -328,7 +338,7 @@ export class Firewall implements Disposable {
   #noteGone(have: readonly Entry[], addresses: readonly string[]): boolean {
     const ports = have.filter(({ value }) => value !== undefined);
     if (ports.length > MOST_NOTED) return false;
-    const flows = countFlows(this.#parts.netfilter) ?? 1;
+    const flows = countFlows(this.#parts.memory.nl) ?? 1;
     // What is not tracked now is not translated later.
     if (flows === 0) return true;
     const crowded = flows > Number(readSysctl(CONNTRACK_MAX) ?? 0) * CROWDED;
@@ -365,7 +375,7 @@ export class Firewall implements Disposable {
 
   #deleteGone(gone: readonly GoneGuest[], addresses: readonly string[]): void {
     const changed = gone.flatMap(({ ports }) => ports.map((port) => ({ ...port, owner: "" })));
-    deleteFlows(this.#parts.netfilter, {
+    deleteFlows(this.#parts.memory.nl, {
       addresses,
       matches: flowMatches({ changed, wanted: new Map(), leaving: [] }),
       confirm: (flow) => leadsToGone(flow, gone),
@@ -391,7 +401,7 @@ export class Firewall implements Disposable {
     let local: ReadonlySet<string> | undefined;
     const isLocal = (address: string) =>
       isLoopback(address) || (local ??= this.#parts.ownAddresses()).has(address);
-    deleteFlows(this.#parts.netfilter, {
+    deleteFlows(this.#parts.memory.nl, {
       addresses: change.leaving,
       matches: flowMatches(change),
       confirm: (flow) => flowIsStale(flow, change, isLocal),

@@ -9,6 +9,7 @@
 
 import type { Finding } from "../finding.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
+import { type NftMemory, setKey } from "../netlink/nftables/memory.ts";
 import { decodeMessages } from "../netlink/message.ts";
 import {
   elementRequests,
@@ -51,18 +52,22 @@ export class NftStore implements ElementStore {
   readonly kind = "nftables";
   readonly whole = false;
   readonly #netns: Netns;
-  readonly #nl: NetlinkConnection;
+  readonly #memory: NftMemory;
   readonly #contents: Contents;
   #made: Table | undefined;
 
   /**
    * @param netns where the table is; closed with this
-   * @param nl of that namespace; its caller closes it
+   * @param memory of that namespace
    */
-  constructor(netns: Netns, nl: NetlinkConnection, contents: Contents) {
+  constructor(netns: Netns, memory: NftMemory, contents: Contents) {
     this.#netns = netns;
-    this.#nl = nl;
+    this.#memory = memory;
     this.#contents = contents;
+  }
+
+  get #nl(): NetlinkConnection {
+    return this.#memory.nl;
   }
 
   get layer(): FirewallLayer {
@@ -81,13 +86,18 @@ export class NftStore implements ElementStore {
     return tableExists(this.#nl, this.#table);
   }
 
+  expectNone(): Found<Entry> | undefined {
+    const isWhole = this.#lackingRules().length === 0;
+    return isWhole ? { exists: true, lacking: [], entries: new Map() } : undefined;
+  }
+
   read(have: readonly Entry[] | "any", want: readonly Entry[]): Found<Entry> {
     let lacking = this.#lackingRules();
     let exists = true;
     if (lacking.length > 0) {
       exists = this.exists();
       // Another process may have created the table since its rules were read.
-      if (exists) lacking = this.#lackingRules();
+      if (exists) lacking = this.#readLacking();
       else lacking = [{ object: this.#label, problem: "is missing" }];
     }
     const elements = !exists
@@ -111,12 +121,18 @@ export class NftStore implements ElementStore {
     { exists, entries }: Found<Entry>,
   ): void {
     if (!mend) {
-      commit(this.#nl, [
-        ...elementRequests("DEL", remove, this.#setOf),
-        ...elementRequests("NEW", add, this.#setOf),
-      ], { op: "nf_tables", action: "change", object: `the rules of ${owner}` });
+      this.#memory.change(
+        [
+          ...elementRequests("DEL", remove, this.#setOf),
+          ...elementRequests("NEW", add, this.#setOf),
+        ],
+        [...remove, ...add].map(({ set }) => setKey(this.#setOf(set))),
+        { op: "nf_tables", action: "change", object: `the rules of ${owner}` },
+      );
       return;
     }
+    // What follows is another generation.
+    this.#memory.forget();
     const gone = new Set(remove.map(entryId));
     const kept = [...entries.values()].filter((element) => !gone.has(entryId(element)));
     this.#make([...kept, ...add], exists);
@@ -147,6 +163,7 @@ export class NftStore implements ElementStore {
   }
 
   delete(): void {
+    this.#memory.forget();
     deleteTable(this.#nl, this.#table, this.#label);
   }
 
@@ -169,6 +186,10 @@ export class NftStore implements ElementStore {
   }
 
   #lackingRules(): Finding[] {
+    return this.#memory.recall(`rules of ${this.#label}`, () => this.#readLacking());
+  }
+
+  #readLacking(): Finding[] {
     const text = ({ chain, comment }: Pick<NftRule, "chain" | "comment">) => `${chain}: ${comment}`;
     const { family, name } = this.#table;
     const present = new Set(listRules(this.#nl, { family, table: name }).map(text));

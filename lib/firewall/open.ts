@@ -7,6 +7,7 @@
 import { ownAddresses } from "../netlink/address.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { openNetfilter } from "../netlink/nfnetlink.ts";
+import { NftMemory } from "../netlink/nftables/memory.ts";
 import { getChain, listTables } from "../netlink/nftables/objects.ts";
 import { currentNetns, type Netns, withNetns } from "../sys/netns.ts";
 import { Firewall } from "./firewall.ts";
@@ -17,7 +18,7 @@ import { otherFirewalls } from "./passes.ts";
 import { policyStores } from "./policy.ts";
 import { MAIN_TABLE, TABLE } from "./ruleset.ts";
 import type { FirewallKind, Survey } from "./store.ts";
-import { installedVariants, legacyTables } from "./xtables.ts";
+import { installedVariants, LegacyTables } from "./xtables.ts";
 
 /** The chain that tapkit has in iptables wherever it has any. */
 const PUBLISHED = "TAPKIT-PUBLISHED";
@@ -43,15 +44,22 @@ export async function openFirewall(
   using stack = new DisposableStack();
   const netns = stack.use(inside(at, currentNetns));
   const netfilter = stack.use(inside(at, openNetfilter));
-  const survey = { tables: listTables(netfilter), legacy: inside(at, legacyTables) };
-  const store = (kind ?? usualKind(survey)) === "nftables"
-    ? new NftStore(netns, netfilter, {
+  const legacy = stack.use(new LegacyTables(netns));
+  const memory = new NftMemory(netfilter);
+  memory.refresh();
+  const survey = () => ({
+    tables: memory.recall("tables", () => listTables(netfilter)),
+    legacy: legacy.list(),
+  });
+  const seen = survey();
+  const store = (kind ?? usualKind(seen)) === "nftables"
+    ? new NftStore(netns, memory, {
       layer: "rules",
       table: () => MAIN_TABLE,
       want: elementsOf,
       describe: describeElement,
     })
-    : (await import("./iptables.ts")).openIptables(netns, survey);
+    : (await import("./iptables.ts")).openIptables(netns, seen);
   stack.move();
   const addresses = () =>
     withNetns(netns, () => {
@@ -59,20 +67,26 @@ export async function openFirewall(
       return ownAddresses(nl);
     });
   return new Firewall(store, {
-    policies: policyStores(netns, netfilter),
-    netfilter,
+    policies: policyStores(netns, memory),
+    memory,
+    legacy,
     ownAddresses: addresses,
     isMixed: () => {
-      const tables = listTables(netfilter) ?? [];
+      const now = survey();
       return store.kind === "nftables"
-        ? hasIptables({ tables, legacy: withNetns(netns, legacyTables) }, netfilter)
-        : tables.some(({ family, name }) => family === "inet" && name === TABLE);
+        ? hasIptables(now, netfilter)
+        : now.tables?.some(({ family, name }) => family === "inet" && name === TABLE) === true;
     },
     gone: inside(at, () => new GoneGuests(runDirectory)),
-    others: () => otherFirewalls(netns, netfilter),
+    others: () => {
+      const now = survey();
+      const find = () => otherFirewalls({ ...now, netns, netfilter });
+      // The kernel does not tell of changes of the old tables.
+      return now.legacy.length > 0 ? find() : memory.recall("other firewalls", find);
+    },
     lookAtPorts: async () => {
       const { lookAtPorts } = await import("./mapped-ports.ts");
-      return await lookAtPorts({ netns, netfilter, ownAddresses: addresses });
+      return await lookAtPorts({ netns, netfilter, ownAddresses: addresses }, survey(), memory);
     },
   });
 }

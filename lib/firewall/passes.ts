@@ -9,14 +9,15 @@
 
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { NF } from "../netlink/nftables/constants.ts";
-import { listChains, listTables, type NftTable } from "../netlink/nftables/objects.ts";
-import { type Netns, withNetns } from "../sys/netns.ts";
+import { listChains, type NftTable } from "../netlink/nftables/objects.ts";
+import type { Netns } from "../sys/netns.ts";
 import { IptablesPasses } from "./iptables-passes.ts";
 import type { GuestRules } from "./model.ts";
 import { NftPasses } from "./nft-passes.ts";
 import type { Place } from "./place.ts";
 import { CLOSED_TABLE, TABLE } from "./ruleset.ts";
-import { installedVariants, legacyTables, Xtables } from "./xtables.ts";
+import type { Survey } from "./store.ts";
+import { installedVariants, Xtables } from "./xtables.ts";
 
 /** Other firewalls, as found at one moment. */
 export interface OtherFirewalls {
@@ -30,15 +31,22 @@ export interface OtherFirewalls {
   denies(): string | undefined;
 }
 
+/** What is looked at for other firewalls. */
+export interface Surroundings extends Survey {
+  readonly netns: Netns;
+  readonly netfilter: NetlinkConnection;
+}
+
 /** Finds other firewalls. They come and go, so look again for each change. */
-export function otherFirewalls(netns: Netns, nl: NetlinkConnection): OtherFirewalls {
-  const tables = (listTables(nl) ?? []).filter(({ name }) => !isOwn(name));
-  const legacy = withNetns(netns, legacyTables);
+export function otherFirewalls(
+  { netns, netfilter, tables: all = [], legacy }: Surroundings,
+): OtherFirewalls {
+  const tables = all.filter(({ name }) => !isOwn(name));
   const variants = tables.length + legacy.length === 0 ? [] : installedVariants().filter(
     (variant) => (variant === "nft" ? tables : legacy).some(isFilter),
   );
   const chains = tables.some((table) => !isFilter(table))
-    ? listChains(nl).filter(({ family, table, chain, type, hook, policy }) =>
+    ? listChains(netfilter).filter(({ family, table, chain, type, hook, policy }) =>
       type === "filter" && hook === NF.INET_FORWARD && ["inet", "ip", "ip6"].includes(family) &&
       // firewalld's chain drops with its last rule.
       (table === "firewalld" ? chain === "filter_FORWARD" : policy === NF.DROP &&
@@ -51,7 +59,7 @@ export function otherFirewalls(netns: Netns, nl: NetlinkConnection): OtherFirewa
   const iptables = variants.map((variant) => new Xtables(variant, netns)).flatMap((xtables) =>
     ([4, 6] as const).map((family) => new IptablesPasses(xtables, family, areOpen))
   );
-  const host = { netns, netfilter: nl };
+  const host = { netns, netfilter };
   const others: OtherFirewalls = {
     closing: firewalld || tables.some(({ name }) => name === CLOSED_TABLE)
       // Without firewalld, no port is closed.

@@ -62,6 +62,11 @@ export interface Place<T extends Entry = Entry> {
   readonly whole: boolean;
   /** The entries for valid rules. */
   want(rules: GuestRules): readonly T[];
+  /**
+   * What there is if none of an owner's entries are, without reading them; undefined if that is not
+   * known. If some are, {@linkcode change} fails.
+   */
+  expectNone?(): Found<T> | undefined;
   /** Reads the entries with these keys; with `"any"`, all entries. */
   read(have: readonly T[] | "any", want: readonly T[]): Found<T>;
   /** Changes the place in one transaction. Fails if the place has changed since it was read. */
@@ -153,7 +158,7 @@ export interface Brought<T> extends Omit<Difference<T>, "missing"> {
 }
 
 /** Errors of a transaction if the rules have changed since they were read. */
-const RACE_CODES: readonly unknown[] = ["EEXIST", "ENOENT"];
+const RACE_CODES: readonly unknown[] = ["EEXIST", "EBUSY", "ENOENT", "ERESTART"];
 const ATTEMPTS = 10;
 
 /**
@@ -169,7 +174,7 @@ export function bring<T extends Entry>(
 ): Brought<T> {
   for (let attempt = 1;; attempt++) {
     try {
-      return tryToBring(place, wish, refuse);
+      return tryToBring(place, wish, refuse, attempt === 1);
     } catch (error) {
       const raced = error instanceof XtablesError ||
         error instanceof TapkitError && "code" in error && RACE_CODES.includes(error.code);
@@ -184,9 +189,11 @@ function tryToBring<T extends Entry>(
   place: Place<T>,
   wish: Wish<T>,
   refuse: (found: T, wanted: T) => void,
+  isFirst: boolean,
 ): Brought<T> {
   const { owner, have, want } = wish;
-  const found = place.read(have, want);
+  const isNew = isFirst && have.length === 0;
+  const found = (isNew ? place.expectNone?.() : undefined) ?? place.read(have, want);
   const difference = differ(found, wish);
   const { missing, stale } = difference;
   const others = missing.flatMap(({ entry, other }) => {

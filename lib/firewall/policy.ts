@@ -7,7 +7,7 @@
  */
 
 import { LimitsError } from "../errors.ts";
-import type { NetlinkConnection } from "../netlink/connection.ts";
+import type { NftMemory } from "../netlink/nftables/memory.ts";
 import { failedWith } from "../sys/libc.ts";
 import type { Netns } from "../sys/netns.ts";
 import { describeLimit, limitElements, LIMITS_TABLE } from "./limits-table.ts";
@@ -45,10 +45,10 @@ const POLICIES: readonly Contents[] = [
  * The policies of one network namespace. A guest without one costs nothing.
  *
  * @param netns whose policies; its caller closes it
- * @param nl of that namespace; its caller closes it
+ * @param memory of that namespace
  */
-export function policyStores(netns: Netns, nl: NetlinkConnection): NftStore[] {
-  return POLICIES.map((contents) => new NftStore(netns, nl, contents));
+export function policyStores(netns: Netns, memory: NftMemory): NftStore[] {
+  return POLICIES.map((contents) => new NftStore(netns, memory, contents));
 }
 
 /** Names the reason if the kernel lacks nf_tables or one of its expressions. */

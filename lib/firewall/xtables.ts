@@ -6,11 +6,13 @@
 
 import { describe, TapkitError, XtablesError } from "../errors.ts";
 import { runSync } from "../exec.ts";
-import { isFile, isThere, readIfThere } from "../files.ts";
+import { isFile, isThere } from "../files.ts";
 import type { Family } from "../inet/ip.ts";
 import type { NftTable } from "../netlink/nftables/objects.ts";
 import { memoryFile } from "../sys/memfd.ts";
+import { closeFd } from "../sys/libc.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
+import { openIfThere, readAgain, readText } from "../sys/text.ts";
 
 /**
  * Which of the kernel's two tables of iptables: nf_tables by its compatible programs, or the old
@@ -33,10 +35,46 @@ export function installedVariants(): Variant[] {
 
 /** The old tables of iptables that have been used in the current network namespace. */
 export function legacyTables(): NftTable[] {
-  return ["ip", "ip6"].flatMap((family) => {
-    const names = readIfThere(`/proc/thread-self/net/${family}_tables_names`) ?? "";
-    return names.split("\n").filter(Boolean).map((name) => ({ family, name }));
-  });
+  return FAMILIES.flatMap((family) =>
+    namesOf(readText(namesPath(family)) ?? "").map((name) => ({ family, name }))
+  );
+}
+
+const FAMILIES = ["ip", "ip6"] as const;
+
+const namesPath = (family: string) => `/proc/thread-self/net/${family}_tables_names`;
+
+const namesOf = (text: string) => text.split("\n").filter(Boolean);
+
+/** The same of one network namespace, to be asked again and again: the kernel does not tell of them. */
+export class LegacyTables implements Disposable {
+  readonly #netns: Netns;
+  readonly #files = new Map<string, number>();
+
+  /** @param netns closed by its caller */
+  constructor(netns: Netns) {
+    this.#netns = netns;
+  }
+
+  list(): NftTable[] {
+    return FAMILIES.flatMap((family) => {
+      const file = this.#files.get(family) ?? this.#open(family);
+      if (file === undefined) return [];
+      return namesOf(readAgain(file, namesPath(family))).map((name) => ({ family, name }));
+    });
+  }
+
+  /** Undefined as long as nobody has loaded the kernel's module. */
+  #open(family: string): number | undefined {
+    const path = namesPath(family);
+    const file = withNetns(this.#netns, () => openIfThere(path));
+    if (file !== undefined) this.#files.set(family, file);
+    return file;
+  }
+
+  [Symbol.dispose](): void {
+    for (const file of this.#files.values()) closeFd(file);
+  }
 }
 
 /** One variant's programs, run in one network namespace. */

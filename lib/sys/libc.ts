@@ -26,6 +26,8 @@ const SYMBOLS = {
   close_wait: { name: "close", parameters: ["i32"], result: "i32", nonblocking: true },
   // int fd, void *buf, size_t count
   read: { parameters: ["i32", "buffer", "usize"], result: "isize" },
+  // int fd, void *buf, size_t count, off_t offset
+  pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize" },
   // int fd, const void *buf, size_t count
   write: { parameters: ["i32", "buffer", "usize"], result: "isize" },
   // unsigned int first, unsigned int last, int flags
@@ -211,6 +213,7 @@ export const Errno = {
   EROFS: 30,
   ERANGE: 34,
   EXFULL: 54,
+  ERESTART: 85,
   EMSGSIZE: 90,
   EPROTONOSUPPORT: 93,
   EOPNOTSUPP: 95,
@@ -273,11 +276,24 @@ export function errnoMend(code: string): string | undefined {
  * @throws {SyscallError} with errno
  */
 export function syscall(op: string, object: string, call: () => number | bigint): number {
+  return attempt(op, object, NONE, call)!;
+}
+
+const NONE: readonly number[] = [];
+
+/** Like {@linkcode syscall}; undefined if it fails with one of the errors of `expected`. */
+export function attempt(
+  op: string,
+  object: string,
+  expected: readonly number[],
+  call: () => number | bigint,
+): number | undefined {
   while (true) {
     const result = Number(call());
     if (result !== -1) return result;
     const number = errno();
     if (number === Errno.EINTR) continue;
+    if (expected.includes(number)) return undefined;
     const code = errnoName(number);
     throw new SyscallError({ op, object, errno: number, code }, { mend: errnoMend(code) });
   }
@@ -291,10 +307,11 @@ export function cstr(text: string): Uint8Array<ArrayBuffer> {
 
 /** open(2) flags and the like (x86-64 and arm64 agree on these; fcntl.h). */
 export const O_RDONLY = 0;
+export const O_WRONLY = 1;
 export const O_RDWR = 2;
 export const O_CREAT = 0o100;
 export const O_EXCL = 0o200;
-const O_CLOEXEC = 0o2000000;
+export const O_CLOEXEC = 0o2000000;
 export const O_NONBLOCK = 0o4000;
 /** fcntl(2): two commands and the flag that they read and set. */
 export const F_GETFD = 1;

@@ -7,6 +7,9 @@
 /** Marks of a transaction (linux/netfilter/nfnetlink.h). */
 export const NFNL_MSG_BATCH = { BEGIN: 0x10, END: 0x11 } as const;
 
+/** The attribute of a transaction's first mark: the generation that it is for, in network order. */
+export const NFNL_BATCH_GENID = 1;
+
 /** libnftnl/udata.h: the same number for tables, rules and elements. */
 export const NFTNL_UDATA_COMMENT = 0;
 
@@ -27,10 +30,11 @@ export const NFT_MSG = {
   GETSETELEM: 13,
   DELSETELEM: 14,
   NEWGEN: 15,
+  GETGEN: 16,
 } as const;
 
 export const NFTA_TABLE = { NAME: 1 } as const;
-export const NFTA_GEN = { PROC_PID: 2, PROC_NAME: 3 } as const;
+export const NFTA_GEN = { ID: 1, PROC_PID: 2, PROC_NAME: 3 } as const;
 export const NFTA_CHAIN = { TABLE: 1, NAME: 3, HOOK: 4, POLICY: 5, TYPE: 7 } as const;
 export const NFTA_HOOK = { HOOKNUM: 1, PRIORITY: 2 } as const;
 export const NFTA_RULE = { TABLE: 1, CHAIN: 2, HANDLE: 3, EXPRESSIONS: 4, USERDATA: 7 } as const;

@@ -278,7 +278,11 @@ function readEach(
   );
 }
 
-/** Adds elements, which must not be there, or deletes ones that must. */
+/**
+ * Adds elements, which must not be there, or deletes ones that must.
+ *
+ * @throws {NetlinkError} of the transaction: EEXIST, EBUSY, ENOENT
+ */
 export function elementRequests(
   verb: "NEW" | "DEL",
   elements: readonly Element[],
@@ -286,7 +290,7 @@ export function elementRequests(
 ): BatchedRequest[] {
   const type = nftType(`${verb}SETELEM`);
   const [flags, content] = verb === "NEW"
-    ? [NLM_F.CREATE, "elements"] as const
+    ? [NLM_F.CREATE | NLM_F.EXCL, "elements"] as const
     : [0, "keys"] as const;
   return [...Map.groupBy(elements, ({ set }) => set)].flatMap(([set, own]) => {
     const requests: BatchedRequest[] = [];

@@ -12,6 +12,7 @@ import { AF, NLM_F } from "../message.ts";
 import { nfgenmsg, NFGENMSG_LEN, NFNL_SUBSYS, nfnlType } from "../nfnetlink.ts";
 import { Decoder, Encoder, type Mutable } from "../wire.ts";
 import {
+  NFNL_BATCH_GENID,
   NFNL_MSG_BATCH,
   NFPROTO,
   NFT_MSG,
@@ -79,7 +80,7 @@ function familyName(number: number): string {
 /** ENOENT: it is not there. EINVAL is nfnetlink's answer where the kernel has no nf_tables. */
 const ABSENT = ["ENOENT", "EINVAL"] as const;
 
-type Get = "GETTABLE" | "GETCHAIN" | "GETRULE" | "GETSETELEM";
+type Get = "GETTABLE" | "GETCHAIN" | "GETRULE" | "GETSETELEM" | "GETGEN";
 
 /** Reads a whole list; undefined where what it is of, or nf_tables at all, is not there. */
 export function dumpObjects(nl: NetlinkConnection, get: Get, payload: Uint8Array, object: string) {
@@ -257,19 +258,25 @@ export function readAttributes(decoder: Decoder): (wanted: number) => Decoder | 
 /**
  * Makes changes, all of them or none. nf_tables takes them between the marks of a transaction only.
  * Whichever request it refuses, it says so; the last one's acknowledgement tells that it took them all.
+ *
+ * @param generation the only one in which to make them
+ * @throws {NetlinkError} ERESTART when the generation is another one
  */
 export function commit(
   nl: NetlinkConnection,
   requests: readonly BatchedRequest[],
   subject: Subject,
+  generation?: number,
 ): void {
   const last = requests.at(-1);
   if (last === undefined) return;
-  const payload = new Encoder().u8(AF.UNSPEC).u8(0).u16be(NFNL_SUBSYS.NFTABLES).finish();
+  const mark = () => new Encoder(16).u8(AF.UNSPEC).u8(0).u16be(NFNL_SUBSYS.NFTABLES);
+  const begin = mark();
+  if (generation !== undefined) begin.attrU32be(NFNL_BATCH_GENID, generation);
   nl.batch([
-    { type: NFNL_MSG_BATCH.BEGIN, flags: 0, payload },
+    { type: NFNL_MSG_BATCH.BEGIN, flags: 0, payload: begin.finish() },
     ...requests.slice(0, -1),
     { ...last, flags: last.flags | NLM_F.ACK },
-    { type: NFNL_MSG_BATCH.END, flags: 0, payload },
+    { type: NFNL_MSG_BATCH.END, flags: 0, payload: mark().finish() },
   ], subject);
 }
