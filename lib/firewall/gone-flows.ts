@@ -9,7 +9,8 @@
  * @module
  */
 
-import { discardFile, readIfThere, removeIfEmpty, replaceFile } from "../files.ts";
+import { discardFile, removeIfEmpty, replaceFile } from "../files.ts";
+import { readText } from "../sys/text.ts";
 import type { Entry } from "./place.ts";
 
 /** What a removed guest had. */
@@ -36,7 +37,7 @@ export class GoneGuests {
 
   /** All of them. Lines that are damaged are passed over. */
   read(): GoneGuest[] {
-    return (readIfThere(this.#path) ?? "").split("\n").flatMap((line) => {
+    return (readText(this.#path) ?? "").split("\n").flatMap((line) => {
       try {
         const { ports, addresses } = JSON.parse(line);
         return Array.isArray(ports) && Array.isArray(addresses) ? [{ ports, addresses }] : [];

@@ -8,7 +8,8 @@
  * @module
  */
 
-import { discardFile, readIfThere, removeIfEmpty, replaceFile } from "../files.ts";
+import { discardFile, removeIfEmpty, replaceFile } from "../files.ts";
+import { readText } from "../sys/text.ts";
 import { bootId } from "../netlink/identity.ts";
 import type { LinkPair } from "./guest-elements.ts";
 
@@ -53,7 +54,7 @@ export class Journal {
   }
 
   read(): Changes {
-    const text = readIfThere(this.#path());
+    const text = readText(this.#path());
     if (text === undefined) return {};
     const { boot, changes } = parse(text);
     return boot === bootId() ? changes : {};

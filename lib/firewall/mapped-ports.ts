@@ -23,6 +23,8 @@ export interface MappedPorts {
    * look.
    */
   of(wanted: readonly PortMapping[]): TakenPorts[];
+  /** Whether somebody else than tapkit maps any. */
+  readonly hasOthers: boolean;
   /** Sentences on what could not be read. */
   readonly unread: readonly string[];
 }
@@ -57,6 +59,7 @@ export async function lookAtPorts(
         ),
       })),
     ],
+    hasOthers: taken.length > 0,
     unread,
   };
 }

@@ -18,9 +18,11 @@ export interface NetnsIdentity {
   readonly cookie?: string;
 }
 
+let boot: string | undefined;
+
 /** The kernel's random ID of this boot. */
 export function bootId(): string {
-  return Deno.readTextFileSync("/proc/sys/kernel/random/boot_id").trim();
+  return boot ??= Deno.readTextFileSync("/proc/sys/kernel/random/boot_id").trim();
 }
 
 /** @param nl a connection of the namespace */

@@ -20,6 +20,8 @@ const SYMBOLS = {
   open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
   // const char *path, int mode
   access: { parameters: ["buffer", "i32"], result: "i32" },
+  // int dirfd, const char *path, int mode, int flags
+  faccessat: { parameters: ["i32", "buffer", "i32", "i32"], result: "i32" },
   // int fd
   close: { parameters: ["i32"], result: "i32" },
   // int fd

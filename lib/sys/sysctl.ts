@@ -5,11 +5,11 @@
  */
 
 import { asError, TapkitError } from "../errors.ts";
-import { readIfThere } from "../files.ts";
+import { readText } from "./text.ts";
 
 /** The value of a setting; undefined if this kernel, or this link, does not have it. */
 export function readSysctl(name: string): string | undefined {
-  return readIfThere(`/proc/sys/${name}`)?.trim();
+  return readText(`/proc/sys/${name}`)?.trim();
 }
 
 /**

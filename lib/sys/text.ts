@@ -21,6 +21,25 @@ export function openIfThere(path: string, flags = O_RDONLY): number | undefined 
   return attempt("open", path, [Errno.ENOENT], () => libc().open(text, flags | O_CLOEXEC, 0));
 }
 
+/** linux/fcntl.h: the calling process's directory, and no following of a link. */
+const AT_FDCWD = -100;
+const AT_SYMLINK_NOFOLLOW = 0x100;
+/** unistd.h: whether it exists. */
+const F_OK = 0;
+
+/**
+ * Whether a path exists. A dangling link exists.
+ *
+ * @throws {SyscallError} when that cannot be told
+ */
+export function isThere(path: string): boolean {
+  const text = cstr(path);
+  const look = () => libc().faccessat(AT_FDCWD, text, F_OK, AT_SYMLINK_NOFOLLOW);
+  return attempt("faccessat", path, ABSENT, look) !== undefined;
+}
+
+const ABSENT = [Errno.ENOENT, Errno.ENOTDIR];
+
 /**
  * The text of a file; undefined if it does not exist.
  *

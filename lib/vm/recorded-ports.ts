@@ -7,9 +7,10 @@
 import { SyscallError } from "../errors.ts";
 import type { TakenPorts } from "../inet/ports.ts";
 import { Inotify, InotifyEvent } from "../sys/inotify.ts";
+import { isThere } from "../sys/text.ts";
 import { portsOf } from "./record/derive.ts";
 import { addressTag } from "./record/identity.ts";
-import { addressNames, type HostPaths, namesOfRecords } from "./record/paths.ts";
+import { addressesDir, type HostPaths, namesOfRecords } from "./record/paths.ts";
 import { inRecordsDir, readAddresses, readVms, sidesOf } from "./record/store.ts";
 
 const EVENTS = InotifyEvent.MOVED_TO | InotifyEvent.MOVED_FROM | InotifyEvent.CLOSE_WRITE |
@@ -72,7 +73,7 @@ export class RecordedPorts implements Disposable {
 }
 
 function readAddressPorts(host: HostPaths): TakenPorts[] {
-  if (addressNames(host).length === 0) return [];
+  if (!isThere(addressesDir(host))) return [];
   return readAddresses(host).flatMap(sidesOf)
     .map(({ to, claims }) => ({ owner: addressTag(to), mappings: portsOf(claims) }));
 }

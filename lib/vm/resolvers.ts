@@ -6,7 +6,7 @@
  */
 
 import type { Dns } from "../cni/types.ts";
-import { readIfThere } from "../files.ts";
+import { readText } from "../sys/text.ts";
 import { ipToBytes, isIp, isLoopback, isUnspecified } from "../inet/ip.ts";
 import type { VmDns } from "./types.ts";
 
@@ -26,7 +26,7 @@ const FILES = [
 export function hostResolvers(files: readonly string[] = FILES): VmDns {
   const found: VmDns[] = [];
   for (const file of files) {
-    const dns = parseResolvConf(readable(() => readIfThere(file)) ?? "");
+    const dns = parseResolvConf(readable(() => readText(file)) ?? "");
     found.push(dns);
     if (dns.nameservers.length > 0) break;
   }

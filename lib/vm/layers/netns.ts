@@ -5,10 +5,10 @@
  */
 
 import { TapkitError } from "../../errors.ts";
-import { isThere } from "../../files.ts";
 import { netnsIdentity } from "../../netlink/identity.ts";
 import { LOOPBACK_IFINDEX, setLink } from "../../netlink/link.ts";
 import { createNamedNetns, deleteNamedNetns, openNetns } from "../../sys/netns.ts";
+import { isThere } from "../../sys/text.ts";
 import { leadsElsewhere, netnsProblem, requireSuccessor } from "../netns.ts";
 import { driverOf } from "../network/drivers.ts";
 import type { Both } from "../record/attachment.ts";

@@ -13,7 +13,8 @@
  */
 
 import { describe, TapkitError } from "../../errors.ts";
-import { isThere, namesIn, removeIfEmpty, removeIfThere } from "../../files.ts";
+import { namesIn, removeIfEmpty, removeIfThere } from "../../files.ts";
+import { isThere } from "../../sys/text.ts";
 
 /** The state directory if no other is named. */
 export const DEFAULT_STATE_DIR = "/var/lib/tapkit";
@@ -36,8 +37,9 @@ export class Registry implements Disposable {
 
 /** Registers this directory, before it is used to attach anything. */
 export function announce(host: StateDir): void {
-  const { registry = REGISTRY } = host;
-  const own = real(host.stateDir);
+  const { registry = REGISTRY, stateDir } = host;
+  if (stateDir === DEFAULT_STATE_DIR) return;
+  const own = real(stateDir);
   if (own === undefined || own === real(DEFAULT_STATE_DIR)) return;
   const path = entryOf(registry, own);
   try {
@@ -67,9 +69,13 @@ export function retire(host: StateDir): void {
 
 /** The host with each of the other state directories. */
 export function elsewhere<Host extends StateDir>(host: Host): Host[] {
-  const own = real(host.stateDir);
   const { registry = REGISTRY } = host;
-  const links = namesIn(registry).flatMap((name) => readLink(`${registry}/${name}`) ?? []);
+  const isRegistered = isThere(registry);
+  if (!isRegistered && host.stateDir === DEFAULT_STATE_DIR) return [];
+  const own = real(host.stateDir);
+  const links = (isRegistered ? namesIn(registry) : []).flatMap((name) =>
+    readLink(`${registry}/${name}`) ?? []
+  );
   const others = [DEFAULT_STATE_DIR, ...links].flatMap((path) => real(path) ?? []);
   return [...new Set(others)].filter((path) => path !== own)
     .map((stateDir) => ({ ...host, stateDir }));

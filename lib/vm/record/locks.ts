@@ -146,7 +146,7 @@ async function lockIn(
 ): Promise<Lock> {
   for (let attempt = 1;; attempt++) {
     try {
-      makeDirectory(directory);
+      if (attempt > 1) makeDirectory(directory);
       return await lockFileAsync(`${directory}/${name}`, options);
     } catch (error) {
       if (!isVanished(error) || attempt === ATTEMPTS) throw unusable(error);

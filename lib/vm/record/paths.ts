@@ -67,11 +67,14 @@ export const recordPath = (host: HostPaths, name: string): string => `${vmsDir(h
 /** How often to recreate a directory that other processes keep deleting. */
 export const ATTEMPTS = 100;
 
-/** Runs `act` in a directory that another process may delete at the same moment. */
+/**
+ * Runs `act` in a directory, which is created where `act` finds that it is missing. Another process may
+ * delete it at the same moment.
+ */
 export function inDirectory<T>(directory: string, act: () => T): T {
   for (let attempt = 1;; attempt++) {
     try {
-      makeDirectory(directory);
+      if (attempt > 1) makeDirectory(directory);
       return act();
     } catch (error) {
       if (!isVanished(error) || attempt === ATTEMPTS) throw unusable(error);

@@ -12,14 +12,7 @@ import type { NetlinkConnection } from "../../netlink/connection.ts";
 import { NetlinkError } from "../../netlink/errors.ts";
 import { parseCidr } from "../../inet/ip.ts";
 import { bpfReplacement, listFilters, sameProgram } from "../../netlink/filter.ts";
-import {
-  deleteLink,
-  getLink,
-  type Link,
-  requireLink,
-  requireLinks,
-  setLink,
-} from "../../netlink/link.ts";
+import { deleteLink, getLink, type Link, requireLinks, setLink } from "../../netlink/link.ts";
 import { qdiscAddition } from "../../netlink/qdisc.ts";
 import type { BpfInstruction } from "../../sys/bpf.ts";
 import { type Netns, withNetns } from "../../sys/netns.ts";
@@ -95,7 +88,7 @@ export function addWire(request: WireRequest, made: Wireable): AttachMode {
   const { nl, netns, undo } = request;
   const names = linkNames(made.name);
   makeTap(request, names.tap, made.queues);
-  const [link, tap] = requireLinks(nl, [names.link, names.tap]) as [Link, Link];
+  const [tap, link] = requireEnds(nl, made.name);
   const ends = { nl, netns, names, mac: made.mac, link, tap };
   setLink(nl, tap.index, { mtu: made.mtu, group: LINK_GROUP });
   const modes = request.mode === "auto" ? modesFor(made) : [request.mode];
@@ -162,17 +155,32 @@ export function setGuards(
   policy?: GuardPolicy,
   mode?: AttachMode,
 ): boolean {
+  return putGuards(nl, requireEnds(nl, guarded.name), guards(guarded, policy), mode);
+}
+
+/** The TAP and the interface. */
+type Ends = readonly [tap: Link, link: Link];
+
+function requireEnds(nl: NetlinkConnection, ifName: string): Ends {
+  const { tap, link } = linkNames(ifName);
+  return requireLinks(nl, [tap, link]) as [Link, Link];
+}
+
+function putGuards(
+  nl: NetlinkConnection,
+  ends: Ends,
+  wanted: Guards,
+  mode: AttachMode | undefined,
+): boolean {
   try {
-    const wanted = guards(guarded, policy);
-    const links = requireLinks(nl, wanted.map(({ link }) => link));
     const hasIngress = mode !== undefined && WIRES[mode].hasIngress;
-    nl.changeAll(links.flatMap(({ index }, end) => [
+    nl.changeAll(ends.flatMap(({ index }, end) => [
       ...hasIngress ? [] : [qdiscAddition(nl, index, "ingress")],
       bpfReplacement(nl, {
         index,
         priority: GUARD_PRIORITY,
         name: "guard",
-        program: wanted[end]!.program,
+        program: wanted[end]!,
       }),
     ]));
     return true;
@@ -193,8 +201,9 @@ export function openWire(
   guarded: Guarded,
   policy?: GuardPolicy,
 ): boolean {
-  const done = setGuards(nl, guarded, policy, mode);
-  setLink(nl, requireLink(nl, linkNames(guarded.name).tap).index, { up: true });
+  const ends = requireEnds(nl, guarded.name);
+  const done = putGuards(nl, ends, guards(guarded, policy), mode);
+  setLink(nl, ends[0].index, { up: true });
   return done;
 }
 
@@ -204,7 +213,10 @@ export function checkGuards(
   guarded: Guarded,
   policy?: GuardPolicy,
 ): Finding[] {
-  return guards(guarded, policy).flatMap(({ link, program }) => {
+  const { tap, link } = linkNames(guarded.name);
+  const ends = [tap, link];
+  return guards(guarded, policy).flatMap((program, end) => {
+    const link = ends[end]!;
     const index = getLink(nl, link)?.index;
     if (index === undefined) return [];
     const present = listFilters(nl, index).find(({ priority, kind }) =>
@@ -217,14 +229,13 @@ export function checkGuards(
   });
 }
 
-function guards(
-  guarded: Guarded,
-  policy?: GuardPolicy,
-): { link: string; program: BpfInstruction[] }[] {
-  const { link, tap } = linkNames(guarded.name);
+/** The programs of the TAP and of the interface. */
+type Guards = readonly [tap: readonly BpfInstruction[], link: readonly BpfInstruction[]];
+
+function guards(guarded: Guarded, policy?: GuardPolicy): Guards {
   return [
-    { link: tap, program: tapGuard(identityOf(guarded), policy) },
-    { link, program: wireGuard(guarded.mac, { leased: guarded.leased === true, policy }) },
+    tapGuard(identityOf(guarded), policy),
+    wireGuard(guarded.mac, { leased: guarded.leased === true, policy }),
   ];
 }
 
