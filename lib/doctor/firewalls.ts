@@ -7,9 +7,11 @@
 import { otherFirewalls } from "../firewall/passes.ts";
 import type { GuestRules } from "../firewall/model.ts";
 import { unpassedChains } from "../firewall/unpassed.ts";
+import { legacyTables } from "../firewall/xtables.ts";
 import { sentence } from "../finding.ts";
 import { isLoopback } from "../inet/ip.ts";
 import { openNetfilter } from "../netlink/nfnetlink.ts";
+import { listTables } from "../netlink/nftables/objects.ts";
 import { currentNetns } from "../sys/netns.ts";
 import { readSysctl } from "../sys/sysctl.ts";
 import { servedAddress, servedBridge } from "../vm/record/address.ts";
@@ -31,7 +33,8 @@ const others: Check = {
   async run(host) {
     using netns = currentNetns();
     using netfilter = openNetfilter();
-    const found = otherFirewalls(netns, netfilter);
+    const survey = { tables: listTables(netfilter), legacy: legacyTables() };
+    const found = otherFirewalls({ netns, netfilter, ...survey });
     const names = namesOf(found.denies(), found.drops());
     const lacking = await lackingPasses(host);
     const vms = host.attached.map(({ spec }) => spec.id.name);
