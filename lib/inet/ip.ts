@@ -51,15 +51,27 @@ export function ipToBytes(text: string): Uint8Array<ArrayBuffer> {
   });
 }
 
+const [ZERO, NINE, DOT] = [0x30, 0x39, 0x2e] as const;
+
+/** Character by character: it is called a hundred times for each VM. */
 function parseIpv4(text: string): Uint8Array<ArrayBuffer> | undefined {
-  if (!/^\d{1,3}(\.\d{1,3}){3}$/.test(text)) return undefined;
   const bytes = new Uint8Array(4);
-  let index = 0;
-  for (const part of text.split(".")) {
-    const value = Number(part);
-    if (value > 255 || (part.length > 1 && part.startsWith("0"))) return undefined;
-    bytes[index++] = value;
+  let [index, value, digits] = [0, 0, 0];
+  for (let at = 0; at < text.length; at++) {
+    const code = text.charCodeAt(at);
+    if (code === DOT && digits > 0 && index < 3) {
+      bytes[index++] = value;
+      value = digits = 0;
+      continue;
+    }
+    const isLeadingZero = digits > 0 && value === 0;
+    if (code < ZERO || code > NINE || isLeadingZero) return undefined;
+    value = 10 * value + code - ZERO;
+    digits++;
+    if (value > 255) return undefined;
   }
+  if (index < 3 || digits === 0) return undefined;
+  bytes[index] = value;
   return bytes;
 }
 

@@ -3,7 +3,8 @@ import { InputError } from "../../lib/errors.ts";
 import { ipToBytes } from "../../lib/inet/ip.ts";
 import { parseMac } from "../../lib/inet/mac.ts";
 import { wireGuard } from "../../lib/vm/wire/guard.ts";
-import { linkLocalOf, tapGuard } from "../../lib/vm/wire/guest-guard.ts";
+import { type GuestIdentity, linkLocalOf, tapGuard } from "../../lib/vm/wire/guest-guard.ts";
+import { plainGuards } from "../../lib/vm/wire/plain-guards.ts";
 import { readGolden } from "../golden/read.ts";
 import { runBpf } from "../support/bpf-machine.ts";
 import { arp, bytes, ethernet, extension, icmpv6, ipv4, ipv6, udp } from "../support/frames.ts";
@@ -364,6 +365,34 @@ Deno.test("tapGuard, wireGuard: end on any bytes, with a verdict they know", () 
     const frame = round % 2 === 0 ? random.bytes(14 + random.below(100)) : random.damage(seed);
     for (const program of programs) {
       assertEquals([CONTINUE, NOT_CARRIED, DROP].includes(runBpf(program, frame)), true);
+    }
+  }
+});
+
+Deno.test("plainGuards: filled in, they are what tapGuard and wireGuard assemble", () => {
+  const random = new Random(7);
+  const byte = () => random.below(256);
+  const mac = () =>
+    `02:${Array.from({ length: 5 }, () => byte().toString(16).padStart(2, "0")).join(":")}`;
+  const v4 = () => `10.${byte()}.${byte()}.${byte()}`;
+  const v6 = () => `fd00:${byte().toString(16)}::${(1 + byte()).toString(16)}`;
+  const kinds: readonly (() => Partial<GuestIdentity> & Pick<GuestIdentity, "addresses">)[] = [
+    () => ({ addresses: [] }),
+    () => ({ addresses: [v4()], foreign: [v4()] }),
+    () => ({ addresses: [v4()], foreign: [v4()], linkLocal: "any" }),
+    () => ({ addresses: [v4(), v6()], foreign: [v4(), v6()] }),
+    () => ({ addresses: [v6()], foreign: [v6()], linkLocal: "fe80::1234" }),
+    () => ({ addresses: [v6(), v4(), v4()] }),
+    // Numbers that are in every program, and the same number twice.
+    () => ({ addresses: ["8.6.0.1", "0.0.8.0"], foreign: ["::"] }),
+  ];
+  for (const kind of kinds) {
+    for (const leased of [false, true]) {
+      for (let round = 0; round < 4; round++) {
+        const guest = { mac: mac(), ...kind() };
+        const expected = [tapGuard(guest), wireGuard(guest.mac, { leased })] as const;
+        assertEquals(plainGuards(guest, leased), expected);
+      }
     }
   }
 });

@@ -9,6 +9,7 @@ import { mayGiveAgain } from "../../cni/runtime.ts";
 import { CniError } from "../../cni/types.ts";
 import { describe } from "../../errors.ts";
 import { isSame } from "../../same.ts";
+import { isThere } from "../../sys/text.ts";
 import { bring, look, planCourse, type PlannedCourse } from "../layers/bring.ts";
 import { layersOf } from "../layers/kinds.ts";
 import type { Context } from "../layers/layer.ts";
@@ -20,6 +21,7 @@ import { guestsOf } from "../record/served.ts";
 import { announce, refuseElsewhere } from "../record/elsewhere.ts";
 import { claimId, releaseId } from "../record/ids.ts";
 import { canonicalNetns } from "../record/netns-path.ts";
+import { recordPath } from "../record/paths.ts";
 import { attachedSide, deleteVm, readVm, unfinished, writeVm } from "../record/store.ts";
 import { validateAttach } from "../request.ts";
 import { currentResolvers, hostResolvers } from "../resolvers.ts";
@@ -48,7 +50,8 @@ export async function attachVm(
   const { netns } = request;
   const asked = netns === undefined ? request : { ...request, netns: canonicalNetns(netns) };
   return await changingVm(request.name, options, async (work) => {
-    const stored = readVm(work.host, request.name);
+    const isKnown = isThere(recordPath(work.host, request.name));
+    const stored = isKnown ? readVm(work.host, request.name) : undefined;
     return await attachStored(work, await settled(work, stored), { request: asked, running });
   });
 }

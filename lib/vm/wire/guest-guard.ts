@@ -208,7 +208,7 @@ export function linkLocalOf(mac: string): string {
 }
 
 /** An address as 32-bit words in network order. */
-function words(address: string): number[] {
+export function words(address: string): number[] {
   const bytes = ipToBytes(address);
   const view = new DataView(bytes.buffer);
   return Array.from({ length: bytes.length / 4 }, (_, index) => view.getUint32(4 * index, false));

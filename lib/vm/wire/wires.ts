@@ -23,6 +23,7 @@ import { LINK_GROUP } from "../../cni/plugins/veth.ts";
 import type { Finding } from "../../finding.ts";
 import { type GuardPolicy, wireGuard } from "./guard.ts";
 import { type GuestIdentity, tapGuard } from "./guest-guard.ts";
+import { plainGuards } from "./plain-guards.ts";
 import { innerBridge } from "./inner-bridge.ts";
 import { redirect } from "./redirect.ts";
 import type { GuestLink } from "../record/attachment.ts";
@@ -233,10 +234,10 @@ export function checkGuards(
 type Guards = readonly [tap: readonly BpfInstruction[], link: readonly BpfInstruction[]];
 
 function guards(guarded: Guarded, policy?: GuardPolicy): Guards {
-  return [
-    tapGuard(identityOf(guarded), policy),
-    wireGuard(guarded.mac, { leased: guarded.leased === true, policy }),
-  ];
+  const identity = identityOf(guarded);
+  const leased = guarded.leased === true;
+  if (policy === undefined && identity !== undefined) return plainGuards(identity, leased);
+  return [tapGuard(identity, policy), wireGuard(guarded.mac, { leased, policy })];
 }
 
 function identityOf(guarded: Guarded): GuestIdentity | undefined {
