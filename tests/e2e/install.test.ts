@@ -89,9 +89,9 @@ async function useCacheIn(prefix: string, bundle: string): Promise<void> {
   assertEquals(await others(), "");
 
   // What is of another Deno is made again.
+  await sqlite(host, cache, "UPDATE codecache SET data = zeroblob(1)");
   await sqlite(host, cache, "UPDATE info SET value = '0.0.0' WHERE key = 'CLI_VERSION'");
   assertStringIncludes(await attachVm("--version"), "attach-vm ");
-  assertEquals(await kept(), []);
   await attachVm("web");
   assert(await isWarm());
   assertEquals(await others(), "");
