@@ -16,8 +16,6 @@ const TAKEN = ["attach-vm", "bridge-legacy", "map-port"];
 const OWN = /^--(help|version)$|\/(dev\/(fd|std)|proc\/(thread-)?self\b)/;
 /** How long the resident may take to say that it takes a command. */
 const ANSWER_MS = 2000;
-/** The line that stands for the answer's head. */
-const TAKEN_UP = "";
 
 type Main = (args: readonly string[], setting?: Setting) => Promise<number>;
 
@@ -55,7 +53,10 @@ async function handOver(words: readonly string[]): Promise<number | Caller> {
     namespaces: { net: namespace("net"), mnt: namespace("mnt") },
     stdin: text,
   };
+  let isHeeding = false;
   const code = await run(connection, request, async (ended) => {
+    if (isHeeding) return;
+    isHeeding = true;
     const signals = await thisProcess.heedSignals();
     signals.addEventListener("abort", async () => {
       if (ended.aborted) Deno.exit(signals.reason.exitCode);
@@ -91,10 +92,11 @@ function namespace(kind: "net" | "mnt"): string {
 async function run(
   connection: Deno.UnixConn,
   request: { readonly command: string },
-  onTaken: (ended: AbortSignal) => Promise<void>,
+  onWait: (ended: AbortSignal) => Promise<void>,
 ): Promise<number | undefined> {
   const ended = new AbortController();
-  const late = setTimeout(() => connection.close(), ANSWER_MS);
+  let isTaken = false;
+  after(ANSWER_MS, () => isTaken || ended.signal.aborted || connection.close());
   let failure: unknown;
   let printed = false;
   const print = (to: "stdout" | "stderr", text: string) => {
@@ -107,12 +109,8 @@ async function run(
   };
   try {
     await send(connection, "POST /v1/commands", request);
-    for await (const line of linesOf(connection)) {
-      if (line === TAKEN_UP) {
-        clearTimeout(late);
-        await onTaken(ended.signal);
-        continue;
-      }
+    const onHead = () => isTaken = true;
+    for await (const line of linesOf(connection, onHead, () => onWait(ended.signal))) {
       const { stdout, stderr, exit } = JSON.parse(line);
       if (stdout !== undefined) print("stdout", stdout);
       if (stderr !== undefined) print("stderr", stderr);
@@ -125,7 +123,6 @@ async function run(
   } catch (error) {
     if (!(error instanceof Error)) throw error;
   } finally {
-    clearTimeout(late);
     ended.abort();
   }
   if (!printed) return undefined;
@@ -150,8 +147,23 @@ async function send(connection: Deno.UnixConn, what: string, json?: object): Pro
   while (bytes.length > 0) bytes = bytes.subarray(await connection.write(bytes));
 }
 
-/** The lines of an answer; none if the request was refused. */
-async function* linesOf(connection: Deno.UnixConn): AsyncGenerator<string> {
+/** Calls `act` later. Deno's own timers take 4 ms to be loaded. */
+function after(ms: number, act: () => void): void {
+  const { value } = Atomics.waitAsync(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+  Promise.resolve(value).then(act);
+}
+
+/**
+ * The lines of an answer; none if the request was refused.
+ *
+ * @param onHead called when the request is taken
+ * @param onWait called when the rest of the answer takes longer
+ */
+async function* linesOf(
+  connection: Deno.UnixConn,
+  onHead: () => void,
+  onWait: () => Promise<void>,
+): AsyncGenerator<string> {
   const decoder = new TextDecoder();
   const bytes = new Uint8Array(64 * 1024);
   let text = "";
@@ -164,10 +176,11 @@ async function* linesOf(connection: Deno.UnixConn): AsyncGenerator<string> {
       if (!/^HTTP\/1\.\d 200 /.test(text)) return;
       isBody = true;
       text = text.slice(end + 4);
-      yield TAKEN_UP;
+      onHead();
     }
     const lines = text.split("\n");
     text = lines.pop()!;
     yield* lines;
+    await onWait();
   }
 }
