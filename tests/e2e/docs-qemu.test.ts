@@ -4,20 +4,9 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import { TEMPLATE, units } from "../../lib/install/units.ts";
 import { giveDebianImage, imageCommands } from "../support/debian-image.ts";
 import { Host } from "../support/host.ts";
-import { COMMANDS, installCommands, pageBlocks, withoutKvm } from "../support/page.ts";
-
-/** What systemd executes for a unit's instance: ExecStart with the words of its settings. */
-function execStart(instance: string, settings: string): string[] {
-  const values: Record<string, string> = { ATTACH: "" };
-  for (const [, key = "", value = ""] of settings.matchAll(/^(\w+)=(.*)$/gm)) values[key] = value;
-  const [, line = ""] = /^ExecStart=(.*)$/m.exec(units(COMMANDS)[TEMPLATE]!)!;
-  return line.replaceAll("%i", instance).split(" ").flatMap((word) =>
-    word.startsWith("$") ? values[word.slice(1)]!.split(" ").filter((part) => part !== "") : [word]
-  );
-}
+import { installCommands, pageBlocks, startUnit, withoutKvm } from "../support/page.ts";
 
 Deno.test("docs/qemu.md: from a disk image to a page from the guest, and nothing left", async () => {
   await using host = await Host.create();
@@ -31,8 +20,7 @@ Deno.test("docs/qemu.md: from a disk image to a page from the guest, and nothing
   assertEquals(blocks.length, 4);
   await host.sh(attach, page);
   await host.sh(write, page);
-  const [program = "", ...args] = execStart("web", await host.readFile("/etc/tapkit/web.conf"));
-  const unit = host.spawn(program, args, page);
+  const unit = await startUnit(host, "web", page);
   const fetched = await host.run("bash", ["-euc", fetch], { ...page, timeoutMs: 240_000 });
   assertEquals(fetched.stdout, "hello from web\n", unit.lines.slice(-30).join("\n"));
   assert(unit.lines.some((line) => line.includes("DataSourceNoCloud [seed=/dev/vdb]")));

@@ -44,7 +44,6 @@ const REQUIREMENTS: readonly Requirement[] = [
   { needs: "netplan", debian: "netplan.io" },
   { needs: "virsh", debian: "libvirt-clients" },
   { needs: "libvirtd", debian: "libvirt-daemon" },
-  { needs: "virt-qemu-run", debian: "libvirt-daemon-driver-qemu" },
   // Pages of docs/ call them.
   { needs: "jq", debian: "jq" },
   { needs: "genisoimage", debian: "genisoimage" },
