@@ -197,16 +197,57 @@ export function subtractPorts(
   mappings: readonly PortMapping[],
   others: readonly PortMapping[],
 ): PortMapping[] {
-  const wanted = new Set(mappings.flatMap(hostPorts));
-  const gone = new Set(
-    others.filter((other) => hostPorts(other).some((port) => wanted.has(port)))
-      .flatMap(expandPorts).map(formatPort),
-  );
+  if (others.length === 0) return [...mappings];
+  const gone = byHostPort(others, spanOf(mappings));
   if (gone.size === 0) return [...mappings];
+  const isGone = (mapping: PortMapping, port: number) =>
+    gone.get(port)?.some((other) => leadAlike(mapping, other)) === true;
   return mappings.flatMap((mapping) => {
-    const kept = expandPorts(mapping).filter((port) => !gone.has(formatPort(port)));
-    return kept.length === (mapping.range ?? 1) ? [mapping] : joinRuns(kept);
+    const { hostPort, range = 1 } = mapping;
+    if (range === 1) return isGone(mapping, hostPort) ? [] : [mapping];
+    const kept = expandPorts(mapping).filter((port) => !isGone(port, port.hostPort));
+    return kept.length === range ? [mapping] : joinRuns(kept);
   });
+}
+
+/** Whether two mappings are the same. */
+export function isSamePort(a: PortMapping, b: PortMapping): boolean {
+  return a.hostPort === b.hostPort && (a.range ?? 1) === (b.range ?? 1) && leadAlike(a, b);
+}
+
+/** Whether two mappings of a host port are of the same address and protocol, and lead to one port. */
+function leadAlike(a: PortMapping, b: PortMapping): boolean {
+  return a.hostPort - a.vmPort === b.hostPort - b.vmPort && a.protocol === b.protocol &&
+    a.hostIP === b.hostIP;
+}
+
+/** The lowest and the highest host port; the lowest is the higher one where there is none. */
+function spanOf(mappings: readonly PortMapping[]): { lowest: number; highest: number } {
+  let [lowest, highest] = [Infinity, -Infinity];
+  for (const { hostPort, range = 1 } of mappings) {
+    if (hostPort < lowest) lowest = hostPort;
+    if (hostPort + range - 1 > highest) highest = hostPort + range - 1;
+  }
+  return { lowest, highest };
+}
+
+/** The mappings of each host port within a span. Ports that are still to be chosen are none. */
+function byHostPort(
+  mappings: readonly PortMapping[],
+  { lowest, highest }: ReturnType<typeof spanOf>,
+): Map<number, PortMapping[]> {
+  const found = new Map<number, PortMapping[]>();
+  for (const mapping of mappings) {
+    const { hostPort, range = 1 } = mapping;
+    if (hostPort === 0) continue;
+    const last = Math.min(highest, hostPort + range - 1);
+    for (let port = Math.max(lowest, hostPort); port <= last; port++) {
+      const known = found.get(port);
+      if (known === undefined) found.set(port, [mapping]);
+      else known.push(mapping);
+    }
+  }
+  return found;
 }
 
 /** The ports of bound mappings that `others` have with the same target. */
@@ -237,8 +278,9 @@ export function isWildcard(hostIP: string): boolean {
 
 /** Whether two mappings conflict over a host port. A wildcard conflicts with every address. */
 export function portsOverlap(a: PortMapping, b: PortMapping): boolean {
-  if (a.protocol !== b.protocol || a.hostPort === 0 || b.hostPort === 0) return false;
-  return a.hostPort < b.hostPort + (b.range ?? 1) && b.hostPort < a.hostPort + (a.range ?? 1) &&
+  if (a.hostPort === 0 || b.hostPort === 0) return false;
+  return a.protocol === b.protocol && a.hostPort < b.hostPort + (b.range ?? 1) &&
+    b.hostPort < a.hostPort + (a.range ?? 1) &&
     addressesOverlap(a.hostIP, b.hostIP);
 }
 

@@ -190,7 +190,7 @@ export async function choosingAgain<T>(
 
 /** Whether two mappings overlap and lead from the same address to the same ports. */
 function leadsAlike(a: PortMapping, b: PortMapping): boolean {
-  return portsOverlap(a, b) && a.hostPort - a.vmPort === b.hostPort - b.vmPort &&
+  return a.hostPort - a.vmPort === b.hostPort - b.vmPort && portsOverlap(a, b) &&
     (a.hostIP === b.hostIP || (a.hostIP === "" && isWildcard(b.hostIP)));
 }
 
@@ -259,7 +259,7 @@ type PortLookup = (wanted: readonly PortMapping[]) => TakenPorts[];
 async function portLookup(host: Host, firewall: Firewall, except: string): Promise<PortLookup> {
   const { stateDir } = host;
   const records = host.session.keep(`ports of ${stateDir}`, () => new RecordedPorts(host));
-  const recorded = records.read().filter(({ owner }) => owner !== except);
+  const recorded = records.read(except);
   const inKernel = await kernelLookup(host, firewall, except);
   return (wanted) => [...recorded, ...inKernel(wanted)];
 }

@@ -10,7 +10,7 @@ import { Inotify, InotifyEvent } from "../sys/inotify.ts";
 import { isThere } from "../sys/text.ts";
 import { portsOf } from "./record/derive.ts";
 import { addressTag } from "./record/identity.ts";
-import { addressesDir, type HostPaths, namesOfRecords } from "./record/paths.ts";
+import { addressesDir, type HostPaths, namesOfRecords, recordNames } from "./record/paths.ts";
 import { inRecordsDir, readAddresses, readVms, sidesOf } from "./record/store.ts";
 
 const EVENTS = InotifyEvent.MOVED_TO | InotifyEvent.MOVED_FROM | InotifyEvent.CLOSE_WRITE |
@@ -23,6 +23,8 @@ const EVENTS = InotifyEvent.MOVED_TO | InotifyEvent.MOVED_FROM | InotifyEvent.CL
 export class RecordedPorts implements Disposable {
   readonly #host: HostPaths;
   readonly #vms = new Map<string, TakenPorts>();
+  /** The VMs whose records changed since they were read. */
+  readonly #unread = new Set<string>();
   #inotify: Inotify | undefined;
   #reads = 0;
 
@@ -30,20 +32,31 @@ export class RecordedPorts implements Disposable {
     this.#host = host;
   }
 
-  /** The ports of all records. The caller holds the host's lock. */
-  read(): TakenPorts[] {
+  /**
+   * The ports of all records but one. The caller holds the host's lock.
+   *
+   * @param except whose ports are not asked for, a VM or the tag of an address
+   */
+  read(except: string): TakenPorts[] {
     const changed = this.#changed();
-    if (changed === undefined) this.#vms.clear();
-    for (const name of changed ?? []) this.#vms.delete(name);
-    if (changed?.length !== 0) {
-      for (const attachment of readVms(this.#host, changed)) {
-        const sides = sidesOf(attachment);
-        const { name } = sides[0]!.spec.id;
-        const mappings = sides.flatMap(({ spec }) => portsOf(spec.claims));
-        if (mappings.length > 0) this.#vms.set(name, { owner: name, mappings });
-      }
+    if (changed === undefined) {
+      this.#vms.clear();
+      this.#unread.clear();
     }
-    return [...this.#vms.values(), ...readAddressPorts(this.#host)];
+    for (const name of changed ?? recordNames(this.#host)) {
+      this.#vms.delete(name);
+      this.#unread.add(name);
+    }
+    const names = [...this.#unread].filter((name) => name !== except);
+    for (const attachment of names.length === 0 ? [] : readVms(this.#host, names)) {
+      const sides = sidesOf(attachment);
+      const { name } = sides[0]!.spec.id;
+      const mappings = sides.flatMap(({ spec }) => portsOf(spec.claims));
+      if (mappings.length > 0) this.#vms.set(name, { owner: name, mappings });
+    }
+    for (const name of names) this.#unread.delete(name);
+    return [...this.#vms.values(), ...readAddressPorts(this.#host)]
+      .filter(({ owner }) => owner !== except);
   }
 
   /** The VMs whose records changed; undefined if all may have changed. */

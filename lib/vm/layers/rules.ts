@@ -8,7 +8,7 @@
 import type { Firewall } from "../../firewall/firewall.ts";
 import type { GuestRules } from "../../firewall/model.ts";
 import { LimitsError } from "../../errors.ts";
-import { subtractPorts } from "../../inet/ports.ts";
+import { isSamePort, subtractPorts } from "../../inet/ports.ts";
 import { isSame } from "../../same.ts";
 import { type Served, shownRules } from "../record/served.ts";
 import type { Difference } from "../types.ts";
@@ -122,9 +122,14 @@ export function rulesLayer<B>(
 /** Two versions of rules without the ports that they have in common: they may be ten thousand. */
 function withoutCommon(a: GuestRules, b: GuestRules): [GuestRules, GuestRules] {
   if (a.ports.length + b.ports.length < MANY) return [a, b];
+  // Where one was added, all before it are the same.
+  let same = 0;
+  const shorter = Math.min(a.ports.length, b.ports.length);
+  while (same < shorter && isSamePort(a.ports[same]!, b.ports[same]!)) same++;
+  const [rest, others] = [a.ports.slice(same), b.ports.slice(same)];
   return [
-    { ...a, ports: subtractPorts(a.ports, b.ports) },
-    { ...b, ports: subtractPorts(b.ports, a.ports) },
+    { ...a, ports: subtractPorts(rest, others) },
+    { ...b, ports: subtractPorts(others, rest) },
   ];
 }
 

@@ -81,16 +81,24 @@ function recordedPolicy(policy: Policy): Partial<VmRecord> {
 }
 
 /** The ports of claims, without duplicates. Those of attach-vm come first. */
-export function portsOf(claims: readonly Claim[]): PortMapping[] {
+export function portsOf(claims: readonly Claim[]): readonly PortMapping[] {
+  const known = knownPorts.get(claims);
+  if (known !== undefined) return known;
   const [attach, map] = [claimsBy(claims, "attach"), claimsBy(claims, "map")];
-  return [...attach, ...subtractPorts(map, attach)];
+  const ports = [...attach, ...subtractPorts(map, attach)];
+  knownPorts.set(claims, ports);
+  return ports;
 }
+
+/** They are asked for at each step, and may be ten thousand. */
+const knownPorts = new WeakMap<readonly Claim[], readonly PortMapping[]>();
 
 /** The ports that one of the commands asked for. */
 export function claimsBy(claims: readonly Claim[], by: Claim["by"]): PortMapping[] {
   return claims.filter((claim) => claim.by === by).map(plainPort);
 }
 
-function plainPort({ by: _, chosen: __, ...port }: Claim): PortMapping {
-  return port;
+function plainPort({ hostIP, hostPort, vmPort, protocol, range }: Claim): PortMapping {
+  const port = { hostIP, hostPort, vmPort, protocol };
+  return range === undefined ? port : { ...port, range };
 }

@@ -54,7 +54,7 @@ export function bindTo(ports: readonly PortMapping[], addresses: readonly string
 /** The ports that tapkit publishes: those that neither a plugin nor Docker does. */
 export function publishedPorts(
   { spec: { claims }, facts: { networks: [first] } }: Both,
-): PortMapping[] {
+): readonly PortMapping[] {
   if (first?.docker !== undefined) return subtractPorts(portsOf(claims), first.docker.ports);
   if (first === undefined || publisherOf(first.attachment) === "tapkit") return portsOf(claims);
   return subtractPorts(claimsBy(claims, "map"), claimsBy(claims, "attach"));

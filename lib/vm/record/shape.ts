@@ -110,9 +110,9 @@ export function isBridgeAttachment(value: unknown): boolean {
 
 function isState(value: unknown, side: Shape): boolean {
   if (!isVersion(RECORD_VERSION, value)) return false;
-  const { is } = value as { is?: unknown };
-  if (is === "attached") return hasShape(value, { at: side });
-  return is === "changing" && hasShape(value, { "from?": side, "to?": side });
+  const { is, at, from, to } = value as Record<string, unknown>;
+  if (is === "attached") return hasShape(at, side);
+  return is === "changing" && [from, to].every((one) => one === undefined || hasShape(one, side));
 }
 
 function isVersion(version: number, value: unknown): boolean {
@@ -167,19 +167,39 @@ export function isAddress1(value: unknown): boolean {
   return isVersion(1, value) && hasShape(value, ADDRESS_1);
 }
 
+type Test = (value: unknown) => boolean;
+
+/** Of shapes that are used: a VM may have ten thousand ports, each of the same shape. */
+const tests = new WeakMap<object, Test>();
+
 /** Whether a value has a shape. */
 function hasShape(value: unknown, shape: Shape): boolean {
   if (typeof shape === "string") return (typeof value as string) === shape;
+  const known = tests.get(shape);
+  if (known !== undefined) return known(value);
+  const test = testOf(shape);
+  tests.set(shape, test);
+  return test(value);
+}
+
+function testOf(shape: Shape): Test {
+  if (typeof shape === "string") return (value) => (typeof value as string) === shape;
   if (isListShape(shape)) {
-    return Array.isArray(value) && value.every((item) => hasShape(item, shape[0]));
+    const test = testOf(shape[0]);
+    return (value) => Array.isArray(value) && value.every(test);
   }
-  if (typeof value !== "object" || value === null) return false;
-  const fields: Readonly<Record<string, unknown>> = { ...value };
-  return Object.entries(shape).every(([key, inner]) => {
-    if (!key.endsWith("?")) return hasShape(fields[key], inner);
-    const field = fields[key.slice(0, -1)];
-    return field === undefined || hasShape(field, inner);
+  const fields = Object.entries(shape).map(([key, inner]) => {
+    const isOptional = key.endsWith("?");
+    return { name: isOptional ? key.slice(0, -1) : key, isOptional, test: testOf(inner) };
   });
+  return (value) =>
+    typeof value === "object" && value !== null &&
+    fields.every(({ name, isOptional, test }) => {
+      const field = Object.hasOwn(value, name)
+        ? (value as Readonly<Record<string, unknown>>)[name]
+        : undefined;
+      return isOptional && field === undefined || test(field);
+    });
 }
 
 function isListShape(shape: Exclude<Shape, string>): shape is readonly [Shape] {

@@ -90,7 +90,7 @@ export async function mapPorts(
         had,
         addresses: holder.served(at).guests[0]!.addresses,
       });
-      const own = portsOf(had.filter(({ by }) => by === "map"));
+      const own = had.filter(({ by }) => by === "map");
       const fresh = withoutPorts(claimed, own);
       const claims = fresh.length === 0 ? had : [...had, ...fresh];
       const to = await holder.with(at, claims, openFirewall || holder.opened(at));
@@ -218,7 +218,7 @@ async function changeClaims<B>(
   holder: Holder<B>,
   stored: Attachment<B> | undefined,
   to: B,
-): Promise<PortMapping[]> {
+): Promise<readonly PortMapping[]> {
   const { claims } = holder;
   const from = stored && sideOf(stored);
   using context = contextOf(work, stored);
