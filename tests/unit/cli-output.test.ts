@@ -1,8 +1,8 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { Ajv2020 } from "ajv";
 import { InputError } from "../../lib/errors.ts";
 import { fillIn, formatRecord, placeholders, shellQuote } from "../../lib/vm/output.ts";
 import type { VmInterface, VmRecord } from "../../lib/vm/types.ts";
+import { netConfig, published } from "../support/published.ts";
 
 const WEB: VmRecord = {
   version: 1,
@@ -323,22 +323,3 @@ Deno.test("shellQuote: leaves plain words and quotes the others", () => {
     `'it'\\''s'`,
   ]);
 });
-
-/** Checks a value by the schema that a VMM publishes: tests/fixtures/vmm-api. */
-async function published(name: string): Promise<(value: unknown) => void> {
-  const path = new URL(`../fixtures/vmm-api/${name}.json`, import.meta.url);
-  const ajv = new Ajv2020();
-  const validate = ajv.compile(JSON.parse(await Deno.readTextFile(path)));
-  return (value) => assertEquals([validate(value), validate.errors], [true, null]);
-}
-
-/** A value of Cloud Hypervisor's --net, whose keys are those of its API. */
-function netConfig(text: string): Record<string, string | number> {
-  const numbers = ["mtu", "num_queues", "queue_size"];
-  return Object.fromEntries(
-    text.split(",").map((pair) => {
-      const [key = "", value = ""] = pair.split("=");
-      return [key, numbers.includes(key) ? Number(value) : value];
-    }),
-  );
-}
