@@ -82,6 +82,7 @@ export type { LeaveOptions, WeaveRequest, WeaveState };
 export { ensureServed } from "./lib/vm/dhcp-start.ts";
 export { type GuestLease, listLeases } from "./lib/vm/leases.ts";
 export { getVm, listVms, vmNames } from "./lib/vm/verbs/list.ts";
+export { summarizeVms, type VmState, type VmSummary } from "./lib/vm/verbs/overview.ts";
 export { formatAttached, formatRecord } from "./lib/vm/output.ts";
 export { validateAttach } from "./lib/vm/request.ts";
 

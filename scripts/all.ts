@@ -1,5 +1,5 @@
 /**
- * Every script, by its name. Only the one that runs is loaded.
+ * Every script, and what tapkit does beside them, by its name. Only the one that runs is loaded.
  *
  * @module
  */
@@ -8,12 +8,15 @@ import { thisProcess } from "../lib/caller.ts";
 import { unknownWord } from "../lib/cli/args.ts";
 import { Cli, type Setting } from "../lib/cli/cli.ts";
 import { BECOME_SERVE, runScript } from "../lib/cli/main.ts";
-import { SCRIPT_NAMES, type ScriptName, TAPKIT } from "../lib/cli/tapkit-table.ts";
+import { COMMAND_NAMES, type ScriptName, TAPKIT, type WordName } from "../lib/cli/tapkit-table.ts";
+import { HELP } from "../lib/cli/words-table.ts";
 import { InputError } from "../lib/errors.ts";
 
 type Main = (args: readonly string[], setting?: Setting) => Promise<number>;
 
-const SCRIPTS: Readonly<Record<ScriptName, () => Promise<{ readonly main: Main }>>> = {
+type Loaded = Promise<{ readonly main: Main }>;
+
+const COMMANDS: Readonly<Record<Exclude<ScriptName | WordName, "help">, () => Loaded>> = {
   "install-default-cni": () => import("./install-default-cni.ts"),
   "attach-vm": () => import("./attach-vm.ts"),
   "bridge-legacy": () => import("./bridge-legacy.ts"),
@@ -22,6 +25,10 @@ const SCRIPTS: Readonly<Record<ScriptName, () => Promise<{ readonly main: Main }
   "doctor": () => import("./doctor.ts"),
   "serve": () => import("./serve.ts"),
   "serve-dhcp": () => import("./serve-dhcp.ts"),
+  "ls": () => import("./tapkit/ls.ts"),
+  "inspect": () => import("./tapkit/inspect.ts"),
+  "rm": () => import("./tapkit/rm.ts"),
+  "events": () => import("./tapkit/events.ts"),
 };
 
 /** Runs the script that the first argument names with the others. Returns its exit code. */
@@ -35,13 +42,22 @@ export async function main(
   const name = becomes === -1 ? first : "serve";
   if (name === undefined || name.startsWith("-")) {
     return await runScript(TAPKIT, args, () => {
-      throw new InputError("no script is named", { mend: "see tapkit --help" });
+      throw new InputError("no command is named", { mend: "see tapkit --help" });
     }, setting);
   }
-  const script = SCRIPT_NAMES.find((script) => script === name);
-  if (script === undefined) {
-    const message = `there is no script called ${JSON.stringify(name)}`;
-    return new Cli(TAPKIT.name, setting).error(unknownWord(message, name, SCRIPT_NAMES, TAPKIT));
+  const command = COMMAND_NAMES.find((one) => one === name);
+  if (command === undefined) {
+    const message = `there is no command called ${JSON.stringify(name)}`;
+    return new Cli(TAPKIT.name, setting).error(unknownWord(message, name, COMMAND_NAMES, TAPKIT));
   }
-  return await (await SCRIPTS[script]()).main(rest, setting);
+  if (command === "help") return await help(rest, setting);
+  return await (await COMMANDS[command]()).main(rest, setting);
+}
+
+/** Prints the help of a command, or of tapkit. Returns the exit code. */
+async function help(args: readonly string[], setting: Setting): Promise<number> {
+  return await runScript(HELP, args, async ({ words: [name = "--help", another] }) => {
+    if (another === undefined) return await main([name, "--help"], setting);
+    throw new InputError("more than one command is named", { mend: "name one" });
+  }, setting);
 }

@@ -8,6 +8,7 @@ import type { Command } from "../lib/cli/args.ts";
 import { formatCheck, formatSummary } from "../lib/cli/check-table.ts";
 import { EXIT, HOST_OPTIONS, type Setting, withoutUndefined } from "../lib/cli/cli.ts";
 import { runScript, serveCommand } from "../lib/cli/main.ts";
+import { screen } from "../lib/cli/style.ts";
 import type { HostCheck } from "../mod.ts";
 
 export const DOCTOR = {
@@ -49,8 +50,8 @@ export function main(args: readonly string[], setting?: Setting): Promise<number
   return runScript(DOCTOR, args, async ({ flags }, cli) => {
     const { examineHost } = await cli.library();
     const socket = flags.socket ?? (Deno.env.get("TAPKIT_SOCKET") || undefined);
-    const { fix, output = Deno.stdout.isTerminal() ? "table" : "json" } = flags;
-    const width = Deno.stdout.isTerminal() ? Deno.consoleSize().columns : 100;
+    const { isTerminal, columns, paint } = screen();
+    const { fix, output = isTerminal ? "table" : "json" } = flags;
     const checks: HostCheck[] = [];
     const options = {
       ...cli.hostOptions(flags, await cli.heed()),
@@ -59,7 +60,7 @@ export function main(args: readonly string[], setting?: Setting): Promise<number
     };
     for await (const check of examineHost(options)) {
       checks.push(check);
-      if (output === "table") cli.text(formatCheck(check, width));
+      if (output === "table") cli.painted(formatCheck(check, columns, paint));
     }
     if (output === "table") cli.text(formatSummary(checks));
     else cli.json({ checks });

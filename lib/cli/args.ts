@@ -25,6 +25,12 @@ export interface Option {
   readonly default?: string;
 }
 
+/** A heading, and the names of the options below it. */
+export interface OptionGroup {
+  readonly title: string;
+  readonly options: readonly string[];
+}
+
 /** A command line: its words, flags and texts. */
 export interface Command {
   readonly name: string;
@@ -38,9 +44,13 @@ export interface Command {
     /** What a shell completes: the names of attached VMs for all words, or the first; or these. */
     readonly complete?: "vms" | "vm" | readonly string[];
   };
+  /** The words by heading, where they are commands. */
+  readonly commands?: readonly Section[];
   /** What follows `--`, if the command takes it. */
   readonly rest?: { readonly metavar: string; readonly help: string };
   readonly options: readonly Option[];
+  /** Headings for `--help`, the daily ones first. Options of no group come after them. */
+  readonly groups?: readonly OptionGroup[];
   /** The names of options that it shares with another command, and does not take. */
   readonly without?: readonly string[];
   readonly examples: readonly { readonly does: string; readonly command: string }[];
@@ -246,29 +256,30 @@ function distance(a: string, b: string): number {
   );
 }
 
-/** What `--help` and the man page say of a command: rows of what is written, and what it means. */
+/** What is written, and what it means. */
+export type Row = readonly [written: string, meaning: string];
+
+/** Rows below a heading. */
+export interface Section {
+  readonly title: string;
+  readonly rows: readonly Row[];
+}
+
+/** What `--help` and the man page say of a command. */
 export interface Described {
-  readonly words: readonly (readonly [string, string])[];
-  readonly options: readonly (readonly [string, string])[];
-  readonly exitCodes: readonly (readonly [string, string])[];
+  readonly words: readonly Row[];
+  readonly options: readonly Section[];
+  readonly exitCodes: readonly Row[];
 }
 
 /** The rows of a command, those that all commands have included. */
 export function describeCommand(command: Command): Described {
-  const left = (option: Option) =>
-    `--${option.name}${option.metavar === undefined ? "" : ` ${option.metavar}`}`;
   return {
     words: [
       command.words && [command.words.metavar, command.words.help] as const,
       command.rest && [`-- ${command.rest.metavar}`, command.rest.help] as const,
     ].filter((row) => row !== undefined),
-    options: allOptions(command).map((option): readonly [string, string] => {
-      const notes = [
-        option.repeat === true ? "may be repeated" : undefined,
-        option.default === undefined ? undefined : `default: ${option.default}`,
-      ].filter((note) => note !== undefined);
-      return [left(option), option.help + (notes.length === 0 ? "" : ` (${notes.join("; ")})`)];
-    }),
+    options: sectionsOf(command),
     exitCodes: [
       ["0", "done"],
       ["1", "failed; what was begun is undone"],
@@ -278,35 +289,67 @@ export function describeCommand(command: Command): Described {
   };
 }
 
+/** The options by group; those of none come last. */
+function sectionsOf(command: Command): Section[] {
+  const all = allOptions(command);
+  const { groups = [] } = command;
+  const grouped = groups.flatMap(({ options }) => options);
+  const title = groups.length === 0 ? "options" : "other options";
+  const rest = { title, options: all.map(({ name }) => name).filter((n) => !grouped.includes(n)) };
+  return [...groups, rest].map(({ title, options }) => ({
+    title,
+    rows: options.flatMap((name) => all.filter((option) => option.name === name)).map(rowOf),
+  })).filter(({ rows }) => rows.length > 0);
+}
+
+function rowOf(option: Option): Row {
+  const notes = [
+    option.repeat === true ? "may be repeated" : undefined,
+    option.default === undefined ? undefined : `default: ${option.default}`,
+  ].filter((note) => note !== undefined);
+  const left = `--${option.name}${option.metavar === undefined ? "" : ` ${option.metavar}`}`;
+  return [left, option.help + (notes.length === 0 ? "" : ` (${notes.join("; ")})`)];
+}
+
 /** The options that a command takes, those of every command included. */
 export function allOptions(command: Command): readonly Option[] {
   return [...taken(command), ...COMMON];
 }
 
-/** The text of `--help`. */
-export function helpText(command: Command): string {
+/**
+ * The text of `--help`.
+ *
+ * @param heading gives a heading its style
+ */
+export function helpText(
+  command: Command,
+  heading: (text: string) => string = (text) => text,
+): string {
   const { words, options, exitCodes } = describeCommand(command);
+  const { commands = [] } = command;
   return [
     `${command.name}: ${command.summary}`,
     "",
     ...command.usage.map((line, i) =>
-      `${i === 0 ? "usage:" : "      "} ${command.name} ${line}`.trimEnd()
+      `${i === 0 ? heading("usage:") : "      "} ${command.name} ${line}`.trimEnd()
     ),
-    ...words.length === 0 ? [] : ["", ...columns(words)],
+    ...words.length === 0 || commands.length > 0 ? [] : ["", ...columns(words)],
+    ...[...commands, ...options].flatMap(({ title, rows }) => [
+      "",
+      heading(`${title}:`),
+      ...columns(rows),
+    ]),
     "",
-    "options:",
-    ...columns(options),
-    "",
-    "examples:",
+    heading("examples:"),
     ...command.examples.flatMap(({ does, command }) => [`  # ${does}`, `  ${command}`]),
     "",
-    "exit codes:",
+    heading("exit codes:"),
     ...columns(exitCodes),
   ].join("\n");
 }
 
 /** Two columns, the second wrapped at 96 characters. */
-function columns(rows: readonly (readonly [string, string])[]): string[] {
+function columns(rows: readonly Row[]): string[] {
   const width = Math.max(...rows.map(([left]) => left.length)) + 4;
   return rows.flatMap(([left, right]) =>
     wrap(right, 96 - width).map((line, i) => `  ${i === 0 ? left : ""}`.padEnd(width) + line)

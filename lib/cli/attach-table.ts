@@ -195,6 +195,36 @@ export const ATTACH_VM = {
       "{ip} {gateway} {netmask} {mtu} {queues} {netns} {name} {cmdline} in its arguments are replaced, " +
       "and {eth1.tap} … of further interfaces",
   },
+  groups: [
+    {
+      title: "every day",
+      options: ["ports", "network", "output", "list", "check", "remove", "all", "force", "restore"],
+    },
+    { title: "with -- VMM", options: ["user", "keep", "record-file"] },
+    {
+      title: "the VM's interfaces",
+      options: [
+        ...["ip", "mac", "mtu", "queues", "tap-owner", "bandwidth"],
+        ...["mode", "netns", "network-plugin", "image", "container"],
+      ],
+    },
+    {
+      title: "what the guest may do, and who reaches it",
+      options: [
+        ...["isolated", "no-isolated", "deny-egress", "allow-egress", "reachable-from"],
+        ...["open-firewall", "no-open-firewall", "max-connections", "new-connections"],
+        ...["antispoof", "no-antispoof", "link-local"],
+      ],
+    },
+    { title: "many VMs, and leftovers", options: ["from", "gc", "exclusive"] },
+    {
+      title: "how it is done",
+      options: [
+        ...["plugins", "capability", "cni-arg", "firewall"],
+        ...["state-dir", "cni-conf-dir", "cni-bin-dir"],
+      ],
+    },
+  ],
   options: [
     ...SHAPING,
     {

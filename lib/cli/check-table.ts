@@ -5,6 +5,7 @@
  */
 
 import { wrap } from "./args.ts";
+import { type Paint, plain } from "./style.ts";
 
 /** What one check found. */
 interface Row {
@@ -24,8 +25,12 @@ const NARROWEST = 30;
  *
  * @param width of the terminal, in characters
  */
-export function formatCheck({ name, ok, detail, mend, fixed = [] }: Row, width: number): string {
-  const state = ok ? fixed.length > 0 ? "fixed" : "ok" : "FAIL";
+export function formatCheck(
+  { name, ok, detail, mend, fixed = [] }: Row,
+  width: number,
+  paint: Paint = plain,
+): string {
+  const state = (ok ? fixed.length > 0 ? "fixed" : "ok" : "FAIL").padEnd(INDENT);
   const left = INDENT + NAME_WIDTH;
   const paragraphs = [
     detail,
@@ -33,9 +38,9 @@ export function formatCheck({ name, ok, detail, mend, fixed = [] }: Row, width: 
     ...mend === "" ? [] : [`mend: ${mend}`],
   ];
   const lines = paragraphs.flatMap((text) => wrap(text, Math.max(NARROWEST, width - left)));
-  const [first = "", ...rest] = lines;
+  const [first = "", ...rest] = lines.map((line) => plain(line, "bold"));
   return [
-    state.padEnd(INDENT) + name.padEnd(NAME_WIDTH) + first,
+    paint(state, ok ? "green" : "red") + paint(name.padEnd(NAME_WIDTH), "bold") + first,
     ...rest.map((line) => " ".repeat(left) + line),
   ].join("\n");
 }

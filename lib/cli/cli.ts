@@ -110,9 +110,14 @@ export class Cli {
 
   /** Prints a line on stdout, with control characters escaped. A closed pipe is not an error. */
   text(text: string): void {
+    this.painted(visible(text));
+  }
+
+  /** Prints a line whose control characters are its own: see style.ts. */
+  painted(text: string): void {
     try {
       this.#clearProgress();
-      this.caller.stdout(`${visible(text)}\n`);
+      this.caller.stdout(`${text}\n`);
     } catch (error) {
       throw new TapkitError(`stdout cannot be written: ${describe(error)}`, {
         mend: "what was done stays; print it again with --list",
@@ -287,7 +292,7 @@ const CONTROLS =
   /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
 
 /** Escapes control characters as JSON does, so that a line of JSON keeps its meaning. */
-function visible(text: string): string {
+export function visible(text: string): string {
   return text.replaceAll(
     CONTROLS,
     (control) => `\\u${control.charCodeAt(0).toString(16).padStart(4, "0")}`,

@@ -8,6 +8,7 @@
 import { thisProcess } from "../caller.ts";
 import { InterruptedError, TapkitError } from "../errors.ts";
 import { type Command, helpText, parseCommand, type Parsed } from "./args.ts";
+import { screen } from "./style.ts";
 import { Cli, EXIT, NotHereError, type Setting } from "./cli.ts";
 
 /**
@@ -39,7 +40,8 @@ async function runParsed<const C extends Command>(
   try {
     const parsed = parseCommand(command, args);
     if (parsed === "help") {
-      cli.text(helpText(command));
+      const { paint } = screen();
+      cli.painted(helpText(command, (text) => paint(text, "bold")));
       return EXIT.done;
     }
     if (parsed === "version") {

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type Command, describeCommand } from "../cli/args.ts";
+import { type Command, describeCommand, type Row, type Section } from "../cli/args.ts";
 
 /** The section of all of them: commands of the administrator. */
 export const MAN_SECTION = 8;
@@ -15,7 +15,7 @@ export const MAN_SECTION = 8;
  * @param others the names of the commands to see also
  */
 export function manPage(command: Command, version: string, others: readonly string[]): string {
-  const { name, summary, usage, examples } = command;
+  const { name, summary, usage, examples, commands = [] } = command;
   const { words, options, exitCodes } = describeCommand(command);
   const see = others.filter((other) => other !== name);
   return [
@@ -29,8 +29,9 @@ export function manPage(command: Command, version: string, others: readonly stri
       ...line === "" ? [] : [text(line)],
     ]),
     ...words.length === 0 ? [] : [".SH ARGUMENTS", ...words.flatMap(item)],
+    ...commands.length === 0 ? [] : [".SH COMMANDS", ...commands.flatMap(subsection)],
     ".SH OPTIONS",
-    ...options.flatMap(item),
+    ...options.length === 1 ? options[0]!.rows.flatMap(item) : options.flatMap(subsection),
     ".SH EXIT STATUS",
     ...exitCodes.flatMap(item),
     ".SH EXAMPLES",
@@ -47,8 +48,12 @@ export function manPage(command: Command, version: string, others: readonly stri
   ].join("\n");
 }
 
+function subsection({ title, rows }: Section): string[] {
+  return [`.SS ${quoted(title)}`, ...rows.flatMap(item)];
+}
+
 /** What is written, in bold, and what it means below it. */
-function item([left, right]: readonly [string, string]): string[] {
+function item([left, right]: Row): string[] {
   return [".TP", `.B ${roff(left)}`, text(right)];
 }
 

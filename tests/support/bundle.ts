@@ -52,7 +52,7 @@ export function scriptWords(script: string, flags: readonly string[] = []): stri
   const bundle = Deno.env.get(BUNDLE_VARIABLE);
   return bundle === undefined
     ? ["run", "-A", ...flags, `${ROOT}/scripts/${script}.ts`]
-    : ["run", "-A", "--no-config", ...flags, bundle, script];
+    : ["run", "-A", "--no-config", ...flags, bundle, ...script === "tapkit" ? [] : [script]];
 }
 
 async function removeStale(cache: string): Promise<void> {

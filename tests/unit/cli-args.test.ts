@@ -1,4 +1,6 @@
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
+import { ATTACH_VM } from "../../lib/cli/attach-table.ts";
+import { BRIDGE_LEGACY } from "../../scripts/bridge-legacy.ts";
 import { type Command, helpText, nearest, parseCommand } from "../../lib/cli/args.ts";
 import { InputError } from "../../lib/errors.ts";
 
@@ -155,4 +157,28 @@ Deno.test("helpText: says everything the table says, in at most 100 columns", ()
     ]
   ) assertStringIncludes(text.replaceAll(/ {2,}/g, "  "), part);
   assertEquals(text.split("\n").filter((line) => line.length > 100), []);
+});
+
+Deno.test("helpText: groups come in their order, what is in none comes last, headings have a style", () => {
+  const groups = [{ title: "daily", options: ["salt"] }];
+  const text = helpText({ ...COOK, groups }, (heading) => `<${heading}>`);
+  const headings = [...text.matchAll(/^<(.*)>/gm)].map(([, heading]) => heading);
+  assertEquals(headings, ["usage:", "daily:", "other options:", "examples:", "exit codes:"]);
+  const daily = text.split("<daily:>")[1]!.split("<other options:>")[0]!;
+  assertEquals([...daily.matchAll(/^ {2}(--\S+)/gm)].map(([, flag]) => flag), ["--salt"]);
+  assertStringIncludes(text.split("<other options:>")[1]!, "--version");
+});
+
+Deno.test("groups: name options that there are, each once; attach-vm's leave out none", () => {
+  for (const command of [ATTACH_VM, BRIDGE_LEGACY]) {
+    const grouped: readonly string[] = ATTACH_VM.groups.flatMap(({ options }) => options);
+    assertEquals(grouped.length, new Set(grouped).size);
+    const known: readonly string[] = command.options.map(({ name }) => name);
+    assertEquals(known.filter((name) => !grouped.includes(name)), []);
+  }
+  const known: readonly string[] = ATTACH_VM.options.map(({ name }) => name);
+  assertEquals(
+    ATTACH_VM.groups.flatMap(({ options }) => options).filter((n) => !known.includes(n)),
+    [],
+  );
 });
