@@ -4,7 +4,6 @@
  * @module
  */
 
-import { thisProcess } from "../lib/caller.ts";
 import { unknownWord } from "../lib/cli/args.ts";
 import { Cli, type Setting } from "../lib/cli/cli.ts";
 import { BECOME_SERVE, runScript } from "../lib/cli/main.ts";
@@ -34,7 +33,7 @@ const COMMANDS: Readonly<Record<Exclude<ScriptName | WordName, "help">, () => Lo
 /** Runs the script that the first argument names with the others. Returns its exit code. */
 export async function main(
   args: readonly string[],
-  setting: Setting = { caller: thisProcess },
+  setting: Setting = {},
 ): Promise<number> {
   // A binary of one script has its name before what it is given.
   const becomes = args.slice(0, 2).indexOf(BECOME_SERVE);

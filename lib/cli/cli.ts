@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Caller } from "../caller.ts";
+import { type Caller, thisProcess } from "../caller.ts";
 import { describe, InputError, locating, TapkitError } from "../errors.ts";
 import type { HostOptions } from "../vm/types.ts";
 import type { Command } from "./args.ts";
@@ -24,7 +24,10 @@ export type Library = typeof import("../../mod.ts");
 
 /** Where a command runs. */
 export interface Setting {
-  readonly caller: Caller;
+  /** Who runs it; this process, unless given. */
+  readonly caller?: Caller;
+  /** The caller's standard input, if that was read already. */
+  readonly stdin?: string;
   /** Verbs that are done otherwise than by the library. */
   readonly verbs?: Partial<Library>;
   /** Whether a command may run there: it is asked for its state directory before it does anything. */
@@ -62,7 +65,8 @@ export class Cli {
 
   constructor(name: string, setting: Setting) {
     this.name = name;
-    this.caller = setting.caller;
+    const { caller = thisProcess, stdin } = setting;
+    this.caller = stdin === undefined ? caller : { ...caller, stdin: () => Promise.resolve(stdin) };
     this.#setting = setting;
   }
 

@@ -5,7 +5,6 @@
  * @module
  */
 
-import { thisProcess } from "../caller.ts";
 import { InterruptedError, TapkitError } from "../errors.ts";
 import { type Command, helpText, parseCommand, type Parsed } from "./args.ts";
 import { screen } from "./style.ts";
@@ -23,7 +22,7 @@ export async function runScript<const C extends Command>(
   command: C,
   args: readonly string[],
   run: (parsed: Parsed<C>, cli: Cli) => Promise<number> | number,
-  setting: Setting = { caller: thisProcess },
+  setting: Setting = {},
 ): Promise<number> {
   const cli = new Cli(command.name, setting);
   const code = await runParsed(command, args, run, cli);

@@ -7,7 +7,7 @@
  */
 
 import deno from "../../deno.json" with { type: "json" };
-import { type Caller, commandVariables, thisProcess } from "../caller.ts";
+import { commandVariables, thisProcess } from "../caller.ts";
 import type { Setting } from "./cli.ts";
 
 /** Commands that the resident takes. */
@@ -28,16 +28,20 @@ type Main = (args: readonly string[], setting?: Setting) => Promise<number>;
 export async function start(words: readonly string[], main: Main, named = false): Promise<number> {
   const done = await handOver(words);
   if (typeof done === "number") return done;
-  return await main(named ? words : words.slice(1), { caller: done });
+  return await main(named ? words : words.slice(1), done);
 }
 
-/** Has the resident run a command. Returns its exit code; or the caller, if it is to run here. */
-async function handOver(words: readonly string[]): Promise<number | Caller> {
+/**
+ * Has the resident run a command. Returns its exit code; or, if it is to run here, how. That is never
+ * with the caller of this file: in the bundle the scripts are another file with classes of their own,
+ * and would not know the errors that its signals raise.
+ */
+async function handOver(words: readonly string[]): Promise<number | Setting> {
   const ours = TAKEN.includes(words[0]!) && !words.some((word) => word === "--" || OWN.test(word));
-  if (!ours || !mayConnect()) return thisProcess;
+  if (!ours || !mayConnect()) return {};
   const path = Deno.env.get("TAPKIT_SOCKET") || "/run/tapkit/tapkit.sock";
   const connection = path === "none" ? undefined : await connect(path);
-  if (connection === undefined) return thisProcess;
+  if (connection === undefined) return {};
   using _connection = connection;
   const reads = words.includes("-") || words.includes("--from=-");
   const text = reads ? await thisProcess.stdin() : undefined;
@@ -64,7 +68,7 @@ async function handOver(words: readonly string[]): Promise<number | Caller> {
     });
   });
   if (code !== undefined) return code;
-  return text === undefined ? thisProcess : { ...thisProcess, stdin: () => Promise.resolve(text) };
+  return text === undefined ? {} : { stdin: text };
 }
 
 /** Who runs a command with few permissions is not asked for more. */
