@@ -22,13 +22,14 @@ export async function giveGuest(host: Host): Promise<void> {
 
 /** Boots the guest. The shell has `tap`, `mac`, `cmdline` and `queues`. */
 const BOOT = `
-[ "$queues" = 1 ] || more=",queues=$queues"
+backend= card=
+if [ "$queues" != 1 ]; then backend=",queues=$queues" card=",mq=on,vectors=$((2 * queues + 2))"; fi
 exec qemu-system-x86_64 -M q35,usb=off,hpet=off,vmport=off,smm=off -accel tcg,thread=single,tb-size=32 \\
-  -m 96 -nodefaults -no-user-config -display none -no-reboot -serial stdio \\
+  -smp "$queues" -m 96 -nodefaults -no-user-config -display none -no-reboot -serial stdio \\
   -kernel ${GUEST}/vmlinuz -initrd ${GUEST}/initramfs \\
   -append "quiet nokaslr mitigations=off random.trust_cpu=on $cmdline" \\
-  -netdev "tap,id=n0,ifname=$tap,script=no,downscript=no,vhost=off$more" \\
-  -device "virtio-net-pci,netdev=n0,mac=$mac,romfile="
+  -netdev "tap,id=n0,ifname=$tap,script=no,downscript=no,vhost=off$backend" \\
+  -device "virtio-net-pci,netdev=n0,mac=$mac,romfile=$card"
 `;
 
 /**
@@ -57,7 +58,7 @@ of --arg id "$id" '."network-interfaces"[] | select(.iface_id == $id)' "$config"
 tap=$(of '."network-interfaces"[0].host_dev_name' "$config")
 mac=$(of '."network-interfaces"[0].guest_mac' "$config")
 cmdline=$(of '."boot-source".boot_args' "$config")
-queues=1 more=
+queues=1
 echo "firecracker runs as $(id -un) in $PWD"
 ${BOOT}`;
 
@@ -95,7 +96,7 @@ exec nsenter --net="$netns" setpriv --reuid "$uid" --regid "$gid" --clear-groups
 /** `cloud-hypervisor --kernel FILE --initramfs FILE --disk … --cmdline TEXT --net VALUE…`. */
 export const CLOUD_HYPERVISOR = `#!/bin/bash
 set -eu
-key= cmdline= tap= mac= queues=1 more=
+key= cmdline= tap= mac= queues=1
 for word; do
   case $word in
     --*) [ "$key" != --net ] || [ -n "$tap" ]; key=$word ;;
