@@ -24,6 +24,12 @@ const runCommand: RunCommand = async (command, args, setting) => {
     throw error;
   }
 };
+/** Deno warns that it aborts a request's signal also when the answer was read, which is known. */
+function hushDeno(): void {
+  const { warn } = console;
+  console.warn = (...words) => /^Deno\.serve: request\.signal/.test(words[0]) || warn(...words);
+}
+
 /** Runs serve, by this or its older name, with `args`; returns its exit code. */
 export function main(args: readonly string[], setting?: Setting, name = "serve") {
   return runScript({ ...SERVE, name }, args, async ({ flags }, cli) => {
@@ -36,6 +42,7 @@ export function main(args: readonly string[], setting?: Setting, name = "serve")
     const socket = flags.socket ?? (Deno.env.get("TAPKIT_SOCKET") || undefined);
     const place = socket === undefined || socket === "none" ? socket : cli.path(socket);
     const { heal = "auto", "exit-when-idle": exitWhenIdle } = flags;
+    hushDeno();
     // Otherwise the directory of the process that started it could not be unmounted.
     Deno.chdir("/");
     const how = { socket: place, heal, exitWhenIdle, signal: stopSignal(), runCommand };

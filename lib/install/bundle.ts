@@ -64,11 +64,20 @@ function hotFunctions(): ReadonlySet<string> {
  * Makes the directory `cache` Deno's cache for the bundle in the directory `bundle`. Deno keeps there
  * what V8 has compiled when a file is loaded. It does so itself, but only in commands that wait for
  * something.
+ *
+ * @param env the variables that it is used with
  */
-export async function warmCache(bundle: string, cache: string): Promise<void> {
+export async function warmCache(
+  bundle: string,
+  cache: string,
+  env: Readonly<Record<string, string>> = {},
+): Promise<void> {
   const loader = fromFileUrl(new URL("load.js", import.meta.url));
   const files = Object.keys(BUNDLE).map((name) => toFileUrl(`${bundle}/${name}`).href);
-  runSync(Deno.execPath(), ["run", "-A", "--no-config", loader, ...files], { DENO_DIR: cache });
+  runSync(Deno.execPath(), ["run", "-A", "--no-config", loader, ...files], {
+    ...env,
+    DENO_DIR: cache,
+  });
   // Deno leaves what it wrote in the logs of its databases, which each command would read again.
   const { DatabaseSync } = await import("node:sqlite");
   for (const { name } of [...Deno.readDirSync(cache)]) {

@@ -4,11 +4,12 @@
  * @module
  */
 
-import { resolve } from "@std/path";
+import { join, resolve } from "@std/path";
 import deno from "../../deno.json" with { type: "json" };
 import type { Command } from "../cli/args.ts";
 import type { InstallCommand } from "../cli/install-command.ts";
 import { describe, InputError, TapkitError } from "../errors.ts";
+import { RESIDENT_CACHE, RESIDENT_V8_FLAGS } from "../exec.ts";
 import { isFile, isThere } from "../files.ts";
 import { compileBinaries, requireArchitecture, versionOf } from "./binary.ts";
 import { makeBundle, warmCache } from "./bundle.ts";
@@ -157,6 +158,7 @@ export class Installer {
     try {
       if (isThere(cache)) await Deno.remove(cache, { recursive: true });
       await warmCache(share, cache);
+      await warmCache(share, join(cache, RESIDENT_CACHE), { DENO_V8_FLAGS: RESIDENT_V8_FLAGS });
     } catch (error) {
       this.#options.note(`warning: the first commands start slower: ${describe(error)}`);
     }

@@ -5,7 +5,7 @@
  */
 
 import { fromFileUrl, join } from "@std/path";
-import { DENO_DIR_BEFORE } from "../exec.ts";
+import { DENO_DIR_BEFORE, RESIDENT_CACHE, RESIDENT_V8_FLAGS } from "../exec.ts";
 import type { Command } from "../cli/args.ts";
 import { BUNDLE } from "./bundle.ts";
 import { bashCompletion, COMPLETION_DIRS, fishCompletion, zshCompletion } from "./completion.ts";
@@ -121,10 +121,12 @@ function launcher(name: string, prefix: string, { how, deno = "" }: Installation
   const command = how === "bundle"
     ? `${run} --no-config ${quote(`${share}/tapkit.js`)}${name === "tapkit" ? "" : ` ${name}`}`
     : `${run} ${quote(`${sources}/${name}.ts`)}`;
+  const isResident = name === "serve" || name === "serve-dhcp";
+  const flags = isResident ? ` DENO_V8_FLAGS="\${DENO_V8_FLAGS-${RESIDENT_V8_FLAGS}}"` : "";
   // Whoever may not write there has a cache of their own, as for any program of Deno's.
   const environment = how === "bundle"
-    ? `cache=${quote(cache)}
-if [ -w "$cache" ]; then export ${DENO_DIR_BEFORE}="\${DENO_DIR-}" DENO_DIR="$cache"; fi
+    ? `cache=${quote(isResident ? join(cache, RESIDENT_CACHE) : cache)}
+if [ -w "$cache" ]; then export ${DENO_DIR_BEFORE}="\${DENO_DIR-}" DENO_DIR="$cache"${flags}; fi
 `
     : "";
   return `#!/bin/sh\n${environment}exec ${command} "$@"\n`;

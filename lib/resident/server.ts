@@ -182,7 +182,8 @@ class Requests {
   ): Promise<Response> {
     const begun = performance.now();
     const gone = new AbortController();
-    request.signal.addEventListener("abort", () => gone.abort(clientGone()), { once: true });
+    const onGone = () => gone.abort(clientGone());
+    request.signal.addEventListener("abort", onGone, { once: true });
     const signal = AbortSignal.any([gone.signal, stop]);
     const { promise: over, resolve: end } = Promise.withResolvers<void>();
     const label = { operation: "request", object: undefined as string | undefined };
@@ -193,6 +194,8 @@ class Requests {
         const ms = Math.round(performance.now() - begun);
         this.#note(`${nameOf(label)}: done in ${ms} ms`);
       }
+      // Deno aborts it also when the answer was read.
+      request.signal.removeEventListener("abort", onGone);
       this.#underWay.delete(over);
       end();
       // The server ends only between requests.

@@ -48,7 +48,7 @@ async function startResident(host: HostPaths, command: readonly string[]): Promi
       return;
     }
   }
-  const { spawnDetached } = await import("../exec.ts");
+  const { residentVariables, spawnDetached } = await import("../exec.ts");
   const [program = "", ...args] = command;
   if (!underSystemd()) {
     return spawnDetached(program, [...args, `--log-file=${dhcpFile(host, "log")}`]);
@@ -60,7 +60,10 @@ async function startResident(host: HostPaths, command: readonly string[]): Promi
   }
   const unit = ["--quiet", "--collect", "--no-block", "--description=The resident of tapkit"];
   const again = ["--property=Restart=on-failure", "--property=RestartSec=1"];
-  spawnDetached("systemd-run", [...unit, ...again, "--", program, ...args]);
+  const variables = Object.entries(residentVariables()).map(([name, value]) =>
+    `--setenv=${name}=${value}`
+  );
+  spawnDetached("systemd-run", [...unit, ...again, ...variables, "--", program, ...args]);
 }
 
 /** The time that a server has to start. */

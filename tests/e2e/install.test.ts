@@ -53,6 +53,10 @@ async function useIn(prefix: string, bundle: string): Promise<void> {
     `for i in $(seq 50); do pgrep -af -- '${bundle} --serve ' && break; sleep 0.1; done`,
   );
   assertStringIncludes(servers, `${bundle} --serve `);
+  // With flags of V8's that need a code cache of their own.
+  const environ = await host.readFile(`/proc/${parseInt(servers)}/environ`);
+  assertStringIncludes(environ, `DENO_DIR=${prefix}/share/tapkit/cache/resident\0`);
+  assertStringIncludes(environ, "DENO_V8_FLAGS=--max-semi-space-size=1");
   assertEquals((await run("tapkit", "map-port", "web", "8081:81")).ports.length, 2);
   await run("attach-vm", "web", "--remove");
   const server = host.spawn(`${prefix}/bin/serve`, [], { env: { TAPKIT_SOCKET: "" } });

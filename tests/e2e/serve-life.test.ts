@@ -51,7 +51,9 @@ Deno.test("serve: one process at a socket; what a killed one left is replaced", 
   assertEquals((await host.run("test", ["-S", SOCKET])).code, 0);
   await using third = await ResidentServer.start(host);
   assertEquals((await third.ask("GET", "/v1/health")).status, 200);
-  assertEquals((await third.end("SIGINT")).code, 0);
+  const ended = await third.end("SIGINT");
+  assertEquals(ended.code, 0);
+  assertMatch(ended.stderr, /^serve: takes requests at \S+\n$/);
   assertEquals((await host.run("test", ["-e", "/run/tapkit"])).code, 1);
   await host.writeFile("/run/file", "mine");
   const file = await host.tapkit("serve", "--socket", "/run/file");
