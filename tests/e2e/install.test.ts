@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { Host } from "../support/host.ts";
 
@@ -115,3 +115,16 @@ async function sqlite(host: Host, cache: string, statement: string): Promise<num
   const url = `data:text/javascript,${encodeURIComponent(program)}`;
   return JSON.parse(await host.must(Deno.execPath(), ["run", "-A", url, cache, statement]));
 }
+
+Deno.test("scripts: from a checkout without network, they end and say which package they miss", async () => {
+  await using host = await Host.create();
+  for (const script of ["scripts/attach-vm.ts", "scripts/tapkit.ts", "install.ts"]) {
+    const args = ["run", "-A", `${ROOT}${script}`, "--help"];
+    const { code, stdout, stderr } = await host.run(Deno.execPath(), args, {
+      env: { DENO_DIR: `/tmp/${script}` },
+    });
+    assertEquals([code, stdout], [1, ""], stderr);
+    assertMatch(stderr, /npm package '?[\w-]+@?[^]*dns error/);
+    assert(!stderr.includes("killed after"), stderr);
+  }
+});
