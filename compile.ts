@@ -5,16 +5,17 @@
  */
 
 import { type Command, unknownWord } from "./lib/cli/args.ts";
-import { EXIT, printJson, runScript } from "./lib/cli/main.ts";
+import { EXIT } from "./lib/cli/cli.ts";
+import { runScript } from "./lib/cli/main.ts";
+import { SCRIPT_NAMES, TAPKIT } from "./lib/cli/tapkit-table.ts";
 import {
   type Architecture,
   ARCHITECTURES,
   type Binary,
   compileBinaries,
 } from "./lib/install/binary.ts";
-import { TAPKIT } from "./scripts/tapkit.ts";
 
-const NAMES = [TAPKIT.name, ...TAPKIT.words.complete];
+const NAMES: readonly string[] = [TAPKIT.name, ...SCRIPT_NAMES];
 
 const COMPILE = {
   name: "compile.ts",
@@ -53,7 +54,7 @@ const COMPILE = {
 
 /** Runs compile.ts with `args`; returns its exit code. */
 export function main(args: readonly string[]): Promise<number> {
-  return runScript(COMPILE, args, async ({ flags, words }) => {
+  return runScript(COMPILE, args, async ({ flags, words }, cli) => {
     const strange = words.find((word) => !NAMES.includes(word));
     if (strange !== undefined) {
       throw unknownWord(`there is no command ${strange}`, strange, NAMES, COMPILE);
@@ -67,7 +68,7 @@ export function main(args: readonly string[]): Promise<number> {
         ...name === TAPKIT.name ? {} : { script: name },
       }))
     );
-    await compileBinaries(binaries, ({ path }, bytes) => printJson({ path, bytes }));
+    await compileBinaries(binaries, ({ path }, bytes) => cli.json({ path, bytes }));
     return EXIT.done;
   });
 }

@@ -28,6 +28,7 @@ const COMMANDS: Readonly<Record<Exclude<ScriptName | WordName, "help">, () => Lo
   "inspect": () => import("./tapkit/inspect.ts"),
   "rm": () => import("./tapkit/rm.ts"),
   "events": () => import("./tapkit/events.ts"),
+  "install": () => import("../install.ts"),
 };
 
 /** Runs the script that the first argument names with the others. Returns its exit code. */

@@ -4,46 +4,12 @@
  * @module
  */
 
-import type { Command } from "../lib/cli/args.ts";
 import { formatCheck, formatSummary } from "../lib/cli/check-table.ts";
-import { EXIT, HOST_OPTIONS, type Setting, withoutUndefined } from "../lib/cli/cli.ts";
+import { EXIT, type Setting, withoutUndefined } from "../lib/cli/cli.ts";
+import { DOCTOR } from "../lib/cli/doctor-table.ts";
 import { runScript, serveCommand } from "../lib/cli/main.ts";
 import { screen } from "../lib/cli/style.ts";
 import type { HostCheck } from "../mod.ts";
-
-export const DOCTOR = {
-  name: "doctor",
-  summary: "examine this host, and say what keeps VMs from working, and what to do about it",
-  usage: ["[--fix] [--output FORMAT]"],
-  options: [
-    {
-      name: "fix",
-      help:
-        "also repair what can be repaired without harm to a guest that runs, and say what was " +
-        "repaired",
-    },
-    {
-      name: "output",
-      metavar: "FORMAT",
-      choices: ["table", "json"],
-      help: "a table for people, or one line of JSON",
-      default: "table on a terminal, otherwise json",
-    },
-    {
-      name: "socket",
-      metavar: "PATH",
-      help: "where the resident takes requests; none does not ask it",
-      default: "$TAPKIT_SOCKET, then /run/tapkit/tapkit.sock",
-    },
-    ...HOST_OPTIONS,
-  ],
-  examples: [
-    { does: "examine the host", command: "doctor" },
-    { does: "repair what is safe to repair", command: "doctor --fix" },
-    { does: "list what is wrong", command: "doctor | jq '.checks[] | select(.ok | not)'" },
-  ],
-  exitCodes: [["3", "a check failed"]],
-} as const satisfies Command;
 
 /** Runs doctor with `args`; returns its exit code. */
 export function main(args: readonly string[], setting?: Setting): Promise<number> {

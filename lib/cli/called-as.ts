@@ -7,7 +7,7 @@
 import { SCRIPT_NAMES } from "./tapkit-table.ts";
 
 /**
- * The arguments of this process. If it is a compiled \`tapkit\` that is called by a link, or a copy, of
+ * The arguments of this process. If it is a compiled `tapkit` that is called by a link, or a copy, of
  * another name, that name comes first. A binary that was made of one script has it there already.
  */
 export function argumentsAsCalled(): readonly string[] {

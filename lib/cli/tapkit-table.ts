@@ -24,6 +24,7 @@ const WORDS = {
   "inspect": "print all that is known of VMs",
   "rm": "remove VMs from their networks",
   "events": "print what happens to VMs, until Ctrl-C",
+  "install": "install tapkit, compare and remove what was installed",
   "help": "print the help of a command",
 } as const;
 
@@ -55,7 +56,7 @@ export const TAPKIT = {
   commands: [
     { title: "every day", rows: rows("attach-vm", "map-port", "ls", "inspect", "rm", "events") },
     { title: "the host", rows: rows("doctor", "serve", "install-default-cni", "setup-weave") },
-    { title: "others", rows: rows("help", "bridge-legacy", "serve-dhcp") },
+    { title: "others", rows: rows("install", "help", "bridge-legacy", "serve-dhcp") },
   ],
   options: [],
   examples: [

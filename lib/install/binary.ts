@@ -54,7 +54,15 @@ function compile(bundle: string, { path, arch = Deno.build.arch, script }: Binar
   // A binary's code cache is a file in /tmp, whose name is known: anybody may have made it.
   const flags = ["--quiet", "-A", "--no-config", "--no-code-cache", "--target", target];
   const words = script === undefined ? [] : [script];
-  runSync(Deno.execPath(), ["compile", ...flags, "--output", path, bundle, ...words]);
+  try {
+    runSync(Deno.execPath(), ["compile", ...flags, "--output", path, bundle, ...words]);
+  } catch (cause) {
+    throw new TapkitError(`${path} cannot be made: ${describe(cause)}`, {
+      mend: `check that this host has network, from which Deno takes its runtime for ${target}, ` +
+        "or name that with DENORT_BIN",
+      cause,
+    });
+  }
   requireArchitecture(path, arch);
   if (arch === Deno.build.arch) versionOf(path);
 }

@@ -1,7 +1,7 @@
 /**
  * The scripts as files that start faster than the sources: `tapkit.js`, where every command begins;
  * `scripts.js`, which it loads where the resident does not do its work; and what few of those load:
- * `zx.js` those that run docker, `ajv.js` the one that takes requests.
+ * `zx.js` those that run docker, `ajv.js` the one that takes requests, `install.js` that which installs.
  *
  * @module
  */
@@ -9,16 +9,29 @@
 import { fromFileUrl, toFileUrl } from "@std/path";
 import deno from "../../deno.json" with { type: "json" };
 import { runSync } from "../exec.ts";
+import { isFile } from "../files.ts";
 
-const ROOT = new URL("../../", import.meta.url);
+/** The checkout that this is in, if it is in one. */
+export const ROOT = new URL("../../", import.meta.url);
+
+/** Whether the sources are here; a bundle or a binary has none. */
+export function hasSources(): boolean {
+  return isFile(fromFileUrl(new URL("scripts/tapkit.ts", ROOT)));
+}
 
 /** What is a file of its own, by the name that others import it by. */
-const APART = { "./all.ts": "scripts.js", "zx/core": "zx.js", "ajv": "ajv.js" } as const;
+const APART = {
+  "./all.ts": "scripts.js",
+  "../install.ts": "install.js",
+  "zx/core": "zx.js",
+  "ajv": "ajv.js",
+} as const;
 
 /** What each file is made of, in the order to write them. */
 export const BUNDLE: Readonly<Record<string, string>> = {
   "zx.js": deno.imports["zx/core"],
   "ajv.js": deno.imports["ajv"],
+  "install.js": fromFileUrl(new URL("install.ts", ROOT)),
   "scripts.js": fromFileUrl(new URL("scripts/all.ts", ROOT)),
   "tapkit.js": fromFileUrl(new URL("scripts/tapkit.ts", ROOT)),
 };

@@ -55,15 +55,22 @@ _tapkit_networks() {
 }
 `;
 
-/** Completion for bash: one file for all of the commands, \`tapkit NAME\` included. */
-export function bashCompletion(commands: readonly Command[]): string {
+/** The name of a command, or what follows `tapkit` in it. */
+const wordOf = ({ name }: Command) => name.replace(/^tapkit /, "");
+
+/**
+ * Completion for bash: one file for all of the commands, `tapkit NAME` included.
+ *
+ * @param words those that are commands of tapkit alone, as `tapkit ls`
+ */
+export function bashCompletion(commands: readonly Command[], words: readonly Command[]): string {
   const script = (command: Command) => {
     const values = command.options.filter(({ metavar }) => metavar !== undefined);
     const cases = values.map((option) =>
       `        --${option.name}) ${bashOf(valueOf(option)) ?? "COMPREPLY=()"} ;;`
     );
     const flags = allOptions(command).map(({ name }) => `--${name}`).join(" ");
-    return `    ${command.name})
+    return `    ${wordOf(command)})
       case $previous in
 ${[...cases, `        *) _tapkit_words "${flags}" ${bashWords(command)} ;;`].join("\n")}
       esac
@@ -83,7 +90,7 @@ _tapkit_words() {
 _tapkit_run() {
   local script=$1 word=$2 previous=$3
   case $script in
-${commands.map(script).join("\n")}
+${[...commands, ...words].map(script).join("\n")}
   esac
 }
 _tapkit() {
@@ -135,7 +142,7 @@ function bashWords(command: Command): string {
 }
 
 /** Completion for zsh: one file for all of the commands. */
-export function zshCompletion(commands: readonly Command[]): string {
+export function zshCompletion(commands: readonly Command[], words: readonly Command[]): string {
   const script = (command: Command) => {
     const specs = allOptions(command).map((option) => {
       const before = option.repeat === true ? "*" : "";
@@ -151,7 +158,7 @@ export function zshCompletion(commands: readonly Command[]): string {
     const word = command.words === undefined || kind === undefined
       ? []
       : [zshQuoted(`${place}:${zshText(command.words.metavar)}:${zshOf(kind)}`)];
-    return `    ${command.name})
+    return `    ${wordOf(command)})
       _arguments \\
         ${[...specs, ...word].join(" \\\n        ")}
       ;;`;
@@ -166,7 +173,7 @@ _tapkit_list() {
 }
 _tapkit_run() {
   case $1 in
-${commands.map(script).join("\n")}
+${[...commands, ...words].map(script).join("\n")}
   esac
 }
 _tapkit() {
@@ -215,8 +222,12 @@ function zshQuoted(text: string): string {
   return `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
-/** Completion for fish of one of the commands: fish looks for a file of each command's name. */
-export function fishCompletion(command: Command, commands: readonly Command[]): string {
+/**
+ * Completion for fish of one of the commands: fish looks for a file of each command's name.
+ *
+ * @param all every command, those of tapkit alone too
+ */
+export function fishCompletion(command: Command, all: readonly Command[]): string {
   const own = (of: Command, name: string, when: string) => {
     const complete = `complete -c ${name}${when === "" ? "" : ` -n ${fishQuoted(when)}`}`;
     const kind = wordsOf(of);
@@ -234,13 +245,17 @@ export function fishCompletion(command: Command, commands: readonly Command[]): 
       ],
     ];
   };
-  const others = commands.filter(({ name }) => name !== "tapkit");
+  const others = all.filter(({ name }) => name !== "tapkit");
   const lines = command.name !== "tapkit" ? own(command, command.name, "") : [
     ...own({ ...command, words: undefined! }, "tapkit", "__fish_use_subcommand"),
-    ...others.map(({ name, summary }) =>
-      `complete -c tapkit -n __fish_use_subcommand -a ${name} -d ${fishQuoted(summary)}`
+    ...others.map((other) =>
+      `complete -c tapkit -n __fish_use_subcommand -a ${wordOf(other)} -d ${
+        fishQuoted(other.summary)
+      }`
     ),
-    ...others.flatMap((other) => own(other, "tapkit", `__fish_seen_subcommand_from ${other.name}`)),
+    ...others.flatMap((other) =>
+      own(other, "tapkit", `__fish_seen_subcommand_from ${wordOf(other)}`)
+    ),
   ];
   return `# fish completion for ${command.name}.
 function __tapkit_vms

@@ -6,13 +6,12 @@
 
 import { join, resolve } from "@std/path";
 import deno from "../../deno.json" with { type: "json" };
-import type { Command } from "../cli/args.ts";
 import type { InstallCommand } from "../cli/install-command.ts";
 import { describe, InputError, TapkitError } from "../errors.ts";
 import { RESIDENT_CACHE, RESIDENT_V8_FLAGS } from "../exec.ts";
 import { isFile, isThere } from "../files.ts";
 import { compileBinaries, requireArchitecture, versionOf } from "./binary.ts";
-import { makeBundle, warmCache } from "./bundle.ts";
+import { hasSources, makeBundle, warmCache } from "./bundle.ts";
 import {
   differences,
   install,
@@ -22,7 +21,7 @@ import {
   uninstall,
 } from "./manifest.ts";
 import { installPackages, refuseMusl } from "./packages.ts";
-import { lastingDeno, type Layout, layoutOf, plan } from "./plan.ts";
+import { lastingDeno, type Layout, layoutOf, plan, type Tables } from "./plan.ts";
 import {
   disableUnits,
   enableUnits,
@@ -35,31 +34,45 @@ const DEFAULT_PREFIX = "/usr/local";
 
 /** What an {@linkcode Installer} needs beside its request. */
 export interface InstallerOptions {
-  /** Every command, `tapkit` included. */
-  readonly commands: readonly Command[];
+  readonly tables: Tables;
   readonly note: (text: string) => void;
 }
+
+/** What is asked for, with what is not said filled in. */
+type InstallRequest = Pick<InstallCommand, "systemd" | "withCniPlugins" | "withDocker"> & {
+  readonly how: Installation["how"];
+  readonly binary: string | undefined;
+};
 
 /** One call of install.ts. */
 export class Installer {
   /** The absolute path of the directory that everything is in. */
   readonly prefix: string;
-  readonly #request: Omit<InstallCommand, "verb">;
+  readonly #request: InstallRequest;
   readonly #options: InstallerOptions;
   readonly #layout: Layout;
   /** Whether packages and units of the host are its business. */
   readonly #isHosts: boolean;
 
-  constructor(request: Omit<InstallCommand, "verb">, options: InstallerOptions) {
+  constructor(
+    { how, binary, ...request }: Omit<InstallCommand, "verb" | "cloud">,
+    options: InstallerOptions,
+  ) {
     this.prefix = resolve(request.prefix ?? DEFAULT_PREFIX);
     this.#isHosts = request.prefix === undefined;
-    this.#request = request;
+    const itself = how === undefined && Deno.build.standalone;
+    this.#request = {
+      ...request,
+      how: itself ? "binary" : how ?? "run",
+      binary: itself ? Deno.execPath() : binary && resolve(binary),
+    };
     this.#options = options;
     this.#layout = layoutOf(this.prefix);
   }
 
   /** What would be written, as text. */
   print(): string {
+    this.#requireSources();
     return this.#plan(this.#asked()).map((file) =>
       `# ${file.path}\n${
         "text" in file
@@ -99,14 +112,18 @@ export class Installer {
    * @returns the files whose content is another than before, and the packages that were installed
    */
   async install(): Promise<{ written: string[]; packages: string[] }> {
-    const { systemd, binary, how, withCniPlugins } = this.#request;
+    const { systemd, binary, how, withCniPlugins, withDocker } = this.#request;
     const { note } = this.#options;
     refuseMusl();
-    if (binary !== undefined) requireBinary(binary);
+    if (binary === undefined) this.#requireSources();
+    else requireBinary(binary);
     if (this.#isHosts && systemd) requireSystemd();
     const { manifest, cache } = this.#layout;
     const before = readManifest(manifest).installation;
-    const packages = installPackages({ withCniPlugins, mayInstall: this.#isHosts, note });
+    const packages = installPackages({
+      ...{ withCniPlugins, withDocker, note },
+      mayInstall: this.#isHosts,
+    });
     const installation = this.#asked();
     if (this.#isHosts && before?.systemd && !systemd) disableUnits(note);
     const written = await install(this.#plan(installation), {
@@ -121,6 +138,13 @@ export class Installer {
     return { written, packages };
   }
 
+  #requireSources(): void {
+    if (this.#request.binary !== undefined || hasSources()) return;
+    throw new InputError("there are no sources here to install", {
+      mend: "name a binary with --from-binary, or run install.ts in a checkout",
+    });
+  }
+
   #asked(): Installation {
     const { how, systemd } = this.#request;
     return {
@@ -133,8 +157,8 @@ export class Installer {
 
   #plan(installation: Installation): InstalledFile[] {
     const { binary } = this.#request;
-    const from = { deno: Deno.execPath(), binary: binary && resolve(binary) };
-    return plan(this.prefix, installation, this.#options.commands, from);
+    const from = { deno: Deno.execPath(), binary };
+    return plan(this.prefix, installation, this.#options.tables, from);
   }
 
   async #make(name: string, path: string): Promise<void> {

@@ -9,19 +9,25 @@ import { type Command, describeCommand, type Row, type Section } from "../cli/ar
 /** The section of all of them: commands of the administrator. */
 export const MAN_SECTION = 8;
 
+/** What man(1) calls the page of a command: `tapkit-ls`, which `man tapkit ls` finds too. */
+export function pageName({ name }: Command): string {
+  return name.replaceAll(" ", "-");
+}
+
 /**
  * The manual page of a command, in roff with the macros of man(7).
  *
- * @param others the names of the commands to see also
+ * @param others the names of the pages to see also
  */
 export function manPage(command: Command, version: string, others: readonly string[]): string {
   const { name, summary, usage, examples, commands = [] } = command;
   const { words, options, exitCodes } = describeCommand(command);
-  const see = others.filter((other) => other !== name);
+  const page = pageName(command);
+  const see = others.filter((other) => other !== page);
   return [
-    `.TH ${quoted(name.toUpperCase())} ${MAN_SECTION} "" ${quoted(`tapkit ${version}`)}`,
+    `.TH ${quoted(page.toUpperCase())} ${MAN_SECTION} "" ${quoted(`tapkit ${version}`)}`,
     ".SH NAME",
-    `${roff(name)} \\- ${roff(summary)}`,
+    `${roff(page)} \\- ${roff(summary)}`,
     ".SH SYNOPSIS",
     ...usage.flatMap((line, index) => [
       ...index === 0 ? [] : [".br"],

@@ -58,10 +58,18 @@ const CNI_PLUGINS: Need = {
       .some((directory) => isThere(`${root}${directory}/bridge`)),
 };
 
+const DOCKER: Need = {
+  what: "Docker",
+  names: { "apt-get": "docker.io", "dnf": "moby-engine", "zypper": "docker" },
+  present: (root) =>
+    ["usr/bin/dockerd", "usr/sbin/dockerd"].some((path) => isThere(`${root}${path}`)),
+};
+
 /** How to look, and what to do. */
 export interface PackageOptions {
-  /** Whether CNI's plugins are wanted too: failing to get them is an error. */
+  /** Whether these are wanted too: failing to get them is an error. */
   readonly withCniPlugins: boolean;
+  readonly withDocker: boolean;
   /** Whether packages may be installed; otherwise they are only named. */
   readonly mayInstall: boolean;
   readonly note: (text: string) => void;
@@ -75,14 +83,15 @@ export interface PackageOptions {
  * is impossible, so that is a note where it cannot be had.
  *
  * @returns the packages that were installed
- * @throws {TapkitError} when CNI's plugins are wanted and cannot be had
+ * @throws {TapkitError} when what is asked for cannot be had
  */
 export function installPackages(options: PackageOptions): string[] {
-  const { withCniPlugins, mayInstall, note, root = "/", run = runSync } = options;
-  return [NFTABLES, ...withCniPlugins ? [CNI_PLUGINS] : []].flatMap((need) => {
+  const { withCniPlugins, withDocker, mayInstall, note, root = "/", run = runSync } = options;
+  const asked = [...withCniPlugins ? [CNI_PLUGINS] : [], ...withDocker ? [DOCKER] : []];
+  return [NFTABLES, ...asked].flatMap((need) => {
     if (need.present(root)) return [];
     const failed = (why: string, mend: string) => {
-      if (need === CNI_PLUGINS) throw new TapkitError(why, { mend });
+      if (need !== NFTABLES) throw new TapkitError(why, { mend });
       note(`${why}; isolation, egress rules, and other firewalls' chains need it: ${mend}`);
       return [];
     };

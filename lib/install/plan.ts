@@ -9,9 +9,17 @@ import { DENO_DIR_BEFORE, RESIDENT_CACHE, RESIDENT_V8_FLAGS } from "../exec.ts";
 import type { Command } from "../cli/args.ts";
 import { BUNDLE } from "./bundle.ts";
 import { bashCompletion, COMPLETION_DIRS, fishCompletion, zshCompletion } from "./completion.ts";
-import { MAN_SECTION, manPage } from "./man.ts";
+import { MAN_SECTION, manPage, pageName } from "./man.ts";
 import type { Installation, InstalledFile } from "./manifest.ts";
 import { SYSCTL_DIR, SYSCTLS, UNIT_DIR, units } from "./units.ts";
+
+/** The command lines that there are. */
+export interface Tables {
+  /** Every command, `tapkit` included. */
+  readonly commands: readonly Command[];
+  /** Those of tapkit alone, as `tapkit ls`. */
+  readonly words: readonly Command[];
+}
 
 /** Where an installation has its files, below the prefix. */
 export interface Layout {
@@ -49,18 +57,18 @@ export function lastingDeno(prefix: string, path: string): string {
 /**
  * The files of an installation, in the order to write them.
  *
- * @param commands every command, \`tapkit\` included
  * @param from where a binary, or the Deno to copy, is
  */
 export function plan(
   prefix: string,
   installation: Installation,
-  commands: readonly Command[],
+  { commands, words }: Tables,
   from: { readonly deno: string; readonly binary?: string | undefined },
 ): InstalledFile[] {
   const { bin, share, deno } = layoutOf(prefix);
   const { how, version, systemd } = installation;
   const names = commands.map(({ name }) => name).sort();
+  const all = [...commands, ...words];
   const file = (path: string, text: string) => ({ path: join(prefix, path), mode: 0o644, text });
   const scripts = names.filter((name) => name !== "tapkit");
   return [
@@ -77,20 +85,20 @@ export function plan(
         text: launcher(name, prefix, installation),
       })),
     ],
-    ...commands.map((command) =>
+    ...all.map((command) =>
       file(
-        `share/man/man${MAN_SECTION}/${command.name}.${MAN_SECTION}`,
-        manPage(command, version, names),
+        `share/man/man${MAN_SECTION}/${pageName(command)}.${MAN_SECTION}`,
+        manPage(command, version, all.map(pageName).sort()),
       )
     ),
-    file(`${COMPLETION_DIRS.bash}/tapkit`, bashCompletion(commands)),
+    file(`${COMPLETION_DIRS.bash}/tapkit`, bashCompletion(commands, words)),
     ...scripts.map((name) => ({
       path: join(prefix, COMPLETION_DIRS.bash, name),
       link: "tapkit",
     })),
-    file(`${COMPLETION_DIRS.zsh}/_tapkit`, zshCompletion(commands)),
+    file(`${COMPLETION_DIRS.zsh}/_tapkit`, zshCompletion(commands, words)),
     ...commands.map((command) =>
-      file(`${COMPLETION_DIRS.fish}/${command.name}.fish`, fishCompletion(command, commands))
+      file(`${COMPLETION_DIRS.fish}/${command.name}.fish`, fishCompletion(command, all))
     ),
     ...systemd
       ? [

@@ -22,6 +22,8 @@ export const VM_SETTINGS_DIR = "/etc/tapkit";
 const CAPABILITIES = [
   // Links, rules, settings of the kernel.
   "CAP_NET_ADMIN",
+  // To hear what changes in the namespaces of VMs: NETLINK_LISTEN_ALL_NSID.
+  "CAP_NET_BROADCAST",
   // Sockets that take DHCP from a TAP.
   "CAP_NET_RAW",
   // Ports below 1024, which are held while they are published.

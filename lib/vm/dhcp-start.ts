@@ -14,7 +14,9 @@ import type { Difference, HostOptions, VmRecord } from "./types.ts";
 
 /** Of install.ts; the second is of an earlier version. */
 const UNITS = ["tapkit.service", "tapkit-dhcp.service"];
-const UNIT_DIRS = ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system"];
+const UNIT_DIRS = ["/etc", "/run", "/usr/local/lib", "/usr/lib"].map((at) =>
+  `${at}/systemd/system`
+);
 
 /**
  * Starts the host's resident, which answers DHCP, unless one runs: the installed systemd unit, else a

@@ -1,66 +1,32 @@
 /**
- * Compiled binaries. Deno downloads what it makes them of; TAPKIT_TEST_COMPILER names the Deno that
- * makes them, where DENORT_BIN names that.
+ * Compiled binaries, used as they are and installed.
  *
  * @module
  */
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { eventually, ROOT } from "../support/machine.ts";
+import { compile, whyNoCompiler } from "../support/compiled.ts";
+import { eventually } from "../support/machine.ts";
 import { Host } from "../support/host.ts";
 
-const COMPILER = Deno.env.get("TAPKIT_TEST_COMPILER") ?? Deno.execPath();
-
-async function run(...args: string[]) {
-  const { success, stdout, stderr } = await new Deno.Command(COMPILER, {
-    args: ["run", "-A", ...args],
-  }).output();
-  const [out, err] = [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes));
-  return { success, out: out!, err: err! };
-}
-
-/** Why this machine cannot compile; undefined where it can. */
-async function whyNot(): Promise<string | undefined> {
-  const directory = await Deno.makeTempDir();
-  try {
-    await Deno.writeTextFile(`${directory}/empty.ts`, "");
-    const { success, stderr } = await new Deno.Command(COMPILER, {
-      args: [
-        "compile",
-        "-q",
-        "--no-config",
-        "--output",
-        `${directory}/empty`,
-        `${directory}/empty.ts`,
-      ],
-    }).output();
-    if (success) return undefined;
-    const said = new TextDecoder().decode(stderr);
-    return /error: .*/i.exec(said)?.[0] ?? said;
-  } finally {
-    await Deno.remove(directory, { recursive: true });
-  }
-}
-
-const unable = await whyNot();
-const why = unable === undefined ? "" : ` (Deno's runtime cannot be had: ${unable})`;
+const unable = await whyNoCompiler();
 
 Deno.test({
-  name: `compile.ts: tapkit by its own name and by links, attach-vm alone; they serve DHCP${why}`,
+  name: `compile.ts: tapkit by its own name and by links, attach-vm alone; they serve DHCP${
+    unable === undefined ? "" : ` (${unable})`
+  }`,
   ignore: unable !== undefined,
   async fn(t) {
     const output = await Deno.makeTempDir({ prefix: "tapkit-compile-" });
     try {
-      const { success, out, err } = await run(
-        ...[`${ROOT}/compile.ts`, "tapkit", "attach-vm", "--output", output] as const,
-      );
+      const { success, out, err } = await compile("tapkit", "attach-vm", "--output", output);
       assert(success, err);
       const made = out.trim().split("\n").map((line) => JSON.parse(line));
       const directory = `${output}/${Deno.build.arch}`;
       assertEquals(made.map(({ path }) => path), [`${directory}/tapkit`, `${directory}/attach-vm`]);
       for (const { path, bytes } of made) assertEquals(bytes, (await Deno.stat(path)).size);
       await t.step("attach, map, check, remove", () => useOn(directory));
-      await t.step("install.ts --from-binary", () => installFrom(`${directory}/tapkit`));
+      await t.step("tapkit install", () => installFrom(`${directory}/tapkit`));
       await t.step("a binary for another processor is refused", () => refuseOther(output));
     } finally {
       await Deno.remove(output, { recursive: true });
@@ -104,22 +70,34 @@ async function useOn(directory: string): Promise<void> {
   await host.assertRestored(before);
 }
 
+/** The binary installs itself, or another, and needs no sources; without them it can do nothing else. */
 async function installFrom(binary: string): Promise<void> {
   const prefix = await Deno.makeTempDir({ prefix: "tapkit-install-" });
+  const run = async (program: string, ...args: string[]) => {
+    const { code, stdout, stderr } = await new Deno.Command(program, { args }).output();
+    const [out = "", err = ""] = [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes));
+    return { code, out, err };
+  };
+  const install = async (program: string, ...flags: string[]) => {
+    const { code, out, err } = await run(program, "install", "--prefix", prefix, ...flags);
+    assertEquals(code, 0, err);
+    return JSON.parse(out);
+  };
   try {
-    const install = async (...flags: string[]) => {
-      const { success, out, err } = await run(`${ROOT}/install.ts`, "--prefix", prefix, ...flags);
-      assert(success, err);
-      return JSON.parse(out);
-    };
-    const { written } = await install("--from-binary", binary);
+    const { written } = await install(binary);
     assert(!written.some((path: string) => path.endsWith("/deno")));
     assertEquals(await Deno.readLink(`${prefix}/bin/map-port`), "tapkit");
-    const said = await new Deno.Command(`${prefix}/bin/map-port`, { args: ["--version"] }).output();
-    assertMatch(new TextDecoder().decode(said.stdout), /^map-port \d/);
-    assertEquals((await install("--check")).problems, []);
-    assertEquals((await install("--from-binary", binary)).written, []);
-    await install("--uninstall");
+    assertMatch((await run(`${prefix}/bin/map-port`, "--version")).out, /^map-port \d/);
+    const installed = `${prefix}/bin/tapkit`;
+    assertEquals((await install(installed, "--check")).problems, []);
+    assertEquals((await install(installed, "--from-binary", binary)).written, []);
+    for (const flag of ["--run", "--bundle", "--compile", "--cloud-init"]) {
+      const words = flag === "--cloud-init" ? [flag] : ["--prefix", prefix, flag];
+      const { code, err } = await run(binary, "install", ...words);
+      assertEquals(code, 2, err);
+      assertStringIncludes(err, "tapkit install: there are no sources here");
+    }
+    await install(installed, "--uninstall");
     assertEquals([...Deno.readDirSync(prefix)], []);
   } finally {
     await Deno.remove(prefix, { recursive: true });
@@ -129,9 +107,7 @@ async function installFrom(binary: string): Promise<void> {
 /** Where DENORT_BIN is set, it is taken for every processor. */
 async function refuseOther(output: string): Promise<void> {
   const other = Deno.build.arch === "x86_64" ? "aarch64" : "x86_64";
-  const { success, out, err } = await run(
-    ...[`${ROOT}/compile.ts`, "tapkit", "--arch", other, "--output", output] as const,
-  );
+  const { success, out, err } = await compile("tapkit", "--arch", other, "--output", output);
   if (Deno.env.has("DENORT_BIN")) {
     assertStringIncludes(err, `is not a program for ${other}`);
     assert(!success);

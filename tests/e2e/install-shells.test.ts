@@ -9,6 +9,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { helpText } from "../../lib/cli/args.ts";
 import { ATTACH_VM } from "../../lib/cli/attach-table.ts";
 import { MAP_PORT } from "../../lib/cli/map-command.ts";
+import { SCRIPT_NAMES } from "../../lib/cli/tapkit-table.ts";
 import { ROOT } from "../support/machine.ts";
 
 /** An installation, a state directory with two VMs, a CNI directory with two networks. */
@@ -74,6 +75,9 @@ const LINES: readonly (readonly [line: string, words: readonly string[]])[] = [
   ["tapkit attach", ["attach-vm"]],
   ["tapkit attach-vm --output dra", ["dracut"]],
   ["tapkit map-port web", ["webserver"]],
+  ["tapkit rm web", ["webserver"]],
+  ["tapkit insp", ["inspect"]],
+  ["tapkit install --unin", ["--uninstall"]],
 ];
 
 /** Lines with several answers, or none: bash and fish list them. */
@@ -161,7 +165,8 @@ Deno.test("manual pages: man and mandoc find nothing wrong; the text is that of 
   await withScene(async ({ prefix, run }) => {
     const directory = `${prefix}/share/man/man8`;
     const pages = [...Deno.readDirSync(directory)].map(({ name }) => `${directory}/${name}`);
-    assertEquals(pages.length, [...Deno.readDirSync(`${prefix}/bin`)].length);
+    assertEquals(pages.length, SCRIPT_NAMES.length + 1 + 6);
+    assert((await run("man", "-M", `${prefix}/share/man`, "-w", "tapkit", "ls")).includes("-ls.8"));
     const words = (text: string) => text.replaceAll(/\s+/g, " ");
     for (const page of pages) {
       const warnings = await run("sh", "-c", 'mandoc -T lint -W warning "$1" || :', "sh", page);

@@ -6,7 +6,7 @@
 
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { Host } from "../support/host.ts";
-import { ROOT } from "../support/machine.ts";
+import { eventually, ROOT } from "../support/machine.ts";
 
 /** What a unit may say. None of these gives it mounts of its own, as PrivateTmp and many others do. */
 const KEYS = {
@@ -96,7 +96,7 @@ Deno.test("units: systemd reads them, and they have no mounts of their own", asy
   }
 });
 
-Deno.test("tapkit.service: its capabilities suffice to attach, publish, check and remove", async () => {
+Deno.test("tapkit.service: its capabilities suffice to attach, publish, check, heal and remove", async () => {
   await using host = await hostToInstall();
   await host.addLan();
   await install(host, "--systemd");
@@ -104,7 +104,7 @@ Deno.test("tapkit.service: its capabilities suffice to attach, publish, check an
   const [, names = ""] = /^CapabilityBoundingSet=(.*)$/m.exec(unit)!;
   const kept = names.toLowerCase().split(" ").map((name) => `+${name.replace("cap_", "")}`);
   const limited = ["--bounding-set", ["-all", ...kept].join(","), "--inh-caps", "-all"];
-  host.spawn("setpriv", [...limited, "/usr/local/bin/serve"]);
+  host.spawn("setpriv", [...limited, "/usr/local/bin/serve"], { env: { TAPKIT_SOCKET: "" } });
   const ask = async (...args: string[]) =>
     await host.must("curl", [
       ...["-s", "--retry", "50", "--retry-delay", "1", "--retry-all-errors"],
@@ -114,6 +114,14 @@ Deno.test("tapkit.service: its capabilities suffice to attach, publish, check an
   assertEquals(JSON.parse(made).record?.vm, "web", made);
   await host.sh("test -e /run/netns/tapkit-web; ip link show ignite0");
   assertEquals(JSON.parse(await ask("localhost/v1/vms/web/check")).problems, []);
+  // It hears of the host, and of namespaces.
+  await host.sh("sysctl -qw net.ipv4.ip_forward=0; ip -n tapkit-web addr flush dev eth0");
+  const look = "sysctl -n net.ipv4.ip_forward; ip -n tapkit-web -o -4 addr show eth0 | grep -c 172";
+  await eventually(
+    10_000,
+    "both are healed",
+    async () => (await host.run("sh", ["-c", look])).stdout === "1\n1\n",
+  );
   await ask("-X", "DELETE", "localhost/v1/vms/web");
   assertEquals(JSON.parse(await ask("localhost/v1/vms")), { vms: [] });
 });

@@ -16,11 +16,13 @@ Deno.test("install.ts --bundle: commands that need the sources no more", async (
     };
     const bundle = `${prefix}/share/tapkit/tapkit.js`;
     const first = await install("--bundle");
-    const apart = ["zx", "ajv", "scripts"].map((name) => `${prefix}/share/tapkit/${name}.js`);
+    const apart = ["zx", "ajv", "install", "scripts"].map((name) =>
+      `${prefix}/share/tapkit/${name}.js`
+    );
     const made = first.written.filter((path: string) => path.endsWith(".js"));
     assertEquals(made, [...apart, bundle]);
     assertEquals((await install("--bundle")).written, []);
-    const loads = { "tapkit.js": ["scripts"], "scripts.js": ["zx", "ajv"] };
+    const loads = { "tapkit.js": ["scripts"], "scripts.js": ["zx", "ajv", "install"] };
     for (const [file, others] of Object.entries(loads)) {
       const text = await Deno.readTextFile(`${prefix}/share/tapkit/${file}`);
       assert(!text.includes(ROOT));
@@ -32,6 +34,10 @@ Deno.test("install.ts --bundle: commands that need the sources no more", async (
     }
     await useIn(prefix, bundle);
     await useCacheIn(prefix, bundle);
+    const { stdout } = await new Deno.Command(`${prefix}/bin/tapkit`, {
+      args: ["install", "--prefix", prefix, "--check"],
+    }).output();
+    assertEquals(JSON.parse(new TextDecoder().decode(stdout)).problems, []);
     await install("--uninstall");
     assertEquals([...Deno.readDirSync(prefix)], []);
   } finally {

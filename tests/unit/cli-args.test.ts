@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { ATTACH_VM } from "../../lib/cli/attach-table.ts";
-import { BRIDGE_LEGACY } from "../../scripts/bridge-legacy.ts";
+import { BRIDGE_LEGACY } from "../../lib/cli/bridge-legacy-table.ts";
 import { type Command, helpText, nearest, parseCommand } from "../../lib/cli/args.ts";
 import { InputError } from "../../lib/errors.ts";
 

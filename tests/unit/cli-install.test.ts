@@ -298,7 +298,7 @@ for (const [name, wanted] of Object.entries(PACKAGE_CASES)) {
       const { withCniPlugins = false, mayInstall = true, packages = [] } = wanted;
       const act = () =>
         installPackages({
-          ...{ root, withCniPlugins, mayInstall },
+          ...{ root, withCniPlugins, withDocker: false, mayInstall },
           note: (text) => notes.push(text),
           run: (program, args) => {
             const command = [program, ...args].join(" ");

@@ -32,8 +32,9 @@ const LAYERS: readonly (readonly string[])[] = [
   ["mod.ts"],
   ["lib/cli/"],
   ["lib/install/"],
-  ["scripts/"],
-  ["install.ts", "compile.ts"],
+  // tapkit install is install.ts.
+  ["scripts/", "install.ts"],
+  ["compile.ts"],
 ];
 
 interface Import {
@@ -172,7 +173,7 @@ Deno.test("mod.ts: exports every error class that the library throws", () => {
 Deno.test("scripts: go through mod.ts and lib/cli, and stay under 80 lines", () => {
   const scripts = SOURCES.filter(({ path }) => path.startsWith("scripts/"));
   assert(scripts.length > 0);
-  const allowed = /^(mod\.ts|lib\/cli\/.*|lib\/(errors|caller)\.ts|scripts\/.*)$/;
+  const allowed = /^(mod\.ts|lib\/cli\/.*|lib\/(errors|caller)\.ts|scripts\/.*|install\.ts)$/;
   for (const script of scripts) {
     assertEquals(local(script).map(({ path }) => path).filter((path) => !allowed.test(path)), []);
     assert(script.lines < 80, `${script.path} has ${script.lines} lines`);
