@@ -5,7 +5,7 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Host } from "../support/host.ts";
-import { QemuGuest } from "../support/qemu.ts";
+import { QEMU, QemuGuest } from "../support/qemu.ts";
 
 /** Two networks: the first has IPv4 and IPv6, the second a route of its own and jumbo frames. */
 async function makeNetworks(host: Host) {
@@ -164,6 +164,23 @@ Deno.test("--output cmdline: a guest without a DHCP client boots with the words,
   assertMatch(await guest.sh("ip route"), /^default via 172\.18\.0\.1 /m);
 });
 
+Deno.test("--output cmdline: ipconfig of Debian's initramfs makes of it what the record has", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await host.mustTapkit("attach-vm", "web");
+  const word = await output(host, "cmdline");
+  await host.sh("ip netns add guest; ip -n guest link add eth0 type veth peer far");
+  await host.sh("ip -n guest link set far up");
+  await host.must("/usr/lib/klibc/bin/ipconfig", ["-t", "10", word.replace(/^ip=/, "")], {
+    netns: "guest",
+  });
+  assertMatch(await host.sh("ip -n guest -br -4 address show eth0"), / 172\.18\.0\.2\/16 /);
+  assertMatch(await host.sh("ip -n guest route"), /^default via 172\.18\.0\.1 dev eth0/m);
+  const read = await host.readFile("/run/net-eth0.conf");
+  assertMatch(read, /^IPV4DNS0='192\.0\.2\.53'$/m);
+  assertMatch(read, /^HOSTNAME='web'$/m);
+});
+
 Deno.test("--output env: a shell reads each interface", async () => {
   await using host = await Host.create();
   await host.addLan();
@@ -207,7 +224,12 @@ Deno.test("attach-vm --queues: a guest has so many queues, which are checked and
     assertEquals(await tap(), { multi_queue: true, numqueues: 2 });
     assertEquals((await peer.fetch("http://192.0.2.1:8080/")).status, 200);
   }
-  // What opens a TAP for one queue cannot open it: Firecracker's output is refused.
+  // What opens a TAP for one queue cannot open it.
+  const single = await host.run(QEMU, [
+    ...["-M", "none", "-nodefaults", "-display", "none", "-S"],
+    ...["-netdev", "tap,id=n0,ifname=vm_eth0,script=no,downscript=no"],
+  ], { netns: "tapkit-web" });
+  assertMatch(single.stderr, /could not configure \/dev\/net\/tun \(vm_eth0\): Invalid argument/);
   const refused = await host.tapkit("attach-vm", "web", "--list", "--output", "firecracker");
   assertMatch(
     refused.stderr,

@@ -42,6 +42,7 @@ const REQUIREMENTS: readonly Requirement[] = [
   // They read what --output prints for them.
   { needs: "cloud-init", debian: "cloud-init" },
   { needs: "netplan", debian: "netplan.io" },
+  { needs: "/usr/lib/klibc/bin/ipconfig", debian: "klibc-utils" },
   { needs: "virsh", debian: "libvirt-clients" },
   { needs: "libvirtd", debian: "libvirt-daemon" },
   // Pages of docs/ call them.
