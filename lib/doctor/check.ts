@@ -34,6 +34,11 @@ export interface Check {
   readonly name: string;
   /** A check that has to pass first: without it this one says nothing new. */
   readonly needs?: string;
+  /**
+   * Whether what it finds may have been the work of a command that has ended by then: VMs come and go
+   * while it looks. Then it looks once more, at records that are read anew.
+   */
+  readonly twice?: true;
   /** Looks at the host and changes nothing. An error that it throws is what is wrong. */
   run(host: Examined): Verdict | Promise<Verdict>;
 }

@@ -40,7 +40,11 @@ export async function* examineHost(
   for (const check of checks) {
     // Without a turn of the event loop no signal would be heard.
     await pause(0, options.signal);
-    const found = await run(check, open.host, failed);
+    let found = await run(check, open.host, failed);
+    if (!found.ok && check.twice) {
+      open.again();
+      found = await run(check, open.host, failed);
+    }
     const done = options.fix && found.fix !== undefined ? await repair(found, open) : undefined;
     const { fix: _, ...now } = done === undefined ? found : await run(check, open.host, failed);
     if (!now.ok) failed.add(check.name);

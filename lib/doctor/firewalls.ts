@@ -30,6 +30,7 @@ interface Guest {
 const others: Check = {
   name: "other firewalls",
   needs: "capabilities",
+  twice: true,
   async run(host) {
     using netns = currentNetns();
     using netfilter = openNetfilter();

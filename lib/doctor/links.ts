@@ -34,6 +34,7 @@ interface StaleLink {
 const links: Check = {
   name: "stale links",
   needs: "capabilities",
+  twice: true,
   run(host) {
     const stale = [...staleOnHost(host), ...staleTaps(host)];
     const fix = () =>
@@ -54,11 +55,13 @@ const links: Check = {
 };
 
 /** Links in the host's namespace: veth ends of VMs without a record, and bridges without a port. */
-function staleOnHost({ host: { session: { nl } }, records, names }: Examined): StaleLink[] {
+function staleOnHost(host: Examined): StaleLink[] {
+  const { nl } = host.host.session;
+  const all = listLinks(nl);
+  const { records, names } = host;
   // A link of an unreadable record cannot be told from one of none.
   if (records.length < names.size) return [];
   const ids = new Set(records.flatMap(({ sides }) => sides.map(({ spec }) => spec.id.containerId)));
-  const all = listLinks(nl);
   const ends = all.filter(({ kind, group, alias = "" }) =>
     kind === "veth" && (group === GONE_GROUP ||
       alias.startsWith(`${ALIAS}:`) && !ids.has(alias.split(":")[1] ?? ""))
@@ -91,15 +94,19 @@ function staleOnHost({ host: { session: { nl } }, records, names }: Examined): S
  * TAPs, and the bridges that join them, in namespaces that were given with --netns and that no record
  * names any more. tapkit's own namespaces are looked at as a whole.
  */
-function staleTaps({ records, names }: Examined): StaleLink[] {
+function staleTaps(host: Examined): StaleLink[] {
   const own = netnsName({ name: "" });
+  const given = namesIn(NETNS_DIR).filter((name) => !name.startsWith(own)).map((name) => {
+    const path = `${NETNS_DIR}/${name}`;
+    return { name, path, links: linksIn(path) };
+  });
+  const { records, names } = host;
   const used = records.flatMap(({ sides }) => sides);
   if (records.length < names.size) return [];
-  return namesIn(NETNS_DIR).filter((name) => !name.startsWith(own)).flatMap((name) => {
-    const path = `${NETNS_DIR}/${name}`;
+  return given.flatMap(({ name, path, links }) => {
     const expected = used.filter(({ facts }) => facts.netns.path === path)
       .flatMap(({ facts }) => facts.networks.map(({ attachment }) => linkNames(attachment.ifName)));
-    const found = linksIn(path).filter(({ group, kind, name }) =>
+    const found = links.filter(({ group, kind, name }) =>
       group === LINK_GROUP && (kind === "tun" || kind === "bridge") &&
       !expected.some(({ tap, bridge }) => name === tap || name === bridge)
     );

@@ -6,7 +6,8 @@
 
 import { sentence } from "../finding.ts";
 import { isThere } from "../files.ts";
-import { recordPath } from "../vm/record/paths.ts";
+import { lockHolder } from "../sys/flock.ts";
+import { locksDir, recordPath } from "../vm/record/paths.ts";
 import { readAddress, readBridge, readVm, unfinished } from "../vm/record/store.ts";
 import { seenSupervised } from "../vm/running.ts";
 import { checkBridge } from "../vm/verbs/bridge.ts";
@@ -50,36 +51,50 @@ function unreadableOf(read: () => unknown): Problem[] {
 
 const interrupted: Check = {
   name: "interrupted changes",
+  twice: true,
   run(host) {
     const left = host.records.filter(({ at }) => at === undefined).flatMap((record) => {
+      if (isBeingChanged(record)) return [];
       const stored = readVm(record.host, record.name);
       return stored?.is === "changing" ? [{ record, how: unfinished(stored) }] : [];
     });
-    const problems = left.map(({ record: { name }, how }) => ({
-      what: `VM "${name}" ${how}`,
-      mend: `run attach-vm --restore, or attach-vm ${name} --remove`,
+    const problems = left.map(({ record, how }) => ({
+      what: `VM "${record.name}" ${how}`,
+      mend: `run attach-vm --restore, or ${commandOf(record, host)} --remove`,
     }));
     const names = left.map(({ record }) => record.name);
     return verdict(problems, "every record is of a change that ended", restoring(host, names));
   },
 };
 
+/** A command about a VM, with the flag for where its record is: `"attach-vm web --state-dir DIR"`. */
+function commandOf({ host, name }: Recorded, own: Examined): string {
+  const { stateDir } = host;
+  return `attach-vm ${name}${stateDir === own.host.stateDir ? "" : ` --state-dir ${stateDir}`}`;
+}
+
+/** Whether a command has the VM's lock: what is recorded of it is what that command does. */
+function isBeingChanged({ host, name }: Recorded): boolean {
+  return lockHolder(`${locksDir(host)}/${name}`) !== undefined;
+}
+
 const vms: Check = {
   name: "VMs",
   needs: "capabilities",
+  twice: true,
   async run(host) {
     const live: string[] = [];
     const gone: string[] = [];
     const problems: Problem[] = [];
     for (const record of host.records.filter(({ at }) => at !== undefined)) {
       const found = await differences(host, record);
-      if (found.length === 0) continue;
+      if (found.length === 0 || isBeingChanged(record)) continue;
       const { name } = record;
       problems.push({
         what: `VM "${name}": ${found.map(sentence).join(", ")}`,
         mend: found.every(({ repair }) => repair === "live")
-          ? `run attach-vm ${name}`
-          : `run attach-vm ${name}: its VMM has to open its TAP again`,
+          ? `run ${commandOf(record, host)}`
+          : `run ${commandOf(record, host)}: its VMM has to open its TAP again`,
       });
       // Without its namespace no guest runs; `-- VMM` makes its own anew.
       if (found.some(({ layer }) => layer === "netns")) {
@@ -110,14 +125,17 @@ async function differences(host: Examined, { name, host: { stateDir } }: Recorde
 
 const abandoned: Check = {
   name: "VMMs that ended",
-  run({ records }) {
-    const dead = records.filter(({ host, name, at }) =>
-      at?.spec.run !== undefined && !seenSupervised(host, name)
+  twice: true,
+  run(host) {
+    const dead = host.records.filter((record) =>
+      record.at?.spec.run !== undefined && !seenSupervised(record.host, record.name) &&
+      !isBeingChanged(record)
     );
-    const problems = dead.map(({ name }) => ({
+    const problems = dead.map((record) => ({
       what:
-        `VM "${name}" was to be removed when its VMM ended, and the attach-vm that ran it is gone`,
-      mend: `run attach-vm ${name} --remove, or attach-vm --gc`,
+        `VM "${record.name}" was to be removed when its VMM ended, and the attach-vm that ran ` +
+        "it is gone",
+      mend: `run ${commandOf(record, host)} --remove, or attach-vm --gc`,
     }));
     return verdict(problems, "none left anything");
   },
@@ -126,6 +144,7 @@ const abandoned: Check = {
 const mapped: Check = {
   name: "mapped addresses",
   needs: "capabilities",
+  twice: true,
   async run({ everywhere, addresses, bridges, options, host: { session } }) {
     if (addresses.length + bridges.length === 0) return fine("there are none");
     const problems: Problem[] = [];

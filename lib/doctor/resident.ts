@@ -11,6 +11,7 @@ import { ensureServed } from "../vm/dhcp-start.ts";
 import { interfacesOf, ipv4Of } from "../vm/record/derive.ts";
 import { formerDhcpServer, isDhcpServed } from "../vm/record/locks.ts";
 import type { HostPaths } from "../vm/record/paths.ts";
+import type { Examined } from "./host.ts";
 import { type Check, count, fine, type Fix, problemOf, verdict } from "./check.ts";
 
 /** How long it may take to answer, in milliseconds. */
@@ -29,14 +30,17 @@ export async function askHealth(socket: string | undefined): Promise<ResidentHea
 
 const resident: Check = {
   name: "resident",
-  async run({ host, attached, options: { socket } }) {
+  async run(examined) {
+    const { host, attached, options: { socket } } = examined;
     let health: ResidentHealth;
     try {
       health = await askHealth(socket);
     } catch (error) {
       const { what } = problemOf(error, "");
       if (attached.length === 0) return fine(`${what}; it is started with the first VM`);
-      if (isDhcpServed(host)) return fine(`${what}; DHCP is served without it`);
+      if (toServe(examined).every(isDhcpServed)) {
+        return fine(`${what}; DHCP is served without it`);
+      }
       const mend = "run serve, or install its unit so that it starts at boot";
       return { ok: false, detail: what, mend };
     }
@@ -69,15 +73,21 @@ function isHere({ net, mnt }: ResidentHealth["namespaces"]): boolean {
     mnt === Deno.readLinkSync("/proc/self/ns/mnt");
 }
 
+/** The state directories that have VMs that need DHCP. */
+function toServe({ everywhere, records }: Examined): readonly HostPaths[] {
+  return everywhere.filter(({ stateDir }) =>
+    records.some((record) =>
+      record.host.stateDir === stateDir && record.at !== undefined &&
+      interfacesOf(record.at).some(ipv4Of)
+    )
+  );
+}
+
 const dhcp: Check = {
   name: "DHCP",
-  run({ host, everywhere, records, options }) {
-    const served = everywhere.filter(({ stateDir }) =>
-      records.some((record) =>
-        record.host.stateDir === stateDir && record.at !== undefined &&
-        interfacesOf(record.at).some(ipv4Of)
-      )
-    );
+  run(examined) {
+    const { host, options } = examined;
+    const served = toServe(examined);
     const problems = served.flatMap((each) => {
       const former = formerDhcpServer(each);
       if (former !== undefined) {

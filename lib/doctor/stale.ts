@@ -1,6 +1,7 @@
 /**
  * What earlier calls left, and belongs to no VM that is recorded: namespaces, links, addresses,
- * mappings, settings. A record is written before the first effect, so nothing of it is being made.
+ * mappings, settings. A record is written before the first effect. So who lists the effects first and
+ * then reads the records takes nothing for left that is being made.
  *
  * @module
  */
@@ -26,10 +27,9 @@ const PREFIX = netnsName({ name: "" });
 const namespaces: Check = {
   name: "stale namespaces",
   needs: "capabilities",
-  run({ names, options }) {
-    const stale = namesIn(NETNS_DIR).filter((name) => name.startsWith(PREFIX))
-      .map((name) => name.slice(PREFIX.length)).filter((vm) => !names.has(vm));
-    const left = stale.map((vm) => {
+  twice: true,
+  run(host) {
+    const left = staleNamespaces(host).map((vm) => {
       const users = usersOf(`${NETNS_DIR}/${PREFIX}${vm}`);
       // A sandbox of Docker's goes with the VM.
       return { vm, users: users.filter(({ name }) => `/${name}` !== SANDBOX_PROGRAM) };
@@ -48,14 +48,24 @@ const namespaces: Check = {
     const idle = left.filter(({ users }) => users.length === 0).map(({ vm }) => vm);
     const fix: Fix = async () => {
       const done: string[] = [];
-      for (const vm of idle) {
-        if (await removeVm(vm, options)) done.push(`took away what was left of VM "${vm}"`);
+      using now = new Examined(host.options);
+      // Nobody attaches a VM as long as a namespace of its name is there.
+      const still = staleNamespaces(now).filter((vm) => idle.includes(vm));
+      for (const vm of still) {
+        if (await removeVm(vm, host.options)) done.push(`took away what was left of VM "${vm}"`);
       }
       return done;
     };
     return verdict(problems, "none", idle.length > 0 ? fix : undefined);
   },
 };
+
+/** The names of VMs that have a namespace and no record. */
+function staleNamespaces(host: Examined): string[] {
+  const present = namesIn(NETNS_DIR).filter((name) => name.startsWith(PREFIX))
+    .map((name) => name.slice(PREFIX.length));
+  return present.filter((vm) => !host.names.has(vm));
+}
 
 /** An address that a VM without a record holds. */
 interface StaleAddress extends HeldAddress {
@@ -64,6 +74,7 @@ interface StaleAddress extends HeldAddress {
 
 const addresses: Check = {
   name: "stale addresses",
+  twice: true,
   async run(host) {
     const stale = await staleAddresses(host);
     const problems = stale.map(({ ip, pool, holder: { containerId } }) => ({
@@ -89,20 +100,19 @@ const addresses: Check = {
  * unless it is known to be of a VM whose record is lost.
  */
 async function staleAddresses(host: Examined): Promise<StaleAddress[]> {
-  const { configurations, everywhere, records, names } = host;
+  const pools = host.configurations.flatMap(({ list }) => list === undefined ? [] : poolsOf(list));
+  const all = [...pools, UNCONFIGURED].filter(({ directory }, index, every) =>
+    every.findIndex((other) => other.directory === directory) === index
+  ).flatMap((pool) => heldAddresses(pool).map((held): StaleAddress => ({ ...held, pool })));
+  const { everywhere, records, names } = host;
   const own = new Set(records.flatMap(({ sides }) => sides.map(({ spec }) => spec.id.containerId)));
   const lost = everywhere.flatMap((each) => namesBeside(each, own)).filter((vm) => !names.has(vm));
   const ids = new Set((await Promise.all(lost.map(identityOf))).map((id) => id.containerId));
   // The holder may be the VM of a record that cannot be read.
   const allRead = records.length === names.size;
-  const pools = configurations.flatMap(({ list }) => list === undefined ? [] : poolsOf(list));
-  return [...pools, UNCONFIGURED].filter(({ directory }, index, all) =>
-    all.findIndex((other) => other.directory === directory) === index
-  ).flatMap((pool) =>
-    heldAddresses(pool).filter(({ holder: { containerId } }) =>
-      !own.has(containerId) &&
-      (ids.has(containerId) || pool.network === DEFAULT_NETWORK && allRead)
-    ).map((held) => ({ ...held, pool }))
+  return all.filter(({ pool, holder: { containerId } }) =>
+    !own.has(containerId) &&
+    (ids.has(containerId) || pool.network === DEFAULT_NETWORK && allRead)
   );
 }
 
@@ -118,6 +128,7 @@ const UNCONFIGURED: HostLocalConfig = {
 const mappings: Check = {
   name: "stale mappings",
   needs: "capabilities",
+  twice: true,
   async run(host) {
     const problems = (await staleOwners(host)).map((owner) => ({
       what: `the firewall has rules of ${owner}, which has no record`,
@@ -139,9 +150,9 @@ const mappings: Check = {
 };
 
 async function staleOwners(host: Examined): Promise<string[]> {
+  const owners = (await host.firewalls()).flatMap((firewall) => [...firewall.owners()]);
   const { names, addresses, bridges } = host;
   const known = new Set([...addresses.map(addressTag), ...bridges.map(bridgeTag)]);
-  const owners = (await host.firewalls()).flatMap((firewall) => [...firewall.owners()]);
   return [...new Set(owners)].filter((owner) => !known.has(owner) && !names.has(vmOfTag(owner)))
     .sort();
 }
@@ -149,13 +160,13 @@ async function staleOwners(host: Examined): Promise<string[]> {
 const settings: Check = {
   name: "stale settings",
   needs: "capabilities",
+  twice: true,
   run(host) {
     const isUsed = (one: Examined) =>
       one.names.size + one.addresses.length + one.bridges.length > 0;
     // What is not of a setting has no such path.
-    const changed = isUsed(host)
-      ? []
-      : Object.keys(new Journal().read()).filter((path) => path.startsWith("net/"));
+    const journal = Object.keys(new Journal().read());
+    const changed = isUsed(host) ? [] : journal.filter((path) => path.startsWith("net/"));
     const problems = changed.map((path) => ({
       what: `${path.replaceAll("/", ".")} is not as it was before tapkit, and no VM needs it`,
       mend: "run doctor --fix",

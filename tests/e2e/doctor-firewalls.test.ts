@@ -163,3 +163,29 @@ Deno.test("doctor: Docker's policy, Docker that ended, and Weave Net that is not
   await host.mustTapkit("bridge-legacy", "old", "--remove");
   await host.mustTapkit("attach-vm", "web", "--remove");
 });
+
+Deno.test("doctor: a bridge that a firewall takes what it passes for forwarded", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await host.writeFile(
+    "/etc/cni/net.d/lan.conflist",
+    JSON.stringify({
+      cniVersion: "1.0.0",
+      name: "lan",
+      plugins: [{
+        ...{ type: "bridge", bridge: "lan0", isGateway: false },
+        ipam: { type: "host-local", subnet: "10.61.0.0/24" },
+      }],
+    }),
+  );
+  await host.mustTapkit("attach-vm", "web", "--plugins", "builtin");
+  await host.awaitDhcp();
+  await host.sh("iptables -P FORWARD DROP; sysctl -qw net.bridge.bridge-nf-call-iptables=1");
+  await assertFound(host, {
+    failed: ["other firewalls"],
+    detail: /drops what the bridge "lan0" passes, because net.bridge.bridge-nf-call-iptables is 1/,
+    mend: /set that to 0, or let it pass: iptables -I FORWARD -i lan0 -o lan0 -j ACCEPT/,
+  });
+  await host.sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0");
+  assertEquals((await examine(host)).failed, []);
+});

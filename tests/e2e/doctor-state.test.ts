@@ -264,3 +264,46 @@ Deno.test("doctor: a namespace without a record in which a process is stays", as
     fixed: { "stale namespaces": /took away what was left of VM "ghost"/ },
   });
 });
+
+Deno.test("doctor: VMs of another state directory are known, and repaired there", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  const there = ["--state-dir", "/var/lib/other"];
+  await host.mustTapkit("attach-vm", "web", "--ports", "8080:80", ...there);
+  await host.awaitDhcp("/var/lib/other");
+  assertEquals((await examine(host)).failed, []);
+  await host.sh("nft delete table inet tapkit");
+  await assertFound(host, {
+    failed: ["VMs"],
+    detail: /VM "web": the nftables table "inet tapkit" is missing/,
+    mend: /run attach-vm web --state-dir \/var\/lib\/other$/,
+    fixed: { VMs: /repaired VM "web"/ },
+  });
+  assertEquals((await host.tapkit("attach-vm", "web", "--check", ...there)).code, 0);
+  await host.sh("test ! -e /var/lib/tapkit/vms/web.json");
+});
+
+Deno.test("doctor: beside commands that attach and remove VMs, --fix harms none of them", async () => {
+  await using host = await attached();
+  const names = Array.from({ length: 4 }, (_, number) => `vm${number}`);
+  let busy = true;
+  const change = async (name: string) => {
+    for (let round = 0; round < 4; round++) {
+      await host.mustTapkit("attach-vm", name);
+      await host.mustTapkit("attach-vm", name, "--check");
+      await host.mustTapkit("attach-vm", name, "--remove");
+    }
+    await host.mustTapkit("attach-vm", name);
+  };
+  const fixed: string[] = [];
+  const repair = async () => {
+    while (busy) {
+      const { checks } = await examine(host, { args: ["--fix"] });
+      fixed.push(...checks.flatMap((check) => check.fixed ?? []));
+    }
+  };
+  const changing = Promise.all(names.map(change)).finally(() => busy = false);
+  await Promise.all([changing, repair()]);
+  assertEquals(fixed, []);
+  for (const name of ["web", ...names]) await host.mustTapkit("attach-vm", name, "--check");
+});

@@ -100,8 +100,8 @@ export class Host extends Machine {
   }
 
   /** Waits for the DHCP server: whether it is there decides whether a command starts one. */
-  async awaitDhcp(): Promise<void> {
-    const [lock, locks] = [this.path("/var/lib/tapkit/serve-dhcp.lock"), this.path("/proc/locks")];
+  async awaitDhcp(stateDir = "/var/lib/tapkit"): Promise<void> {
+    const [lock, locks] = [this.path(`${stateDir}/serve-dhcp.lock`), this.path("/proc/locks")];
     await eventually(10_000, "a DHCP server runs", async () => {
       const { ino, size } = await Deno.stat(lock).catch(() => ({ ino: undefined, size: 0 }));
       // It signs its lock.

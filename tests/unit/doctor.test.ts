@@ -91,6 +91,18 @@ Deno.test("examineHost: repairs only if it is asked to, looks again, and tells o
   assertEquals(again, [{ name: "mends", ok: true, detail: "is well", mend: "" }]);
 });
 
+Deno.test("examineHost: what may have changed while it looked is looked at once more", async () => {
+  let looks = 0;
+  const check: Check = {
+    name: "changes",
+    twice: true,
+    run: () => verdict(++looks === 1 ? [{ what: "is half done", mend: "wait" }] : [], "is well"),
+  };
+  const found = await Array.fromAsync(examineHost(NOWHERE, [check, { ...check, name: "again" }]));
+  assertEquals(found.map(({ ok }) => ok), [true, true]);
+  assertEquals(looks, 3);
+});
+
 Deno.test("examineHost: a signal ends it between two checks", async () => {
   const stop = new AbortController();
   const seen: string[] = [];
