@@ -13,51 +13,20 @@ import { parseArgs } from "@std/cli/parse-args";
 import { Host } from "../support/host.ts";
 import { ROOT } from "../support/machine.ts";
 import { ensureRequirements, NotHere } from "../support/requirements.ts";
-import { Booth, JOB_TIMEOUT_MS } from "./booth.ts";
+import { Booth, JOB_TIMEOUT_MS, pause, takeTurns } from "./booth.ts";
 import { moduleCounts } from "./modules.ts";
 import { measureExecuted } from "./executed.ts";
 import { measurePortMaps } from "./port-maps.ts";
-import {
-  type BatchFigures,
-  type Lap,
-  median,
-  type Results,
-  type SingleFigures,
-  writeReport,
-} from "./report.ts";
+import { measureResident } from "./resident.ts";
+import { type BatchFigures, median, type Results, writeReport } from "./report.ts";
 
 const SCRIPT = `${ROOT}/scripts/attach-vm.ts`;
 const RESULTS = `${ROOT}/tests/bench/results.md`;
 /** How long what a command left in the background is given to settle before the next. */
 const SETTLE_MS = { alone: 150, many: 40 } as const;
 const DHCP_EXCHANGES = 300;
-
-interface Laps {
-  readonly attach: Lap[];
-  readonly remove: Lap[];
-}
-
-const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
-
-/** Attaches and removes one VM, booth after booth, round after round. */
-async function takeTurns(
-  booths: readonly Booth[],
-  rounds: number,
-  settleMs: number,
-): Promise<Map<string, SingleFigures>> {
-  const laps = new Map(booths.map(({ name }) => [name, { attach: [], remove: [] } as Laps]));
-  for (let round = 0; round < rounds; round++) {
-    for (let turn = 0; turn < booths.length; turn++) {
-      const booth = booths[(round + turn) % booths.length]!;
-      for (const what of ["attach", "remove"] as const) {
-        const { ms, cpuMs } = await booth.do({ do: what, vm: 9000 });
-        laps.get(booth.name)![what].push({ ms, cpuMs });
-        await pause(settleMs);
-      }
-    }
-  }
-  return laps;
-}
+/** With so many VMs the resident's size is measured. */
+const RESIDENT_VMS = 1000;
 
 function batchFigures(laps: readonly number[], totalMs: number): BatchFigures {
   const each = laps.map((lap, index) => lap - (laps[index - 1] ?? 0));
@@ -175,6 +144,13 @@ async function measure(
   say(`one VM, ${rounds} rounds`);
   const alone = await takeTurns(booths, rounds, SETTLE_MS.alone);
 
+  say("the resident");
+  const resident = await measureResident(`${directory}/bin`, netavark, {
+    rounds,
+    settleMs: SETTLE_MS.alone,
+    most: RESIDENT_VMS,
+  });
+
   const batch = new Map<string, BatchFigures[]>();
   const record = (name: string, figures: BatchFigures) =>
     batch.set(name, [...batch.get(name) ?? [], figures]);
@@ -207,6 +183,7 @@ async function measure(
     rounds,
     alone,
     crowded,
+    resident,
     batch,
     dhcp,
     portMaps,

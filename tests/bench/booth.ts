@@ -8,6 +8,7 @@ import { Host } from "../support/host.ts";
 import { type Machine, ROOT } from "../support/machine.ts";
 import type { Running } from "../support/running.ts";
 import type { Answer, Contestant, Job } from "./contestant.ts";
+import type { Lap, SingleFigures } from "./report.ts";
 
 /** A contestant's search path: a directory with the iptables of one kind comes first. */
 const BIN_DIR = "/run/bench-bin";
@@ -48,7 +49,7 @@ export class Booth implements AsyncDisposable {
     const process = host.spawn(
       Deno.execPath(),
       ["run", "-A", script, JSON.stringify(contestant)],
-      { env: { PATH: path } },
+      { env: { PATH: path, ...contestant.byResident ? { TAPKIT_SOCKET: "" } : {} } },
     );
     await process.line((line) => line === "ready");
     return new Booth(name, host, peer, process);
@@ -66,4 +67,31 @@ export class Booth implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.host[Symbol.asyncDispose]();
   }
+}
+
+interface Laps {
+  readonly attach: Lap[];
+  readonly remove: Lap[];
+}
+
+export const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Attaches and removes one VM, booth after booth, round after round. */
+export async function takeTurns(
+  booths: readonly Booth[],
+  rounds: number,
+  settleMs: number,
+): Promise<Map<string, SingleFigures>> {
+  const laps = new Map(booths.map(({ name }) => [name, { attach: [], remove: [] } as Laps]));
+  for (let round = 0; round < rounds; round++) {
+    for (let turn = 0; turn < booths.length; turn++) {
+      const booth = booths[(round + turn) % booths.length]!;
+      for (const what of ["attach", "remove"] as const) {
+        const { ms, cpuMs } = await booth.do({ do: what, vm: 9000 });
+        laps.get(booth.name)![what].push({ ms, cpuMs });
+        await pause(settleMs);
+      }
+    }
+  }
+  return laps;
 }

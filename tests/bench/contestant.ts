@@ -26,8 +26,14 @@ export interface Answer {
 
 /** Who a contestant is. */
 export type Contestant =
-  | { readonly kind: "tapkit"; readonly command: readonly [string, ...string[]] }
-  | { readonly kind: "cni" | "netavark" };
+  & {
+    /** Whether the resident of the host does its work. */
+    readonly byResident?: true;
+  }
+  & (
+    | { readonly kind: "tapkit"; readonly command: readonly [string, ...string[]] }
+    | { readonly kind: "cni" | "netavark" | "curl" | "empty" }
+  );
 
 const decoder = new TextDecoder();
 
@@ -98,6 +104,26 @@ async function tapkitBatch(
   const { success } = await child.status;
   if (!success || laps.length !== count) throw new Error(await errors);
   return { laps };
+}
+
+/** Requests to the resident. */
+async function curl(job: Job): Promise<Answer> {
+  if (job.do === "batch") return await oneByOne(curl, job.from, job.count);
+  const socket = ["-sS", "--fail-with-body", "--unix-socket", "/run/tapkit/tapkit.sock"];
+  const name = vmName(job.vm);
+  const json = JSON.stringify({ name, ports: [`${hostPort(job.vm)}:80`] });
+  const request = job.do === "attach"
+    ? ["localhost/v1/vms", "--json", json]
+    : ["-X", "DELETE", `localhost/v1/vms/${name}`];
+  await run({ command: "curl", args: [...socket, ...request] });
+  return {};
+}
+
+/** What any script of Deno's takes. */
+async function empty(): Promise<Answer> {
+  const script = new URL("empty.js", import.meta.url).pathname;
+  await run({ command: Deno.execPath(), args: ["run", "-A", "--no-config", script] });
+  return {};
 }
 
 const CNI_DIR = "/usr/lib/cni";
@@ -231,6 +257,10 @@ async function answer(contestant: Contestant, job: Job): Promise<Answer> {
   const start = performance.now();
   const doing = contestant.kind === "tapkit"
     ? tapkit(contestant.command, job)
+    : contestant.kind === "curl"
+    ? curl(job)
+    : contestant.kind === "empty"
+    ? empty()
     : contestant.kind === "cni"
     ? cni(job)
     : netavark(job);

@@ -7,6 +7,7 @@
 import type { ExecutedFigures } from "./executed.ts";
 import type { ModuleCount } from "./modules.ts";
 import type { PortMapFigures } from "./port-maps.ts";
+import type { ResidentFigures } from "./resident.ts";
 
 /** One command: from process start to exit, and what of that its processes computed. */
 export interface Lap {
@@ -40,6 +41,7 @@ export interface Results {
   readonly rounds: number;
   readonly alone: ReadonlyMap<string, SingleFigures>;
   readonly crowded: ReadonlyMap<string, SingleFigures>;
+  readonly resident: ResidentFigures;
   readonly batch: ReadonlyMap<string, readonly BatchFigures[]>;
   /** Microseconds. */
   readonly dhcp: readonly number[];
@@ -64,6 +66,18 @@ const BOUNDS = {
   oneMoreMs: 0.5,
   bulkMs: 2000,
   connectLastOfOnly: 1.1,
+  resident: {
+    script: 0.5,
+    scriptBeyondEmptyMs: 10,
+    scriptRemove: 0.35,
+    curl: 0.35,
+    warmAttachMs: 6.5,
+    warmRemoveMs: 2.5,
+    dhcpMs: 5,
+    healMs: 1000,
+    memoryMiB: 80,
+    idlePercent: 0.2,
+  },
   chainOfBare: 1.15,
   threeOfOne: 3,
 } as const;
@@ -236,6 +250,66 @@ export function portMapReport(figures: PortMapFigures): string[] {
   ];
 }
 
+function residentVerdicts({ commands, warm, dhcp, heal, size }: ResidentFigures): Verdict[] {
+  const bounds = BOUNDS.resident;
+  const own = (name: string, what: What) => medianOf(commands.get(name)![what], "ms");
+  const ratio = (name: string, what: What) =>
+    own(name, what) / fasterNetavark(commands, what, "ms");
+  const [script, curl] = ["attach-vm, by the resident", "curl, by the resident"] as const;
+  const beyond = own(script, "attach") - own("an empty Deno script", "attach");
+  return [
+    ["attach by the script, of netavark", bounds.script, ratio(script, "attach")],
+    ["attach by the script, ms beyond an empty Deno script", bounds.scriptBeyondEmptyMs, beyond],
+    ["remove by the script, of netavark", bounds.scriptRemove, ratio(script, "remove")],
+    ["attach by curl, of netavark", bounds.curl, ratio(curl, "attach")],
+    ["remove by curl, of netavark", bounds.curl, ratio(curl, "remove")],
+    ["attach by a warm client, ms", bounds.warmAttachMs, median(warm.attach)],
+    ["remove by a warm client, ms", bounds.warmRemoveMs, median(warm.remove)],
+    [
+      "OFFER while VMs are attached, 99th percentile, ms",
+      bounds.dhcpMs,
+      quantile(dhcp.busy, 0.99) / 1000,
+    ],
+    [`${heal.vms} VMs whole after a flush, ms`, bounds.healMs, median(heal.ms)],
+    [`memory with ${size.vms} VMs, MiB`, bounds.memoryMiB, size.memory],
+    [`idle with ${size.vms} VMs, % of a core`, bounds.idlePercent, size.idle],
+  ];
+}
+
+/** The part of results.md that is about the resident. */
+function residentReport(figures: ResidentFigures): string[] {
+  const { commands, warm, dhcp } = figures;
+  const cell = (name: string, what: What, unit: Unit) => singleCell(commands, name, what, unit);
+  const row = (name: string) =>
+    (["ms", "cpuMs"] as const).flatMap((unit) =>
+      (["attach", "remove"] as const).map((what) => cell(name, what, unit))
+    );
+  const both = (values: readonly number[], q: number) => quantile(values, q).toFixed(1);
+  return [
+    "## By the resident",
+    "",
+    "One VM with one published port, whole processes; in brackets the ratio to the faster netavark in",
+    "these rounds. Processor time is the command's own: what the resident needs for it is not in it.",
+    "",
+    ...table(
+      ["", "attach", "remove", "attach, CPU", "remove, CPU"],
+      [...commands.keys()].map((name) => [name, ...row(name)]),
+    ),
+    "",
+    `Requests of a client that stays connected, ${warm.attach.length} of each, milliseconds: attach`,
+    `median ${both(warm.attach, 0.5)}, 99th percentile ${both(warm.attach, 0.99)}; remove median`,
+    `${both(warm.remove, 0.5)}, 99th percentile ${
+      both(warm.remove, 0.99)
+    }. DISCOVER to OFFER meanwhile,`,
+    `microseconds: alone median ${quantile(dhcp.alone, 0.5)}, 99th percentile`,
+    `${quantile(dhcp.alone, 0.99)}; while 100 VMs are attached ${quantile(dhcp.busy, 0.5)} and`,
+    `${quantile(dhcp.busy, 0.99)}.`,
+    "",
+    ...verdictTable(residentVerdicts(figures)),
+    "",
+  ];
+}
+
 /** The part of results.md that is about executed plugins. */
 function executedReport({ chain, networks }: ExecutedFigures): string[] {
   const [own, bare] = [median(chain.tapkit), median(chain.bare)];
@@ -304,6 +378,7 @@ export function writeReport(results: Results): string {
     "",
     ...verdictTable(verdicts(results)),
     "",
+    ...residentReport(results.resident),
     ...portMapReport(results.portMaps),
     ...executedReport(results.executed),
     "## Start-up and DHCP",

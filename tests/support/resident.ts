@@ -47,12 +47,17 @@ export class ResidentServer implements AsyncDisposable {
    * Starts it, and waits until it answers.
    *
    * @param clientTimeout in seconds; only the library has it
+   * @param program what to start: the sources or the bundle that are tested, unless given
    */
   static async start(
     host: Host,
-    { args = [], clientTimeout }: { args?: readonly string[]; clientTimeout?: number } = {},
+    { args = [], clientTimeout, program }: {
+      args?: readonly string[];
+      clientTimeout?: number;
+      program?: string;
+    } = {},
   ): Promise<ResidentServer> {
-    const program = `import { serve } from "${ROOT}/mod.ts";
+    const code = `import { serve } from "${ROOT}/mod.ts";
       const stop = new AbortController();
       Deno.addSignalListener("SIGTERM", () => stop.abort());
       await serve({
@@ -60,10 +65,13 @@ export class ResidentServer implements AsyncDisposable {
         note: (text) => console.error(text),
         signal: stop.signal,
       });`;
-    const words = clientTimeout === undefined
-      ? [...scriptWords("serve"), "--socket", SOCKET, ...args]
-      : ["eval", "--config", `${ROOT}/deno.json`, "--ext=ts", program];
-    const process = host.spawn(Deno.execPath(), words);
+    const flags = ["--socket", SOCKET, ...args];
+    const [command, ...words] = program !== undefined
+      ? [program, ...flags]
+      : clientTimeout === undefined
+      ? [Deno.execPath(), ...scriptWords("serve"), ...flags]
+      : [Deno.execPath(), "eval", "--config", `${ROOT}/deno.json`, "--ext=ts", code];
+    const process = host.spawn(command, words);
     const path = host.path(SOCKET);
     const client = await connect({ socket: path });
     const ended = process.status.then(async () => {

@@ -1,0 +1,1 @@
+// What any script of Deno's takes: see contestant.ts.

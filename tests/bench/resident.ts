@@ -1,0 +1,162 @@
+/**
+ * Commands and requests that the resident does, guests that ask it meanwhile, what it heals, and what it
+ * needs itself.
+ *
+ * @module
+ */
+
+import { connect } from "../../mod.ts";
+import { ResidentServer } from "../support/resident.ts";
+import { Host } from "../support/host.ts";
+import { eventually, ROOT } from "../support/machine.ts";
+import { Booth, pause, takeTurns } from "./booth.ts";
+import type { SingleFigures } from "./report.ts";
+
+/** What was measured. */
+export interface ResidentFigures {
+  /** Whole processes, the peers among them. */
+  readonly commands: ReadonlyMap<string, SingleFigures>;
+  /** Milliseconds of requests of one client that stays connected. */
+  readonly warm: { readonly attach: readonly number[]; readonly remove: readonly number[] };
+  /** Microseconds from DISCOVER to OFFER, alone and while VMs are attached. */
+  readonly dhcp: { readonly alone: readonly number[]; readonly busy: readonly number[] };
+  /** Milliseconds from the beginning of `nft flush ruleset` until all of so many VMs are healed. */
+  readonly heal: { readonly vms: number; readonly ms: readonly number[] };
+  /** Anonymous memory in MiB, and the share of a core in percent, with so many VMs. */
+  readonly size: { readonly vms: number; readonly memory: number; readonly idle: number };
+}
+
+const WARM = 200;
+const HEALED = 100;
+/** It is patient with so many repairs of a thing in a row. */
+const HEAL_ROUNDS = 3;
+const EXCHANGES = 500;
+const IDLE_MS = 30_000;
+
+/**
+ * @param bin where the installed commands are
+ * @param peers who takes turns with them
+ */
+export async function measureResident(
+  bin: string,
+  peers: readonly Booth[],
+  { rounds, settleMs, most }: { rounds: number; settleMs: number; most: number },
+): Promise<ResidentFigures> {
+  const start = (host: Host) => ResidentServer.start(host, { program: `${bin}/serve` });
+  await using stack = new AsyncDisposableStack();
+  const open = async (...how: Parameters<typeof Booth.open>) => stack.use(await Booth.open(...how));
+  const command = [`${bin}/attach-vm`] as const;
+  const own = [
+    await open("attach-vm, by the resident", { kind: "tapkit", command, byResident: true }),
+    await open("curl, by the resident", { kind: "curl" }),
+    await open("an empty Deno script", { kind: "empty" }),
+  ];
+  for (const { host } of own.slice(0, 2)) {
+    stack.use(await start(host));
+  }
+  const booths = [...own, ...peers];
+  await takeTurns(booths, 1, settleMs);
+  const commands = await takeTurns(booths, rounds, settleMs);
+  await using host = await Host.create({ name: "bench" });
+  await host.addLan();
+  await using server = await start(host);
+  return {
+    commands,
+    warm: await measureWarm(server),
+    dhcp: await measureDhcp(host, server),
+    heal: await measureHeal(host, server),
+    size: await measureSize(host, server, most),
+  };
+}
+
+async function measureWarm({ client }: ResidentServer) {
+  const attach: number[] = [];
+  const remove: number[] = [];
+  const timed = async (list: number[], act: () => Promise<unknown>) => {
+    const begun = performance.now();
+    await act();
+    list.push(performance.now() - begun);
+  };
+  await client.attachVm({ name: "base" });
+  for (let round = 0; round < WARM; round++) {
+    const ports = [`${10_000 + round}:80`];
+    await timed(attach, () => client.attachVm({ name: "warm", ports }));
+    await timed(remove, () => client.removeVm("warm"));
+    // Links of removed VMs are deleted together, a tenth of a second later.
+    await pause(150);
+  }
+  return { attach, remove };
+}
+
+async function measureDhcp(host: Host, { client }: ResidentServer) {
+  const { record } = await client.attachVm({ name: "guest" });
+  const { mac, tap } = record.interfaces[0]!;
+  const ask = async () => {
+    const script = `${ROOT}/tests/bench/dhcp-latency.ts`;
+    const args = ["run", "-A", script, record.netns, tap, mac, String(EXCHANGES)];
+    return (await host.must(Deno.execPath(), args)).trim().split("\n").map(Number);
+  };
+  await pause(500);
+  const alone = await ask();
+  const asking = ask();
+  const requests = Array.from({ length: HEALED }, (_, index) => ({ name: `heal${index}` }));
+  for await (const { name, error } of client.attachVms(requests)) {
+    if (error !== undefined) throw new Error(`${name}: ${error}`);
+  }
+  return { alone, busy: await asking };
+}
+
+/** The VMs are there. */
+async function measureHeal(host: Host, { client }: ResidentServer) {
+  const ms: number[] = [];
+  for (let round = 0; round < HEAL_ROUNDS; round++) {
+    await pause(3000);
+    const stop = new AbortController();
+    const left = new Set((await client.listVms()).map(({ vm }) => vm));
+    const events = client.events({ signal: stop.signal });
+    let begun = 0;
+    const healing = (async () => {
+      for await (const { event, vm = "" } of events) {
+        if (event === "healed") left.delete(vm);
+        if (left.size === 0) return ms.push(performance.now() - begun);
+      }
+    })();
+    await pause(500);
+    begun = performance.now();
+    await host.must("nft", ["flush", "ruleset"]);
+    await healing;
+    stop.abort();
+  }
+  return { vms: HEALED, ms };
+}
+
+async function measureSize(host: Host, { client, path }: ResidentServer, vms: number) {
+  const { pid, vms: there } = await client.health();
+  const count = vms - there;
+  const requests = Array.from({ length: count }, (_, index) => ({ name: `many${index}` }));
+  for await (const { name, error } of client.attachVms(requests)) {
+    if (error !== undefined) throw new Error(`${name}: ${error}`);
+  }
+  const ticks = async () => {
+    const stat = await host.readFile(`/proc/${pid}/stat`);
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    return Number(fields[11]) + Number(fields[12]);
+  };
+  await eventually(120_000, "it has looked at all of them", async () => {
+    const before = await ticks();
+    await pause(5000);
+    return await ticks() - before < 10;
+  });
+  const before = await ticks();
+  await pause(IDLE_MS);
+  const used = await ticks() - before;
+  const rollup = await host.readFile(`/proc/${pid}/smaps_rollup`);
+  const memory = Number(/^Anonymous:\s+(\d+) kB/m.exec(rollup)![1]) / 1024;
+  using again = await connect({ socket: path });
+  const names = (await again.listVms()).map(({ vm }) => vm);
+  for await (const { name, error } of again.removeVms(names)) {
+    if (error !== undefined) throw new Error(`${name}: ${error}`);
+  }
+  // A tick is a hundredth of a second.
+  return { vms, memory, idle: used / (IDLE_MS / 1000) };
+}
