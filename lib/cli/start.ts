@@ -13,9 +13,11 @@ import type { Setting } from "./cli.ts";
 /** Commands that the resident takes. */
 const TAKEN = ["attach-vm", "bridge-legacy", "map-port"];
 /** What this process has to do: its VMM is its child, and its descriptors are its own. */
-const OWN = /^--(help|version)$|\/(dev\/(fd|std)|proc\/(thread-)?self\b)/;
-/** How long the resident may take to say that it takes a command. */
+const OWN = /^(--help|-h|--version)$|\/(dev\/(fd|std)|proc\/(thread-)?self\b)/;
+/** How long the resident may take to say that it takes a command, or to be told of a signal. */
 const ANSWER_MS = 2000;
+/** So much is written at once, in characters. It fits into a pipe. */
+const SMALL = 32 * 1024;
 
 type Main = (args: readonly string[], setting?: Setting) => Promise<number>;
 
@@ -63,8 +65,12 @@ async function handOver(words: readonly string[]): Promise<number | Setting> {
     isHeeding = true;
     const signals = await thisProcess.heedSignals();
     signals.addEventListener("abort", async () => {
-      if (ended.aborted) Deno.exit(signals.reason.exitCode);
-      await endCommand(path, id, signals.reason.exitCode - 128);
+      const { exitCode } = signals.reason;
+      if (ended.aborted) Deno.exit(exitCode);
+      let isTold = false;
+      after(ANSWER_MS, () => isTold || Deno.exit(exitCode));
+      await endCommand(path, id, exitCode - 128);
+      isTold = true;
     });
   });
   if (code !== undefined) return code;
@@ -102,14 +108,20 @@ async function run(
   let isTaken = false;
   after(ANSWER_MS, () => isTaken || ended.signal.aborted || connection.close());
   let failure: unknown;
-  let printed = false;
+  let printed = 0;
+  let writing = Promise.resolve();
   const print = (to: "stdout" | "stderr", text: string) => {
-    printed = true;
+    printed += text.length;
+    const failed = (error: unknown) => {
+      if (to === "stdout" && !(error instanceof Deno.errors.BrokenPipe)) failure ??= error;
+    };
     try {
-      thisProcess[to](text);
+      if (printed <= SMALL) return thisProcess[to](text);
     } catch (error) {
-      if (to === "stdout") failure ??= error;
+      return failed(error);
     }
+    // Who reads this slowly, a pager say, must not hold up the resident.
+    writing = writing.then(() => writeAll(Deno[to], text)).catch(failed);
   };
   try {
     await send(connection, "POST /v1/commands", request);
@@ -119,6 +131,7 @@ async function run(
       if (stdout !== undefined) print("stdout", stdout);
       if (stderr !== undefined) print("stderr", stderr);
       if (exit === undefined) continue;
+      await writing;
       if (failure === undefined) return exit;
       const why = `stdout cannot be written: ${(failure as Error).message}`;
       print("stderr", `${request.command}: ${why}: what was done stays; print it with --list\n`);
@@ -129,7 +142,8 @@ async function run(
   } finally {
     ended.abort();
   }
-  if (!printed) return undefined;
+  if (printed === 0) return undefined;
+  await writing;
   print("stderr", `${request.command}: the resident ended before it was done: run it again\n`);
   return 1;
 }
@@ -143,12 +157,28 @@ async function endCommand(path: string, id: string, signal: number): Promise<voi
 }
 
 /** Sends a request. With HTTP 1.0 the answer ends where the connection does. */
-async function send(connection: Deno.UnixConn, what: string, json?: object): Promise<void> {
+async function send(connection: Writer, what: string, json?: object): Promise<void> {
   const body = json === undefined ? "" : JSON.stringify(json);
   const length = new TextEncoder().encode(body).length;
   const head = `${what} HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: ${length}`;
-  let bytes = new TextEncoder().encode(`${head}\r\n\r\n${body}`);
-  while (bytes.length > 0) bytes = bytes.subarray(await connection.write(bytes));
+  await writeAll(connection, `${head}\r\n\r\n${body}`);
+}
+
+interface Writer {
+  write(bytes: Uint8Array): Promise<number>;
+}
+
+async function writeAll(writer: Writer, text: string): Promise<void> {
+  let bytes = new TextEncoder().encode(text);
+  while (bytes.length > 0) {
+    try {
+      bytes = bytes.subarray(await writer.write(bytes));
+    } catch (error) {
+      // A pipe that is not to block is full.
+      if (!(error instanceof Deno.errors.WouldBlock)) throw error;
+      await new Promise<void>((resolve) => after(1, resolve));
+    }
+  }
 }
 
 /** Calls `act` later. Deno's own timers take 4 ms to be loaded. */

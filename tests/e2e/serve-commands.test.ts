@@ -212,6 +212,30 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const) {
   });
 }
 
+Deno.test("commands: a reader that takes its time holds up its command alone", async () => {
+  await using host = await hostOnLan();
+  await using server = await ResidentServer.start(host);
+  const ports = Array.from({ length: 3000 }, (_, index) => `${20_000 + index}:${index + 1}`);
+  await server.client.attachVm({ name: "web", ports });
+  const words = [Deno.execPath(), ...scriptWords("attach-vm")].map((word) => `'${word}'`).join(" ");
+  const list = `${words} web --list`;
+  const reader = "(touch /run/reading; while [ -e /run/hold ]; do sleep 0.05; done; cat)";
+  await host.sh("touch /run/hold");
+  const slow = host.run("bash", ["-c", `set -o pipefail; ${list} | ${reader}`], BY_RESIDENT);
+  await awaitHandedOver(server, 1, "the resident has done its part");
+  await host.must("rm", ["/run/hold", "/run/reading"]);
+  const { code, stdout, stderr } = await slow;
+  assertEquals([code, stderr], [0, ""]);
+  // More than a pipe and a socket hold.
+  assert(stdout.length > 200_000, `${stdout.length}`);
+  assertEquals(JSON.parse(stdout).ports.length, 3000);
+  const gone = await host.run("bash", ["-c", `set -o pipefail; ${list} | true`], BY_RESIDENT);
+  assertEquals([gone.code, gone.stderr], [0, ""]);
+  const full = await host.run("bash", ["-c", `${list} >/dev/full`], BY_RESIDENT);
+  assertEquals(full.code, 1);
+  assertMatch(full.stderr, /^attach-vm: stdout cannot be written: .*No space left/);
+});
+
 Deno.test("commands: do not wait for a resident that is stopped", async () => {
   await using host = await hostOnLan();
   await using server = await ResidentServer.start(host);
