@@ -240,11 +240,12 @@ export const ATTACH_VM = {
       metavar: "FORMAT",
       choices: [
         ...["json", "env", "cmdline", "dracut", "qemu"] as const,
-        ...["cloud-hypervisor", "firecracker", "mmds", "cloud-init"] as const,
+        ...["cloud-hypervisor", "libvirt", "firecracker", "mmds", "cloud-init"] as const,
       ],
       help: "print the record as json, env (shell assignments), cmdline (the kernel's ip=), " +
-        "dracut (arguments of its initramfs), arguments of qemu or cloud-hypervisor, firecracker " +
-        "(a part of its configuration file), mmds (its metadata) or cloud-init (network-config)",
+        "dracut (arguments of its initramfs), arguments of qemu or cloud-hypervisor, libvirt " +
+        "(interfaces of a domain), firecracker (a part of its configuration file), mmds (its " +
+        "metadata) or cloud-init (network-config)",
       default: "json",
     },
     {

@@ -10,7 +10,7 @@ import { cloudInitNetwork } from "./output/cloud-init.ts";
 import { firecrackerConfig, metadata } from "./output/firecracker.ts";
 import { dracutArguments, kernelArgument } from "./output/kernel.ts";
 import { interfaceValues } from "./output/values.ts";
-import { cloudHypervisorArguments, qemuArguments } from "./output/vmm.ts";
+import { cloudHypervisorArguments, libvirtInterfaces, qemuArguments } from "./output/vmm.ts";
 import type { Attached, OutputFormat, VmRecord } from "./types.ts";
 
 /**
@@ -21,6 +21,7 @@ import type { Attached, OutputFormat, VmRecord } from "./types.ts";
  * - `cmdline`: the kernel's `ip=`, for the first interface with an IPv4 address.
  * - `dracut`: arguments for dracut's initramfs, for all interfaces (dracut.cmdline(7)).
  * - `qemu`, `cloud-hypervisor`: arguments of the VMM on one line. No value has a space.
+ * - `libvirt`: an `<interface>` of a domain for each interface, one a line.
  * - `firecracker`: a part of Firecracker's configuration file; one line of JSON.
  * - `mmds`: the content of Firecracker's metadata service; one line of JSON.
  * - `cloud-init`: a network configuration of version 2 for cloud-init; one line of JSON.
@@ -41,6 +42,8 @@ export function formatRecord(record: VmRecord, format: OutputFormat): string {
       return qemuArguments(record);
     case "cloud-hypervisor":
       return cloudHypervisorArguments(record);
+    case "libvirt":
+      return libvirtInterfaces(record);
     case "firecracker":
       return firecrackerConfig(record);
     case "mmds":

@@ -305,6 +305,7 @@ export type OutputFormat =
   | "dracut"
   | "qemu"
   | "cloud-hypervisor"
+  | "libvirt"
   | "firecracker"
   | "mmds"
   | "cloud-init";

@@ -35,6 +35,20 @@ Deno.test("docs/libvirt.md: virsh starts a domain in the VM's namespace, whose p
   const fetched = await host.run("bash", ["-euc", fetch], { ...page, timeoutMs: 120_000 });
   assertEquals(fetched.stdout, "web at your service\n", unit.lines.slice(-30).join("\n"));
   assertEquals((await host.sh("ps -C qemu-system-x86_64 -o user=")).trim(), "vmm");
+
+  await host.sh("attach-vm queued --queues 2", page);
+  const listed = await host.sh("attach-vm queued --list --output libvirt", page);
+  const domain = define.replace(/^[^]*?<domain type='kvm'>/, "<domain type='qemu'>")
+    .replace(/<\/domain>[^]*/, "</domain>").replace("<name>web", "<name>queued")
+    .replace(/^\$\(attach-vm.*$/m, listed);
+  await host.writeFile("/tmp/queued.xml", domain);
+  const uri = "qemu+unix:///session?socket=/run/vms/web/libvirt/libvirt-sock";
+  const defined = await host.sh(`virsh -c '${uri}' define /tmp/queued.xml
+    virsh -c '${uri}' dumpxml queued; virsh -c '${uri}' undefine queued; rm /tmp/queued.xml`);
+  assertMatch(defined, /<target dev='vm_eth0' managed='no'\/>\s*<model type='virtio'\/>/);
+  assertMatch(defined, /<driver queues='2'\/>/);
+  await host.sh("attach-vm queued --remove", page);
+
   const [end = "", remove = ""] = ends;
   await host.sh(end, page);
   unit.kill("SIGTERM");

@@ -233,7 +233,7 @@ const RECORD = JSON.stringify({
 
 const OUTPUT_FORMATS: readonly OutputFormat[] = [
   ...["json", "env", "cmdline", "dracut", "qemu"] as const,
-  ...["cloud-hypervisor", "firecracker", "mmds", "cloud-init"] as const,
+  ...["cloud-hypervisor", "libvirt", "firecracker", "mmds", "cloud-init"] as const,
 ];
 
 function recordTarget(): FuzzTarget {

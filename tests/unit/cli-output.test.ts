@@ -110,6 +110,17 @@ Deno.test("formatRecord: cloud-hypervisor has a value of --net for each interfac
   }
 });
 
+Deno.test("formatRecord: libvirt has an element for each interface, with its queues", () => {
+  const [web, six] = TWO.interfaces;
+  const interfaces = [web!, { ...six!, queues: 4 }];
+  assertEquals(formatRecord({ ...TWO, interfaces }, "libvirt").split("\n"), [
+    "<interface type='ethernet'><mac address='9a:3c:00:00:00:01'/>" +
+    "<target dev='vm_eth0' managed='no'/><model type='virtio'/></interface>",
+    "<interface type='ethernet'><mac address='9a:3c:00:00:00:02'/>" +
+    "<target dev='vm_eth1' managed='no'/><model type='virtio'/><driver queues='4'/></interface>",
+  ]);
+});
+
 Deno.test("formatRecord: firecracker completes a configuration file, as its API has it", async () => {
   const part = JSON.parse(formatRecord(TWO, "firecracker"));
   assertEquals(part, {

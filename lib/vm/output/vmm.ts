@@ -1,5 +1,5 @@
 /**
- * A VM's interfaces as arguments of QEMU and of Cloud Hypervisor.
+ * A VM's interfaces as arguments of QEMU and of Cloud Hypervisor, and as elements of a domain of libvirt's.
  *
  * @module
  */
@@ -33,4 +33,21 @@ export function cloudHypervisorArguments({ interfaces }: VmRecord): string {
     `tap=${tap},mac=${mac},id=${name}${queues > 1 ? `,num_queues=${2 * queues}` : ""}`
   );
   return ["--net", ...values].join(" ");
+}
+
+/**
+ * An `<interface>` for each interface, of a libvirt that runs in the VM's namespace. It has no `<mtu>`: with
+ * one, libvirt would set the TAP's, for which it needs a capability.
+ */
+export function libvirtInterfaces({ interfaces }: VmRecord): string {
+  return interfaces.map(({ tap, mac, queues = 1 }) =>
+    [
+      "<interface type='ethernet'>",
+      `<mac address='${mac}'/>`,
+      `<target dev='${tap}' managed='no'/>`,
+      "<model type='virtio'/>",
+      ...queues > 1 ? [`<driver queues='${queues}'/>`] : [],
+      "</interface>",
+    ].join("")
+  ).join("\n");
 }
