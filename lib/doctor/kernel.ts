@@ -251,32 +251,27 @@ const iptables: Check = {
   async run(host): Promise<Verdict> {
     const needed = neededVariants(host.attached.some(({ spec }) => spec.firewall === "iptables"));
     const installed = installedVariants();
-    const problems: Problem[] = [];
-    for (const [variant, why] of needed) {
-      if (!installed.includes(variant)) {
-        problems.push({ what: `${why}, and iptables-${variant} is not installed`, mend: INSTALL });
-        continue;
-      }
-      const what = `iptables-${variant} cannot publish ports and translate addresses`;
-      problems.push(
-        ...await inTrial(({ netns }) => tryIptables(netns, variant), {
-          what,
-          mend: variant === "nft"
-            ? "load nft_compat and the modules xt_… that it names"
-            : "load ip_tables, ip6_tables and the modules xt_… that it names",
-        }),
-      );
+    const missing = [...needed].filter(([variant]) => !installed.includes(variant));
+    const problems = missing.map(([variant, why]): Problem => {
+      return { what: `${why}, and iptables-${variant} is not installed`, mend: INSTALL };
+    });
+    const told: string[] = [];
+    for (const variant of installed) {
+      const failed = await inTrial(({ netns }) => tryIptables(netns, variant), {
+        what: `iptables-${variant} cannot publish ports and translate addresses`,
+        mend: MODULES[variant],
+      });
+      if (needed.has(variant)) problems.push(...failed);
+      const how = failed.length === 0 ? "works" : "does not work";
+      told.push(`${variant} ${how}${needed.has(variant) ? "" : ", and nothing needs it"}`);
     }
-    const tested = [...needed.keys()].join(" and ");
-    if (needed.size === 0) {
-      return fine(
-        installed.length === 0
-          ? "is not installed, and nothing needs it"
-          : `${installed.join(" and ")} are installed, and nothing needs them`,
-      );
-    }
-    return verdict(problems, `iptables (${tested}) can publish ports and translate addresses`);
+    return verdict(problems, told.join("; ") || "is not installed, and nothing needs it");
   },
+};
+
+const MODULES: Readonly<Record<Variant, string>> = {
+  nft: "load nft_compat and the modules xt_… that it names",
+  legacy: "load ip_tables, ip6_tables and the modules xt_… that it names",
 };
 
 /** The variants that are needed here, and why. */

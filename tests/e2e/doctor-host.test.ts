@@ -10,6 +10,10 @@ Deno.test("doctor: all checks pass on a host that has all, before a VM is attach
   await host.addLan();
   const bare = await host.snapshot();
   const first = await examine(host);
+  assertMatch(
+    first.of("kernel: iptables").detail,
+    /^nft works, and nothing needs it; legacy works, and nothing needs it$/,
+  );
   assertEquals([first.failed, first.code, first.stderr], [[], 0, ""]);
   assertEquals(new Set(first.checks.map(({ name }) => name)).size, first.checks.length);
   for (const { name, detail, mend } of first.checks) {
@@ -99,6 +103,15 @@ const CASES: readonly Case[] = [
     failed: ["kernel: iptables"],
     detail: /rules in the old tables of iptables, and iptables-legacy is not installed/,
     mend: /install the package iptables/,
+  },
+  {
+    name: "rules of iptables, whose program does not work",
+    arrange: `iptables -A FORWARD -p icmp -j ACCEPT
+      printf '#!/bin/sh\\necho it is broken >&2; exit 1\\n' >/run/broken; chmod 755 /run/broken
+      mount --bind /run/broken "$(realpath "$(command -v iptables-nft)")"`,
+    failed: ["kernel: iptables", "other firewalls", "stale mappings"],
+    detail: /iptables-nft cannot publish ports and translate addresses: .*it is broken/,
+    mend: /load nft_compat/,
   },
   {
     name: "no IPv6, and a network that wants it",
@@ -239,8 +252,8 @@ Deno.test("doctor: a process without one capability, and one without any", async
 });
 
 /**
- * The first call of each trial that shows whose it is: strace prints bytes, text among them. Each trial
- * begins with a namespace; that of conntrack is the last.
+ * A call of each trial, by what strace prints of it: bytes, text among them. Each trial begins with a
+ * namespace.
  */
 const CALLS: Readonly<Record<string, readonly [call: string, text: RegExp]>> = {
   "kernel: conntrack": ["sendto", /^/],
@@ -278,12 +291,13 @@ Deno.test("doctor: a kernel that refuses what a trial asks of it", async (t) => 
       ...flags,
     ],
   ];
-  await examine(host, { under: strace("-s", "2000") });
+  const { checks } = await examine(host, { under: strace("-s", "2000") });
+  const names = checks.map(({ name }) => name).filter((name) => name.startsWith("kernel: "));
   const lines = (await host.readFile("/run/trace")).split("\n").map(readable);
+  const trials = lines.flatMap((line, index) => line.includes(" unshare(") ? [index] : []);
   for (const [name, [call, text]] of Object.entries(CALLS)) {
     await t.step(name, async () => {
-      const last = lines.findLastIndex((line) => line.includes(" unshare("));
-      const from = name === "kernel: conntrack" ? last : 0;
+      const from = trials[names.indexOf(name)]!;
       const at = lines.findIndex((line, index) =>
         index >= from && line.includes(` ${call}(`) && text.test(line)
       );
