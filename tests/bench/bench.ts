@@ -5,8 +5,9 @@
  * the load of the machine meets all alike. What counts is ratios. The table goes to
  * tests/bench/results.md.
  *
- * Flags: `--rounds N` (12), `--many N` (300), `--mappings N` (10,000), `--full` (the CNI plugins with that many too, which
- * takes minutes), `--dry` (print, do not write results.md).
+ * Flags: `--rounds N` (12), `--many N` (300), `--most N` (1,000, of the default network's 1,023),
+ * `--flows N` (300,000), `--mappings N` (10,000), `--full` (the CNI plugins with as many as `--many` too,
+ * which takes minutes), `--dry` (print, do not write results.md).
  */
 
 import { parseArgs } from "@std/cli/parse-args";
@@ -16,6 +17,7 @@ import { ensureRequirements, NotHere } from "../support/requirements.ts";
 import { Booth, JOB_TIMEOUT_MS, pause, takeTurns } from "./booth.ts";
 import { moduleCounts } from "./modules.ts";
 import { measureExecuted } from "./executed.ts";
+import { measureFlows } from "./flows.ts";
 import { measurePortMaps } from "./port-maps.ts";
 import { measureResident } from "./resident.ts";
 import { type BatchFigures, median, type Results, writeReport } from "./report.ts";
@@ -28,12 +30,16 @@ const DHCP_EXCHANGES = 300;
 /** With so many VMs the resident's size is measured. */
 const RESIDENT_VMS = 1000;
 
-function batchFigures(laps: readonly number[], totalMs: number): BatchFigures {
+function batchFigures(
+  laps: readonly number[],
+  { ms: totalMs, cpuMs }: Lap,
+): BatchFigures {
   const each = laps.map((lap, index) => lap - (laps[index - 1] ?? 0));
   // The first lap holds the start of the program.
   const own = each.slice(1);
   return {
     perVm: totalMs / laps.length,
+    cpuPerVm: cpuMs / laps.length,
     median: median(own),
     first: median(own.slice(0, 20)),
     last: median(own.slice(-20)),
@@ -45,13 +51,17 @@ async function runBaseline(program: string, count: number): Promise<BatchFigures
   await using host = await Host.create({ name: "bench" });
   await host.addLan();
   await host.must("mkdir", ["-p", "/var/lib/bench"]);
-  const start = performance.now();
-  const output = await host.must(program, [String(count), "/var/lib/bench"], {
-    timeoutMs: JOB_TIMEOUT_MS,
-  });
-  const totalMs = performance.now() - start;
+  // Seconds: that passed, and that its process computed, for itself and in the kernel.
+  const script = `TIMEFORMAT='%R %U %S'; time ${program} ${count} /var/lib/bench`;
+  const options = { timeoutMs: JOB_TIMEOUT_MS };
+  const { code, stdout, stderr } = await host.run("bash", ["-c", script], options);
+  if (code !== 0) throw new Error(`${program}: ${stderr}`);
+  const [real = 0, user = 0, system = 0] = stderr.trim().split(" ").map(Number);
   let lap = 0;
-  return batchFigures(output.trim().split("\n").map((ms) => lap += Number(ms)), totalMs);
+  return batchFigures(stdout.trim().split("\n").map((ms) => lap += Number(ms)), {
+    ms: 1000 * real,
+    cpuMs: 1000 * (user + system),
+  });
 }
 
 async function measureDhcp(host: Host): Promise<number[]> {
@@ -88,16 +98,21 @@ async function compileBaseline(directory: string): Promise<string | undefined> {
 
 async function main(args: readonly string[]): Promise<void> {
   const flags = parseArgs([...args], {
-    string: ["rounds", "many", "mappings"],
+    string: ["rounds", "many", "most", "flows", "mappings"],
     boolean: ["full", "dry"],
   });
   const rounds = Number(flags.rounds ?? 12);
   const many = Number(flags.many ?? 300);
+  const most = Number(flags.most ?? 1000);
+  const flows = Number(flags.flows ?? 300_000);
   const mappings = Number(flags.mappings ?? 10_000);
   await ensureRequirements("bench");
   const directory = await Deno.makeTempDir({ prefix: "tapkit-bench-" });
   try {
-    const results = await measure(directory, { rounds, many, mappings, full: flags.full === true });
+    const results = await measure(directory, {
+      ...{ rounds, many, most, flows, mappings },
+      full: flags.full === true,
+    });
     const text = writeReport(results);
     console.log(text);
     if (flags.dry !== true) await Deno.writeTextFile(RESULTS, text);
@@ -108,9 +123,11 @@ async function main(args: readonly string[]): Promise<void> {
 
 async function measure(
   directory: string,
-  { rounds, many, mappings, full }: {
+  { rounds, many, most, flows, mappings, full }: {
     rounds: number;
     many: number;
+    most: number;
+    flows: number;
     mappings: number;
     full: boolean;
   },
@@ -125,10 +142,8 @@ async function measure(
   await using stack = new AsyncDisposableStack();
   const open = async (...how: Parameters<typeof Booth.open>) => stack.use(await Booth.open(...how));
   const source = await open("tapkit, from source", { kind: "tapkit", command: [...deno, SCRIPT] });
-  const bundled = await open("tapkit, installed", {
-    kind: "tapkit",
-    command: [`${directory}/bin/attach-vm`],
-  });
+  const bundledCommand = { kind: "tapkit", command: [`${directory}/bin/attach-vm`] } as const;
+  const bundled = await open("tapkit, installed", bundledCommand);
   const netavark = [
     await open("netavark, iptables-nft", { kind: "netavark" }, "nft"),
     await open("netavark, iptables-legacy", { kind: "netavark" }, "legacy"),
@@ -160,10 +175,24 @@ async function measure(
   for (const booth of [source, bundled]) {
     say(`${many} VMs in one call: ${booth.name}`);
     await runC();
-    const { laps, ms } = await booth.do({ do: "batch", from: 0, count: many });
-    record(booth.name, batchFigures(laps!, ms));
+    const { laps, ...took } = await booth.do({ do: "batch", from: 0, count: many });
+    record(booth.name, batchFigures(laps!, took));
   }
   await runC();
+
+  const growth = new Map<string, BatchFigures>();
+  if (baseline !== undefined) {
+    say(`${most} VMs in one call`);
+    growth.set("C", await runBaseline(baseline, most));
+    await using grown = await Booth.open(bundled.name, bundledCommand);
+    const { laps, ...took } = await grown.do({ do: "batch", from: 0, count: most });
+    growth.set(bundled.name, batchFigures(laps!, took));
+  }
+  say(`one VM beside ${flows} connections of others, ${rounds} rounds`);
+  const flowFigures = await measureFlows(
+    await open(bundled.name, bundledCommand),
+    { flows, rounds },
+  );
 
   const filled = [...netavark, ...full ? cni : []];
   say(`${many} attachments with ${filled.map(({ name }) => name).join(", ")}`);
@@ -180,11 +209,14 @@ async function measure(
   say("done");
   return {
     many,
+    most,
     rounds,
     alone,
     crowded,
     resident,
     batch,
+    growth,
+    flows: flowFigures,
     dhcp,
     portMaps,
     executed,
