@@ -23,8 +23,6 @@ export interface MappedPorts {
    * look.
    */
   of(wanted: readonly PortMapping[]): TakenPorts[];
-  /** Whether somebody else than tapkit maps any. */
-  readonly hasOthers: boolean;
   /** Sentences on what could not be read. */
   readonly unread: readonly string[];
 }
@@ -59,7 +57,6 @@ export async function lookAtPorts(
         ),
       })),
     ],
-    hasOthers: taken.length > 0,
     unread,
   };
 }

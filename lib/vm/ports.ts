@@ -289,14 +289,14 @@ async function kernelLookup(host: Host, firewall: Firewall, except: string): Pro
     said.texts.add(text);
     host.note(`warning: ${text}`);
   }
-  // An executed plugin marks its rules with the container id.
-  const own = mapped.hasOthers ? (await identityOf(except)).containerId : undefined;
+  const { containerId: own } = identityOf(except);
   return (wanted) =>
     mapped.of(wanted)
       .map(({ owner, by, mappings }): TakenPorts => {
         if (by === undefined) {
           return { owner: vmInSandbox(host, owner) ?? vmOfTag(owner), mappings };
         }
+        // An executed plugin marks its rules with the container id.
         const vm = owner === own ? except : nameOfId(host, owner);
         return vm === undefined ? { owner, by, mappings } : { owner: vm, mappings };
       })

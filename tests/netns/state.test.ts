@@ -21,7 +21,7 @@ import { lockHost, lockVm, tidyState } from "${module("locks")}";
 import { deleteVm, writeVm } from "${module("store")}";
 const [stateDir, name] = Deno.args;
 const host = hostPaths({ stateDir });
-const id = await identityOf(name);
+const id = identityOf(name);
 for (let round = 0; round < ${ROUNDS}; round++) {
   {
     using _vm = await lockVm(host, name);

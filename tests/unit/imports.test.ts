@@ -15,6 +15,7 @@ const LAYERS: readonly (readonly string[])[] = [
     "lib/files.ts",
     "lib/finding.ts",
     "lib/same.ts",
+    "lib/sha256.ts",
     "lib/signals.ts",
     "lib/turns.ts",
     "lib/undo.ts",

@@ -5,6 +5,7 @@
  */
 
 import { InputError } from "../../errors.ts";
+import { sha256 } from "../../sha256.ts";
 import { netnsPath } from "../../sys/netns.ts";
 
 /** The name and id that all kernel objects of a VM are named by. */
@@ -38,9 +39,8 @@ export function validateName(name: string): void {
 }
 
 /** The identity of a VM: its container id is the SHA-256 of its name. */
-export async function identityOf(name: string): Promise<Identity> {
-  const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(name));
-  return { name, containerId: new Uint8Array(digest).toHex() };
+export function identityOf(name: string): Identity {
+  return { name, containerId: sha256(name) };
 }
 
 /** The name of a VM's own namespace: `ip netns exec tapkit-web …`. */

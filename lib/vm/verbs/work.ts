@@ -47,7 +47,7 @@ export async function changingVm<T>(
     await checkpoint(host.signal);
     using _vm = await lockVm(host, name);
     using lock = await HostLock.take(host);
-    return await act({ host, id: await identityOf(name), outside: lock.outside });
+    return await act({ host, id: identityOf(name), outside: lock.outside });
   } catch (error) {
     throw await explained(error);
   } finally {
