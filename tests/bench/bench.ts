@@ -20,7 +20,7 @@ import { measureExecuted } from "./executed.ts";
 import { measureFlows } from "./flows.ts";
 import { measurePortMaps } from "./port-maps.ts";
 import { measureResident } from "./resident.ts";
-import { type BatchFigures, median, type Results, writeReport } from "./report.ts";
+import { type BatchFigures, type Lap, median, type Results, writeReport } from "./report.ts";
 
 const SCRIPT = `${ROOT}/scripts/attach-vm.ts`;
 const RESULTS = `${ROOT}/tests/bench/results.md`;

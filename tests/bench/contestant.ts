@@ -24,9 +24,6 @@ export interface Answer {
   readonly error?: string;
 }
 
-/** tapkit's commands do the work themselves, whoever else runs. */
-const ALONE = { TAPKIT_SOCKET: "none" };
-
 /** Who a contestant is. */
 export type Contestant =
   & {
@@ -77,7 +74,7 @@ async function tapkit(words: readonly [string, ...string[]], job: Job): Promise<
   if (job.do === "batch") return await tapkitBatch(words, job.from, job.count);
   const [command, ...args] = words;
   const flags = job.do === "attach" ? ["--ports", `${hostPort(job.vm)}:80`] : ["--remove"];
-  await run({ command, args: [...args, vmName(job.vm), ...flags], env: ALONE });
+  await run({ command, args: [...args, vmName(job.vm), ...flags] });
   return {};
 }
 
@@ -90,7 +87,6 @@ async function tapkitBatch(
   const start = performance.now();
   const child = new Deno.Command(command, {
     args: [...args, "--from", "-"],
-    env: ALONE,
     stdin: "piped",
     stdout: "piped",
     stderr: "piped",

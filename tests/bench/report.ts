@@ -376,8 +376,8 @@ function flowReport({ flows, none, many }: FlowFigures): string[] {
   return [
     `## One VM beside ${flows} connections of others`,
     "",
-    "The kernel has one table of tracked connections for all network namespaces. Medians of what",
-    "install.ts installs, in milliseconds.",
+    "The kernel has one table of tracked connections for all network namespaces. One more VM beside",
+    "another; medians of what install.ts installs, in milliseconds.",
     "",
     ...table(["", ...head], [row("from start to exit", "ms"), row("processor time", "cpuMs")]),
     "",
