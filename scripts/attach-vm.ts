@@ -16,7 +16,7 @@ export async function main(
   args: readonly string[],
   setting?: Setting,
   command: AttachTable = ATTACH_VM,
-) {
+): Promise<number> {
   return await runScript(command, args, async (parsed, cli) => {
     const { verb, requests, all, output, vmm } = await readAttachCommand(parsed, cli, command);
     const tapkit = await cli.library();

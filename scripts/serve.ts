@@ -31,7 +31,11 @@ function hushDeno(): void {
 }
 
 /** Runs serve, by this or its older name, with `args`; returns its exit code. */
-export function main(args: readonly string[], setting?: Setting, name = "serve") {
+export function main(
+  args: readonly string[],
+  setting?: Setting,
+  name = "serve",
+): Promise<number> {
   return runScript({ ...SERVE, name }, args, async ({ flags }, cli) => {
     const { listLeases, serve } = await cli.library();
     const { stateDir, confDir, binDirs, ...options } = cli.hostOptions(flags);
