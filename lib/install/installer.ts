@@ -29,6 +29,7 @@ import {
   requireSystemd,
   unitDifferences,
 } from "./systemd.ts";
+import { SYSCTL_DIR, SYSCTLS } from "./units.ts";
 
 const DEFAULT_PREFIX = "/usr/local";
 
@@ -134,8 +135,21 @@ export class Installer {
       note,
     });
     if (how === "bundle") await this.#warm();
-    if (this.#isHosts && systemd) enableUnits();
+    if (this.#isHosts && systemd) await this.#enable(before !== undefined);
     return { written, packages };
+  }
+
+  /** Enables the units. If that fails, a new installation goes; another one stays as it is now. */
+  async #enable(wasInstalled: boolean): Promise<void> {
+    try {
+      enableUnits(join(this.prefix, SYSCTL_DIR, SYSCTLS.name));
+    } catch (cause) {
+      if (!wasInstalled) await this.uninstall();
+      throw new TapkitError(`the units cannot be enabled: ${describe(cause)}`, {
+        mend: `see journalctl -u tapkit${wasInstalled ? "; the files are installed" : ""}`,
+        cause,
+      });
+    }
   }
 
   #requireSources(): void {

@@ -9,6 +9,8 @@ import { runSync } from "../exec.ts";
 import { isThere } from "../files.ts";
 import { ENABLED, TEMPLATE } from "./units.ts";
 
+const SYSTEMD_SYSCTL = "/usr/lib/systemd/systemd-sysctl";
+
 /** Whether systemd runs this host, which it may yet do where an image is being made. */
 export function isRunning(): boolean {
   return isThere("/run/systemd/system");
@@ -27,16 +29,18 @@ export function requireSystemd(): void {
 }
 
 /**
- * Enables the units, and starts the resident.
+ * Enables the units, applies the settings of the kernel, and starts the resident.
  *
  * Equivalent to: `systemctl enable tapkit tapkit-restore; systemctl restart tapkit`
+ *
+ * @param sysctls the file of the settings: those of other files are left as they are by now
  */
-export function enableUnits(): void {
+export function enableUnits(sysctls: string): void {
   reloadUnits();
   runSync("systemctl", [...offline(), "--quiet", "enable", ...ENABLED]);
   if (!isRunning()) return;
+  runSync(SYSTEMD_SYSCTL, [sysctls]);
   runSync("systemctl", ["restart", ENABLED[0]]);
-  runSync("systemctl", ["restart", "systemd-sysctl.service"]);
 }
 
 /** Whether the units are enabled; what differs in sentences. */

@@ -125,3 +125,15 @@ Deno.test("tapkit.service: its capabilities suffice to attach, publish, check, h
   await ask("-X", "DELETE", "localhost/v1/vms/web");
   assertEquals(JSON.parse(await ask("localhost/v1/vms")), { vms: [] });
 });
+
+Deno.test("install.ts --systemd: where the units cannot be enabled, nothing is installed", async () => {
+  await using host = await hostToInstall();
+  // A directory in the place of the link.
+  await host.sh("mkdir -p /etc/systemd/system/multi-user.target.wants/tapkit-restore.service/x");
+  const before = await host.sh(FILES);
+  const args = ["run", "-A", `${ROOT}/install.ts`, "--systemd"];
+  const { code, stdout, stderr } = await host.run(Deno.execPath(), args);
+  assertEquals([code, stdout], [1, ""]);
+  assertStringIncludes(stderr, "install.ts: the units cannot be enabled: ");
+  assertEquals(await host.sh(FILES), before);
+});

@@ -78,7 +78,14 @@ export async function cloudImage(): Promise<CloudImage> {
   const text = new TextEncoder().encode([BUILD, ...args].join("\n"));
   const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", text)).slice(0, 8).toHex();
   const made = `${cache}/cloud-${hash}`;
-  if (!await Deno.stat(made).then(() => true, () => false)) await build(cache, made, args);
+  if (!await Deno.stat(made).then(() => true, () => false)) {
+    for (const { name } of [...Deno.readDirSync(cache)]) {
+      // Of other packages, or one that was not finished.
+      if (!/^(new-)?cloud-/.test(name)) continue;
+      await Deno.remove(`${cache}/${name}`, { recursive: true });
+    }
+    await build(cache, made, args);
+  }
   return { kernel: `${made}/vmlinuz`, initramfs: `${made}/initramfs`, disk: `${made}/disk` };
 }
 
