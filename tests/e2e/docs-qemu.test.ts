@@ -21,7 +21,7 @@ Deno.test("docs/qemu.md: from a disk image to a page from the guest, and nothing
   await host.sh(attach, page);
   await host.sh(write, page);
   const unit = await startUnit(host, "web", page);
-  const fetched = await host.run("bash", ["-euc", fetch], { ...page, timeoutMs: 240_000 });
+  const fetched = await host.run("bash", ["-euc", fetch], { ...page, timeoutMs: 480_000 });
   assertEquals(fetched.stdout, "hello from web\n", unit.lines.slice(-30).join("\n"));
   assert(unit.lines.some((line) => line.includes("DataSourceNoCloud [seed=/dev/vdb]")));
   // As systemd stops it: KillMode=mixed.
