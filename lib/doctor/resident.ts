@@ -7,7 +7,7 @@
 import { TapkitError } from "../errors.ts";
 import { isThere, namesIn } from "../files.ts";
 import { ResidentClient, type ResidentHealth } from "../resident/client.ts";
-import { ensureServed } from "../vm/dhcp-start.ts";
+import { ensureServed, UNIT_DIRS } from "../vm/dhcp-start.ts";
 import { interfacesOf, ipv4Of } from "../vm/record/derive.ts";
 import { formerDhcpServer, isDhcpServed } from "../vm/record/locks.ts";
 import type { HostPaths } from "../vm/record/paths.ts";
@@ -121,14 +121,8 @@ function starting(host: HostPaths, command: readonly string[]): Fix {
   };
 }
 
-/** What install.ts installs for systemd, and where units may be. */
+/** What install.ts installs for systemd. */
 const UNITS = ["tapkit.service", "tapkit-restore.service"];
-const UNIT_DIRS = [
-  "/etc/systemd/system",
-  "/run/systemd/system",
-  "/usr/local/lib/systemd/system",
-  "/usr/lib/systemd/system",
-];
 
 const boot: Check = {
   name: "start at boot",

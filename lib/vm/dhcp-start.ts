@@ -14,9 +14,10 @@ import type { Difference, HostOptions, VmRecord } from "./types.ts";
 
 /** Of install.ts; the second is of an earlier version. */
 const UNITS = ["tapkit.service", "tapkit-dhcp.service"];
-const UNIT_DIRS = ["/etc", "/run", "/usr/local/lib", "/usr/lib"].map((at) =>
-  `${at}/systemd/system`
-);
+/** Where systemd has units. */
+export const UNIT_DIRS: readonly string[] = ["/etc", "/run", "/usr/local/lib", "/usr/lib"].map((
+  at,
+) => `${at}/systemd/system`);
 
 /**
  * Starts the host's resident, which answers DHCP, unless one runs: the installed systemd unit, else a
