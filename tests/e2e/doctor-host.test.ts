@@ -23,8 +23,9 @@ Deno.test("doctor: all checks pass on a host that has all, before a VM is attach
   await host.assertRestored(bare, { strict: true });
 
   await host.mustTapkit("attach-vm", "web", "--ports", "8080:80", "--deny-egress", "10.0.0.0/8");
-  await host.mustTapkit("attach-vm", "db", "--isolated");
+  // Else the second starts a server too, which ends when it finds the first.
   await host.awaitDhcp();
+  await host.mustTapkit("attach-vm", "db", "--isolated");
   const attached = await host.snapshot();
   const second = await examine(host, { args: ["--fix"] });
   assertEquals([second.failed, second.code], [[], 0], JSON.stringify(second.checks));
