@@ -11,13 +11,14 @@ import type { VmRecord } from "../vm/types.ts";
 
 /** Something that happened. */
 export interface ResidentEvent {
-  /** `dropped`: this listener was too slow, and hears no more. */
+  /** `denied`: something was in the way of a request. `dropped`: this listener was too slow, and hears no more. */
   readonly event:
     | "attached"
     | "changed"
     | "removed"
     | "lease"
     | "healed"
+    | "denied"
     | "problem"
     | "dropped";
   /** ISO 8601. */
@@ -27,7 +28,7 @@ export interface ResidentEvent {
   readonly record?: VmRecord;
   /** Of `lease`: `"eth0"`. */
   readonly interface?: string;
-  /** Of `healed`: what differed. Of `problem` and `dropped`: what there is. */
+  /** Of `healed`: what differed. Of the others: what there is. */
   readonly message?: string;
   /** Of `healed`: the VMM has to open the TAP again. */
   readonly tapReplaced?: true;

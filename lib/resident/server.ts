@@ -12,11 +12,11 @@ import { type Beside, type DhcpState, serveDhcp, type ServeOptions } from "../vm
 import { type HealEvent, type HealMode, healVms } from "../vm/heal.ts";
 import { hostPaths } from "../vm/record/paths.ts";
 import { validateAttach } from "../vm/request.ts";
-import type { AttachRequest } from "../vm/types.ts";
+import type { AttachRequest, PortTarget } from "../vm/types.ts";
 import { bodyType, loadValidation, type Operation, route, type Validate } from "./api.ts";
 import { Events } from "./events.ts";
 import { type Call, HANDLERS, type Reply, type Resident } from "./handlers.ts";
-import { errorResponse, failureOf, HttpError, parseJson, readBody } from "./http.ts";
+import { errorResponse, failureOf, HttpError, parseJson, readBody, statusOf } from "./http.ts";
 import { clientGone, jsonLines, paced, piecesOf } from "./lines.ts";
 import { Metrics } from "./metrics.ts";
 import { Commands, type RunCommand } from "./commands.ts";
@@ -92,6 +92,8 @@ class Requests {
   readonly #validate: Validate;
   readonly #shared: Omit<Resident, "dhcp" | "verbs">;
   readonly #underWay = new Set<Promise<void>>();
+  /** Errors of verbs, which have been counted. */
+  readonly #told = new WeakSet<Error>();
 
   constructor(
     options: Resident["options"],
@@ -127,7 +129,7 @@ class Requests {
     const { options, metrics } = this.#shared;
     const turns = new Turns();
     const removals = new Removals({ ...options, note: this.#note }, turns);
-    const verbs = residentVerbs({ turns, metrics, removals });
+    const verbs = residentVerbs({ turns, metrics, removals, onError: this.#onVerbError });
     try {
       const server = file.bind(() =>
         Deno.serve({
@@ -264,14 +266,29 @@ class Requests {
     return new Response(text, { headers });
   }
 
-  #tellError(label: Label, status: number, error: unknown): void {
+  /** Of requests and of command lines alike. */
+  readonly #onVerbError = (target: PortTarget, error: unknown): void => {
+    if (error instanceof Error) this.#told.add(error);
     this.#shared.metrics.count("errors", { class: failureOf(error).class });
+    const event = EVENT_OF_STATUS[statusOf(error)];
+    if (event === undefined) return;
+    const vm = typeof target === "string" ? { vm: target } : {};
+    this.events.tell({ event, ...vm, message: describe(error) });
+  };
+
+  #tellError(label: Label, status: number, error: unknown): void {
     this.#note(`${nameOf(label)}: ${status}: ${describe(error)}`);
-    if (status !== 500) return;
-    const { object: vm } = label;
-    this.events.tell({ event: "problem", ...vm && { vm }, message: describe(error) });
+    if (error instanceof Error && this.#told.has(error)) return;
+    this.#shared.metrics.count("errors", { class: failureOf(error).class });
+    if (status === 500) this.events.tell({ event: "problem", message: describe(error) });
   }
 }
+
+/** What is told of a verb that failed; of what a caller asked wrongly, or gave up, nothing. */
+const EVENT_OF_STATUS: Readonly<Record<number, "denied" | "problem">> = {
+  409: "denied",
+  500: "problem",
+};
 
 interface Label {
   readonly operation: string;

@@ -32,30 +32,46 @@ export interface ResidentVerbs {
   ensureServed(): Promise<void>;
 }
 
-/** The verbs, for all requests. */
-export function residentVerbs({ turns, metrics, removals }: {
+/**
+ * The verbs, for all requests.
+ *
+ * @param onError called with what a verb throws
+ */
+export function residentVerbs({ turns, metrics, removals, onError }: {
   readonly turns: Turns;
   readonly metrics: Metrics;
   readonly removals: Removals;
+  readonly onError: (target: PortTarget, error: unknown) => void;
 }): ResidentVerbs {
-  const take = <O extends HostOptions, T>(options: O, act: (options: O) => Promise<T>) =>
-    turns.take(
-      options.signal,
-      (next) => act({ ...options, waits: () => (next(), options.waits?.()) }),
-    );
+  const take = async <O extends HostOptions, T>(
+    target: PortTarget,
+    options: O,
+    act: (options: O) => Promise<T>,
+  ): Promise<T> => {
+    try {
+      return await turns.take(
+        options.signal,
+        (next) => act({ ...options, waits: () => (next(), options.waits?.()) }),
+      );
+    } catch (error) {
+      onError(target, error);
+      throw error;
+    }
+  };
   return {
     attachVm: (request, options = {}) =>
-      take(options, (now) => metrics.time("attach", () => attachVm(request, now))),
+      take(request.name, options, (now) => metrics.time("attach", () => attachVm(request, now))),
     removeVm: (name, options = {}) =>
-      take(options, (now) =>
+      take(name, options, (now) =>
         metrics.time(
           "remove",
           () => removals.take((session) => removeVm(name, { ...now, session })),
         )),
     removeTogether: (_, act) => act(),
-    mapPorts: (target, ports, options = {}) => take(options, (now) => mapPorts(target, ports, now)),
+    mapPorts: (target, ports, options = {}) =>
+      take(target, options, (now) => mapPorts(target, ports, now)),
     unmapPorts: (target, ports, options = {}) =>
-      take(options, (now) => unmapPorts(target, ports, now)),
+      take(target, options, (now) => unmapPorts(target, ports, now)),
     ensureServed: () => Promise.resolve(),
   };
 }

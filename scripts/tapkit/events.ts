@@ -16,6 +16,7 @@ const STYLES: Partial<Record<ResidentEvent["event"], Style>> = {
   attached: "green",
   removed: "yellow",
   healed: "yellow",
+  denied: "red",
   problem: "red",
   dropped: "red",
 };

@@ -254,6 +254,8 @@ Deno.test("serve: guests get their leases; events and metrics tell of them", asy
   listening.catch(() => {});
   await assertRejects(() => server.client.getVm("nobody"), TapkitError, "is not attached");
   const { record } = await server.client.attachVm({ name: "web" });
+  // Changes that are close to each other are told as one.
+  await eventually(5000, "it is told", () => told.includes("attached web 0"));
   await server.client.mapPorts("web", ["8080:80"]);
   const guest = await NetnsGuest.start(host, record);
   const { ip: address } = await guest.dhcp();
@@ -271,10 +273,25 @@ Deno.test("serve: guests get their leases; events and metrics tell of them", asy
     const [, bytes] = sample.exec(text) ?? [];
     assert(Number(bytes) > 2 * 98, `${way}: ${bytes} bytes`);
   }
+  // A conflict is told, whichever way the request came.
+  const api = { name: "api", ports: ["8080:80"] };
+  await assertRejects(() => server.client.attachVm(api), PortConflictError);
+  const args = ["--to", "192.0.2.2", "8080:80"];
+  const byCommand = await host.tapkit("map-port", ...args, { env: { TAPKIT_SOCKET: "" } });
+  assertEquals(byCommand.code, 1);
+  const { text: counted } = await server.ask("GET", "/metrics");
+  assertMatch(counted, /^tapkit_errors_total\{class="PortConflictError"\} 2$/m);
   // What a command does is told too.
   await host.mustTapkit("attach-vm", "web", "--remove");
   await eventually(5000, "all is told", () => told.includes("removed web"));
-  assertEquals(told.toSorted(), ["attached web 0", "changed web 1", "lease web", "removed web"]);
+  assertEquals(told.toSorted(), [
+    "attached web 0",
+    "changed web 1",
+    "denied api",
+    "denied undefined",
+    "lease web",
+    "removed web",
+  ]);
   stop.abort(new Error("enough"));
   await assertRejects(() => listening, Error, "enough");
   await guest[Symbol.asyncDispose]();
