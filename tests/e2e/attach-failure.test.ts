@@ -189,7 +189,10 @@ Deno.test("attach-vm: a DHCP server that cannot be started is warned about, what
   await host.sh("mkdir -p /var/lib/tapkit/serve-dhcp.lock");
   const { json, stderr } = await host.mustTapkit("attach-vm", "web");
   assertEquals(json[0].vm, "web");
-  assertMatch(stderr, /warning: guests get no lease, .*serve-dhcp\.lock.*: run serve-dhcp/);
+  assertMatch(
+    stderr,
+    /warning: guests get no lease, .*serve-dhcp\.lock.*: run serve when that is repaired/,
+  );
   await host.sh("rmdir /var/lib/tapkit/serve-dhcp.lock");
   await host.mustTapkit("attach-vm", "web", "--remove");
   await host.assertRestored(before);
