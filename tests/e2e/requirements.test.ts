@@ -75,17 +75,37 @@ async function aptReaches(): Promise<boolean> {
   }
 }
 
+/** Runs a command on a machine without the packages. `work` is an empty directory. */
+async function onBareMachine(
+  work: string,
+  packages: readonly string[],
+  command: readonly string[],
+): Promise<Deno.CommandOutput> {
+  for (const name of ["halves", "cache"]) await Deno.mkdir(`${work}/${name}`);
+  const outside = Deno.env.get(OUTSIDE_VARIABLE);
+  const enter = outside === undefined ? [] : ["nsenter", "-t", outside, "--mount", "--"];
+  const [program, ...args] = [
+    ...[...enter, "unshare", "--mount", "--propagation", "private"],
+    ...["--pid", "--fork", "--kill-child", "--mount-proc"],
+    ...["bash", "-c", BARE, "bare", `${work}/halves`, ...packages, "--", ...command],
+  ];
+  const env: Record<string, string> = {
+    ...Deno.env.toObject(),
+    XDG_CACHE_HOME: `${work}/cache`,
+  };
+  delete env[OUTSIDE_VARIABLE];
+  return await new Deno.Command(program!, { args, clearEnv: true, env }).output();
+}
+
 const reached = await aptReaches();
+const whyNot = reached ? "" : " (apt does not reach its packages)";
 
 Deno.test({
-  name: `deno task test: what it installs leaves the machine as it was${
-    reached ? "" : " (apt does not reach its packages)"
-  }`,
+  name: `deno task test: what it installs leaves the machine as it was${whyNot}`,
   ignore: !reached,
   fn: async () => {
     const work = await Deno.makeTempDir();
     try {
-      for (const name of ["halves", "cache"]) await Deno.mkdir(`${work}/${name}`);
       const program = [Deno.execPath(), "run", "-A", "--no-check", "tests/support/on-layer.ts"];
       const script = `
         cd ${ROOT}
@@ -96,24 +116,11 @@ Deno.test({
         snapshot "$1" >${work}/after
         exit $status
       `;
-      const outside = Deno.env.get(OUTSIDE_VARIABLE);
-      const enter = outside === undefined ? [] : ["nsenter", "-t", outside, "--mount", "--"];
-      const [command, ...args] = [
-        ...[...enter, "unshare", "--mount", "--propagation", "private"],
-        ...["--pid", "--fork", "--kill-child", "--mount-proc"],
-        ...["bash", "-c", BARE, "bare", `${work}/halves`, ...PACKAGES, "--"],
-        ...["bash", "-c", script, "script", SNAPSHOT, LOOK],
-      ];
-      const env: Record<string, string> = {
-        ...Deno.env.toObject(),
-        XDG_CACHE_HOME: `${work}/cache`,
-      };
-      delete env[OUTSIDE_VARIABLE];
-      const { code, stdout, stderr } = await new Deno.Command(command!, {
-        args,
-        clearEnv: true,
-        env,
-      }).output();
+      const { code, stdout, stderr } = await onBareMachine(
+        work,
+        PACKAGES,
+        ["bash", "-c", script, "script", SNAPSHOT, LOOK],
+      );
       const [told, said] = [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes));
       assertEquals(code, 0, said);
       assertMatch(said!, /^missing: .*dockerd.*$/m);
@@ -133,6 +140,33 @@ Deno.test({
       );
       assert(before!.size > 1000);
       assertEquals([...before!.symmetricDifference(after!)].toSorted(), []);
+    } finally {
+      await Deno.remove(work, { recursive: true });
+    }
+  },
+});
+
+Deno.test({
+  name: `install.ts: gets what is missing with apt, without a question${whyNot}`,
+  ignore: !reached,
+  fn: async () => {
+    const work = await Deno.makeTempDir();
+    try {
+      const script = `
+        cd ${ROOT}
+        ! ls /usr/lib/*/libnftables.so.1 2>/dev/null || exit 3
+        ${Deno.execPath()} run -A install.ts --with-cni-plugins
+        ls /usr/lib/*/libnftables.so.1 /usr/lib/cni/bridge >&2
+        ${Deno.execPath()} run -A install.ts --with-cni-plugins
+      `;
+      const packages = ["libnftables1", "containernetworking-plugins"];
+      const { code, stdout, stderr } = await onBareMachine(work, packages, [
+        ...["bash", "-euc", script],
+      ]);
+      const [told, said] = [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes));
+      assertEquals(code, 0, said);
+      const [first, again] = told!.trim().split("\n").map((line) => JSON.parse(line).packages);
+      assertEquals([first, again], [packages, []]);
     } finally {
       await Deno.remove(work, { recursive: true });
     }
