@@ -41,7 +41,7 @@ Deno.test("attach-vm --netns: another namespace at the path by now is left alone
     assertMatch(stderr, /leads to another network namespace .* run attach-vm web --remove/);
   }
   assertEquals(await impostor(host), foreign);
-  await host.sh("pkill -f '[s]erve-dhcp'");
+  await host.sh("pkill -f '[s]erve.* --exit'");
   const serve = ["2", Deno.execPath(), "run", "-A", `${ROOT}/scripts/serve-dhcp.ts`];
   const { stderr } = await host.run("timeout", serve);
   assertMatch(stderr, /web\/eth0.* \/run\/netns\/mine is another network namespace now/);
@@ -168,7 +168,7 @@ Deno.test("attach-vm: directories given by relative paths are those of the calle
   await eventually(5000, "the DHCP server serves that directory", async () => {
     return (await host.run("test", ["-f", "/tmp/there/real/serve-dhcp.lock"])).code === 0;
   });
-  const command = await host.sh("tr '\\0' ' ' </proc/$(pgrep -f '[s]erve-dhcp --exit')/cmdline");
+  const command = await host.sh("tr '\\0' ' ' </proc/$(pgrep -f '[s]erve.* --exit')/cmdline");
   assertMatch(command, /--state-dir=\/tmp\/there\/state/);
   await host.sh(
     `cd /tmp; ${attach} web --remove ${flags.replaceAll(/ (?!--)(\.\/)?/g, " there/")}`,

@@ -66,8 +66,8 @@ echo ready
 while read -r _; do :; done
 `;
 
-/** Variables that would lead a script to the real machine's configuration. */
-const FOREIGN_ENV = ["NETCONFPATH", "CNI_PATH", "TAPKIT_STATE_DIR", "TAPKIT_DEBUG"];
+/** Variables that would lead a script to the real machine's configuration, or are the tests' own. */
+const FOREIGN_ENV = /^(NETCONFPATH|CNI_PATH|TAPKIT_.*|DOCKER_.*)$/;
 
 const decoder = new TextDecoder();
 
@@ -319,7 +319,7 @@ export class Machine implements AsyncDisposable {
     noStdin: boolean,
   ): Deno.Command {
     const env = Deno.env.toObject();
-    for (const name of FOREIGN_ENV) delete env[name];
+    for (const name of Object.keys(env)) if (FOREIGN_ENV.test(name)) delete env[name];
     const path = `${env.PATH ?? "/usr/bin:/bin"}:/usr/sbin:/sbin`;
     const where = options.netns === undefined
       ? ["--net"]
