@@ -164,8 +164,8 @@ const FEATURES: readonly Feature[] = [
   {
     name: "connection limits",
     use: "keep one guest from taking the network from all",
-    mend: "use a kernel with CONFIG_NFT_CONNLIMIT, CONFIG_NFT_LIMIT and CONFIG_NFT_NUMGEN; " +
-      "without them VMs have no limits",
+    mend: "use a newer kernel (6.1 does not keep such counters in sets) with " +
+      "CONFIG_NFT_CONNLIMIT, CONFIG_NFT_LIMIT and CONFIG_NFT_NUMGEN; without, VMs have no limits",
     attempt: ({ netns }) =>
       tryRules(netns, { limits: { link: PAIR.near, connections: 1000, openings: 100 } }),
   },

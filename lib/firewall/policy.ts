@@ -55,7 +55,8 @@ export function policyStores(netns: Netns, memory: NftMemory): NftStore[] {
 function explainLimits(cause: unknown): unknown {
   if (!failedWith(cause, "EOPNOTSUPP", "EINVAL", "ENOENT", "EPROTONOSUPPORT")) return cause;
   return new LimitsError(`this kernel cannot limit a guest's connections: ${cause.message}`, {
-    mend: "use a kernel with CONFIG_NFT_CONNLIMIT, CONFIG_NFT_LIMIT and CONFIG_NFT_NUMGEN, or " +
+    mend: "use a newer kernel (6.1 does not keep such counters in sets) with " +
+      "CONFIG_NFT_CONNLIMIT, CONFIG_NFT_LIMIT and CONFIG_NFT_NUMGEN, or " +
       "--max-connections none --new-connections none",
     cause,
   });
