@@ -3,6 +3,10 @@
 import { assertEquals } from "@std/assert";
 import { containerDns } from "../../lib/vm/network/docker-plan.ts";
 import type { Container } from "../../lib/docker/docker.ts";
+import { libc } from "../../lib/sys/libc.ts";
+
+// Files are read by it. It stays loaded.
+libc();
 
 type Asked = Pick<Container, "HostConfig" | "ResolvConfPath">;
 

@@ -1,6 +1,10 @@
 import { assertEquals } from "@std/assert";
 import { currentResolvers, HostResolvers, hostResolvers } from "../../lib/vm/resolvers.ts";
 import { isReachable, resolversOf } from "../../lib/vm/resolvers.ts";
+import { libc } from "../../lib/sys/libc.ts";
+
+// Files are read by it. It stays loaded.
+libc();
 
 /** Files of these texts, undefined for one that is missing, while `use` runs. */
 function withFiles(texts: readonly (string | undefined)[], use: (files: string[]) => void): void {
