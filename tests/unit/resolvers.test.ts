@@ -1,10 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { currentResolvers, HostResolvers, hostResolvers } from "../../lib/vm/resolvers.ts";
 import { isReachable, resolversOf } from "../../lib/vm/resolvers.ts";
-import { libc } from "../../lib/sys/libc.ts";
-
-// Files are read by it. It stays loaded.
-libc();
 
 /** Files of these texts, undefined for one that is missing, while `use` runs. */
 function withFiles(texts: readonly (string | undefined)[], use: (files: string[]) => void): void {
@@ -18,7 +14,10 @@ function withFiles(texts: readonly (string | undefined)[], use: (files: string[]
   }
 }
 
-Deno.test("hostResolvers: the servers behind a stub, with the host's own search list", () => {
+// To Deno 2.5, functions of libc that are looked up during a test are a leak.
+Deno.test("hostResolvers: the servers behind a stub, with the host's own search list", {
+  sanitizeResources: false,
+}, () => {
   const stub = "nameserver 127.0.1.1\nsearch corp.example\n";
   const table: [texts: (string | undefined)[], nameservers: string[], search: string[]][] = [
     [["nameserver 192.0.2.53\nsearch a.example b.example\n"], ["192.0.2.53"], [
