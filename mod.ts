@@ -46,7 +46,8 @@ import type { LeaveOptions } from "./lib/weave/remove.ts";
 import type { WeaveRequest, WeaveState } from "./lib/weave/types.ts";
 
 export { InputError, InterruptedError, SyscallError, TapkitError, VmmError } from "./lib/errors.ts";
-export { sentence } from "./lib/finding.ts";
+export { type Finding, sentence } from "./lib/finding.ts";
+export type { FirewallKind } from "./lib/firewall/store.ts";
 export type { PortMapping, Protocol } from "./lib/inet/ports.ts";
 export type {
   Attached,
@@ -60,6 +61,7 @@ export type {
   LayerName,
   MapOptions,
   MappedPorts,
+  NetworkPlugin,
   OutputFormat,
   PortTarget,
   Removed,
@@ -70,13 +72,20 @@ export type {
   VmRecord,
   VmRoute,
 } from "./lib/vm/types.ts";
-export type { DefaultCniOptions, DefaultCniReport } from "./lib/cni/default-network.ts";
+export type { Caller } from "./lib/caller.ts";
+export type {
+  DefaultCniOptions,
+  DefaultCniReport,
+  DefaultNetwork,
+} from "./lib/cni/default-network.ts";
 export type { PeerConnection } from "./lib/weave/report.ts";
 export type { ResidentEvent } from "./lib/resident/events.ts";
 export type { GcOptions, InstallOptions, RemoveOptions, ServeOptions, VmmOptions };
 export type { ExamineOptions, HostCheck };
 export type { HealEvent, HealMode, HealOptions } from "./lib/vm/heal.ts";
 export type { RequestOptions, ResidentHealth } from "./lib/resident/client.ts";
+export type { CommandName } from "./lib/resident/commands.ts";
+export type { ResidentVerbs } from "./lib/resident/verbs.ts";
 export type { ConnectOptions, ResidentClient, ResidentOptions, RunCommand };
 export type { LeaveOptions, WeaveRequest, WeaveState };
 export { ensureServed } from "./lib/vm/dhcp-start.ts";

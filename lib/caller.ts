@@ -16,6 +16,7 @@ export interface Caller {
    * @throws {Error} when it cannot be written
    */
   stdout(text: string): void;
+  /** Writes all of the text, like `stdout`. */
   stderr(text: string): void;
   /** All of its standard input. */
   stdin(): Promise<string>;

@@ -39,6 +39,7 @@ export interface DefaultNetwork {
   readonly subnet: string;
   /** IPv6 prefix: `"fd12:3456:789a:1::/64"`. */
   readonly ipv6?: string;
+  /** The bridge's name: `"ignite0"`. */
   readonly bridge: string;
   /** In bytes; absent, the bridge plugin takes that of the host's default route at each ADD. */
   readonly mtu?: number;
@@ -68,7 +69,11 @@ export interface DefaultCniOptions {
   readonly remove?: boolean;
   /** Names of the VMs on the network; it is not removed while there are any. */
   readonly inUse?: readonly string[];
-  /** A connection of the host's namespace; one is opened if none is given. */
+  /**
+   * A connection of the host's namespace; one is opened if none is given.
+   *
+   * @internal
+   */
   readonly nl?: NetlinkConnection;
 }
 
@@ -78,6 +83,7 @@ export interface DefaultCniReport extends Partial<Omit<DefaultNetwork, "allowOve
   readonly path: string;
   /** Whether this call wrote it; with `check`, whether tapkit's own is there. */
   readonly installed: boolean;
+  /** The network's name: `"ignite-cni-bridge"`. */
   readonly network?: string;
   /** Why it was not written, or not removed. */
   readonly reason?: string;

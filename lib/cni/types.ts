@@ -165,12 +165,18 @@ export interface CniFailure {
 
 /** A plugin of a chain failed. */
 export class CniError extends TapkitError {
+  /** The class's name. */
   override readonly name: string = "CniError";
+  /** The plugin's type: `"host-local"`. */
   readonly plugin: string;
+  /** An error code of the CNI specification, or a plugin's own from 100 on. */
   readonly code: number;
+  /** Whether the plugin ended by itself and said so; unless it did, it was killed or never ran. */
   readonly refused: boolean;
+  /** Whether something of the attachment is there already, so that only DEL makes room for ADD. */
   readonly taken: boolean;
 
+  /** An error whose message names the plugin first. */
   constructor(message: string, failure: CniFailure, options: TapkitErrorOptions = {}) {
     super(`${failure.plugin}: ${message}`, options);
     this.plugin = failure.plugin;
@@ -182,10 +188,14 @@ export class CniError extends TapkitError {
 
 /** A requested address, or the attachment itself, has its address already. */
 export class AddressHeldError extends CniError {
+  /** The class's name. */
   override readonly name: string = "AddressHeldError";
+  /** The address, without a prefix length. */
   readonly address: string;
+  /** Who has it: a container's id, and the interface, `""` if it is not known. */
   readonly holder: { readonly containerId: string; readonly ifName: string };
 
+  /** An error of the plugin `host-local`. */
   constructor(message: string, address: string, holder: AddressHeldError["holder"], mend: string) {
     super(message, { plugin: "host-local", code: CniCode.INVALID_NETWORK_CONFIG }, { mend });
     this.address = address;

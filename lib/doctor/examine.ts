@@ -11,8 +11,11 @@ import { Examined, type ExamineOptions } from "./host.ts";
 
 /** What one check found. */
 export interface HostCheck {
+  /** The check's name. */
   readonly name: string;
+  /** Whether all is well. */
   readonly ok: boolean;
+  /** What was found, also where all is well. */
   readonly detail: string;
   /** What to do; `""` where there is nothing to do. */
   readonly mend: string;

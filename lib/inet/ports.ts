@@ -22,6 +22,7 @@ export interface PortMapping {
   readonly hostPort: number;
   /** The first port of the VM. */
   readonly vmPort: number;
+  /** The transport protocol. */
   readonly protocol: Protocol;
   /** How many consecutive ports; one when absent. */
   readonly range?: number;
@@ -364,13 +365,20 @@ export function findPortConflict(
 
 /** A host port has another owner. Nothing was changed. */
 export class PortConflictError extends TapkitError {
+  /** The class's name. */
   override readonly name: string = "PortConflictError";
+  /** The protocol of the port. */
   readonly protocol: Protocol;
+  /** The host address that was asked for: `""` for all of them. */
   readonly hostIP: string;
+  /** The first host port that is taken. */
   readonly hostPort: number;
+  /** The present owner: a VM's name, an owner tag, a container or a process. */
   readonly owner: string;
 
   /**
+   * An error about the first port that two owners want.
+   *
    * @param state what the message says of the port: `already mapped to VM "api"`,
    * `in use by nginx (pid 812)`
    */

@@ -9,10 +9,12 @@ import { errnoMend, errnoName } from "../sys/libc.ts";
 
 /** Bytes that are not a netlink message, or not the expected one. */
 export class DecodeError extends TapkitError {
+  /** The class's name. */
   override readonly name: string = "DecodeError";
   /** The position of the error in the bytes. */
   readonly offset: number;
 
+  /** An error whose message has the offset, in bytes. */
   constructor(problem: string, offset: number) {
     super(`malformed netlink message at byte ${offset}: ${problem}`);
     this.offset = offset;
@@ -67,6 +69,7 @@ const MISSING_FEATURE: ReadonlySet<string> = new Set(["EOPNOTSUPP", "ENOENT", "E
 
 /** The kernel refused a netlink request. */
 export class NetlinkError extends SyscallError {
+  /** The class's name. */
   override readonly name: string = "NetlinkError";
   /** The kernel's message (extended acknowledgement). */
   readonly extAck?: string;
@@ -75,6 +78,7 @@ export class NetlinkError extends SyscallError {
   /** The kernel option that is likely missing: `"CONFIG_BRIDGE"`. */
   readonly missingFeature?: string;
 
+  /** An error whose message and mend are made of the failure's fields. */
   constructor(failure: NetlinkFailure) {
     const { op, errno, extAck, offset, feature } = failure;
     const code = errnoName(errno);

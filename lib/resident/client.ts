@@ -37,13 +37,17 @@ export interface RequestOptions {
 
 /** Whether the resident is well, and whose requests it takes. */
 export interface ResidentHealth {
+  /** The version of tapkit that it runs. */
   readonly version: string;
+  /** Its process id. */
   readonly pid: number;
   /** How many VMs have a record. */
   readonly vms: number;
   /** How many TAPs have guests that get no DHCP. */
   readonly problems: number;
+  /** How long it has run, in seconds. */
   readonly uptimeSeconds: number;
+  /** The directory of its records. */
   readonly stateDir: string;
   /** As `/proc/PID/ns` has them: `"net:[4026531840]"`. */
   readonly namespaces: { readonly net: string; readonly mnt: string };
@@ -57,8 +61,6 @@ interface Asking extends RequestOptions {
   /** JSON Lines. */
   readonly lines?: readonly unknown[];
 }
-
-type Ports = readonly (string | PortMapping)[];
 
 /** What each line of an answer may have. */
 interface Line {
@@ -75,6 +77,7 @@ export class ResidentClient implements Disposable {
   readonly #socket: string;
   readonly #http: Deno.HttpClient;
 
+  /** Connects with the first request. */
   constructor({ socket = DEFAULT_SOCKET }: ConnectOptions = {}) {
     this.#socket = socket;
     this.#http = Deno.createHttpClient({ proxy: { transport: "unix", path: socket } });
@@ -153,7 +156,7 @@ export class ResidentClient implements Disposable {
   /** Publishes ports: see `mapPorts`. */
   async mapPorts(
     target: PortTarget,
-    ports: Ports,
+    ports: readonly (string | PortMapping)[],
     { openFirewall = false, ...options }: RequestOptions & { readonly openFirewall?: boolean } = {},
   ): Promise<MappedPorts> {
     const json = { ports, openFirewall };
@@ -163,7 +166,7 @@ export class ResidentClient implements Disposable {
   /** Withdraws ports: see `unmapPorts`. */
   async unmapPorts(
     target: PortTarget,
-    ports: Ports,
+    ports: readonly (string | PortMapping)[],
     options: RequestOptions = {},
   ): Promise<MappedPorts> {
     return await this.#json(portsPath(target), { ...options, method: "DELETE", json: { ports } });

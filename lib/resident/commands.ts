@@ -24,14 +24,16 @@ interface Call {
 
 /** Runs a command line. Returns its exit code; `undefined` when it was not admitted. */
 export type RunCommand = (command: CommandName, args: readonly string[], setting: {
+  /** Who runs it: where its output goes, and what its words are about. */
   readonly caller: Caller;
+  /** The library's verbs, as the resident does them. */
   readonly verbs: ResidentVerbs;
   /** Asked for the command's state directory, absolute if it names one, before it does anything. */
   readonly admit: (stateDir: string | undefined) => boolean;
 }) => Promise<number | undefined>;
 
-/** Commands that are taken. */
-type CommandName = "attach-vm" | "bridge-legacy" | "map-port";
+/** The commands that are taken. */
+export type CommandName = "attach-vm" | "bridge-legacy" | "map-port";
 
 /** A command line, and whose it is. */
 interface CommandRequest {

@@ -23,6 +23,7 @@ export interface ResidentEvent {
     | "dropped";
   /** ISO 8601. */
   readonly time: string;
+  /** The VM's name; absent if it is about none. */
   readonly vm?: string;
   /** Of `attached` and `changed`. */
   readonly record?: VmRecord;

@@ -20,15 +20,27 @@ import type { Metrics } from "./metrics.ts";
 import type { Removals } from "./removals.ts";
 import type { Turns } from "./turns.ts";
 
-type Ports = readonly (string | PortMapping)[];
-
 /** Those of mod.ts, by the same names, that are done otherwise here. */
 export interface ResidentVerbs {
+  /** Attaches a VM. */
   attachVm(request: AttachRequest, options?: HostOptions): Promise<Attached>;
+  /** Removes a VM. Returns whether there was anything to remove. */
   removeVm(name: string, options?: RemoveOptions): Promise<boolean>;
+  /** Calls `act`. Links are removed together in any case, with those of other requests. */
   removeTogether<T>(options: HostOptions, act: () => Promise<T>): Promise<T>;
-  mapPorts(target: PortTarget, ports: Ports, options?: MapOptions): Promise<MappedPorts>;
-  unmapPorts(target: PortTarget, ports: Ports, options?: HostOptions): Promise<MappedPorts>;
+  /** Publishes ports. Returns all of the target's. */
+  mapPorts(
+    target: PortTarget,
+    ports: readonly (string | PortMapping)[],
+    options?: MapOptions,
+  ): Promise<MappedPorts>;
+  /** Withdraws ports. Returns those that are left. */
+  unmapPorts(
+    target: PortTarget,
+    ports: readonly (string | PortMapping)[],
+    options?: HostOptions,
+  ): Promise<MappedPorts>;
+  /** Does nothing: the resident serves DHCP itself. */
   ensureServed(): Promise<void>;
 }
 

@@ -34,7 +34,9 @@ export type HealMode = "auto" | "report" | "recreate";
 
 /** What healing did, or found. */
 export interface HealEvent {
+  /** `healed`: differences were repaired. `problem`: some were not, or come back. */
   readonly event: "healed" | "problem";
+  /** The VM's name. */
   readonly vm: string;
   /** Sentences. */
   readonly problems: readonly string[];
@@ -44,6 +46,7 @@ export interface HealEvent {
 
 /** How to heal. */
 export interface HealOptions extends HostOptions {
+  /** What is done about differences: `auto` unless given. */
   readonly mode?: HealMode;
   /** Called with each repair, and with each problem that stays, once until it changes. */
   readonly onEvent?: (event: HealEvent) => void;

@@ -14,9 +14,11 @@ import type { HostOptions } from "./types.ts";
 
 /** The DHCP lease of one interface. */
 export interface GuestLease {
+  /** The VM's name. */
   readonly vm: string;
   /** `"eth0"`. */
   readonly interface: string;
+  /** Lower case, colons. */
   readonly mac: string;
   /** With its prefix length. */
   readonly address: string;

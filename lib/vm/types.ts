@@ -28,6 +28,10 @@ export interface VmAddress {
 export interface VmRoute {
   /** `"0.0.0.0/0"` for the default route. */
   readonly dst: string;
+  /**
+   * The router's address. Without it the router is the network's gateway, unless `dst` is not the
+   * default and contains the gateway: then there is none.
+   */
   readonly gw?: string;
 }
 
@@ -37,6 +41,7 @@ export interface VmInterface {
   readonly name: string;
   /** The network that it is on: `"ignite-cni-bridge"`; of Docker's, `"bridge"`. */
   readonly network: string;
+  /** How frames pass between its TAP and the interface. */
   readonly mode: AttachMode;
   /** The TAP device that the VMM opens: `"vm_eth0"`. */
   readonly tap: string;
@@ -56,38 +61,49 @@ export interface VmInterface {
   readonly mtu: number;
   /** How many queues of the TAP the VMM may open, if more than one. */
   readonly queues?: number;
+  /** The guest's addresses. */
   readonly addresses: readonly VmAddress[];
+  /** The guest's routes. */
   readonly routes: readonly VmRoute[];
 }
 
 /** The guest's name resolution. Loopback resolvers never appear. */
 export interface VmDns {
+  /** The addresses of resolvers. */
   readonly nameservers: readonly string[];
+  /** Domains that short names are looked up in. */
   readonly search: readonly string[];
 }
 
 /** The attachment of one VM, as it is printed. */
 export interface VmRecord {
+  /** The version of the record's format. */
   readonly version: 1;
   /** The VM's name. */
   readonly vm: string;
   /** The CNI container id: the SHA-256 of the name, in hexadecimal. */
   readonly id: string;
+  /** What made its networks. */
   readonly networkPlugin: NetworkPlugin;
   /** The path of the VM's network namespace. */
   readonly netns: string;
+  /** In the order of its networks: eth0, eth1, … */
   readonly interfaces: readonly VmInterface[];
+  /** What the guest resolves names by. */
   readonly dns: VmDns;
+  /** The published ports, those of attach-vm and of map-port. */
   readonly ports: readonly PortMapping[];
   /** True if nothing passes between the guest and others on its networks. */
   readonly isolated?: true;
   /** Prefixes that the guest's new connections may not go to, and exceptions. */
   readonly denyEgress?: readonly string[];
+  /** The exceptions: prefixes that the guest may open connections to all the same. */
   readonly allowEgress?: readonly string[];
   /** Prefixes that reach the guest by its own addresses. */
   readonly reachableFrom?: readonly string[];
   /** Limits that were requested. Without them the host's defaults apply. */
   readonly maxConnections?: number | "none";
+  /** The most connections that the guest may open per second. */
   readonly newConnections?: number | "none";
 }
 
@@ -106,6 +122,7 @@ export type LayerName =
 
 /** Something that differs from the record. `object` and `problem` together are a sentence. */
 export interface Difference {
+  /** The part of the attachment that differs. */
   readonly layer: LayerName;
   /** `TAP "vm_eth0"`. */
   readonly object: string;
@@ -130,13 +147,17 @@ export interface Difference {
 
 /** One thing that attaching did. */
 export interface Change {
+  /** The part of the attachment that was changed. */
   readonly layer: LayerName;
+  /** What was changed, in words. */
   readonly object: string;
+  /** What was done to it. */
   readonly change: "created" | "recreated" | "repaired" | "changed";
 }
 
 /** What attaching a VM did. */
 export interface Attached {
+  /** The record after the call. */
   readonly record: VmRecord;
   /** Empty if nothing had to be done. */
   readonly changes: readonly Change[];
@@ -164,8 +185,11 @@ export type Removed =
 
 /** The result of removing one dead attachment. With an error, it is still there. */
 export interface Collected {
+  /** The VM's name. */
   readonly name: string;
+  /** Always absent. {@linkcode Restored} has one. */
   readonly record?: undefined;
+  /** Why it could not be removed; absent if it is gone. */
   readonly error?: unknown;
 }
 
@@ -199,12 +223,25 @@ export interface HostOptions {
 
 /** Sockets that calls share. `openSession` returns one; dispose of it after the last call. */
 export interface HostSession extends Disposable {
+  /**
+   * A netlink connection of the host's namespace.
+   *
+   * @internal
+   */
   readonly nl: NetlinkConnection;
   /** Whether it is for several VMs. */
   readonly batch?: boolean;
-  /** The backend of a kind; without a kind, the one that a new VM gets. */
+  /**
+   * The backend of a kind; without a kind, the one that a new VM gets.
+   *
+   * @internal
+   */
   firewall(kind?: FirewallKind): Promise<Firewall>;
-  /** That backend, and the other one if it may have rules of tapkit. */
+  /**
+   * That backend, and the other one if it may have rules of tapkit.
+   *
+   * @internal
+   */
   firewalls(kind: FirewallKind): Promise<readonly Firewall[]>;
   /** Returns an object that is made once and disposed of with the session. */
   keep<T extends Disposable>(key: string, make: () => T): T;
@@ -244,6 +281,7 @@ export interface AttachRequest {
    * tapkit's own default network and for missing programs that are built in.
    */
   readonly plugins?: "auto" | "builtin" | "exec";
+  /** How frames pass. `auto`, the default, is `tc-redirect` if the kernel has it. */
   readonly mode?: "auto" | AttachMode;
   /** The backend of rules. The default is nftables if the kernel has it. */
   readonly firewall?: FirewallKind;
@@ -277,6 +315,7 @@ export interface AttachRequest {
    * {@linkcode allowEgress} the longest match wins, and of two equal ones the exception.
    */
   readonly denyEgress?: readonly string[] | "none";
+  /** The exceptions of {@linkcode denyEgress}. `"none"` clears them. */
   readonly allowEgress?: readonly string[] | "none";
   /**
    * Prefixes that may connect to the guest's own addresses. The guest's connections to them are not

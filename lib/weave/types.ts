@@ -27,6 +27,7 @@ export interface WeaveRequest {
 export interface WeaveState {
   /** The container's id; absent if there is none. */
   readonly container?: string;
+  /** The image that the container is of, or would be. */
   readonly image: string;
   /** The address by which peers reach this host. */
   readonly primaryIP: string;

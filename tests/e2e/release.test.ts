@@ -36,6 +36,11 @@ Deno.test("deno publish: would publish the package, without slow types", async (
   assertEquals(/\btests\//.exec(stderr), null);
 });
 
+Deno.test("mod.ts: `deno doc --lint` finds nothing: all that is public is described", async () => {
+  const { code, stderr } = await run(["doc", "--lint", "mod.ts"], ROOT);
+  assertEquals(code, 0, stderr);
+});
+
 Deno.test({
   name: "release.ts: an archive of the sources, checksums and notes; refuses what is not released",
   // It archives what git has.

@@ -30,7 +30,9 @@ export type VmState =
 
 /** A VM at a glance. */
 export interface VmSummary {
+  /** The VM's name. */
   readonly name: string;
+  /** How it is. */
   readonly state: VmState;
   /** Of the VMM, if it is `running`. */
   readonly pid?: number;
@@ -38,6 +40,7 @@ export interface VmSummary {
   readonly networks: readonly string[];
   /** Without prefix lengths. */
   readonly addresses: readonly string[];
+  /** Its published ports. */
   readonly ports: readonly PortMapping[];
   /** When it was attached or last changed, in ISO 8601. */
   readonly since: string;
