@@ -92,6 +92,8 @@ Deno.test("serve-dhcp --list: which guest was given its address, and when", asyn
   assert(Date.parse(asked) >= from && Date.parse(asked) <= Date.now(), asked);
   // A server that follows knows it too.
   await host.must("kill", ["-9", await serverOf(host)]);
+  // It has its lock until the kernel has taken it down.
+  await host.sh(`until flock -n ${LOCK} true; do sleep 0.02; done`);
   await host.mustTapkit("attach-vm", "web");
   await serverOf(host);
   assertEquals((await list())[1], served);
