@@ -135,6 +135,7 @@ async function run(
       if (failure === undefined) return exit;
       const why = `stdout cannot be written: ${(failure as Error).message}`;
       print("stderr", `${request.command}: ${why}: what was done stays; print it with --list\n`);
+      await writing;
       return exit === 0 ? 1 : exit;
     }
   } catch (error) {
@@ -143,8 +144,8 @@ async function run(
     ended.abort();
   }
   if (printed === 0) return undefined;
-  await writing;
   print("stderr", `${request.command}: the resident ended before it was done: run it again\n`);
+  await writing;
   return 1;
 }
 

@@ -34,6 +34,19 @@ Deno.test({
   },
 });
 
+Deno.test("compile.ts: refuses what it does not know before it compiles anything", async () => {
+  for (
+    const [args, message] of [
+      [["tapkitt"], /^compile\.ts: there is no command tapkitt: did you mean tapkit\?\n$/],
+      [["--arch", "riscv64"], /^compile\.ts: --arch "riscv64" is not known: use /],
+    ] as const
+  ) {
+    const { success, out, err } = await compile(...args);
+    assertEquals([success, out], [false, ""]);
+    assertMatch(err, message);
+  }
+});
+
 async function useOn(directory: string): Promise<void> {
   await using host = await Host.create();
   await host.addLan();
