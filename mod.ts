@@ -72,7 +72,7 @@ export type {
   VmRecord,
   VmRoute,
 } from "./lib/vm/types.ts";
-export type { Caller } from "./lib/caller.ts";
+export type { Caller, CommandName } from "./lib/caller.ts";
 export type {
   DefaultCniOptions,
   DefaultCniReport,
@@ -84,7 +84,6 @@ export type { GcOptions, InstallOptions, RemoveOptions, ServeOptions, VmmOptions
 export type { ExamineOptions, HostCheck };
 export type { HealEvent, HealMode, HealOptions } from "./lib/vm/heal.ts";
 export type { RequestOptions, ResidentHealth } from "./lib/resident/client.ts";
-export type { CommandName } from "./lib/resident/commands.ts";
 export type { ResidentVerbs } from "./lib/resident/verbs.ts";
 export type { ConnectOptions, ResidentClient, ResidentOptions, RunCommand };
 export type { LeaveOptions, WeaveRequest, WeaveState };

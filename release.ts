@@ -12,6 +12,7 @@ import { runScript } from "./lib/cli/main.ts";
 import { TapkitError } from "./lib/errors.ts";
 import { runSync } from "./lib/exec.ts";
 import { type Architecture, ARCHITECTURES, compileBinaries } from "./lib/install/binary.ts";
+import { sha256 } from "./lib/install/manifest.ts";
 
 const ROOT = fromFileUrl(new URL(".", import.meta.url));
 
@@ -54,11 +55,6 @@ function notesOf(version: string, isDraft: boolean): string {
   return `${lines.join("\n").trim()}\n`;
 }
 
-async function sha256(path: string): Promise<string> {
-  const digest = await crypto.subtle.digest("SHA-256", await Deno.readFile(path));
-  return new Uint8Array(digest).toHex();
-}
-
 /** Runs release.ts with `args`; returns its exit code. */
 export function main(args: readonly string[]): Promise<number> {
   return runScript(RELEASE, args, async ({ flags }, cli) => {
@@ -78,7 +74,9 @@ export function main(args: readonly string[]): Promise<number> {
     if (binaries.length > 0) await compileBinaries(binaries);
     const files = [archive, ...binaries.map(({ path }) => path)];
     const sums = await Promise.all(
-      files.map(async (path) => `${await sha256(path)}  ${path.slice(output.length + 1)}\n`),
+      files.map(async (path) =>
+        `${await sha256(await Deno.readFile(path))}  ${path.slice(output.length + 1)}\n`
+      ),
     );
     await Deno.writeTextFile(join(output, "SHA256SUMS"), sums.join(""));
     await Deno.writeTextFile(join(output, "NOTES.md"), notes);

@@ -41,10 +41,44 @@ export const thisProcess: Caller = {
   heedSignals: async () => (await import("./signals.ts")).heedSignals(),
 };
 
+/** The absolute path of what a caller in `directory` means by `path`. */
+export function absolutePath(path: string, directory: string = Deno.cwd()): string {
+  if (path.startsWith("/")) return path;
+  // @std/path would cost every command its loading, and resolves ".." without regard to links.
+  const below = path.replace(/^(\.\/+)+/, "");
+  return `${directory.replace(/\/$/, "")}/${below}`.replace(/\/\.$/, "");
+}
+
+/** The path of the resident's socket where none is named. */
+export const DEFAULT_SOCKET = "/run/tapkit/tapkit.sock";
+
+/** The socket that the environment names, if it does. */
+export function namedSocket(): string | undefined {
+  return Deno.env.get("TAPKIT_SOCKET") || undefined;
+}
+
+/** The namespaces of this process that commands are about, as `/proc/PID/ns` has them. */
+export function ownNamespaces(): { readonly net: string; readonly mnt: string } {
+  const read = (kind: string) => Deno.readLinkSync(`/proc/self/ns/${kind}`);
+  return { net: read("net"), mnt: read("mnt") };
+}
+
+/** A command that the resident takes. */
+export type CommandName = "attach-vm" | "bridge-legacy" | "map-port";
+
+/** Commands that the resident takes. */
+export const HANDED_OVER: readonly CommandName[] = ["attach-vm", "bridge-legacy", "map-port"];
+
+/**
+ * The variable in which a launcher that install.ts wrote keeps the caller's DENO_DIR, empty for
+ * none, because it sets another for us.
+ */
+export const DENO_DIR_BEFORE = "TAPKIT_CALLER_DENO_DIR";
+
 /** Variables that commands go by. */
 const VARIABLES = /^(TAPKIT|DOCKER)_|^(NETCONFPATH|CNI_PATH)$/;
 /** Variables that say only where the resident is, or how the process was started. */
-const OF_PROCESS = ["TAPKIT_SOCKET", "TAPKIT_CALLER_DENO_DIR"];
+const OF_PROCESS = ["TAPKIT_SOCKET", DENO_DIR_BEFORE];
 
 /** Of this process's environment, what commands go by. */
 export function commandVariables(): Record<string, string> {

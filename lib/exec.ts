@@ -4,6 +4,7 @@
  * @module
  */
 
+import { DENO_DIR_BEFORE } from "./caller.ts";
 import { TapkitError } from "./errors.ts";
 import { isFile } from "./files.ts";
 import { keepDescriptors, spawnSession } from "./sys/spawn.ts";
@@ -26,12 +27,6 @@ export function spawnDetached(program: string, args: readonly string[]): void {
   const env = Object.entries(Deno.env.toObject()).filter(([name]) => LASTING.test(name));
   spawnSession(program, args, { ...Object.fromEntries(env), ...residentVariables() });
 }
-
-/**
- * The variable in which a launcher that install.ts wrote keeps the caller's DENO_DIR, empty for
- * none, because it sets another for us.
- */
-export const DENO_DIR_BEFORE = "TAPKIT_CALLER_DENO_DIR";
 
 /**
  * The resident needs half the memory with these flags. V8 takes no code from a cache that was written

@@ -6,14 +6,6 @@
 
 import { describe, TapkitError } from "./errors.ts";
 
-/** The absolute path. */
-export function absolutePath(path: string): string {
-  if (path.startsWith("/")) return path;
-  // @std/path would cost every command its loading, and resolves ".." without regard to links.
-  const directory = Deno.cwd().replace(/\/$/, "");
-  return `${directory}/${path.replace(/^(\.\/+)+/, "")}`.replace(/\/\.$/, "");
-}
-
 /** Whether a path exists. A dangling link exists. */
 export function isThere(path: string): boolean {
   try {

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { namedSocket } from "../lib/caller.ts";
 import { formatCheck, formatSummary } from "../lib/cli/check-table.ts";
 import { EXIT, type Setting, withoutUndefined } from "../lib/cli/cli.ts";
 import { DOCTOR } from "../lib/cli/doctor-table.ts";
@@ -15,7 +16,7 @@ import type { HostCheck } from "../mod.ts";
 export function main(args: readonly string[], setting?: Setting): Promise<number> {
   return runScript(DOCTOR, args, async ({ flags }, cli) => {
     const { examineHost } = await cli.library();
-    const socket = flags.socket ?? (Deno.env.get("TAPKIT_SOCKET") || undefined);
+    const socket = flags.socket ?? namedSocket();
     const { isTerminal, columns, paint } = screen();
     const { fix, output = isTerminal ? "table" : "json" } = flags;
     const checks: HostCheck[] = [];

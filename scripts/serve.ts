@@ -4,6 +4,7 @@
  * @module
  */
 
+import { namedSocket } from "../lib/caller.ts";
 import { EXIT, NotHereError, type Setting } from "../lib/cli/cli.ts";
 import { requireRoot, runScript, stopSignal } from "../lib/cli/main.ts";
 import { SERVE } from "../lib/cli/serve-table.ts";
@@ -43,7 +44,7 @@ export function main(
     if (flags.list) return listLeases(directories).forEach((lease) => cli.json(lease)), EXIT.done;
     requireRoot(["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"]);
     if (flags["log-file"] !== undefined) await cli.logTo(flags["log-file"]);
-    const socket = flags.socket ?? (Deno.env.get("TAPKIT_SOCKET") || undefined);
+    const socket = flags.socket ?? namedSocket();
     const place = socket === undefined || socket === "none" ? socket : cli.path(socket);
     const { heal = "auto", "exit-when-idle": exitWhenIdle } = flags;
     hushDeno();

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type Caller, thisProcess } from "../caller.ts";
+import { absolutePath, type Caller, thisProcess } from "../caller.ts";
 import { describe, InputError, locating, TapkitError } from "../errors.ts";
 import type { HostOptions } from "../vm/types.ts";
 import type { Command } from "./args.ts";
@@ -146,9 +146,7 @@ export class Cli {
 
   /** The absolute path of what the caller means by `path`. */
   path(path: string): string {
-    if (path.startsWith("/")) return path;
-    const below = path.replace(/^(\.\/+)+/, "");
-    return `${this.caller.cwd.replace(/\/$/, "")}/${below}`.replace(/\/\.$/, "");
+    return absolutePath(path, this.caller.cwd);
   }
 
   /**

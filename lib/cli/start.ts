@@ -7,11 +7,16 @@
  */
 
 import deno from "../../deno.json" with { type: "json" };
-import { commandVariables, thisProcess } from "../caller.ts";
+import {
+  commandVariables,
+  DEFAULT_SOCKET,
+  HANDED_OVER,
+  namedSocket,
+  ownNamespaces,
+  thisProcess,
+} from "../caller.ts";
 import type { Setting } from "./cli.ts";
 
-/** Commands that the resident takes. */
-const TAKEN = ["attach-vm", "bridge-legacy", "map-port"];
 /** What this process has to do: its VMM is its child, and its descriptors are its own. */
 const OWN = /^(--help|-h|--version)$|\/(dev\/(fd|std)|proc\/(thread-)?self\b)/;
 /** How long the resident may take to say that it takes a command, or to be told of a signal. */
@@ -39,9 +44,10 @@ export async function start(words: readonly string[], main: Main, named = false)
  * and would not know the errors that its signals raise.
  */
 async function handOver(words: readonly string[]): Promise<number | Setting> {
-  const ours = TAKEN.includes(words[0]!) && !words.some((word) => word === "--" || OWN.test(word));
+  const ours = HANDED_OVER.some((name) => name === words[0]) &&
+    !words.some((word) => word === "--" || OWN.test(word));
   if (!ours || !mayConnect()) return {};
-  const path = Deno.env.get("TAPKIT_SOCKET") || "/run/tapkit/tapkit.sock";
+  const path = namedSocket() ?? DEFAULT_SOCKET;
   const connection = path === "none" ? undefined : await connect(path);
   if (connection === undefined) return {};
   using _connection = connection;
@@ -56,7 +62,7 @@ async function handOver(words: readonly string[]): Promise<number | Setting> {
     cwd: thisProcess.cwd,
     environment: commandVariables(),
     hasTerminal: thisProcess.hasTerminal,
-    namespaces: { net: namespace("net"), mnt: namespace("mnt") },
+    namespaces: ownNamespaces(),
     stdin: text,
   };
   let isHeeding = false;
@@ -89,10 +95,6 @@ async function connect(path: string): Promise<Deno.UnixConn | undefined> {
   } catch {
     return undefined;
   }
-}
-
-function namespace(kind: "net" | "mnt"): string {
-  return Deno.readLinkSync(`/proc/self/ns/${kind}`);
 }
 
 /**

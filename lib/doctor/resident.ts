@@ -4,6 +4,7 @@
  * @module
  */
 
+import { ownNamespaces } from "../caller.ts";
 import { TapkitError } from "../errors.ts";
 import { isThere, namesIn } from "../files.ts";
 import { ResidentClient, type ResidentHealth } from "../resident/client.ts";
@@ -69,8 +70,8 @@ const resident: Check = {
 };
 
 function isHere({ net, mnt }: ResidentHealth["namespaces"]): boolean {
-  return net === Deno.readLinkSync("/proc/self/ns/net") &&
-    mnt === Deno.readLinkSync("/proc/self/ns/mnt");
+  const own = ownNamespaces();
+  return net === own.net && mnt === own.mnt;
 }
 
 /** The state directories that have VMs that need DHCP. */

@@ -258,6 +258,7 @@ async function removeTree(path: string): Promise<void> {
   if (isThere(path)) await Deno.remove(path, { recursive: true });
 }
 
-async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<string> {
+/** In hexadecimal. */
+export async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<string> {
   return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
 }

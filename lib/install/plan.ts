@@ -5,7 +5,8 @@
  */
 
 import { fromFileUrl, join } from "@std/path";
-import { DENO_DIR_BEFORE, RESIDENT_CACHE, RESIDENT_V8_FLAGS } from "../exec.ts";
+import { DENO_DIR_BEFORE } from "../caller.ts";
+import { RESIDENT_CACHE, RESIDENT_V8_FLAGS } from "../exec.ts";
 import type { Command } from "../cli/args.ts";
 import { BUNDLE } from "./bundle.ts";
 import { bashCompletion, COMPLETION_DIRS, fishCompletion, zshCompletion } from "./completion.ts";

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { DEFAULT_SOCKET } from "../caller.ts";
 import { orAborted } from "../checkpoint.ts";
 import { TapkitError } from "../errors.ts";
 import type { PortMapping } from "../inet/ports.ts";
@@ -52,8 +53,6 @@ export interface ResidentHealth {
   /** As `/proc/PID/ns` has them: `"net:[4026531840]"`. */
   readonly namespaces: { readonly net: string; readonly mnt: string };
 }
-
-const DEFAULT_SOCKET = "/run/tapkit/tapkit.sock";
 
 interface Asking extends RequestOptions {
   readonly method?: "GET" | "POST" | "PUT" | "PATCH" | "DELETE";

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type Caller, commandVariables } from "../caller.ts";
+import { type Caller, type CommandName, commandVariables } from "../caller.ts";
 import { InputError } from "../errors.ts";
 import { interruptedBy, SIGNALS } from "../signals.ts";
 import { type HostPaths, hostPaths } from "../vm/record/paths.ts";
@@ -31,9 +31,6 @@ export type RunCommand = (command: CommandName, args: readonly string[], setting
   /** Asked for the command's state directory, absolute if it names one, before it does anything. */
   readonly admit: (stateDir: string | undefined) => boolean;
 }) => Promise<number | undefined>;
-
-/** The commands that are taken. */
-export type CommandName = "attach-vm" | "bridge-legacy" | "map-port";
 
 /** A command line, and whose it is. */
 interface CommandRequest {

@@ -6,6 +6,7 @@
  */
 
 import deno from "../../deno.json" with { type: "json" };
+import { DEFAULT_SOCKET, ownNamespaces } from "../caller.ts";
 import { describe, TapkitError } from "../errors.ts";
 import { closeSocketsAside } from "../sys/socket.ts";
 import { type Beside, type DhcpState, serveDhcp, type ServeOptions } from "../vm/dhcp.ts";
@@ -21,7 +22,7 @@ import { clientGone, jsonLines, paced, piecesOf } from "./lines.ts";
 import { Metrics } from "./metrics.ts";
 import { Commands, type RunCommand } from "./commands.ts";
 import { Removals } from "./removals.ts";
-import { DEFAULT_SOCKET, SocketFile } from "./socket.ts";
+import { SocketFile } from "./socket.ts";
 import { Turns } from "./turns.ts";
 import { residentVerbs } from "./verbs.ts";
 
@@ -110,7 +111,7 @@ class Requests {
       host: hostPaths({ ...options, note }),
       version: deno.version,
       begun: performance.now(),
-      namespaces: { net: namespace("net"), mnt: namespace("mnt") },
+      namespaces: ownNamespaces(),
       commands: runCommand && new Commands(runCommand),
       events: this.events,
       metrics: new Metrics(),
@@ -315,10 +316,6 @@ function objectOf(body: unknown): string | undefined {
 
 /** How much of a command line is told, in characters. */
 const LONGEST = 200;
-
-function namespace(kind: "net" | "mnt"): string {
-  return Deno.readLinkSync(`/proc/self/ns/${kind}`);
-}
 
 /** Operations that only look, and are not logged when they succeed. */
 const QUIET = new Set([

@@ -5,11 +5,9 @@
  */
 
 import { TapkitError } from "../errors.ts";
-import { absolutePath, removeIfEmpty, removeIfThere } from "../files.ts";
+import { absolutePath } from "../caller.ts";
+import { removeIfEmpty, removeIfThere } from "../files.ts";
 import { lockFile } from "../sys/flock.ts";
-
-/** The path of the socket where none is named. */
-export const DEFAULT_SOCKET = "/run/tapkit/tapkit.sock";
 
 /** The longest path of a Unix socket, in bytes (linux/un.h, without the final NUL). */
 const LONGEST = 107;

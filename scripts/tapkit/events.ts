@@ -4,6 +4,7 @@
  * @module
  */
 
+import { namedSocket } from "../../lib/caller.ts";
 import type { Setting } from "../../lib/cli/cli.ts";
 import { EXIT, withoutUndefined } from "../../lib/cli/cli.ts";
 import { runScript } from "../../lib/cli/main.ts";
@@ -25,7 +26,7 @@ const STYLES: Partial<Record<ResidentEvent["event"], Style>> = {
 export function main(args: readonly string[], setting?: Setting): Promise<number> {
   return runScript(EVENTS, args, async ({ words, flags }, cli) => {
     const { connect } = await cli.library();
-    const socket = flags.socket ?? (Deno.env.get("TAPKIT_SOCKET") || undefined);
+    const socket = flags.socket ?? namedSocket();
     const { isTerminal, paint } = screen();
     const asJson = (flags.output ?? (isTerminal ? "table" : "json")) === "json";
     using resident = await connect(withoutUndefined({ socket }));

@@ -1,6 +1,7 @@
 /** The parts of the resident that need no host. */
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { HANDED_OVER } from "../../lib/caller.ts";
 import { bodyType, document, loadValidation, operations, route } from "../../lib/resident/api.ts";
 import { Events } from "../../lib/resident/events.ts";
 import { HANDLERS } from "../../lib/resident/handlers.ts";
@@ -22,6 +23,11 @@ Deno.test("openapi.json: each operation has a handler, and each handler is docum
   const ids = operations().map(({ id }) => id);
   assertEquals(ids.toSorted(), Object.keys(HANDLERS).toSorted());
   assertEquals(new Set(ids).size, ids.length);
+});
+
+Deno.test("openapi.json: has the commands that are handed over", () => {
+  const { command } = document.components.schemas.CommandRequest.properties;
+  assertEquals(command.enum, [...HANDED_OVER]);
 });
 
 Deno.test("openapi.json: its references lead somewhere, and all of its schemas are used", () => {

@@ -5,7 +5,7 @@
  */
 
 import { InputError, SyscallError, TapkitError } from "../../errors.ts";
-import { absolutePath } from "../../files.ts";
+import { absolutePath } from "../../caller.ts";
 import { Errno } from "../../sys/libc.ts";
 import { openNetns } from "../../sys/netns.ts";
 

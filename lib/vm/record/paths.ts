@@ -5,7 +5,8 @@
  */
 
 import { describe, TapkitError } from "../../errors.ts";
-import { absolutePath, namesIn } from "../../files.ts";
+import { absolutePath } from "../../caller.ts";
+import { namesIn } from "../../files.ts";
 import { DEFAULT_STATE_DIR } from "./elsewhere.ts";
 import type { HostOptions } from "../types.ts";
 
@@ -33,7 +34,7 @@ export function hostPaths(options: HostOptions): HostPaths {
       options.stateDir ?? (Deno.env.get("TAPKIT_STATE_DIR") || DEFAULT_STATE_DIR),
     ),
     confDir: absolutePath(options.confDir ?? (Deno.env.get("NETCONFPATH") || "/etc/cni/net.d")),
-    binDirs: binDirs.map(absolutePath),
+    binDirs: binDirs.map((directory) => absolutePath(directory)),
     ...pluginTimeout(options),
     ...options.signal === undefined ? {} : { signal: options.signal },
     ...options.waits === undefined ? {} : { waits: options.waits },
