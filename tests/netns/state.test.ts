@@ -19,8 +19,8 @@ import { identityOf } from "${module("identity")}";
 import { claimId, releaseId } from "${module("ids")}";
 import { lockHost, lockVm, tidyState } from "${module("locks")}";
 import { deleteVm, writeVm } from "${module("store")}";
-const [stateDir, name] = Deno.args;
-const host = hostPaths({ stateDir });
+const [stateDir, common, name] = Deno.args;
+const host = { ...hostPaths({ stateDir }), registry: common + "/elsewhere" };
 const id = identityOf(name);
 for (let round = 0; round < ${ROUNDS}; round++) {
   {
@@ -39,18 +39,18 @@ Deno.test("state: processes that come and go find the directory, and the last ta
   const parent = await Deno.makeTempDir();
   const program = `${parent}/comes-and-goes.ts`;
   await Deno.writeTextFile(program, COMES_AND_GOES);
-  const stateDir = `${parent}/tapkit`;
+  const [stateDir, common] = [`${parent}/tapkit`, `${parent}/common`];
   try {
     const outputs = await Promise.all(
       Array.from({ length: PROCESSES }, (_, index) =>
         new Deno.Command(Deno.execPath(), {
-          args: ["run", "-A", "--no-check", program, stateDir, `vm${index}`],
+          args: ["run", "-A", "--no-check", program, stateDir, common, `vm${index}`],
           stderr: "piped",
         }).output()),
     );
     const errors = outputs.map(({ stderr }) => new TextDecoder().decode(stderr));
     assertEquals(errors, outputs.map(() => ""));
-    assertEquals(isThere(stateDir), false);
+    assertEquals([isThere(stateDir), isThere(common)], [false, false]);
   } finally {
     await Deno.remove(parent, { recursive: true });
   }

@@ -99,7 +99,7 @@ export class FakeKernel {
   }
 
   [Symbol.dispose](): void {
-    for (const path of [this.stateDir, `${this.stateDir}-registry`]) {
+    for (const path of [this.stateDir, `${this.stateDir}-common`]) {
       if (isThere(path)) Deno.removeSync(path, { recursive: true });
     }
   }
@@ -164,7 +164,7 @@ export class FakeKernel {
     } as unknown as Firewall;
     const kept = {
       layers: this.#layers(),
-      registry: { path: `${this.stateDir}-registry` },
+      registry: { path: `${this.stateDir}-common/elsewhere` },
       "gone links": { active: false, end: () => Promise.resolve() },
     };
     return {

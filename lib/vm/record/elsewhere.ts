@@ -22,7 +22,7 @@ export const DEFAULT_STATE_DIR = "/var/lib/tapkit";
 interface StateDir {
   readonly stateDir: string;
   readonly note: (text: string) => void;
-  /** The directory with the links. */
+  /** The directory with the links, in the default state directory. Only a test names another. */
   readonly registry?: string;
 }
 
@@ -35,12 +35,22 @@ export class Registry implements Disposable {
   [Symbol.dispose](): void {}
 }
 
+/** The state directory that every call of this host knows, whichever its own is. */
+export function commonDir({ registry = REGISTRY }: StateDir): string {
+  return registry.slice(0, registry.lastIndexOf("/"));
+}
+
+/** Whether a state directory is the common one, by whatever path. */
+export function isCommon(host: StateDir): boolean {
+  const common = commonDir(host);
+  return host.stateDir === common || real(host.stateDir) === real(common);
+}
+
 /** Registers this directory, before it is used to attach anything. */
 export function announce(host: StateDir): void {
   const { registry = REGISTRY, stateDir } = host;
-  if (stateDir === DEFAULT_STATE_DIR) return;
   const own = real(stateDir);
-  if (own === undefined || own === real(DEFAULT_STATE_DIR)) return;
+  if (own === undefined || isCommon(host)) return;
   const path = entryOf(registry, own);
   try {
     if (readLink(path) === own) return;
@@ -64,19 +74,19 @@ export function retire(host: StateDir): void {
   const path = entryOf(registry, own);
   if (readLink(path) === own) removeIfThere(path);
   removeIfEmpty(registry);
-  if (own !== real(DEFAULT_STATE_DIR)) removeIfEmpty(DEFAULT_STATE_DIR);
 }
 
 /** The host with each of the other state directories. */
 export function elsewhere<Host extends StateDir>(host: Host): Host[] {
   const { registry = REGISTRY } = host;
+  const common = commonDir(host);
   const isRegistered = isThere(registry);
-  if (!isRegistered && host.stateDir === DEFAULT_STATE_DIR) return [];
+  if (!isRegistered && host.stateDir === common) return [];
   const own = real(host.stateDir);
   const links = (isRegistered ? namesIn(registry) : []).flatMap((name) =>
     readLink(`${registry}/${name}`) ?? []
   );
-  const others = [DEFAULT_STATE_DIR, ...links].flatMap((path) => real(path) ?? []);
+  const others = [common, ...links].flatMap((path) => real(path) ?? []);
   return [...new Set(others)].filter((path) => path !== own)
     .map((stateDir) => ({ ...host, stateDir }));
 }

@@ -13,7 +13,7 @@ import {
   lockHolder,
   type WaitOptions,
 } from "../../sys/flock.ts";
-import { retire } from "./elsewhere.ts";
+import { commonDir, isCommon, retire } from "./elsewhere.ts";
 import { RECORD_VERSION } from "./shape.ts";
 import {
   addressesDir,
@@ -31,6 +31,7 @@ import {
   vmsDir,
 } from "./paths.ts";
 
+const HOST_LOCK = "lock";
 const DHCP_LOCK = "serve-dhcp.lock";
 
 /** Waits for the lock of a VM. It is taken before the host's lock, never after. */
@@ -39,18 +40,33 @@ export async function lockVm(host: HostPaths, name: string): Promise<Lock> {
   return await lockIn(locksDir(host), name, { remove: true, signal: host.signal, waits });
 }
 
-/** Waits for the host's lock, which covers what VMs share. */
-export async function lockHost(host: HostPaths): Promise<Lock> {
+/**
+ * Waits for the host's lock, which covers what VMs share: bridges, tables and settings with those of
+ * other state directories too, so it is the lock of the common one beside the own.
+ */
+export async function lockHost(host: HostPaths): Promise<Disposable> {
   const waits = (path: string) => noteHolder(host, "what the VMs of this host share", path);
-  return await lockIn(host.stateDir, "lock", { signal: host.signal, waits });
+  const options = { signal: host.signal, waits };
+  const own = await lockIn(host.stateDir, HOST_LOCK, options);
+  // One file cannot be locked twice.
+  if (isCommon(host)) return own;
+  using locks = new DisposableStack();
+  locks.use(own);
+  try {
+    locks.use(await lockIn(commonDir(host), HOST_LOCK, options));
+  } catch (error) {
+    // Of a directory that cannot be written, announce() warns.
+    if (host.signal?.aborted === true || !(error instanceof TapkitError)) throw error;
+  }
+  return locks.move();
 }
 
 /** The host's lock, released while a network plugin or another external program runs. */
 export class HostLock implements Disposable {
   readonly #host: HostPaths;
-  #lock: Lock | undefined;
+  #lock: Disposable | undefined;
 
-  private constructor(host: HostPaths, lock: Lock) {
+  private constructor(host: HostPaths, lock: Disposable) {
     this.#host = host;
     this.#lock = lock;
   }
@@ -160,11 +176,17 @@ async function lockIn(
  * deletes it later.
  */
 export function tidyState(host: HostPaths): void {
+  // Its lock was taken, too.
+  if (!isCommon(host)) tidyDirectory({ ...host, stateDir: commonDir(host) });
+  tidyDirectory(host);
+}
+
+function tidyDirectory(host: HostPaths): void {
   if (isUsed(host)) return;
   {
     using lock = inDirectory(
       host.stateDir,
-      () => lockFile(`${host.stateDir}/lock`, { wait: false }),
+      () => lockFile(`${host.stateDir}/${HOST_LOCK}`, { wait: false }),
     );
     if (lock === undefined) return;
     if (!isUsed(host)) {
@@ -176,7 +198,7 @@ export function tidyState(host: HostPaths): void {
       removeIfThere(`${host.stateDir}/generation`);
       removeIfThere(`${host.stateDir}/cni/checked.json`);
       removeIfEmpty(`${host.stateDir}/cni`);
-      removeIfThere(`${host.stateDir}/lock`);
+      removeIfThere(`${host.stateDir}/${HOST_LOCK}`);
       // Files in these are only created with the lock held.
       removeIfEmpty(idsDir(host));
       removeIfEmpty(vmsDir(host));
