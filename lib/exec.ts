@@ -165,7 +165,7 @@ export async function runPiped(program: string, run: PipedRun): Promise<PipedOut
   let killed: PipedOutcome["killed"];
   const kill = (why: typeof killed) => {
     killed ??= why;
-    killGroup(child.pid);
+    killWithGroup(child);
   };
   using stack = new DisposableStack();
   keepDescriptors();
@@ -242,10 +242,14 @@ function readPipe(
   };
 }
 
-function killGroup(pid: number): void {
-  try {
-    Deno.kill(-pid, "SIGKILL");
-  } catch {
-    // It has ended.
+/** Kills a program that leads a process group, and the group. */
+function killWithGroup(child: Deno.ChildProcess): void {
+  // The program first: if setsid has not made the group yet, it makes none any more.
+  for (const kill of [() => child.kill("SIGKILL"), () => Deno.kill(-child.pid, "SIGKILL")]) {
+    try {
+      kill();
+    } catch {
+      // It has ended.
+    }
   }
 }

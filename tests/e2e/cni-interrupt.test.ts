@@ -85,6 +85,27 @@ Deno.test("attach-vm: a signal ends the plugin that runs, and all is undone", as
   assertMatch(nohup.said, /^0\n$/, nohup.stderr);
 });
 
+Deno.test("attach-vm: a signal ends a plugin that has only just begun", async () => {
+  await using host = await slowHost();
+  const before = await host.snapshot();
+  // On a busy machine setsid(1) may be about to begin for a while: until then there is no group to kill.
+  await host.writeFile(
+    "/run/setsid",
+    `#!/bin/sh
+    [ "$CNI_COMMAND $1" != "ADD /opt/cni/bin/slow" ] || {
+      touch /tmp/at-ADD-$CNI_CONTAINERID
+      sleep 0.5
+    }
+    exec /run/real-setsid "$@"`,
+    0o755,
+  );
+  await host.sh("cp /usr/bin/setsid /run/real-setsid; mount --bind /run/setsid /usr/bin/setsid");
+  const { said, stderr } = await interrupt(host, "SIGTERM", "ADD", "web");
+  assertEquals(said, "143\n", stderr);
+  await host.sh("umount /usr/bin/setsid; rm /run/setsid /run/real-setsid");
+  await host.assertRestored(before, { except: EXCEPT });
+});
+
 Deno.test("attach-vm --remove: a signal does not cut plugins' DELs short", async () => {
   await using host = await slowHost();
   const before = await host.snapshot();

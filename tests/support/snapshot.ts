@@ -251,8 +251,11 @@ async function walk(
       if (!await isSame(name, info, mode)) lines.push(`directory ${name} mode ${mode}`);
       await walk(path, name, lines, skip);
     } else if (await isSame(name, info, mode, path)) continue;
-    else if (info.isSymlink) lines.push(`symlink ${name} to ${await Deno.readLink(path)}`);
-    else if (info.isFile) lines.push(`file ${name} mode ${mode} ${await digest(path)}`);
+    else if (info.isSymlink) {
+      // It may go just now, as any file.
+      const target = await Deno.readLink(path).catch(() => undefined);
+      if (target !== undefined) lines.push(`symlink ${name} to ${target}`);
+    } else if (info.isFile) lines.push(`file ${name} mode ${mode} ${await digest(path)}`);
     // An overlay marks a file that was deleted by a character device of number 0.
     else if (info.isCharDevice) lines.push(`deleted ${name}`);
     else lines.push(`${info.isSocket ? "socket" : "special"} ${name}`);
