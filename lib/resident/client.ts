@@ -5,7 +5,7 @@
  */
 
 import { DEFAULT_SOCKET } from "../caller.ts";
-import { orAborted } from "../checkpoint.ts";
+import { orAborted, pause } from "../checkpoint.ts";
 import { TapkitError } from "../errors.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import type {
@@ -53,6 +53,10 @@ export interface ResidentHealth {
   /** As `/proc/PID/ns` has them: `"net:[4026531840]"`. */
   readonly namespaces: { readonly net: string; readonly mnt: string };
 }
+
+/** How long the resident that follows one that ends may take to answer, and how often it is asked. */
+const SUCCESSOR_MS = 5000;
+const LOOK_EVERY_MS = 50;
 
 interface Asking extends RequestOptions {
   readonly method?: "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
@@ -223,16 +227,29 @@ export class ResidentClient implements Disposable {
     const body = lines?.map((line) => JSON.stringify(line)).join("\n") ??
       (json === undefined ? undefined : JSON.stringify(json));
     const type = lines === undefined ? "application/json" : "application/jsonl";
-    const response = await this.#reading({ signal }, () =>
-      fetch(`http://localhost/v1/${path}`, {
-        client: this.#http,
-        method,
-        ...signal && { signal },
-        ...body !== undefined && { body, headers: { "content-type": type } },
-      }));
-    if (response.ok) return response;
-    const { error } = await this.#reading({ signal }, () => response.json());
-    throw await revive(error);
+    const send = () =>
+      this.#reading({ signal }, () =>
+        fetch(`http://localhost/v1/${path}`, {
+          client: this.#http,
+          method,
+          ...signal && { signal },
+          ...body !== undefined && { body, headers: { "content-type": type } },
+        }));
+    const deadline = performance.now() + SUCCESSOR_MS;
+    let refusal: Failure | undefined;
+    while (true) {
+      const response = await send().catch((error) => {
+        if (refusal === undefined || signal?.aborted) throw error;
+      });
+      if (response?.ok) return response;
+      if (response !== undefined) {
+        refusal = (await this.#reading({ signal }, () => response.json())).error as Failure;
+        if (!response.headers.has("retry-after")) throw await revive(refusal);
+      }
+      // It ends, and has done nothing, or undone it.
+      if (performance.now() >= deadline) throw await revive(refusal!);
+      await pause(LOOK_EVERY_MS, signal);
+    }
   }
 
   /** Does what fails when the connection does. */

@@ -7,6 +7,7 @@
 
 import deno from "../../deno.json" with { type: "json" };
 import { DEFAULT_SOCKET, ownNamespaces } from "../caller.ts";
+import { pause } from "../checkpoint.ts";
 import { describe, TapkitError } from "../errors.ts";
 import { closeSocketsAside } from "../sys/socket.ts";
 import { type Beside, type DhcpState, serveDhcp, type ServeOptions } from "../vm/dhcp.ts";
@@ -141,8 +142,10 @@ class Requests {
       );
       return {
         [Symbol.asyncDispose]: async () => {
-          stop.abort(new HttpError(503, "the resident ends", { mend: "send the request again" }));
-          file[Symbol.dispose]();
+          const headers = { "retry-after": "1" };
+          const mend = "send the request again";
+          stop.abort(new HttpError(503, "the resident ends", { mend, headers }));
+          await Promise.race([lastCall(file), pause(FAREWELL_MS, undefined)]);
           const ended = server.shutdown();
           // What is being undone is waited for, however long that takes.
           while (this.#underWay.size > 0) await Promise.all(this.#underWay);
@@ -282,6 +285,22 @@ class Requests {
     if (error instanceof Error && this.#told.has(error)) return;
     this.#shared.metrics.count("errors", { class: failureOf(error).class });
     if (status === 500) this.events.tell({ event: "problem", message: describe(error) });
+  }
+}
+
+/**
+ * Takes the socket away, and waits until all that has connected was read from: the server closes what
+ * it has not read from without an answer, and takes connections in their order.
+ */
+async function lastCall(file: SocketFile): Promise<void> {
+  try {
+    using last = await Deno.connect({ transport: "unix", path: file.path });
+    file[Symbol.dispose]();
+    await last.closeWrite();
+    await last.read(new Uint8Array(1));
+  } catch {
+    // Somebody else has taken the socket away.
+    file[Symbol.dispose]();
   }
 }
 

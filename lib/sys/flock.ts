@@ -115,15 +115,44 @@ function raised(signal: AbortSignal | undefined, stack: DisposableStack): Promis
 /** The holder of a file's flock(2): `"attach-vm web (pid 7)"`; undefined if it cannot be seen. */
 export function lockHolder(path: string): string | undefined {
   try {
-    const inode = Deno.statSync(path).ino;
-    const [, pid = ""] = new RegExp(`FLOCK +\\S+ +WRITE (\\d+) \\S+:${inode} `)
-      .exec(Deno.readTextFileSync("/proc/locks")) ?? [];
-    if (pid === "" || pid === "0") return undefined;
+    const pid = holderOf(path);
+    if (pid === undefined) return undefined;
     return `${commandOf(Deno.readTextFileSync(`/proc/${pid}/cmdline`))} (pid ${pid})`;
   } catch {
     // It has released the lock.
     return undefined;
   }
+}
+
+/**
+ * Whether the holder of a file's flock(2) was killed: it has the lock until the kernel has taken it
+ * down, which may take a while.
+ */
+export function isHolderDying(path: string): boolean {
+  try {
+    const pid = holderOf(path);
+    if (pid === undefined) return false;
+    const stat = Deno.readTextFileSync(`/proc/${pid}/stat`);
+    // proc_pid_stat(5): from the third field on; the second, in parentheses, may contain anything.
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    const [state = "", flags, pending] = [0, 6, 28].map((index) => fields[index]);
+    return "ZX".includes(state) || (Number(flags) & PF_EXITING) !== 0 ||
+      (Number(pending) & SIGKILL_BIT) !== 0;
+  } catch {
+    // It has ended, or has released the lock.
+    return true;
+  }
+}
+
+const PF_EXITING = 0x4; // linux/sched.h
+const SIGKILL_BIT = 1 << 8;
+
+/** @returns undefined if it cannot be seen */
+function holderOf(path: string): string | undefined {
+  const inode = Deno.statSync(path).ino;
+  const [, pid = "0"] = new RegExp(`FLOCK +\\S+ +WRITE (\\d+) \\S+:${inode} `)
+    .exec(Deno.readTextFileSync("/proc/locks")) ?? [];
+  return pid === "0" ? undefined : pid;
 }
 
 /** A process's command line, without the interpreter of a script and its flags. */

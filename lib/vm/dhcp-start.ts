@@ -8,7 +8,13 @@ import { describe } from "../errors.ts";
 import { isThere } from "../files.ts";
 import { ipv4Of } from "./record/derive.ts";
 import { type HostPaths, hostPaths, recordNames } from "./record/paths.ts";
-import { dhcpFile, formerDhcpServer, isDhcpServed, lockDhcpServer } from "./record/locks.ts";
+import {
+  dhcpFile,
+  formerDhcpServer,
+  isDhcpServed,
+  isDhcpServerEnding,
+  lockDhcpServer,
+} from "./record/locks.ts";
 import { recordTime } from "./record/store.ts";
 import type { Difference, HostOptions, VmRecord } from "./types.ts";
 
@@ -45,7 +51,8 @@ async function startResident(host: HostPaths, command: readonly string[]): Promi
   if (recordNames(host).length === 0) return;
   {
     using free = lockDhcpServer(host);
-    if (free === undefined) {
+    // Who is started now waits for one that ends.
+    if (free === undefined && !isDhcpServerEnding(host)) {
       const former = formerDhcpServer(host);
       if (former !== undefined) host.note(`warning: ${former} ${FORMER}`);
       return;

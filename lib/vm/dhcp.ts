@@ -14,7 +14,13 @@ import { interfacesOf, ipv4Of } from "./record/derive.ts";
 import { ownerTag, vmOfTag } from "./record/identity.ts";
 import { LeaseBook } from "./leases.ts";
 import { type HostPaths, hostPaths, namesOfRecords, recordNames } from "./record/paths.ts";
-import { lockDhcpServer, signDhcpServer, tidyState } from "./record/locks.ts";
+import {
+  isDhcpServerEnding,
+  lockDhcpServer,
+  signDhcpServer,
+  signOffDhcpServer,
+  tidyState,
+} from "./record/locks.ts";
 import { attachedSide, inRecordsDir, readVms } from "./record/store.ts";
 import { currentResolvers, HostResolvers } from "./resolvers.ts";
 import type { HostOptions, VmDns } from "./types.ts";
@@ -76,9 +82,9 @@ export async function serveDhcp(
   try {
     // A VM that is attached just before the lock is released starts no server.
     do {
-      using lock = await lockSoon(host);
+      using lock = await lockSoon(host, signal);
       if (lock === undefined) {
-        if (exitWhenIdle) return;
+        if (exitWhenIdle || signal?.aborted) return;
         throw new TapkitError(`another process answers DHCP for ${host.stateDir} already`, {
           mend: "end that process first, or let it serve",
         });
@@ -93,14 +99,20 @@ export async function serveDhcp(
 
 const NOTHING: Beside = { start: () => ({ [Symbol.asyncDispose]: async () => {} }) };
 
-/** A process that checks whether a server runs holds the lock for a moment. */
-async function lockSoon(host: HostPaths): Promise<Lock | undefined> {
-  for (let attempt = 1; attempt < LOCK_ATTEMPTS; attempt++) {
+/**
+ * Takes the server's lock. A process that checks whether a server runs holds it for a moment, and one
+ * that ends until it has undone what is under way.
+ */
+async function lockSoon(
+  host: HostPaths,
+  signal: AbortSignal | undefined,
+): Promise<Lock | undefined> {
+  for (let attempt = 1; signal?.aborted !== true; attempt++) {
     const lock = lockDhcpServer(host);
     if (lock !== undefined) return lock;
+    if (attempt >= LOCK_ATTEMPTS && !isDhcpServerEnding(host)) return undefined;
     await new Promise((resolve) => setTimeout(resolve, LOCK_DELAY_MS));
   }
-  return lockDhcpServer(host);
 }
 
 const LOCK_ATTEMPTS = 5;
@@ -162,6 +174,7 @@ async function serveUntilDone(
   follow();
   const signals = signal === undefined ? [idle.signal] : [idle.signal, signal];
   await server.run(AbortSignal.any(signals));
+  signOffDhcpServer(host);
 }
 
 /**

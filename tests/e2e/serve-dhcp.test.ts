@@ -2,6 +2,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
 import { eventually } from "../support/machine.ts";
+import { ResidentServer } from "../support/resident.ts";
 
 const LOCK = "/var/lib/tapkit/serve-dhcp.lock";
 const NOT_SERVED = "no DHCP server runs, so guests get no lease: attach again to start one";
@@ -34,6 +35,65 @@ Deno.test("attach-vm --check: a VM whose DHCP nobody answers; attaching again ha
   assertEquals(await check(), [0, []]);
   await host.mustTapkit("attach-vm", "web", "--remove");
   await host.assertRestored(before);
+});
+
+Deno.test("attach-vm: the lock of a resident that was killed keeps no other from being started", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  await host.mustTapkit("attach-vm", "web");
+  await host.must("kill", ["-9", await serverOf(host)]);
+  // The kernel takes a moment to release it. Stands in for that: the main thread has ended, others not.
+  await host.sh(`until flock -n ${LOCK} true; do sleep 0.02; done`);
+  const dying = `import fcntl, threading, time, ctypes
+threading.Thread(target=time.sleep, args=(777,)).start()
+lock = open("${LOCK}", "a")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("locked", flush=True)
+ctypes.CDLL(None).syscall(60, 0)`;
+  await using holder = host.spawn("python3", ["-c", dying]);
+  await holder.line((line) => line === "locked");
+  await host.mustTapkit("attach-vm", "web");
+  await eventually(
+    5000,
+    "one waits",
+    async () => (await host.run("pgrep", ["-f", "--", "--exit-when-idle"])).code === 0,
+  );
+  await holder[Symbol.asyncDispose]();
+  await serverOf(host);
+  assertEquals((await host.tapkit("attach-vm", "web", "--check")).code, 0);
+});
+
+Deno.test("attach-vm: a resident that ends is followed by another, for what is attached meanwhile", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  const before = await host.snapshot();
+  await host.mustTapkit("install-default-cni");
+  const plugins = [{ type: "slow" }];
+  const network = { cniVersion: "1.0.0", name: "slow", plugins };
+  await host.writeFile("/etc/cni/net.d/20-slow.conflist", JSON.stringify(network));
+  const plugin = `#!/bin/sh
+    case $CNI_COMMAND in
+      ADD) sleep 777 ;;
+      DEL) touch /run/at-del; while [ -e /run/hold ]; do sleep 0.02; done ;;
+    esac`;
+  await host.writeFile("/opt/cni/bin/slow", plugin, 0o755);
+  await host.sh("touch /run/hold");
+  await using server = await ResidentServer.start(host);
+  const attaching = server.ask("POST", "/v1/vms", { name: "slow", networks: ["slow"] });
+  await eventually(
+    5000,
+    "the plugin is at work",
+    async () => (await host.run("pgrep", ["-fx", "sleep 777"])).code === 0,
+  );
+  const ended = server.end();
+  await host.sh("until [ -e /run/at-del ]; do sleep 0.02; done");
+  await host.mustTapkit("attach-vm", "web");
+  await host.sh("rm /run/hold");
+  assertEquals([(await ended).code, (await attaching).status], [0, 503]);
+  await serverOf(host);
+  assertEquals((await host.tapkit("attach-vm", "web", "--check")).code, 0);
+  await host.mustTapkit("attach-vm", "web", "--remove");
+  await host.assertRestored(before, { except: [/ \/(etc\/cni\/net.d|opt\/cni|run\/at-del)/] });
 });
 
 Deno.test("attach-vm, --check: the DHCP server of a version that cannot read these records", async () => {
@@ -89,8 +149,6 @@ Deno.test("serve-dhcp --list: which guest was given its address, and when", asyn
   assert(Date.parse(asked) >= from && Date.parse(asked) <= Date.now(), asked);
   // A server that follows knows it too.
   await host.must("kill", ["-9", await serverOf(host)]);
-  // It has its lock until the kernel has taken it down.
-  await host.sh(`until flock -n ${LOCK} true; do sleep 0.02; done`);
   await host.mustTapkit("attach-vm", "web");
   await serverOf(host);
   assertEquals((await list())[1], served);

@@ -84,10 +84,12 @@ Deno.test("serve: SIGTERM undoes what is under way, which is answered; then the 
   await atWork(host);
   const many = await server.raw(postLines(["a", "b"]));
   // Then it has been taken.
-  await server.client.health();
+  const head = new Uint8Array(1);
+  await many.read(head);
   const ended = server.end();
   const answer = await one;
   assertEquals([answer.status, answer.json.error.message], [503, "the resident ends"]);
+  assertEquals(answer.headers.get("retry-after"), "1");
   const text = await new Response(many.readable).text();
   const lines = text.split("\n").filter((line) => line.startsWith("{"))
     .map((line) => JSON.parse(line));
@@ -95,6 +97,30 @@ Deno.test("serve: SIGTERM undoes what is under way, which is answered; then the 
   assertEquals(lines.map(({ name }) => name).toSorted(), ["a", "b"]);
   assertEquals((await ended).code, 0);
   await host.must("rm", ["-rf", "/var/lib/tapkit"]);
+  await host.assertRestored(before);
+});
+
+Deno.test("serve: who connects while it ends is answered; connect asks the one that follows", async () => {
+  await using host = await Host.create();
+  await host.addLan();
+  const before = await host.snapshot();
+  await using first = await ResidentServer.start(host);
+  // So all that is sent waits to be read when it hears of its end.
+  first.process.kill("SIGSTOP");
+  const attaching = first.client.attachVm({ name: "web" });
+  const health = "GET /v1/health HTTP/1.0\r\n\r\n";
+  const others = await Promise.all(Array.from({ length: 50 }, () => first.raw(health)));
+  const ended = first.end();
+  first.process.kill("SIGCONT");
+  const answers = await Promise.all(
+    others.map(async ({ readable }) => await new Response(readable).text()),
+  );
+  for (const answer of answers) assertMatch(answer, /^HTTP\/1\.0 (200|503) /);
+  assertEquals((await ended).code, 0);
+  await using second = await ResidentServer.start(host);
+  assertEquals((await attaching).record.vm, "web");
+  assertEquals(await second.client.removeVm("web"), true);
+  await second.end();
   await host.assertRestored(before);
 });
 

@@ -80,6 +80,8 @@ export class Running implements AsyncDisposable {
         if (!(error instanceof Deno.errors.NotFound)) throw error;
       }
     }
+    // It has stopped with its child.
+    if (signal === "SIGCONT") tryKill(this.#child.pid, signal);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

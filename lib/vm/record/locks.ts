@@ -7,12 +7,14 @@
 import { TapkitError } from "../../errors.ts";
 import { isThere, namesIn, removeIfEmpty, removeIfThere } from "../../files.ts";
 import {
+  isHolderDying,
   type Lock,
   lockFile,
   lockFileAsync,
   lockHolder,
   type WaitOptions,
 } from "../../sys/flock.ts";
+import { readText } from "../../sys/text.ts";
 import { commonDir, isCommon, retire } from "./elsewhere.ts";
 import { RECORD_VERSION } from "./shape.ts";
 import {
@@ -114,6 +116,23 @@ export function lockDhcpServer(host: HostPaths): Lock | undefined {
 /** Notes in the held lock of the DHCP server which records it reads. */
 export function signDhcpServer(host: HostPaths): void {
   Deno.writeTextFileSync(`${host.stateDir}/${DHCP_LOCK}`, `${RECORD_VERSION}\n`);
+}
+
+/** Notes in the held lock of the DHCP server that it ends, which may take a while. */
+export function signOffDhcpServer(host: HostPaths): void {
+  try {
+    Deno.writeTextFileSync(`${host.stateDir}/${DHCP_LOCK}`, ENDS, { create: false });
+  } catch {
+    // Somebody deleted the directory, or the disk is full: who comes now starts no other.
+  }
+}
+
+const ENDS = "ends\n";
+
+/** Whether the process that holds the DHCP server's lock is about to be gone. */
+export function isDhcpServerEnding(host: HostPaths): boolean {
+  const path = `${host.stateDir}/${DHCP_LOCK}`;
+  return readText(path) === ENDS || isHolderDying(path);
 }
 
 /**
