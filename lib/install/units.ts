@@ -7,6 +7,8 @@
  * @module
  */
 
+import { RESIDENT_V8_FLAGS } from "../exec.ts";
+
 /** Where units and settings go, below the prefix: systemd looks there below /usr/local and /usr. */
 export const UNIT_DIR = "lib/systemd/system";
 export const SYSCTL_DIR = "lib/sysctl.d";
@@ -69,7 +71,7 @@ Documentation=man:serve(8)
 After=network.target local-fs.target
 
 [Service]
-Environment=DENO_NO_UPDATE_CHECK=1
+Environment=DENO_NO_UPDATE_CHECK=1 DENO_V8_FLAGS=${RESIDENT_V8_FLAGS}
 ExecStart=${path(bin)}/serve
 Restart=always
 RestartSec=1

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { TapkitError } from "../errors.ts";
 import { failedWith, libc, syscall } from "../sys/libc.ts";
 import { Socket, SocketConst } from "../sys/socket.ts";
 import { decodeLink } from "./link-message.ts";
@@ -236,7 +237,15 @@ class Listener implements Disposable {
 
   /** Also listens to the namespaces that this one has a number for, by a link into them. */
   hearOthers(): void {
-    this.#socket.setOption(SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1);
+    try {
+      this.#socket.setOption(SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1);
+    } catch (cause) {
+      if (!failedWith(cause, "EPERM")) throw cause;
+      throw new TapkitError("what changes in VMs' network namespaces cannot be listened to", {
+        mend: "run it as root, or with the capability CAP_NET_BROADCAST too",
+        cause,
+      });
+    }
   }
 
   /** What has come, as `decode` reads it. */

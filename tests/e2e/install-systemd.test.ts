@@ -6,6 +6,7 @@
 
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { Host } from "../support/host.ts";
+import { scriptWords } from "../support/bundle.ts";
 import { eventually, ROOT } from "../support/machine.ts";
 
 /** What a unit may say. None of these gives it mounts of its own, as PrivateTmp and many others do. */
@@ -76,7 +77,7 @@ Deno.test("install.ts: the commands of an installation are found, and so are the
 
 Deno.test("units: systemd reads them, and they have no mounts of their own", async () => {
   await using host = await hostToInstall();
-  await install(host, "--systemd");
+  await install(host, "--systemd", "--run");
   const directory = "/usr/local/lib/systemd/system";
   const units = (await host.sh(`ls ${directory}`)).trim().split("\n");
   assertEquals(units, ["tapkit-restore.service", "tapkit-vm@.service", "tapkit.service"]);
@@ -86,6 +87,12 @@ Deno.test("units: systemd reads them, and they have no mounts of their own", asy
     ...["verify", "--man=no", "--recursive-errors=no", ...instances],
   ]);
   assertEquals([code, stderr], [0, ""]);
+  // The memory that the resident needs, whichever way it is installed.
+  const flags = "DENO_V8_FLAGS=--max-semi-space-size=1,--optimize-for-size";
+  assertMatch(
+    await host.readFile(`${directory}/tapkit.service`),
+    new RegExp(`^Environment=.* ${flags}$`, "m"),
+  );
   for (const unit of units) {
     const text = await host.readFile(`${directory}/${unit}`);
     for (const [, section = "", body = ""] of text.matchAll(/^\[(\w+)\]\n((?:(?!\[).*\n)*)/gm)) {
@@ -124,6 +131,25 @@ Deno.test("tapkit.service: its capabilities suffice to attach, publish, check, h
   );
   await ask("-X", "DELETE", "localhost/v1/vms/web");
   assertEquals(JSON.parse(await ask("localhost/v1/vms")), { vms: [] });
+});
+
+Deno.test("serve: without CAP_NET_BROADCAST nothing is healed, and it says what it takes", async () => {
+  await using host = await Host.create();
+  const limited = ["--bounding-set", "-net_broadcast", "--inh-caps", "-all"];
+  const words = [Deno.execPath(), ...scriptWords("serve")];
+  await using serve = host.spawn("setpriv", [...limited, ...words], { env: { TAPKIT_SOCKET: "" } });
+  await host.awaitDhcp();
+  const health = "curl -sf --unix-socket /run/tapkit/tapkit.sock localhost/v1/health";
+  await eventually(
+    10_000,
+    "it answers",
+    async () => (await host.run("sh", ["-c", health])).code === 0,
+  );
+  serve.kill();
+  assertMatch(
+    await serve.stderr,
+    /^serve: nothing is healed: what changes in .* listened to: .* the capability CAP_NET_BROADCAST too$/m,
+  );
 });
 
 Deno.test("install.ts --systemd: where the units cannot be enabled, nothing is installed", async () => {
