@@ -42,11 +42,11 @@ export const thisProcess: Caller = {
 };
 
 /** The absolute path of what a caller in `directory` means by `path`. */
-export function absolutePath(path: string, directory: string = Deno.cwd()): string {
+export function absolutePath(path: string, directory?: string): string {
   if (path.startsWith("/")) return path;
   // @std/path would cost every command its loading, and resolves ".." without regard to links.
   const below = path.replace(/^(\.\/+)+/, "");
-  return `${directory.replace(/\/$/, "")}/${below}`.replace(/\/\.$/, "");
+  return `${(directory ?? Deno.cwd()).replace(/\/$/, "")}/${below}`.replace(/\/\.$/, "");
 }
 
 /** The path of the resident's socket where none is named. */

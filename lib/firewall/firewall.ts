@@ -291,12 +291,18 @@ export class Firewall implements Disposable {
     this.#putOffLimit = limit;
   }
 
+  /** Does the searches that were put off. From now on none are. */
+  settle(): void {
+    this.#putOffLimit = 0;
+    this.#endPutOffFlows();
+    this.#endLeaving();
+  }
+
   [Symbol.dispose](): void {
     using stack = new DisposableStack();
     const { memory, legacy } = this.#parts;
     for (const part of [memory.nl, legacy, this.#store]) stack.use(part);
-    this.#endPutOffFlows();
-    this.#endLeaving();
+    this.settle();
   }
 
   /** @param leaving former addresses of the owner; all their flows end */

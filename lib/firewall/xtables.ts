@@ -10,7 +10,7 @@ import { isFile, isThere } from "../files.ts";
 import type { Family } from "../inet/ip.ts";
 import type { NftTable } from "../netlink/nftables/objects.ts";
 import { memoryFile } from "../sys/memfd.ts";
-import { closeFd } from "../sys/libc.ts";
+import { closeFd, tolerate } from "../sys/libc.ts";
 import { type Netns, withNetns } from "../sys/netns.ts";
 import { openIfThere, readAgain, readText } from "../sys/text.ts";
 
@@ -58,10 +58,21 @@ export class LegacyTables implements Disposable {
 
   list(): NftTable[] {
     return FAMILIES.flatMap((family) => {
-      const file = this.#files.get(family) ?? this.#open(family);
-      if (file === undefined) return [];
-      return namesOf(readAgain(file, namesPath(family))).map((name) => ({ family, name }));
+      const text = this.#read(family) ?? this.#read(family) ?? "";
+      return namesOf(text).map((name) => ({ family, name }));
     });
+  }
+
+  /** Undefined where the kernel's module is not loaded, or was unloaded since the file was opened. */
+  #read(family: string): string | undefined {
+    const file = this.#files.get(family) ?? this.#open(family);
+    if (file === undefined) return undefined;
+    const text = tolerate(["EIO"], () => readAgain(file, namesPath(family)));
+    if (text === undefined) {
+      closeFd(file);
+      this.#files.delete(family);
+    }
+    return text;
   }
 
   /** Undefined as long as nobody has loaded the kernel's module. */

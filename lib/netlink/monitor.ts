@@ -6,7 +6,7 @@
  */
 
 import { TapkitError } from "../errors.ts";
-import { failedWith, libc, syscall } from "../sys/libc.ts";
+import { attempt, Errno, failedWith, libc } from "../sys/libc.ts";
 import { Socket, SocketConst } from "../sys/socket.ts";
 import { decodeLink } from "./link-message.ts";
 import { decodeMessages, type Message, NETLINK, NLMSG, RTM } from "./message.ts";
@@ -34,7 +34,7 @@ const NETLINK_LISTEN_ALL_NSID = 8;
 const SO_RCVBUFFORCE = 33;
 
 /** What a flood of notifications is kept in until it is read. */
-const RECEIVE_BUFFER = 4 * 1024 * 1024;
+const RECEIVE_BUFFER = 16 * 1024 * 1024;
 const DATAGRAM_SIZE = 64 * 1024;
 
 /** Who made a change of nf_tables. */
@@ -270,13 +270,13 @@ class Listener implements Disposable {
     const header = new DataView(this.#header.buffer);
     header.setBigUint64(40, BigInt(CONTROL_SIZE), true);
     try {
-      return syscall(
+      return attempt(
         "recvmsg",
         "netlink socket for notifications",
+        [Errno.EAGAIN],
         () => libc().recvmsg(this.#socket.fd, this.#header, 0),
       );
     } catch (error) {
-      if (failedWith(error, "EAGAIN", "EINTR")) return undefined;
       if (failedWith(error, "ENOBUFS")) return "lost";
       throw error;
     }

@@ -13,7 +13,6 @@ import { recordNames } from "../vm/record/paths.ts";
 import { validateName } from "../vm/record/identity.ts";
 import { hasVm } from "../vm/record/store.ts";
 import { validateAttach } from "../vm/request.ts";
-import { OpenSession } from "../vm/session.ts";
 import type { AttachRequest, Collected, HostOptions, PortTarget, Removed } from "../vm/types.ts";
 import { checkVm } from "../vm/verbs/check.ts";
 import { collectVms } from "../vm/verbs/gc.ts";
@@ -178,7 +177,7 @@ async function attachOne(call: Call, request: AttachRequest): Promise<Reply> {
 
 /** Attaches VMs in turns, and others' requests between them. */
 async function* attachAll(call: Call, requests: readonly AttachRequest[]): AsyncGenerator<object> {
-  using session = new OpenSession({ batch: requests.length > 1 });
+  using session = await call.verbs.openSession(requests.length);
   const left = new Set(requests);
   const attach = async (request: AttachRequest, next: () => void): Promise<object> => {
     left.delete(request);

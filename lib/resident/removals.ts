@@ -21,22 +21,29 @@ const MOST = 32;
 export class Removals implements AsyncDisposable {
   readonly #options: HostOptions;
   readonly #turns: Turns;
-  readonly #session = new OpenSession();
+  readonly #shared: OpenSession;
+  /** Of the links that are to be deleted. */
+  readonly #session: OpenSession;
   #together: AsyncDisposable | undefined;
   #count = 0;
   #timer: ReturnType<typeof setTimeout> | undefined;
   /** The deletions that are under way. */
   #ending: Promise<void> = Promise.resolve();
 
-  /** @param options without a signal: what has begun ends */
-  constructor(options: HostOptions, turns: Turns) {
+  /**
+   * @param options without a signal: what has begun ends
+   * @param shared whose sockets are used
+   */
+  constructor(options: HostOptions, turns: Turns, shared: OpenSession) {
     this.#options = options;
     this.#turns = turns;
+    this.#shared = shared;
+    this.#session = new OpenSession({ shared });
   }
 
   /** Does `act`, which removes a VM with the session that it gets. It has its turn. */
   async take<T>(act: (session: HostSession) => Promise<T>): Promise<T> {
-    using session = new OpenSession();
+    using session = new OpenSession({ shared: this.#shared });
     const together = () => removingTogether({ ...this.#options, session: this.#session });
     this.#together ??= together();
     shareGoneLinks(session, this.#session);

@@ -13,6 +13,7 @@ import { closeSocketsAside } from "../sys/socket.ts";
 import { type Beside, type DhcpState, serveDhcp, type ServeOptions } from "../vm/dhcp.ts";
 import { type HealEvent, type HealMode, healVms } from "../vm/heal.ts";
 import { hostPaths } from "../vm/record/paths.ts";
+import { OpenSession } from "../vm/session.ts";
 import { validateAttach } from "../vm/request.ts";
 import type { AttachRequest, PortTarget } from "../vm/types.ts";
 import { bodyType, loadValidation, type Operation, route, type Validate } from "./api.ts";
@@ -130,8 +131,9 @@ class Requests {
     const stop = new AbortController();
     const { options, metrics } = this.#shared;
     const turns = new Turns();
-    const removals = new Removals({ ...options, note: this.#note }, turns);
-    const verbs = residentVerbs({ turns, metrics, removals, onError: this.#onVerbError });
+    const shared = new OpenSession();
+    const removals = new Removals({ ...options, note: this.#note }, turns, shared);
+    const verbs = residentVerbs({ shared, turns, metrics, removals, onError: this.#onVerbError });
     try {
       const server = file.bind(() =>
         Deno.serve({
@@ -150,6 +152,7 @@ class Requests {
           // What is being undone is waited for, however long that takes.
           while (this.#underWay.size > 0) await Promise.all(this.#underWay);
           await removals[Symbol.asyncDispose]();
+          shared[Symbol.dispose]();
           const farewell = Promise.withResolvers<void>();
           const timer = setTimeout(farewell.resolve, FAREWELL_MS);
           await Promise.race([ended, farewell.promise]);

@@ -5,10 +5,12 @@
  */
 
 import type { PortMapping } from "../inet/ports.ts";
+import { OpenSession } from "../vm/session.ts";
 import type {
   Attached,
   AttachRequest,
   HostOptions,
+  HostSession,
   MapOptions,
   MappedPorts,
   PortTarget,
@@ -40,6 +42,8 @@ export interface ResidentVerbs {
     ports: readonly (string | PortMapping)[],
     options?: HostOptions,
   ): Promise<MappedPorts>;
+  /** Opens what calls for many VMs share; the sockets are the resident's. */
+  openSession(vms: number): Promise<HostSession>;
   /** Does nothing: the resident serves DHCP itself. */
   ensureServed(): Promise<void>;
 }
@@ -47,9 +51,11 @@ export interface ResidentVerbs {
 /**
  * The verbs, for all requests.
  *
+ * @param shared whose sockets they use
  * @param onError called with what a verb throws
  */
-export function residentVerbs({ turns, metrics, removals, onError }: {
+export function residentVerbs({ shared, turns, metrics, removals, onError }: {
+  readonly shared: OpenSession;
   readonly turns: Turns;
   readonly metrics: Metrics;
   readonly removals: Removals;
@@ -61,10 +67,11 @@ export function residentVerbs({ turns, metrics, removals, onError }: {
     act: (options: O) => Promise<T>,
   ): Promise<T> => {
     try {
-      return await turns.take(
-        options.signal,
-        (next) => act({ ...options, waits: () => (next(), options.waits?.()) }),
-      );
+      return await turns.take(options.signal, async (next) => {
+        using own = options.session === undefined ? new OpenSession({ shared }) : undefined;
+        const session = options.session ?? own!;
+        return await act({ ...options, session, waits: () => (next(), options.waits?.()) });
+      });
     } catch (error) {
       onError(target, error);
       throw error;
@@ -84,6 +91,7 @@ export function residentVerbs({ turns, metrics, removals, onError }: {
       take(target, options, (now) => mapPorts(target, ports, now)),
     unmapPorts: (target, ports, options = {}) =>
       take(target, options, (now) => unmapPorts(target, ports, now)),
+    openSession: (vms) => Promise.resolve(new OpenSession({ batch: vms > 1, shared })),
     ensureServed: () => Promise.resolve(),
   };
 }

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { closeFd, cstr, failedWith, libc, readFd, syscall } from "./libc.ts";
+import { attempt, closeFd, cstr, Errno, libc, syscall } from "./libc.ts";
 
 /** Event bits (linux/inotify.h). */
 export const InotifyEvent = {
@@ -57,22 +57,25 @@ export class Inotify implements Disposable {
   drain(): Set<string> | undefined {
     const names = new Set<string>();
     let complete = true;
-    try {
-      for (let length; (length = readFd(this.fd, this.#buffer)) > 0;) {
-        const view = new DataView(this.#buffer.buffer);
-        for (let offset = 0; offset < length;) {
-          const mask = view.getUint32(offset + EVENT.MASK_OFFSET, true);
-          const end = offset + EVENT.SIZE + view.getUint32(offset + EVENT.LEN_OFFSET, true);
-          const name = decoder.decode(this.#buffer.subarray(offset + EVENT.SIZE, end));
-          if ((mask & (IN_Q_OVERFLOW | IN_IGNORED)) !== 0) complete = false;
-          else names.add(name.replace(/\0+$/, ""));
-          offset = end;
-        }
+    for (let length; (length = this.#read()) > 0;) {
+      const view = new DataView(this.#buffer.buffer);
+      for (let offset = 0; offset < length;) {
+        const mask = view.getUint32(offset + EVENT.MASK_OFFSET, true);
+        const end = offset + EVENT.SIZE + view.getUint32(offset + EVENT.LEN_OFFSET, true);
+        const name = decoder.decode(this.#buffer.subarray(offset + EVENT.SIZE, end));
+        if ((mask & (IN_Q_OVERFLOW | IN_IGNORED)) !== 0) complete = false;
+        else names.add(name.replace(/\0+$/, ""));
+        offset = end;
       }
-    } catch (error) {
-      if (!failedWith(error, "EAGAIN")) throw error;
     }
     return complete ? names : undefined;
+  }
+
+  /** The length of what was read; 0 where no event is pending. */
+  #read(): number {
+    const size = BigInt(this.#buffer.length);
+    const read = () => libc().read(this.fd, this.#buffer, size);
+    return attempt("read", "inotify", [Errno.EAGAIN], read) ?? 0;
   }
 
   [Symbol.dispose](): void {

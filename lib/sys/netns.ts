@@ -133,29 +133,34 @@ export function netnsPath(name: string): string {
 }
 
 /**
- * Creates a namespace with a name that `ip netns` sees, or names one that is there.
+ * Creates a namespace with a name that `ip netns` sees.
  *
- * Equivalent to: `ip netns add NAME`; `touch /run/netns/NAME; mount --bind PATH /run/netns/NAME`
+ * Equivalent to: `ip netns add NAME`
  *
- * @param from the namespace to name. It is taken over: it is closed if this fails
  * @throws {SyscallError} EEXIST when the name is taken
  */
-export function createNamedNetns(name: string, from?: Netns): Netns {
+export function createNamedNetns(name: string): Netns {
+  using stack = new DisposableStack();
+  const netns = stack.use(newNetns(netnsPath(name)));
+  nameNetns(name, netns);
+  stack.move();
+  return netns;
+}
+
+/**
+ * Gives a namespace a name that `ip netns` sees.
+ *
+ * Equivalent to: `touch /run/netns/NAME; mount --bind PATH /run/netns/NAME`
+ *
+ * @throws {SyscallError} EEXIST when the name is taken
+ */
+export function nameNetns(name: string, netns: Netns): void {
   shareNetnsDir();
   const path = netnsPath(name);
-  let netns = from;
+  closeFd(openFd(path, O_CREAT | O_EXCL | O_RDONLY, 0));
   try {
-    closeFd(openFd(path, O_CREAT | O_EXCL | O_RDONLY, 0));
-  } catch (error) {
-    netns?.[Symbol.dispose]();
-    throw error;
-  }
-  try {
-    netns ??= newNetns(path);
     mount(`/proc/self/fd/${netns.fd}`, path, MS_BIND);
-    return netns;
   } catch (error) {
-    netns?.[Symbol.dispose]();
     deleteNamedNetns(name);
     throw error;
   }

@@ -5,23 +5,20 @@
  * @module
  */
 
-import { checkpoint } from "../checkpoint.ts";
+import { checkpoint, pause } from "../checkpoint.ts";
 import { describe, TapkitError } from "../errors.ts";
 import { sentence } from "../finding.ts";
 import { legacyTables } from "../firewall/xtables.ts";
-import type { NetlinkConnection } from "../netlink/connection.ts";
-import { getLink } from "../netlink/link.ts";
 import { Monitor, type Notice } from "../netlink/monitor.ts";
 import { Epoll } from "../sys/epoll.ts";
 import { inTurns } from "../turns.ts";
 import { look } from "./layers/bring.ts";
 import { layersOf } from "./layers/kinds.ts";
 import type { Both } from "./record/attachment.ts";
-import { type HostPaths, hostPaths, recordNames, vmsDir } from "./record/paths.ts";
-import { servedVm } from "./record/served.ts";
-import { readVm, readVms } from "./record/store.ts";
+import { type HostPaths, hostPaths, recordNames } from "./record/paths.ts";
+import { readVm } from "./record/store.ts";
+import { Places } from "./places.ts";
 import { openHost, OpenSession } from "./session.ts";
-import { needsAsText } from "./settings.ts";
 import type { Difference, HostOptions, LayerName } from "./types.ts";
 import { healVm } from "./verbs/attach.ts";
 import { contextOf, lookingAt } from "./verbs/work.ts";
@@ -52,7 +49,7 @@ export interface HealOptions extends HostOptions {
   readonly onEvent?: (event: HealEvent) => void;
 }
 
-/** Changes come in flocks: after the first one so long is waited. */
+/** Changes come in flocks: after the first one so long is waited until they are read. */
 const GATHER_MS = 50;
 /** Passes follow each other so that they take this share of the time at most, where that is no long wait. */
 const SHARE = 0.2;
@@ -93,7 +90,7 @@ class Healer implements Disposable {
   readonly #epoll = new Epoll();
   readonly #session = new OpenSession();
   readonly #concerns: Concerns = new Map();
-  #places: Places;
+  readonly #places = new Places();
   /** When the next pass is due; while nothing concerns, at the next look at what is silent. */
   #due = Infinity;
   #silent = 0;
@@ -110,7 +107,7 @@ class Healer implements Disposable {
     this.#options = options;
     this.#host = hostPaths(options);
     for (const fd of this.#monitor.fds) this.#epoll.add(fd);
-    this.#places = new Places(this.#host, this.#session.nl);
+    this.#updatePlaces();
   }
 
   async run(): Promise<void> {
@@ -122,7 +119,8 @@ class Healer implements Disposable {
       this.#concern(recordNames(this.#host));
       while (signal?.aborted !== true) {
         const now = Date.now();
-        await this.#epoll.wait(Math.max(0, Math.min(this.#due, this.#silent) - now));
+        const heard = await this.#epoll.wait(Math.max(0, Math.min(this.#due, this.#silent) - now));
+        if (heard.length > 0) await gather(signal);
         for (const notice of this.#monitor.read()) this.#hear(notice);
         if (Date.now() >= this.#silent) this.#lookAtSilent();
         if (Date.now() >= this.#due) await this.#pass();
@@ -149,7 +147,7 @@ class Healer implements Disposable {
       const vms = this.#places.ofNamespace(nsid);
       if (vms.length > 0) return this.#concern(vms, OF_NAMESPACE);
       this.#unknown.add(nsid);
-      return this.#plan(GATHER_MS);
+      return this.#plan(0);
     }
     if (about === "setting") {
       const ofAll = index === undefined || index >= NETCONFA_IFINDEX_DEFAULT;
@@ -179,13 +177,13 @@ class Healer implements Disposable {
       for (const layer of layers ?? [...OF_NAMESPACE, ...OF_HOST]) known.add(layer);
       this.#concerns.set(vm, known);
     }
-    if (vms.length > 0) this.#plan(GATHER_MS);
+    if (vms.length > 0) this.#plan(0);
   }
 
   /** Old iptables and some settings change without a word. Of VMs that need the same settings one is enough. */
   #lookAtSilent(): void {
     this.#silent = Date.now() + SILENT_MS;
-    if (this.#places.areOld()) this.#places = new Places(this.#host, this.#session.nl);
+    this.#updatePlaces();
     this.#concern(this.#places.ofEachNeed, ["sysctls"]);
     if (legacyTables().length > 0) this.#concern(recordNames(this.#host), ["rules"]);
   }
@@ -194,7 +192,7 @@ class Healer implements Disposable {
     const begun = Date.now();
     this.#due = Infinity;
     if (this.#unknown.size > 0) {
-      this.#places = new Places(this.#host, this.#session.nl);
+      this.#updatePlaces();
       for (const nsid of this.#unknown) this.#concern(this.#places.ofNamespace(nsid), OF_NAMESPACE);
       this.#unknown.clear();
       this.#due = Infinity;
@@ -202,13 +200,13 @@ class Healer implements Disposable {
     const concerns = [...this.#concerns];
     this.#concerns.clear();
     // One session for all: other firewalls and the like are looked up once.
-    using session = new OpenSession();
-    let healed = false;
+    using session = new OpenSession({ shared: this.#session });
+    const healed = new Set<string>();
     const heal = async ([vm, layers]: readonly [string, Set<LayerName>]) => {
       try {
         // Others of this process get their turns: requests, and guests that ask.
         await checkpoint(this.#options.signal);
-        healed = await this.#heal(vm, layers, session) || healed;
+        if (await this.#heal(vm, layers, session)) healed.add(vm);
       } catch (error) {
         if (this.#options.signal?.aborted === true) return;
         this.#tell({ event: "problem", vm, problems: [describe(error)] });
@@ -218,10 +216,14 @@ class Healer implements Disposable {
     for (const [thing, tries] of this.#tries) {
       if (isForgotten(tries, Date.now())) this.#tries.delete(thing);
     }
-    // What was made anew has other numbers.
-    if (healed) this.#places = new Places(this.#host, this.#session.nl);
+    if (healed.size > 0) this.#updatePlaces(healed);
     const took = Date.now() - begun;
     this.#rested = Date.now() + Math.min(took * (1 / SHARE - 1), LONGEST_PAUSE_MS);
+  }
+
+  #updatePlaces(again?: ReadonlySet<string>): void {
+    using host = openHost({ ...this.#options, session: this.#session });
+    this.#places.update(host, again);
   }
 
   /** Returns whether something was repaired. */
@@ -317,6 +319,14 @@ class Healer implements Disposable {
   }
 }
 
+async function gather(signal: AbortSignal | undefined): Promise<void> {
+  try {
+    await pause(GATHER_MS, signal);
+  } catch {
+    // Then there is nothing to heal any more.
+  }
+}
+
 interface Tries {
   readonly count: number;
   readonly last: number;
@@ -330,75 +340,4 @@ function delayAfter(count: number): number {
   return count < PATIENCE
     ? 0
     : Math.min(FIRST_DELAY_MS * 2 ** (count - PATIENCE), LONGEST_DELAY_MS);
-}
-
-/** Which links and namespaces are whose. */
-class Places {
-  readonly #host: HostPaths;
-  readonly #read: number;
-  readonly #names = new Map<string, string[]>();
-  readonly #indices = new Map<number, string[]>();
-  readonly #namespaces = new Map<number, string[]>();
-  readonly #needs = new Map<string, string>();
-
-  constructor(host: HostPaths, nl: NetlinkConnection) {
-    this.#host = host;
-    this.#read = changeTime(host);
-    for (const stored of readVms(host)) {
-      if (stored.is !== "attached") continue;
-      const { spec: { id: { name: vm } }, facts: { networks } } = stored.at;
-      this.#needs.set(needsAsText(servedVm(stored.at)), vm);
-      for (const name of new Set(networks.flatMap(linksOf))) {
-        add(this.#names, name, vm);
-        const link = getLink(nl, name);
-        if (link !== undefined) add(this.#indices, link.index, vm);
-        if (link?.peerNsid !== undefined) add(this.#namespaces, link.peerNsid, vm);
-      }
-    }
-  }
-
-  /** Whether records were written since they were read. */
-  areOld(): boolean {
-    return changeTime(this.#host) !== this.#read;
-  }
-
-  /** A VM for each set of settings that VMs need. */
-  get ofEachNeed(): readonly string[] {
-    return [...this.#needs.values()];
-  }
-
-  ofName(name: string): readonly string[] {
-    return this.#names.get(name) ?? [];
-  }
-
-  ofIndex(index: number): readonly string[] {
-    return this.#indices.get(index) ?? [];
-  }
-
-  ofNamespace(nsid: number): readonly string[] {
-    return this.#namespaces.get(nsid) ?? [];
-  }
-}
-
-/** When a record was last written, or deleted. */
-function changeTime(host: HostPaths): number {
-  try {
-    return Deno.statSync(vmsDir(host)).mtime?.getTime() ?? 0;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return 0;
-    throw error;
-  }
-}
-
-function add<K>(map: Map<K, string[]>, key: K, vm: string): void {
-  const known = map.get(key);
-  if (known === undefined) map.set(key, [vm]);
-  else known.push(vm);
-}
-
-/** The host's links of an interface: the end of its pair, and the bridge. */
-function linksOf({ attachment, reach }: Both["facts"]["networks"][number]): string[] {
-  const made = attachment.result?.interfaces.filter(({ sandbox }) => !sandbox) ?? [];
-  return [...made.map(({ name }) => name), reach?.hostEnd, reach?.bridge, reach?.link]
-    .filter((name) => name !== undefined && name !== "") as string[];
 }

@@ -30,7 +30,7 @@ import { addressOfTag, identityOf, vmOfTag } from "./record/identity.ts";
 import { nameOfId } from "./record/ids.ts";
 import { bindTo } from "./record/served.ts";
 import { readVms, sidesOf } from "./record/store.ts";
-import { RecordedPorts } from "./recorded-ports.ts";
+import { recordedPorts } from "./recorded-ports.ts";
 import type { Host } from "./session.ts";
 import type { Difference } from "./types.ts";
 
@@ -257,9 +257,7 @@ type PortLookup = (wanted: readonly PortMapping[]) => TakenPorts[];
  * ports even if somebody deleted the rules.
  */
 async function portLookup(host: Host, firewall: Firewall, except: string): Promise<PortLookup> {
-  const { stateDir } = host;
-  const records = host.session.keep(`ports of ${stateDir}`, () => new RecordedPorts(host));
-  const recorded = records.read(except);
+  const recorded = recordedPorts(host, except);
   const inKernel = await kernelLookup(host, firewall, except);
   return (wanted) => [...recorded, ...inKernel(wanted)];
 }

@@ -10,12 +10,12 @@
 
 import { describe, TapkitError } from "../errors.ts";
 import { isThere, readIfThere, removeIfThere } from "../files.ts";
-import { bootId, isSameNetns } from "../netlink/identity.ts";
+import { bootId, isSameNetns, netnsIdentity } from "../netlink/identity.ts";
 import { type Link, listLinks } from "../netlink/link.ts";
 import { lockFile, lockHolder } from "../sys/flock.ts";
-import { openNetns } from "../sys/netns.ts";
 import type { TapUser } from "../sys/tap-users.ts";
-import { identify, type KnownNetns, openVm } from "./netns.ts";
+import { OpenNetns } from "./layers/open-netns.ts";
+import { identify, type KnownNetns } from "./netns.ts";
 import { type HostPaths, inDirectory, runningDir } from "./record/paths.ts";
 
 /** A process. The start time tells it from a later one with the same id. */
@@ -139,13 +139,13 @@ function readStat(pid: number): string | undefined {
 }
 
 /** The processes that have a TAP of a VM open, even if no path leads to its namespace any more. */
-async function tapUsersOf(vm: KnownNetns): Promise<TapUser[]> {
-  using stack = new DisposableStack();
-  const nl = openVm(stack, vm);
+async function tapUsersOf(vm: KnownNetns, opened?: OpenNetns): Promise<TapUser[]> {
+  using own = opened === undefined ? new OpenNetns() : undefined;
+  const inside = (opened ?? own!).find(vm);
   // A TAP that is up and not open has no carrier.
   const isOpen = ({ name, up, running }: Link) => isTap(name) && (running || !up);
-  if (nl !== undefined && !listLinks(nl, { kind: "tun" }).some(isOpen)) return [];
-  const identity = nl === undefined ? vm.is : identify(stack.use(openNetns(vm.path)));
+  if (inside !== undefined && !listLinks(inside.nl, { kind: "tun" }).some(isOpen)) return [];
+  const identity = inside === undefined ? vm.is : netnsIdentity(inside.netns, inside.nl);
   if (identity?.boot !== bootId()) return [];
   const { tapUsers } = await import("../sys/tap-users.ts");
   return tapUsers(isTap, (netns) => isSameNetns(identity, identify(netns)));
@@ -153,9 +153,16 @@ async function tapUsersOf(vm: KnownNetns): Promise<TapUser[]> {
 
 const isTap = (name: string) => name.startsWith("vm_");
 
-/** The processes that have the TAP of a VM open, for a message; undefined if there are none. */
-export async function describeTapUsers(vm: KnownNetns): Promise<string | undefined> {
-  const users = await tapUsersOf(vm);
+/**
+ * The processes that have the TAP of a VM open, for a message; undefined if there are none.
+ *
+ * @param opened of a caller that needs the VM's namespace for more
+ */
+export async function describeTapUsers(
+  vm: KnownNetns,
+  opened?: OpenNetns,
+): Promise<string | undefined> {
+  const users = await tapUsersOf(vm, opened);
   if (users.length === 0) return undefined;
   return users.map(({ pid, name }) => `${name} (pid ${pid})`).join(", ");
 }

@@ -10,10 +10,16 @@ import type { FirewallKind } from "../firewall/store.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { Registry } from "./record/elsewhere.ts";
 import { type HostPaths, hostPaths } from "./record/paths.ts";
+import { SpareNetns } from "./spare-netns.ts";
 import type { HostOptions, HostSession } from "./types.ts";
 
 /** How many VMs of a batch share one search of the tracked connections. */
 const BATCH = 16;
+
+interface SessionOptions {
+  readonly batch?: boolean;
+  readonly shared?: OpenSession;
+}
 
 /**
  * The sockets, each opened at its first use, in the network namespace that the calling thread is in
@@ -22,6 +28,7 @@ const BATCH = 16;
 export class OpenSession implements HostSession {
   readonly batch: boolean;
   readonly #stack = new DisposableStack();
+  readonly #shared: OpenSession | undefined;
   #nl: NetlinkConnection | undefined;
   readonly #firewalls = new Map<FirewallKind | undefined, Firewall>();
   readonly #kept = new Map<string, Disposable>();
@@ -29,19 +36,27 @@ export class OpenSession implements HostSession {
   /**
    * @param batch for many VMs: the search of all tracked connections is delayed and done for several
    * of them at once, at the latest when the session ends
+   * @param shared whose sockets are used; it outlives this session
    */
-  constructor({ batch = false }: { readonly batch?: boolean } = {}) {
+  constructor({ batch = false, shared }: SessionOptions = {}) {
     this.batch = batch;
+    this.#shared = shared;
+  }
+
+  get spareNetns(): SpareNetns | undefined {
+    return this.#shared?.keep("spare namespace", () => new SpareNetns());
   }
 
   get nl(): NetlinkConnection {
-    return this.#nl ??= this.#stack.use(NetlinkConnection.open());
+    return this.#shared?.nl ?? (this.#nl ??= this.#stack.use(NetlinkConnection.open()));
   }
 
   async firewall(kind?: FirewallKind): Promise<Firewall> {
     const open = this.#firewalls.get(kind);
     if (open !== undefined) return open;
-    const firewall = this.#stack.use(await openFirewall({ kind }));
+    const firewall = this.#shared === undefined
+      ? this.#stack.use(await openFirewall({ kind }))
+      : await this.#borrow(this.#shared, kind);
     if (this.batch) firewall.putOffFlows(BATCH);
     if (kind === undefined) this.#firewalls.set(kind, firewall);
     this.#firewalls.set(firewall.kind, firewall);
@@ -53,6 +68,16 @@ export class OpenSession implements HostSession {
     if (!firewall.isMixed()) return [firewall];
     const other = kind === "nftables" ? "iptables" : "nftables";
     return await isInstalled(other) ? [firewall, await this.firewall(other)] : [firewall];
+  }
+
+  async #borrow(shared: OpenSession, kind: FirewallKind | undefined): Promise<Firewall> {
+    const firewall = await shared.firewall(kind);
+    this.#stack.defer(() => firewall.settle());
+    return firewall;
+  }
+
+  share<T extends Disposable>(key: string, make: () => T): T {
+    return this.#shared === undefined ? this.keep(key, make) : this.#shared.keep(key, make);
   }
 
   keep<T extends Disposable>(key: string, make: () => T): T {

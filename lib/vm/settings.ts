@@ -25,11 +25,13 @@ import {
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { linkTowards } from "../netlink/route.ts";
 import { readSysctl } from "../sys/sysctl.ts";
+import type { Attachment } from "./record/attachment.ts";
 import { servedAddress, servedBridge } from "./record/address.ts";
 import { elsewhere } from "./record/elsewhere.ts";
-import { addressNames, bridgeNames, type HostPaths, recordNames } from "./record/paths.ts";
+import { eachRecord } from "./record/memory.ts";
+import { addressNames, bridgeNames } from "./record/paths.ts";
 import { type Served, servedVm, shownRules } from "./record/served.ts";
-import { readAddress, readBridge, readVm, sidesOf } from "./record/store.ts";
+import { readAddress, readBridge, sidesOf } from "./record/store.ts";
 import type { Host } from "./session.ts";
 
 /**
@@ -191,14 +193,18 @@ async function leaveForwarding(host: Host, candidates: Set<string>): Promise<voi
 const pathsOf = (rules: GuestRules, options?: SysctlOptions) =>
   neededSysctls(rules, options).map(({ path }) => path);
 
+/** Settings, by their paths, that somebody's rules need. */
+interface Needs {
+  readonly owner: string;
+  readonly paths: readonly string[];
+}
+
 /** What every recorded guest needs, as it is asked for: the first few may do. */
 function* recordedNeeds(
-  host: HostPaths,
-): Generator<{ readonly owner: string; readonly paths: readonly string[] }> {
-  for (const name of recordNames(host)) {
-    const attachment = tolerate(() => readVm(host, name));
-    if (attachment !== undefined) yield* sidesOf(attachment).map(servedVm).flatMap(needs);
-  }
+  host: Host,
+): Generator<Needs> {
+  // Of a record that cannot be read the kernel may have the rules.
+  for (const [, attachment] of eachRecord(host, () => {})) yield* needsOfVm(attachment);
   for (const to of addressNames(host)) {
     const attachment = tolerate(() => readAddress(host, to));
     if (attachment !== undefined) yield* sidesOf(attachment).map(servedAddress).flatMap(needs);
@@ -212,7 +218,16 @@ function* recordedNeeds(
   }
 }
 
-function needs(served: Served) {
+function needsOfVm(attachment: Attachment): Needs[] {
+  const found = needsOfVms.get(attachment) ?? sidesOf(attachment).map(servedVm).flatMap(needs);
+  needsOfVms.set(attachment, found);
+  return found;
+}
+
+/** What records that were looked at need. */
+const needsOfVms = new WeakMap<Attachment, Needs[]>();
+
+function needs(served: Served): Needs[] {
   const { asymmetric, executed, owners } = served;
   const own = shownRules(served).map((rules) => ({
     owner: rules.owner,
@@ -224,7 +239,6 @@ function needs(served: Served) {
   return [...own, ...owners.map((owner) => ({ owner, paths: forwarding }))];
 }
 
-/** Of a record that cannot be read the kernel may have the rules. */
 function tolerate<T>(read: () => T): T | undefined {
   try {
     return read();

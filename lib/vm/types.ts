@@ -9,6 +9,7 @@ import type { Firewall } from "../firewall/firewall.ts";
 import type { FirewallKind } from "../firewall/store.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
+import type { SpareNetns } from "./spare-netns.ts";
 
 /** What makes a VM's network: CNI's plugins, or Docker (deprecated). */
 export type NetworkPlugin = "cni" | "docker-bridge";
@@ -243,8 +244,19 @@ export interface HostSession extends Disposable {
    * @internal
    */
   firewalls(kind: FirewallKind): Promise<readonly Firewall[]>;
+  /**
+   * A namespace that is ready for a new VM.
+   *
+   * @internal
+   */
+  readonly spareNetns?: SpareNetns | undefined;
   /** Returns an object that is made once and disposed of with the session. */
   keep<T extends Disposable>(key: string, make: () => T): T;
+  /**
+   * Returns an object that notices by itself what has changed. A process that goes on keeps it for other
+   * sessions too.
+   */
+  share<T extends Disposable>(key: string, make: () => T): T;
 }
 
 /** How to map ports to an attached VM or to an address. */

@@ -167,13 +167,15 @@ export class FakeKernel {
       registry: { path: `${this.stateDir}-common/elsewhere` },
       "gone links": { active: false, end: () => Promise.resolve() },
     };
+    const keep = <T extends Disposable>(key: string, make: () => T) =>
+      (kept as Record<string, unknown>)[key] as T ?? make();
     return {
       // The verbs have no business with it.
       nl: undefined as never,
       firewall: () => Promise.resolve(firewall),
       firewalls: () => Promise.resolve([firewall]),
-      keep: <T extends Disposable>(key: string, make: () => T) =>
-        (kept as Record<string, unknown>)[key] as T ?? make(),
+      keep,
+      share: keep,
       [Symbol.dispose]: () => {},
     };
   }

@@ -75,7 +75,8 @@ export function findHostVeth(
   const named = findNamedVeth(nl, owner);
   if (named !== undefined) return named;
   if (vmNl !== undefined && getLink(vmNl, owner.ifName) === undefined) return undefined;
-  return listLinks(nl, { kind: "veth" }).find(({ alias }) => alias === hostVethAlias(owner));
+  return listLinks(nl, { kind: "veth" })
+    .find(({ alias, group }) => alias === hostVethAlias(owner) && group !== GONE_GROUP);
 }
 
 function findNamedVeth(nl: NetlinkConnection, owner: Holder): Link | undefined {

@@ -6,15 +6,15 @@
 
 import { TapkitError } from "../../errors.ts";
 import { netnsIdentity } from "../../netlink/identity.ts";
-import { LOOPBACK_IFINDEX, setLink } from "../../netlink/link.ts";
-import { createNamedNetns, deleteNamedNetns, openNetns } from "../../sys/netns.ts";
+import { deleteNamedNetns, nameNetns, newNetns, openNetns } from "../../sys/netns.ts";
 import { isThere } from "../../sys/text.ts";
 import { leadsElsewhere, netnsProblem, requireSuccessor } from "../netns.ts";
 import { driverOf } from "../network/drivers.ts";
 import type { Both } from "../record/attachment.ts";
 import { netnsName } from "../record/identity.ts";
 import { validateNetns } from "../record/netns-path.ts";
-import type { Inside } from "./open-netns.ts";
+import { enterNew } from "../spare-netns.ts";
+import type { Inside } from "../spare-netns.ts";
 import type { Layer } from "./layer.ts";
 
 /** The namespace: made under `/run/netns/tapkit-NAME`, or one that was given. */
@@ -39,7 +39,7 @@ export const netnsLayer: Layer<Both> = {
     }
     if (netns.given) {
       validateNetns(netns.path);
-      return withIdentity(to, context.vm.adopt(openNetns(netns.path)));
+      return withIdentity(to, context.vm.open(openNetns(netns.path)));
     }
     refuseForeign(to);
     return to;
@@ -56,17 +56,17 @@ export const netnsLayer: Layer<Both> = {
 
   async make(context, to, before) {
     const { spec, facts: { netns } } = to;
-    if (netns.given) return withIdentity(to, context.vm.adopt(openNetns(netns.path)));
+    if (netns.given) return withIdentity(to, context.vm.open(openNetns(netns.path)));
     let made = false;
     context.undo.push(`network namespace "${netnsName(spec.id)}"`, () => {
       context.vm.forget();
       if (made) deleteNamedNetns(netnsName(spec.id));
     });
     const given = await (await driverOf(to)).makeNetns?.(context, to, before);
-    const created = createNamedNetns(netnsName(spec.id), given?.netns);
+    const spare = given === undefined ? context.host.session.spareNetns?.take() : undefined;
+    const inside = context.vm.adopt(spare ?? enterNew(given?.netns ?? newNetns()));
+    nameNetns(netnsName(spec.id), inside.netns);
     made = true;
-    const inside = context.vm.adopt(created);
-    setLink(inside.nl, LOOPBACK_IFINDEX, { up: true });
     return withIdentity(given?.at ?? to, inside);
   },
 

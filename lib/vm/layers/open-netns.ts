@@ -6,13 +6,8 @@
 
 import { NetlinkConnection } from "../../netlink/connection.ts";
 import { type Netns, openNetns, withNetns } from "../../sys/netns.ts";
+import type { Inside } from "../spare-netns.ts";
 import { isThatOf, type KnownNetns, openIfThere } from "../netns.ts";
-
-/** A namespace, and a connection of it. */
-export interface Inside {
-  readonly netns: Netns;
-  readonly nl: NetlinkConnection;
-}
 
 /** Opens the namespace of one VM when it is needed, and closes it at the end. */
 export class OpenNetns implements Disposable {
@@ -30,7 +25,7 @@ export class OpenNetns implements Disposable {
     if (this.#inside !== undefined) return this.#inside;
     const netns = openIfThere(known.path);
     if (netns === undefined) return undefined;
-    const inside = this.#open(netns);
+    const inside = this.open(netns);
     const sides = [known, this.#other ?? known];
     if (sides.some((side) => isThatOf(side, inside.netns, inside.nl))) return inside;
     this.forget();
@@ -39,13 +34,24 @@ export class OpenNetns implements Disposable {
 
   /** The VM's namespace, which must be there. */
   require(known: KnownNetns): Inside {
-    return this.find(known) ?? this.#open(openNetns(known.path));
+    return this.find(known) ?? this.open(openNetns(known.path));
   }
 
-  /** Takes a namespace that was just made. */
-  adopt(netns: Netns): Inside {
+  /** Takes a namespace that was just opened. */
+  open(netns: Netns): Inside {
+    using stack = new DisposableStack();
+    stack.use(netns);
+    const nl = withNetns(netns, () => NetlinkConnection.open());
+    stack.move();
+    return this.adopt({ netns, nl });
+  }
+
+  /** Takes a namespace that was just made, and its connection. */
+  adopt({ netns, nl }: Inside): Inside {
     this.forget();
-    return this.#open(netns);
+    this.#stack.use(netns);
+    this.#stack.use(nl);
+    return this.#inside = { netns, nl };
   }
 
   /** Closes it: it is another one by now. */
@@ -53,12 +59,6 @@ export class OpenNetns implements Disposable {
     this.#inside = undefined;
     this.#stack[Symbol.dispose]();
     this.#stack = new DisposableStack();
-  }
-
-  #open(netns: Netns): Inside {
-    this.#stack.use(netns);
-    const nl = this.#stack.use(withNetns(netns, () => NetlinkConnection.open()));
-    return this.#inside = { netns, nl };
   }
 
   [Symbol.dispose](): void {

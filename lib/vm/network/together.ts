@@ -7,9 +7,19 @@
 
 import type { Together } from "../../cni/plugin.ts";
 import { removeBridgeIfUnused } from "../../cni/plugins/bridge-device.ts";
-import { deleteLinkGroup, GONE_GROUP, type Link, listLinks, setLink } from "../../netlink/link.ts";
+import { NetlinkConnection } from "../../netlink/connection.ts";
+import {
+  deleteLinkGroup,
+  GONE_GROUP,
+  type Link,
+  linkChange,
+  listLinks,
+} from "../../netlink/link.ts";
 import { SyscallError } from "../../errors.ts";
 import type { Host } from "../session.ts";
+
+/** How the names of links begin that are to be deleted. */
+const GONE_PREFIX = "gone";
 
 /** Of a session: the links that are taken away, and not deleted yet. */
 export class GoneLinks implements Together, Disposable {
@@ -22,11 +32,16 @@ export class GoneLinks implements Together, Disposable {
     this.#nl = nl;
   }
 
-  /** Equivalent to: `ip link set VETH down group N` */
+  /** Equivalent to: `ip link set VETH down group N; ip link set VETH name NAME` */
   mark({ index }: Link, bridge: string): boolean {
     this.#bridges.add(bridge);
+    // The name is free for the next VM of that name. Where another link has this one, it waits.
+    const rename = linkChange(this.#nl, index, { name: `${GONE_PREFIX}${index}` });
     try {
-      setLink(this.#nl, index, { up: false, group: GONE_GROUP });
+      this.#nl.changeAll([
+        linkChange(this.#nl, index, { up: false, group: GONE_GROUP }),
+        { ...rename, refused: () => {} },
+      ]);
       return true;
     } catch (error) {
       if (error instanceof SyscallError) return false;
@@ -46,7 +61,11 @@ export class GoneLinks implements Together, Disposable {
     const bridges = masters.size === 0
       ? []
       : listLinks(this.#nl, { kind: "bridge" }).filter(({ index }) => masters.has(index));
-    if (left.length > 0) await deleteLinkGroup(this.#nl, GONE_GROUP);
+    if (left.length > 0) {
+      // Others of this process use the session's connection meanwhile.
+      using nl = NetlinkConnection.open();
+      await deleteLinkGroup(nl, GONE_GROUP);
+    }
     const names = new Set([...this.#bridges, ...bridges.map(({ name }) => name)]);
     for (const name of names) removeBridgeIfUnused(this.#nl, name);
     this.#bridges.clear();

@@ -7,6 +7,7 @@
 import { describe, TapkitError } from "../../errors.ts";
 import { absolutePath } from "../../caller.ts";
 import { namesIn } from "../../files.ts";
+import { isThere } from "../../sys/text.ts";
 import { DEFAULT_STATE_DIR } from "./elsewhere.ts";
 import type { HostOptions } from "../types.ts";
 
@@ -113,12 +114,12 @@ export function recordNames(host: HostPaths): string[] {
 
 /** The addresses that have a record of map-port --to, sorted. */
 export function addressNames(host: HostPaths): string[] {
-  return jsonNames(addressesDir(host));
+  return optionalNames(addressesDir(host));
 }
 
 /** The bridges that have a record, sorted. */
 export function bridgeNames(host: HostPaths): string[] {
-  return jsonNames(bridgesDir(host));
+  return optionalNames(bridgesDir(host));
 }
 
 /** How many records there are, of VMs and of all else. */
@@ -131,6 +132,11 @@ export function namesOfRecords(files: Iterable<string>): string[] {
   const suffix = ".json";
   return [...files].filter((file) => file.endsWith(suffix))
     .map((file) => file.slice(0, -suffix.length));
+}
+
+/** Of a directory that most hosts do not have: for that, no exception is made. */
+function optionalNames(directory: string): string[] {
+  return isThere(directory) ? jsonNames(directory) : [];
 }
 
 function jsonNames(directory: string): string[] {

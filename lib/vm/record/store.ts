@@ -24,7 +24,8 @@
  */
 
 import { describe, TapkitError } from "../../errors.ts";
-import { discardFile, isThere, readIfThere, replaceFile } from "../../files.ts";
+import { discardFile, isThere, replaceFile } from "../../files.ts";
+import { readText } from "../../sys/text.ts";
 import type { AddressAttachment, BridgeAttachment } from "./address.ts";
 import type { Attachment, Both } from "./attachment.ts";
 import {
@@ -129,7 +130,7 @@ export function readVms(host: HostPaths, names?: readonly string[]): Attachment[
 /** Reads the attachments whose text contains one of the words. The others are not parsed. */
 export function readVmsNaming(host: HostPaths, words: readonly string[]): Attachment[] {
   const names = recordNames(host).filter((name) => {
-    const text = readIfThere(recordPath(host, name)) ?? "";
+    const text = readText(recordPath(host, name)) ?? "";
     return words.some((word) => text.includes(word));
   });
   return readVms(host, names);
@@ -231,7 +232,7 @@ function write<B>(
 
 function read<B>(store: Store<B>, host: HostPaths, name: string): Attachment<B> | undefined {
   const path = pathOf(store, host, name);
-  const text = readIfThere(path);
+  const text = readText(path);
   if (text === undefined) return undefined;
   const mend = store.mend(name);
   let value: unknown;

@@ -7,8 +7,9 @@
 import { describe } from "../../errors.ts";
 import { takeAway } from "../layers/bring.ts";
 import { layersOf } from "../layers/kinds.ts";
+import type { Context } from "../layers/layer.ts";
+import type { OpenNetns } from "../layers/open-netns.ts";
 import type { Attachment, Both } from "../record/attachment.ts";
-import type { Together } from "../../cni/plugin.ts";
 import { goneLinks } from "../network/together.ts";
 import { releaseId } from "../record/ids.ts";
 import { HostLock, tidyState } from "../record/locks.ts";
@@ -25,7 +26,8 @@ import { contextOf, type VmWork } from "./work.ts";
 export async function removeForGood(work: VmWork, stored: Attachment): Promise<void> {
   const { host, id } = work;
   const from = sideOf(stored);
-  const users = await noteTapUsers(work, from);
+  using context = contextOf(work, stored);
+  const users = await noteTapUsers(work, from, context.vm);
   if (from !== undefined && !(stored.is === "changing" && stored.to === undefined)) {
     try {
       writeVm(host, id.name, { is: "changing", from }, { durable: false });
@@ -37,7 +39,7 @@ export async function removeForGood(work: VmWork, stored: Attachment): Promise<v
   const gone = goneLinks(host);
   const together = gone.active && users === undefined && from !== undefined &&
     goesByItself(stored, from);
-  await removeRecorded(work, stored, together ? gone : undefined);
+  await removeBy({ ...context, together: together ? gone : undefined }, work, from);
 }
 
 /** Whether a VM's namespace goes with its name, and all that is in it with the hosts' ends of its links. */
@@ -52,8 +54,9 @@ function goesByItself(stored: Attachment, { facts }: Both): boolean {
 export async function noteTapUsers(
   { host, id }: VmWork,
   at: Both | undefined,
+  opened?: OpenNetns,
 ): Promise<string | undefined> {
-  const users = at && await describeTapUsers(at.facts.netns);
+  const users = at && await describeTapUsers(at.facts.netns, opened);
   if (users === undefined) return undefined;
   host.note(`warning: ${users} has the TAP of "${id.name}" open, and loses its network`);
   return users;
@@ -88,19 +91,19 @@ export function removingTogether(
 /**
  * Takes an attachment away, past failures; the record goes last.
  *
- * @param together gets links that are to be deleted later, with those of other VMs
  * @throws {TapkitError} naming everything that failed; the record stays then
  */
-export async function removeRecorded(
+export async function removeRecorded(work: VmWork, stored: Attachment): Promise<void> {
+  using context = contextOf(work, stored);
+  await removeBy(context, work, sideOf(stored));
+}
+
+async function removeBy(
+  context: Context<Both>,
   work: VmWork,
-  stored: Attachment,
-  together?: Together,
+  from: Both | undefined,
 ): Promise<void> {
-  const from = sideOf(stored);
-  if (from !== undefined) {
-    using context = contextOf(work, stored);
-    await takeAway(layersOf(work.host).vm, { ...context, together }, from);
-  }
+  if (from !== undefined) await takeAway(layersOf(work.host).vm, context, from);
   releaseId(work.host, work.id);
   deleteVm(work.host, work.id.name);
 }
