@@ -46,12 +46,16 @@ export async function pause(ms: number, signal: AbortSignal | undefined): Promis
  */
 export async function checkpoint(signal: AbortSignal | undefined): Promise<void> {
   if (signal === undefined) return;
-  if (performance.now() - turned > RECENT_MS) {
-    // One turn of the event loop. With a timer it takes two milliseconds, the first time eight.
-    await libc().usleep_wait(0);
-    turned = performance.now();
-  }
+  await turn();
   signal.throwIfAborted();
+}
+
+/** Gives others of this process their turn, unless they had one just now. */
+export async function turn(): Promise<void> {
+  if (performance.now() - turned <= RECENT_MS) return;
+  // One turn of the event loop. With a timer it takes two milliseconds, the first time eight.
+  await libc().usleep_wait(0);
+  turned = performance.now();
 }
 
 /** When the event loop last turned for a checkpoint, and for how long no other turn is due. */

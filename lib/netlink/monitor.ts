@@ -114,9 +114,10 @@ export class Monitor implements Disposable {
     return [this.#route.fd, this.#nftables.fd];
   }
 
-  /** All that has been told since the last call. */
-  read(): Notice[] {
-    return [...this.#route.read(routeNotice), ...this.#nftables.read((one) => this.#nft(one))];
+  /** All that has been told and not read, by datagrams, each read when it is asked for. */
+  *read(): Generator<readonly Notice[]> {
+    yield* this.#route.read(routeNotice);
+    yield* this.#nftables.read((one) => this.#nft(one));
   }
 
   #nft({ type, payload }: Message): Notice | undefined {
@@ -249,20 +250,19 @@ class Listener implements Disposable {
   }
 
   /** What has come, as `decode` reads it. */
-  read(decode: (message: Message, nsid: number | undefined) => Notice | undefined): Notice[] {
-    const notices: Notice[] = [];
-    for (;;) {
-      const size = this.#receive();
-      if (size === undefined) return notices;
-      if (size === "lost") notices.push({ about: "lost" });
-      else {
-        const nsid = this.#nsid();
-        for (const message of decodeMessages(this.#datagram.slice(0, size))) {
-          if (message.type === NLMSG.OVERRUN) notices.push({ about: "lost" });
-          const notice = decode(message, nsid);
-          if (notice !== undefined) notices.push(notice);
-        }
+  *read(
+    decode: (message: Message, nsid: number | undefined) => Notice | undefined,
+  ): Generator<readonly Notice[]> {
+    for (let size; (size = this.#receive()) !== undefined;) {
+      if (size === "lost") {
+        yield [{ about: "lost" }];
+        continue;
       }
+      const nsid = this.#nsid();
+      yield decodeMessages(this.#datagram.slice(0, size)).flatMap((message): Notice[] => {
+        const notice = decode(message, nsid) ?? [];
+        return message.type === NLMSG.OVERRUN ? [{ about: "lost" }] : [notice].flat();
+      });
     }
   }
 

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { checkpoint, pause } from "../checkpoint.ts";
+import { checkpoint, pause, turn } from "../checkpoint.ts";
 import { describe, TapkitError } from "../errors.ts";
 import { sentence } from "../finding.ts";
 import { legacyTables } from "../firewall/xtables.ts";
@@ -121,7 +121,13 @@ class Healer implements Disposable {
         const now = Date.now();
         const heard = await this.#epoll.wait(Math.max(0, Math.min(this.#due, this.#silent) - now));
         if (heard.length > 0) await gather(signal);
-        for (const notice of this.#monitor.read()) this.#hear(notice);
+        // Who floods this with changes does not keep it from looking at them.
+        const until = Date.now() + GATHER_MS;
+        for (const notices of this.#monitor.read()) {
+          for (const notice of notices) this.#hear(notice);
+          if (Date.now() > until) break;
+          await turn();
+        }
         if (Date.now() >= this.#silent) this.#lookAtSilent();
         if (Date.now() >= this.#due) await this.#pass();
       }

@@ -14,7 +14,7 @@ import { parseArgs } from "@std/cli/parse-args";
 import { Host } from "../support/host.ts";
 import { ROOT } from "../support/machine.ts";
 import { ensureRequirements, NotHere } from "../support/requirements.ts";
-import { Booth, JOB_TIMEOUT_MS, pause, takeTurns } from "./booth.ts";
+import { BESIDE, Booth, JOB_TIMEOUT_MS, pause, takeTurns } from "./booth.ts";
 import { moduleCounts } from "./modules.ts";
 import { measureExecuted } from "./executed.ts";
 import { measureFlows } from "./flows.ts";
@@ -155,6 +155,7 @@ async function measure(
   const booths = [source, ...netavark, bundled, ...cni];
 
   say("warming up");
+  for (const booth of booths) await booth.do({ do: "attach", vm: BESIDE });
   await takeTurns(booths, 1, SETTLE_MS.alone);
   say(`one VM, ${rounds} rounds`);
   const alone = await takeTurns(booths, rounds, SETTLE_MS.alone);

@@ -15,6 +15,8 @@ const BIN_DIR = "/run/bench-bin";
 const IPTABLES_NAMES = ["iptables", "ip6tables"].flatMap((name) =>
   ["", "-save", "-restore"].map((suffix) => name + suffix)
 );
+/** The VM that is there while another one comes and goes. */
+export const BESIDE = 8999;
 /** How long a job may take. */
 export const JOB_TIMEOUT_MS = 600_000;
 

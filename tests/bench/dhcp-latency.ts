@@ -9,7 +9,8 @@ import { buildUdpFrame } from "../../lib/dhcp/frame.ts";
 import { DhcpOption, DhcpType } from "../../lib/dhcp/options.ts";
 import { BootpOp, encodeDhcp } from "../../lib/dhcp/packet.ts";
 import { parseMac } from "../../lib/inet/mac.ts";
-import { failedWith, readFd, writeFd } from "../../lib/sys/libc.ts";
+import { Epoll } from "../../lib/sys/epoll.ts";
+import { readFd, tolerate, writeFd } from "../../lib/sys/libc.ts";
 import { openNetns, withNetns } from "../../lib/sys/netns.ts";
 import { openTap } from "../../lib/sys/tap.ts";
 
@@ -46,17 +47,17 @@ function discover(mac: string, xid: number): Uint8Array<ArrayBuffer> {
   });
 }
 
-/** Waits, awake, for the answer to a transaction; returns whether it came. */
-function awaitOffer(fd: number, xid: number, until: number): boolean {
+/**
+ * Waits for the answer to a transaction; returns whether it came. It sleeps meanwhile, as a guest does: who
+ * waits awake keeps a processor from who answers.
+ */
+async function awaitOffer(fd: number, xid: number, until: number): Promise<boolean> {
   const buffer = new Uint8Array(2048);
   while (performance.now() < until) {
-    try {
-      const size = readFd(fd, buffer);
-      if (size > XID_OFFSET + 4 && new DataView(buffer.buffer).getUint32(XID_OFFSET) === xid) {
-        return true;
-      }
-    } catch (error) {
-      if (!failedWith(error, "EAGAIN")) throw error;
+    const size = tolerate(["EAGAIN"], () => readFd(fd, buffer));
+    if (size === undefined) await epoll.wait(Math.ceil(until - performance.now()));
+    else if (size > XID_OFFSET + 4 && new DataView(buffer.buffer).getUint32(XID_OFFSET) === xid) {
+      return true;
     }
   }
   return false;
@@ -64,11 +65,13 @@ function awaitOffer(fd: number, xid: number, until: number): boolean {
 
 const [path = "", tap = "", mac = "", count = "0"] = Deno.args;
 const fd = withNetns(openNetns(path), () => openTap({ name: tap }));
+using epoll = new Epoll();
+epoll.add(fd);
 for (let xid = 1; xid <= Number(count); xid++) {
   const frame = discover(mac, xid);
   const start = performance.now();
   writeFd(fd, frame);
-  if (!awaitOffer(fd, xid, start + PATIENCE_MS)) continue;
+  if (!await awaitOffer(fd, xid, start + PATIENCE_MS)) continue;
   console.log(((performance.now() - start) * 1000).toFixed(0));
   await new Promise((resolve) => setTimeout(resolve, 2));
 }

@@ -297,7 +297,7 @@ function residentVerdicts({ commands, warm, dhcp, heal, size }: ResidentFigures)
 
 /** The part of results.md that is about the resident. */
 function residentReport(figures: ResidentFigures): string[] {
-  const { commands, warm, dhcp } = figures;
+  const { commands, warm, rested, dhcp } = figures;
   const cell = (name: string, what: What, unit: Unit) => singleCell(commands, name, what, unit);
   const row = (name: string) =>
     (["ms", "cpuMs"] as const).flatMap((unit) =>
@@ -307,7 +307,7 @@ function residentReport(figures: ResidentFigures): string[] {
   return [
     "## By the resident",
     "",
-    "One VM with one published port, whole processes; in brackets the ratio to the faster netavark in",
+    "One VM with one published port beside another, whole processes; in brackets the ratio to the faster netavark in",
     "these rounds. Processor time is the command's own: what the resident needs for it is not in it.",
     "",
     ...table(
@@ -315,10 +315,13 @@ function residentReport(figures: ResidentFigures): string[] {
       [...commands.keys()].map((name) => [name, ...row(name)]),
     ),
     "",
-    `Requests of a client that stays connected, ${warm.attach.length} of each, milliseconds: attach`,
+    `Requests of a client that stays connected, ${warm.attach.length} in a row, milliseconds: attach`,
     `median ${both(warm.attach, 0.5)}, 99th percentile ${both(warm.attach, 0.99)}; remove median`,
     `${both(warm.remove, 0.5)}, 99th percentile ${
       both(warm.remove, 0.99)
+    }. One after a pause of 150 ms: attach median`,
+    `${both(rested.attach, 0.5)}, remove median ${
+      both(rested.remove, 0.5)
     }. DISCOVER to OFFER meanwhile,`,
     `microseconds: alone median ${quantile(dhcp.alone, 0.5)}, 99th percentile`,
     `${quantile(dhcp.alone, 0.99)}; while 100 VMs are attached ${quantile(dhcp.busy, 0.5)} and`,

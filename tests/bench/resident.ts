@@ -9,7 +9,7 @@ import { connect } from "../../mod.ts";
 import { ResidentServer } from "../support/resident.ts";
 import { Host } from "../support/host.ts";
 import { eventually, ROOT } from "../support/machine.ts";
-import { Booth, pause, takeTurns } from "./booth.ts";
+import { BESIDE, Booth, pause, takeTurns } from "./booth.ts";
 import type { SingleFigures } from "./report.ts";
 
 /** What was measured. */
@@ -17,7 +17,9 @@ export interface ResidentFigures {
   /** Whole processes, the peers among them. */
   readonly commands: ReadonlyMap<string, SingleFigures>;
   /** Milliseconds of requests of one client that stays connected. */
-  readonly warm: { readonly attach: readonly number[]; readonly remove: readonly number[] };
+  readonly warm: Requests;
+  /** The same, each a moment after the one before. */
+  readonly rested: Requests;
   /** Microseconds from DISCOVER to OFFER, alone and while VMs are attached. */
   readonly dhcp: { readonly alone: readonly number[]; readonly busy: readonly number[] };
   /** Milliseconds from the beginning of `nft flush ruleset` until all of so many VMs are healed. */
@@ -26,7 +28,14 @@ export interface ResidentFigures {
   readonly size: { readonly vms: number; readonly memory: number; readonly idle: number };
 }
 
+/** How long requests took, in milliseconds. */
+export interface Requests {
+  readonly attach: readonly number[];
+  readonly remove: readonly number[];
+}
+
 const WARM = 200;
+const RESTED = 60;
 const HEALED = 100;
 /** It is patient with so many repairs of a thing in a row. */
 const HEAL_ROUNDS = 3;
@@ -55,6 +64,7 @@ export async function measureResident(
     stack.use(await start(host));
   }
   const booths = [...own, ...peers];
+  for (const booth of own.slice(0, 2)) await booth.do({ do: "attach", vm: BESIDE });
   await takeTurns(booths, 1, settleMs);
   const commands = await takeTurns(booths, rounds, settleMs);
   await using host = await Host.create({ name: "bench" });
@@ -62,30 +72,35 @@ export async function measureResident(
   await using server = await start(host);
   return {
     commands,
-    warm: await measureWarm(server),
+    ...await measureRequests(server),
     dhcp: await measureDhcp(host, server),
     heal: await measureHeal(host, server),
     size: await measureSize(host, server, most),
   };
 }
 
-async function measureWarm({ client }: ResidentServer) {
-  const attach: number[] = [];
-  const remove: number[] = [];
+async function measureRequests({ client }: ResidentServer) {
   const timed = async (list: number[], act: () => Promise<unknown>) => {
     const begun = performance.now();
     await act();
     list.push(performance.now() - begun);
   };
-  await client.attachVm({ name: "base" });
-  for (let round = 0; round < WARM; round++) {
-    const ports = [`${10_000 + round}:80`];
-    await timed(attach, () => client.attachVm({ name: "warm", ports }));
-    await timed(remove, () => client.removeVm("warm"));
-    // Links of removed VMs are deleted together, a tenth of a second later.
+  const [attach, remove]: number[][] = [[], []];
+  const add = (list: number[], vm: number) =>
+    timed(list, () => client.attachVm({ name: `vm${vm}`, ports: [`${10_000 + vm}:80`] }));
+  const take = (list: number[], vm: number) => timed(list, () => client.removeVm(`vm${vm}`));
+  // The one beside.
+  await add([], 0);
+  for (let vm = 1; vm <= WARM; vm++) await add(attach!, vm);
+  for (let vm = 1; vm <= WARM; vm++) await take(remove!, vm);
+  const rested = { attach: [] as number[], remove: [] as number[] };
+  for (let vm = 1; vm <= RESTED; vm++) {
     await pause(150);
+    await add(rested.attach, vm);
+    await pause(150);
+    await take(rested.remove, vm);
   }
-  return { attach, remove };
+  return { warm: { attach: attach!, remove: remove! }, rested };
 }
 
 async function measureDhcp(host: Host, { client }: ResidentServer) {

@@ -16,11 +16,11 @@ Deno.test("Monitor: hears changes of its namespace's nftables and links, and of 
   using monitor = withNetns(netns, () => new Monitor());
   /** Runs a script, and waits for a notice of it. */
   const hears = async (script: string, is: (notice: Notice) => boolean): Promise<Notice> => {
-    monitor.read();
+    for (const _ of monitor.read());
     await host.sh(script);
     const heard: Notice[] = [];
     await eventually(5000, `${script} is heard`, () => {
-      heard.push(...monitor.read());
+      heard.push(...[...monitor.read()].flat());
       return heard.some(is);
     });
     return heard.find(is)!;
@@ -87,7 +87,7 @@ Deno.test("Monitor: hears changes of its namespace's nftables and links, and of 
   await t.step("what does not fit is told as lost, and what follows is heard", async () => {
     using small = withNetns(netns, () => new Monitor({ receiveBuffer: 4096 }));
     await host.sh("for i in $(seq 40); do ip link add x$i type bridge; done");
-    const notices = small.read();
+    const notices = [...small.read()].flat();
     assert(notices.some(({ about }) => about === "lost"), `${notices.length} were kept`);
     assert(notices.length < 40);
     await hears("ip link add br1 type bridge", (one) => one.about === "link" && one.name === "br1");

@@ -204,7 +204,8 @@ function conflistTarget(): FuzzTarget {
   });
 }
 
-const RECORD = JSON.stringify({
+/** A record of version 1. */
+export const RECORD = JSON.stringify({
   version: 1,
   vm: "web",
   id: "4b5e57f6eb2f42b9039b3d1e13929295f231749c510cbe341cd68036d9af97e2",

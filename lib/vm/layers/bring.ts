@@ -5,6 +5,7 @@
  * @module
  */
 
+import { checkpoint } from "../../checkpoint.ts";
 import { asError, TapkitError } from "../../errors.ts";
 import { isSame } from "../../same.ts";
 import type { Change, Difference, LayerName } from "../types.ts";
@@ -86,6 +87,8 @@ export async function bring<B>(
   for (const layer of layers) {
     const { name } = layer;
     if (from === undefined || made.has(name)) {
+      // What else this process does, as answering guests' DHCP, waits for one layer at most.
+      await checkpoint(context.host.signal);
       at = await layer.make(context, at, from);
       const change = from === undefined ? "created" : "recreated";
       changes.push({ layer: name, object: layer.describe(at), change });
@@ -178,6 +181,7 @@ export async function look<B>(
   const found: Difference[] = [];
   for (const layer of layers) {
     if (only !== undefined && !only.includes(layer.name)) continue;
+    await checkpoint(context.host.signal);
     found.push(...await layer.observe(context, at));
     // Without its namespace nothing of it is to be seen.
     if (found.some(({ layer }) => layer === "netns")) break;
