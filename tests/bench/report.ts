@@ -410,7 +410,7 @@ export function writeReport(results: Results): string {
     "",
     "## One VM with one published port",
     "",
-    "From process start to exit, medians; in brackets the ratio to the faster netavark. The peers'",
+    "Another VM is there. From process start to exit, medians; in brackets the ratio to the faster netavark. The peers'",
     "figures include `ip netns add` and `ip netns del`.",
     "",
     ...singleTable(results, "ms"),
