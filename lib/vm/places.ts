@@ -36,7 +36,7 @@ export class Places {
   update(host: Host, again: ReadonlySet<string> = new Set()): void {
     const places = new Map<string, Place>();
     let changed = false;
-    for (const [vm, attachment] of eachRecord(host, () => {})) {
+    for (const [vm, attachment] of eachRecord(host, { note: () => {} })) {
       if (attachment.is !== "attached") continue;
       const known = again.has(vm) ? undefined : this.#places.get(vm);
       const same = known?.attachment === attachment;

@@ -23,7 +23,8 @@ const known = new WeakMap<Attachment, TakenPorts>();
  * @param except whose ports are not asked for, a VM or the tag of an address
  */
 export function recordedPorts(host: Host, except: string): TakenPorts[] {
-  const vms = [...eachRecord(host)].map(([name, attachment]) => portsOfVm(name, attachment));
+  const vms = [...eachRecord(host, { except })]
+    .map(([name, attachment]) => portsOfVm(name, attachment));
   return [...vms, ...addressPorts(host)]
     .filter(({ owner, mappings }) => owner !== except && mappings.length > 0);
 }

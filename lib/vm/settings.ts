@@ -204,7 +204,7 @@ function* recordedNeeds(
   host: Host,
 ): Generator<Needs> {
   // Of a record that cannot be read the kernel may have the rules.
-  for (const [, attachment] of eachRecord(host, () => {})) yield* needsOfVm(attachment);
+  for (const [, attachment] of eachRecord(host, { note: () => {} })) yield* needsOfVm(attachment);
   for (const to of addressNames(host)) {
     const attachment = tolerate(() => readAddress(host, to));
     if (attachment !== undefined) yield* sidesOf(attachment).map(servedAddress).flatMap(needs);

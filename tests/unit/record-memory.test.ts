@@ -28,7 +28,7 @@ Deno.test({
     using session = new OpenSession();
     const host = { ...hostPaths({ stateDir }), session };
     const notes: string[] = [];
-    const read = () => new Map(eachRecord(host, (text) => notes.push(text)));
+    const read = () => new Map(eachRecord(host, { note: (text) => notes.push(text) }));
     assertEquals([...read().keys()], []);
     write(host, "a", "/1");
     write(host, "b", "/1");
@@ -53,6 +53,7 @@ Deno.test({
     write(host, "d", "/1");
     for (const _ of eachRecord(host)) break;
     assertEquals([...read().keys()].sort(), ["a", "b", "c", "d"]);
+    assertEquals([...new Map(eachRecord(host, { except: "b" })).keys()].sort(), ["a", "c", "d"]);
     deleteVm(host, "a");
     assertEquals([...read().keys()].sort(), ["b", "c", "d"]);
     // The directory goes with the last VM, and comes again with another.

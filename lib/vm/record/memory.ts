@@ -14,6 +14,11 @@ import { readVm } from "./store.ts";
 const EVENTS = InotifyEvent.MOVED_TO | InotifyEvent.MOVED_FROM | InotifyEvent.CLOSE_WRITE |
   InotifyEvent.DELETE;
 
+interface Asked {
+  readonly except: string | undefined;
+  readonly note: (text: string) => void;
+}
+
 /**
  * Remembers the records of one state directory. The kernel queues the events of inotify while a file is
  * being replaced, so what is read here is what is on disk at that moment.
@@ -31,10 +36,11 @@ class RecordMemory implements Disposable {
   }
 
   /** The records, each read when it is asked for. */
-  *each(note: (text: string) => void): Generator<readonly [name: string, Attachment]> {
+  *each({ except, note }: Asked): Generator<readonly [name: string, Attachment]> {
     this.#follow();
-    yield* [...this.#known];
+    for (const known of [...this.#known]) if (known[0] !== except) yield known;
     for (const name of [...this.#unread]) {
+      if (name === except) continue;
       const attachment = this.#read(name, note);
       if (attachment === undefined) continue;
       this.#unread.delete(name);
@@ -90,12 +96,15 @@ class RecordMemory implements Disposable {
 
 /**
  * The records of a host's VMs with their names, each read when it is asked for. What has not changed
- * since this session, or this process, read it is the same object. Passes what cannot be read to `note`.
+ * since this session, or this process, read it is the same object.
+ *
+ * @param except a VM whose record is not read
+ * @param note is told what cannot be read; the host's unless given
  */
 export function eachRecord(
   host: HostPaths & { readonly session: HostSession },
-  note: (text: string) => void = host.note,
+  { except, note = host.note }: Partial<Asked> = {},
 ): Iterable<readonly [name: string, Attachment]> {
   const key = `records of ${host.stateDir}`;
-  return host.session.share(key, () => new RecordMemory(host)).each(note);
+  return host.session.share(key, () => new RecordMemory(host)).each({ except, note });
 }
