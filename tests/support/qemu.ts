@@ -148,8 +148,15 @@ export class QemuGuest implements AsyncDisposable {
 
   /** Has the guest end by itself, as a person's `poweroff` would; returns the VMM's exit code. */
   async shutdown(): Promise<number> {
-    await this.process.write(`run 0 ${btoa("reboot -f")}\n`);
-    return (await this.process.status).code;
+    const ask = () => this.process.write(`run 0 ${btoa("reboot -f")}\n`);
+    await ask();
+    // The console loses a line at times, when the guest has just answered HTTP requests.
+    const again = setInterval(() => ask().catch(() => {}), 2_000);
+    try {
+      return (await this.process.status).code;
+    } finally {
+      clearInterval(again);
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
