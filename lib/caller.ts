@@ -1,5 +1,5 @@
 /**
- * Who runs a command: where its output goes, and what its words are about.
+ * Who runs a command: where its output goes, what its words are about, and what it may do.
  *
  * @module
  */
@@ -61,6 +61,25 @@ export function namedSocket(): string | undefined {
 export function ownNamespaces(): { readonly net: string; readonly mnt: string } {
   const read = (kind: string) => Deno.readLinkSync(`/proc/self/ns/${kind}`);
   return { net: read("net"), mnt: read("mnt") };
+}
+
+/** Bit numbers of capabilities (linux/capability.h). */
+const CAPABILITY_BIT = { CAP_NET_ADMIN: 12n, CAP_NET_RAW: 13n, CAP_SYS_ADMIN: 21n } as const;
+
+/** A capability that commands need. */
+export type Capability = keyof typeof CAPABILITY_BIT;
+
+/**
+ * Those of the capabilities `needed` that this process lacks.
+ *
+ * @param status what `/proc/self/status` says
+ */
+export function missingCapabilities(
+  needed: readonly Capability[],
+  status: string = Deno.readTextFileSync("/proc/self/status"),
+): Capability[] {
+  const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0"}`);
+  return needed.filter((name) => (effective >> CAPABILITY_BIT[name] & 1n) === 0n);
 }
 
 /** A command that the resident takes. */

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { type Capability, missingCapabilities } from "../caller.ts";
 import { InterruptedError, TapkitError } from "../errors.ts";
 import { type Command, helpText, parseCommand, type Parsed } from "./args.ts";
 import { screen } from "./style.ts";
@@ -94,16 +95,12 @@ export function serveCommand(
   return [Deno.execPath(), "run", "-A", ...program, ...args];
 }
 
-/** Bit numbers of capabilities (linux/capability.h). */
-const CAPABILITY = { CAP_NET_ADMIN: 12, CAP_NET_RAW: 13, CAP_SYS_ADMIN: 21 } as const;
-
 /** Throws if this process lacks capabilities to change the host's networks, and names them. */
 export function requireRoot(
-  needed: readonly (keyof typeof CAPABILITY)[] = ["CAP_NET_ADMIN", "CAP_SYS_ADMIN"],
-  status: string = Deno.readTextFileSync("/proc/self/status"),
+  needed: readonly Capability[] = ["CAP_NET_ADMIN", "CAP_SYS_ADMIN"],
+  status?: string,
 ): void {
-  const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0"}`);
-  const missing = needed.filter((name) => (effective >> BigInt(CAPABILITY[name]) & 1n) === 0n);
+  const missing = missingCapabilities(needed, status);
   if (missing.length > 0) {
     throw new TapkitError(`this process lacks ${missing.join(" and ")}`, {
       mend: "run it as root",

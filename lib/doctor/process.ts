@@ -5,31 +5,30 @@
  */
 
 import { dirname } from "@std/path";
+import { type Capability, missingCapabilities } from "../caller.ts";
 import { Nftables } from "../firewall/libnftables.ts";
 import { describe } from "../errors.ts";
 import { isThere } from "../files.ts";
 import { libc, requireWritable } from "../sys/libc.ts";
 import { type Check, count, fine, type Problem, tried, verdict } from "./check.ts";
 
-/** What each capability is needed for (bit numbers of linux/capability.h). */
-const CAPABILITIES = [
-  { name: "CAP_NET_ADMIN", bit: 12n, use: "to make links, addresses and firewall rules" },
-  { name: "CAP_NET_RAW", bit: 13n, use: "to answer DHCP" },
-  { name: "CAP_SYS_ADMIN", bit: 21n, use: "to make and enter network namespaces" },
-] as const;
+/** What each capability is needed for. */
+const CAPABILITIES: Readonly<Record<Capability, string>> = {
+  CAP_NET_ADMIN: "to make links, addresses and firewall rules",
+  CAP_NET_RAW: "to answer DHCP",
+  CAP_SYS_ADMIN: "to make and enter network namespaces",
+};
 
 const capabilities: Check = {
   name: "capabilities",
   run() {
-    const status = Deno.readTextFileSync("/proc/self/status");
-    const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0"}`);
-    const missing = CAPABILITIES.filter(({ bit }) => (effective >> bit & 1n) === 0n);
+    const needed = Object.keys(CAPABILITIES) as Capability[];
     return verdict(
-      missing.map(({ name, use }) => ({
-        what: `this process lacks ${name}, which is needed ${use}`,
+      missingCapabilities(needed).map((name) => ({
+        what: `this process lacks ${name}, which is needed ${CAPABILITIES[name]}`,
         mend: "run it as root",
       })),
-      `this process has ${CAPABILITIES.map(({ name }) => name).join(", ")}`,
+      `this process has ${needed.join(", ")}`,
     );
   },
 };
