@@ -4,10 +4,7 @@
  * @module
  */
 
-import { assert, assertEquals } from "@std/assert";
-import type { Attachment } from "../../lib/vm/record/attachment.ts";
-import { claimsBy, recordOf } from "../../lib/vm/record/derive.ts";
-import { servedVm } from "../../lib/vm/record/served.ts";
+import { assertEquals } from "@std/assert";
 import type { Record1 } from "../../lib/vm/record/version-1.ts";
 import {
   REFERENCE_BRIDGE,
@@ -17,6 +14,7 @@ import {
   SHARED,
 } from "../support/cni-reference.ts";
 import { Host } from "../support/host.ts";
+import { toRecord1 } from "../support/record-1.ts";
 
 requireReference();
 
@@ -24,26 +22,6 @@ const RECORD = "/var/lib/tapkit/vms/web.json";
 
 /** What comes by itself soon after an attachment: see attach.test.ts. */
 const SETTLING = [/serve-dhcp/, /fe80::/];
-
-/** The record of an attached VM as version 1 wrote it. */
-function toRecord1(attachment: Attachment, request: Record1["made"]["request"]): Record1 {
-  assert(attachment.is === "attached");
-  const { at } = attachment;
-  const { spec: { firewall, claims }, facts: { netns, networks } } = at;
-  return {
-    ...recordOf(at),
-    made: {
-      phase: "attached",
-      firewall,
-      netnsGiven: netns.given,
-      ...netns.is === undefined ? {} : { netnsIs: netns.is },
-      portOwners: { attach: claimsBy(claims, "attach"), mapPort: claimsBy(claims, "map") },
-      request,
-      networks: networks.map((fact) => fact.attachment),
-      guests: servedVm(at).guests,
-    },
-  };
-}
 
 async function storedVersion(host: Host): Promise<number> {
   return JSON.parse(await host.readFile(RECORD)).version;
