@@ -25,7 +25,8 @@ const runCommand: RunCommand = async (command, args, setting) => {
     throw error;
   }
 };
-/** Deno warns that it aborts a request's signal also when the answer was read, which is known. */
+
+/** Drops Deno's warning that it aborts a request's signal even after the answer was read. */
 function hushDeno(): void {
   const { warn } = console;
   console.warn = (...words) => /^Deno\.serve: request\.signal/.test(words[0]) || warn(...words);

@@ -17,11 +17,11 @@ import {
 } from "../caller.ts";
 import type { Setting } from "./cli.ts";
 
-/** What this process has to do: its VMM is its child, and its descriptors are its own. */
+/** Words of commands that run here: for help, the version, and this process's descriptors. */
 const OWN = /^(--help|-h|--version)$|\/(dev\/(fd|std)|proc\/(thread-)?self\b)/;
 /** How long the resident may take to say that it takes a command, or to be told of a signal. */
 const ANSWER_MS = 2000;
-/** So much is written at once, in characters. It fits into a pipe. */
+/** The most output, in characters, that is written synchronously: a pipe's buffer holds it. */
 const SMALL = 32 * 1024;
 
 type Main = (args: readonly string[], setting?: Setting) => Promise<number>;
@@ -39,9 +39,9 @@ export async function start(words: readonly string[], main: Main, named = false)
 }
 
 /**
- * Has the resident run a command. Returns its exit code; or, if it is to run here, how. That is never
- * with the caller of this file: in the bundle the scripts are another file with classes of their own,
- * and would not know the errors that its signals raise.
+ * Has the resident run a command. Returns the exit code; or, if the command is to run here, the
+ * setting to run it with. That setting never has this file's `thisProcess`: in the bundle the scripts
+ * are another file with their own classes, and would not recognize the errors that its signals raise.
  */
 async function handOver(words: readonly string[]): Promise<number | Setting> {
   const ours = HANDED_OVER.some((name) => name === words[0]) &&
@@ -83,7 +83,7 @@ async function handOver(words: readonly string[]): Promise<number | Setting> {
   return text === undefined ? {} : { stdin: text };
 }
 
-/** Who runs a command with few permissions is not asked for more. */
+/** Whether Deno has granted all that handing over takes: it must not prompt for more. */
 function mayConnect(): boolean {
   return (["read", "write", "net", "env"] as const)
     .every((name) => Deno.permissions.querySync({ name }).state === "granted");
@@ -98,8 +98,8 @@ async function connect(path: string): Promise<Deno.UnixConn | undefined> {
 }
 
 /**
- * Sends a command, and prints what it prints. Returns its exit code; `undefined` if it is to run here,
- * because it was not taken, or was undone before it said anything.
+ * Sends a command, and prints its output. Returns its exit code; `undefined` if it is to run here,
+ * because the resident did not take it, or undid it before it printed anything.
  */
 async function run(
   connection: Deno.UnixConn,
@@ -122,7 +122,7 @@ async function run(
     } catch (error) {
       return failed(error);
     }
-    // Who reads this slowly, a pager say, must not hold up the resident.
+    // A slow reader, such as a pager, must not hold up the resident.
     writing = writing.then(() => writeAll(Deno[to], text)).catch(failed);
   };
   try {
@@ -151,7 +151,7 @@ async function run(
   return 1;
 }
 
-/** Tells a command that it is to end. */
+/** Sends a signal to a command that the resident runs. */
 async function endCommand(path: string, id: string, signal: number): Promise<void> {
   using connection = await connect(path);
   if (connection === undefined) return;
@@ -177,7 +177,7 @@ async function writeAll(writer: Writer, text: string): Promise<void> {
     try {
       bytes = bytes.subarray(await writer.write(bytes));
     } catch (error) {
-      // A pipe that is not to block is full.
+      // A non-blocking pipe is full.
       if (!(error instanceof Deno.errors.WouldBlock)) throw error;
       await new Promise<void>((resolve) => after(1, resolve));
     }

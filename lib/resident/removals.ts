@@ -12,9 +12,9 @@ import type { HostOptions, HostSession } from "../vm/types.ts";
 import { removingTogether } from "../vm/verbs/take-away.ts";
 import type { Turns } from "./turns.ts";
 
-/** How long links that are to be deleted wait for others. They are down, and on nobody's way. */
+/** How long links to delete wait for others to join them. They are down, and in nobody's way. */
 const GATHER_MS = 100;
-/** How many of them are enough. */
+/** At this many they are deleted without waiting. */
 const MOST = 32;
 
 /** Removals that share the deletion of their links. */

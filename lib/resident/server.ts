@@ -203,7 +203,7 @@ class Requests {
         const ms = Math.round(performance.now() - begun);
         this.#note(`${nameOf(label)}: done in ${ms} ms`);
       }
-      // Deno aborts it also when the answer was read.
+      // Deno aborts it even after the answer was read.
       request.signal.removeEventListener("abort", onGone);
       this.#underWay.delete(over);
       end();
@@ -307,7 +307,7 @@ async function lastCall(file: SocketFile): Promise<void> {
   }
 }
 
-/** What is told of a verb that failed; of what a caller asked wrongly, or gave up, nothing. */
+/** How a failed verb is reported, by its status: not at all if the caller asked wrongly or gave up. */
 const EVENT_OF_STATUS: Readonly<Record<number, "denied" | "problem">> = {
   409: "denied",
   500: "problem",
@@ -336,7 +336,7 @@ function objectOf(body: unknown): string | undefined {
   return command === undefined ? name : [command, ...args ?? []].join(" ").slice(0, LONGEST);
 }
 
-/** How much of a command line is told, in characters. */
+/** How much of a command line is logged, in characters. */
 const LONGEST = 200;
 
 /** Operations that only look, and are not logged when they succeed. */

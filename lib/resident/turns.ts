@@ -9,12 +9,12 @@ import { HttpError } from "./http.ts";
 
 /** How many may wait for their turn. */
 const MOST_WAITING = 1000;
-/** How many may be under way, all but one of which wait for programs of others. */
+/** How many may be under way; all but one of them wait for other programs. */
 const MOST_UNDER_WAY = 64;
 
 /**
- * Turns of requests: the next one begins when the one before has ended, or says that it waits for a
- * program of others. Without them each would wait for the host's lock, in a thread of its own.
+ * Turns of requests: the next one begins when the one before has ended, or says that it waits for
+ * another program. Without them each would wait for the host's lock, in a thread of its own.
  */
 export class Turns {
   #last: Promise<void> = Promise.resolve();
