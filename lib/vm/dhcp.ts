@@ -139,7 +139,8 @@ async function serveUntilDone(
   const idle = new AbortController();
   let watched: number | undefined;
   const isIdle = () => exitWhenIdle && beside.isBusy?.() !== true && recordNames(host).length === 0;
-  const follow = (files: ReadonlySet<string> | undefined) => {
+  const follow = () => {
+    const files = inotify.drain();
     let changed = files && new Set(namesOfRecords(files));
     if (isIdle()) return idle.abort();
     // The directory is deleted with the last VM, and its watch with it.
@@ -160,15 +161,6 @@ async function serveUntilDone(
     beside.onRecords?.(records, changed);
     server.sync(taps(records), (key) => changed.has(vmOfTag(key)));
   };
-  let failure: { readonly error: unknown } | undefined;
-  using gathered = new Gathered(() => inotify.drain(), (files) => {
-    try {
-      follow(files);
-    } catch (error) {
-      failure = { error };
-      idle.abort();
-    }
-  });
   await using _beside = await beside.start({
     get totals() {
       return server.totals;
@@ -178,52 +170,12 @@ async function serveUntilDone(
     },
     endIfIdle: () => isIdle() && idle.abort(),
   });
-  server.watch(inotify.fd, () => gathered.more());
-  follow(undefined);
+  server.watch(inotify.fd, follow);
+  follow();
   const signals = signal === undefined ? [idle.signal] : [idle.signal, signal];
   await server.run(AbortSignal.any(signals));
   signOffDhcpServer(host);
-  if (failure !== undefined) throw failure.error;
 }
-
-/**
- * Changed files, a little later: a verb writes a record more than once, and this process may be in the
- * middle of one.
- */
-class Gathered implements Disposable {
-  readonly #drain: () => Set<string> | undefined;
-  readonly #act: (files: Set<string> | undefined) => void;
-  #files: Set<string> | undefined = new Set();
-  #timer: ReturnType<typeof setTimeout> | undefined;
-
-  /** @param drain what has changed since its last call; undefined where anything may have */
-  constructor(
-    drain: () => Set<string> | undefined,
-    act: (files: Set<string> | undefined) => void,
-  ) {
-    this.#drain = drain;
-    this.#act = act;
-  }
-
-  more(): void {
-    const files = this.#drain();
-    this.#files = files && this.#files?.union(files);
-    this.#timer ??= setTimeout(() => this.#end(), GATHER_MS);
-  }
-
-  #end(): void {
-    this.#timer = undefined;
-    const files = this.#files;
-    this.#files = new Set();
-    this.#act(files);
-  }
-
-  [Symbol.dispose](): void {
-    clearTimeout(this.#timer);
-  }
-}
-
-const GATHER_MS = 2;
 
 /**
  * What the server needs for a VM: one entry for each interface with an IPv4 address.

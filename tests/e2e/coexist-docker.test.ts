@@ -5,6 +5,7 @@ import { LIST_IPTABLES, testCoexistence } from "../support/coexist.ts";
 import { DockerEngine } from "../support/docker.ts";
 import { Host } from "../support/host.ts";
 import { fetchName } from "../support/http.ts";
+import { eventually } from "../support/machine.ts";
 
 for (const variant of ["nft", "legacy"] as const) {
   Deno.test(`attach-vm: Docker's engine running on iptables-${variant}`, async () => {
@@ -12,7 +13,9 @@ for (const variant of ["nft", "legacy"] as const) {
     const peer = await host.addLan();
     await using docker = await DockerEngine.start(host, variant);
     await docker.serve("container", 9090);
-    assertEquals(await fetchName(peer, "192.0.2.1", 9090), "container");
+    await eventually(10_000, "the container answers", async () => {
+      return await fetchName(peer, "192.0.2.1", 9090) === "container";
+    });
     await testCoexistence(host, peer, {
       list: (host) => host.sh(LIST_IPTABLES),
       reload: `iptables-${variant} -F DOCKER-USER; iptables-${variant} -A DOCKER-USER -j RETURN`,
