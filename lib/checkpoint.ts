@@ -26,6 +26,17 @@ export async function orAborted<T>(
   }
 }
 
+/** Waits for a promise, and no longer than so many milliseconds. What it is about goes on then. */
+export async function within(ms: number, promise: Promise<unknown>): Promise<void> {
+  const { promise: late, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, ms);
+  try {
+    await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
 /** Waits so long, or throws the reason of `signal` when that is aborted before. */
 export async function pause(ms: number, signal: AbortSignal | undefined): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>();

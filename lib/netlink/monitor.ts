@@ -259,10 +259,9 @@ class Listener implements Disposable {
         continue;
       }
       const nsid = this.#nsid();
-      yield decodeMessages(this.#datagram.slice(0, size)).flatMap((message): Notice[] => {
-        const notice = decode(message, nsid) ?? [];
-        return message.type === NLMSG.OVERRUN ? [{ about: "lost" }] : [notice].flat();
-      });
+      yield decodeMessages(this.#datagram.slice(0, size)).flatMap((message): Notice | Notice[] =>
+        message.type === NLMSG.OVERRUN ? { about: "lost" } : decode(message, nsid) ?? []
+      );
     }
   }
 

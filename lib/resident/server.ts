@@ -7,7 +7,7 @@
 
 import deno from "../../deno.json" with { type: "json" };
 import { DEFAULT_SOCKET, ownNamespaces } from "../caller.ts";
-import { pause } from "../checkpoint.ts";
+import { within } from "../checkpoint.ts";
 import { describe, TapkitError } from "../errors.ts";
 import { closeSocketsAside } from "../sys/socket.ts";
 import { type Beside, type DhcpState, serveDhcp, type ServeOptions } from "../vm/dhcp.ts";
@@ -147,16 +147,13 @@ class Requests {
           const headers = { "retry-after": "1" };
           const mend = "send the request again";
           stop.abort(new HttpError(503, "the resident ends", { mend, headers }));
-          await Promise.race([lastCall(file), pause(FAREWELL_MS, undefined)]);
+          await within(FAREWELL_MS, lastCall(file));
           const ended = server.shutdown();
           // What is being undone is waited for, however long that takes.
           while (this.#underWay.size > 0) await Promise.all(this.#underWay);
           await removals[Symbol.asyncDispose]();
           shared[Symbol.dispose]();
-          const farewell = Promise.withResolvers<void>();
-          const timer = setTimeout(farewell.resolve, FAREWELL_MS);
-          await Promise.race([ended, farewell.promise]);
-          clearTimeout(timer);
+          await within(FAREWELL_MS, ended);
         },
       };
     } catch (error) {

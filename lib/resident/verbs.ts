@@ -5,7 +5,7 @@
  */
 
 import type { PortMapping } from "../inet/ports.ts";
-import { OpenSession } from "../vm/session.ts";
+import { OpenSession, sessionOf } from "../vm/session.ts";
 import type {
   Attached,
   AttachRequest,
@@ -68,8 +68,8 @@ export function residentVerbs({ shared, turns, metrics, removals, onError }: {
   ): Promise<T> => {
     try {
       return await turns.take(options.signal, async (next) => {
-        using own = options.session === undefined ? new OpenSession({ shared }) : undefined;
-        const session = options.session ?? own!;
+        using own = sessionOf(options, { shared });
+        const { session } = own;
         return await act({ ...options, session, waits: () => (next(), options.waits?.()) });
       });
     } catch (error) {

@@ -5,6 +5,7 @@
  */
 
 import { closeFd, failedWith, libc, O_CREAT, O_RDONLY, openFd, syscall } from "./libc.ts";
+import { processStat } from "./process-stat.ts";
 
 const LOCK_EX = 2; // asm-generic/fcntl.h
 const LOCK_NB = 4;
@@ -132,14 +133,13 @@ export function isHolderDying(path: string): boolean {
   try {
     const pid = holderOf(path);
     if (pid === undefined) return false;
-    const stat = Deno.readTextFileSync(`/proc/${pid}/stat`);
-    // proc_pid_stat(5): from the third field on; the second, in parentheses, may contain anything.
-    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    const fields = processStat(Number(pid));
+    if (fields === undefined) return true;
     const [state = "", flags, pending] = [0, 6, 28].map((index) => fields[index]);
     return "ZX".includes(state) || (Number(flags) & PF_EXITING) !== 0 ||
       (Number(pending) & SIGKILL_BIT) !== 0;
   } catch {
-    // It has ended, or has released the lock.
+    // It has released the lock.
     return true;
   }
 }

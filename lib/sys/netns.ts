@@ -133,21 +133,6 @@ export function netnsPath(name: string): string {
 }
 
 /**
- * Creates a namespace with a name that `ip netns` sees.
- *
- * Equivalent to: `ip netns add NAME`
- *
- * @throws {SyscallError} EEXIST when the name is taken
- */
-export function createNamedNetns(name: string): Netns {
-  using stack = new DisposableStack();
-  const netns = stack.use(newNetns(netnsPath(name)));
-  nameNetns(name, netns);
-  stack.move();
-  return netns;
-}
-
-/**
  * Gives a namespace a name that `ip netns` sees.
  *
  * Equivalent to: `touch /run/netns/NAME; mount --bind PATH /run/netns/NAME`

@@ -13,6 +13,7 @@ import { isThere, readIfThere, removeIfThere } from "../files.ts";
 import { bootId, isSameNetns, netnsIdentity } from "../netlink/identity.ts";
 import { type Link, listLinks } from "../netlink/link.ts";
 import { lockFile, lockHolder } from "../sys/flock.ts";
+import { processStat } from "../sys/process-stat.ts";
 import type { TapUser } from "../sys/tap-users.ts";
 import { OpenNetns } from "./layers/open-netns.ts";
 import { identify, type KnownNetns } from "./netns.ts";
@@ -121,21 +122,9 @@ function isAlive(noted: Process): boolean {
 }
 
 function describeProcess(pid: number): Process | undefined {
-  const stat = readStat(pid);
-  if (stat === undefined) return undefined;
-  // The name may have any characters. After it: the state, then the start time as 19th field.
-  const [state, ...fields] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  if (state === "Z") return undefined;
-  return { pid, started: fields[18]!, boot: bootId() };
-}
-
-function readStat(pid: number): string | undefined {
-  try {
-    return readIfThere(`/proc/${pid}/stat`);
-  } catch {
-    // ESRCH: it ended between opening and reading.
-    return undefined;
-  }
+  const fields = processStat(pid);
+  if (fields === undefined || fields[0] === "Z") return undefined;
+  return { pid, started: fields[19]!, boot: bootId() };
 }
 
 /** The processes that have a TAP of a VM open, even if no path leads to its namespace any more. */

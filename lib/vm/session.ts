@@ -98,15 +98,30 @@ export interface Host extends HostPaths, Disposable {
   readonly session: HostSession;
 }
 
+/**
+ * The session of a call's options; where they have none, one that ends with the result.
+ *
+ * @param how that one is opened
+ */
+export function sessionOf(
+  options: HostOptions,
+  how?: SessionOptions,
+): { readonly session: HostSession } & Disposable {
+  if (options.session !== undefined) {
+    return { session: options.session, [Symbol.dispose]: () => {} };
+  }
+  const session = new OpenSession(how);
+  return { session, [Symbol.dispose]: () => session[Symbol.dispose]() };
+}
+
 /** The host of a call's options. Disposing of it does not close a session from the options. */
 export function openHost(options: HostOptions): Host {
-  const session: HostSession = options.session ?? new OpenSession();
+  const own = sessionOf(options);
+  const { session } = own;
   return {
     ...hostPaths(options),
     session,
     registry: session.keep("registry", () => new Registry()).path,
-    [Symbol.dispose]: () => {
-      if (options.session === undefined) session[Symbol.dispose]();
-    },
+    [Symbol.dispose]: () => own[Symbol.dispose](),
   };
 }

@@ -25,10 +25,9 @@ import {
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { linkTowards } from "../netlink/route.ts";
 import { readSysctl } from "../sys/sysctl.ts";
-import type { Attachment } from "./record/attachment.ts";
 import { servedAddress, servedBridge } from "./record/address.ts";
 import { elsewhere } from "./record/elsewhere.ts";
-import { eachRecord } from "./record/memory.ts";
+import { eachRecord, perRecord } from "./record/memory.ts";
 import { addressNames, bridgeNames } from "./record/paths.ts";
 import { type Served, servedVm, shownRules } from "./record/served.ts";
 import { readAddress, readBridge, sidesOf } from "./record/store.ts";
@@ -218,14 +217,7 @@ function* recordedNeeds(
   }
 }
 
-function needsOfVm(attachment: Attachment): Needs[] {
-  const found = needsOfVms.get(attachment) ?? sidesOf(attachment).map(servedVm).flatMap(needs);
-  needsOfVms.set(attachment, found);
-  return found;
-}
-
-/** What records that were looked at need. */
-const needsOfVms = new WeakMap<Attachment, Needs[]>();
+const needsOfVm = perRecord((attachment) => sidesOf(attachment).map(servedVm).flatMap(needs));
 
 function needs(served: Served): Needs[] {
   const { asymmetric, executed, owners } = served;

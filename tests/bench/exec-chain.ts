@@ -8,7 +8,13 @@ import { parseConfig } from "../../lib/cni/conflist.ts";
 import { planNetwork } from "../../lib/cni/plan.ts";
 import { addNetwork, delNetwork } from "../../lib/cni/runtime.ts";
 import { NetlinkConnection } from "../../lib/netlink/connection.ts";
-import { createNamedNetns, deleteNamedNetns, netnsPath, withNetns } from "../../lib/sys/netns.ts";
+import {
+  deleteNamedNetns,
+  nameNetns,
+  netnsPath,
+  newNetns,
+  withNetns,
+} from "../../lib/sys/netns.ts";
 import { UndoStack } from "../../lib/undo.ts";
 import { REFERENCE_DIR, runReference } from "../support/cni-reference.ts";
 
@@ -35,7 +41,8 @@ const host = { binDirs: [REFERENCE_DIR], stateDir: "/var/lib/tapkit" };
 
 async function viaTapkit(): Promise<void> {
   const choice = { mode: "exec", isDefault: false, host } as const;
-  const netns = createNamedNetns(NAME);
+  const netns = newNetns();
+  nameNetns(NAME, netns);
   using hostNl = NetlinkConnection.open();
   using vmNl = withNetns(netns, () => NetlinkConnection.open());
   const environment = { netnsPath: netnsPath(NAME), hostNl, vmNl, plugins: host, note: () => {} };
@@ -54,7 +61,8 @@ async function viaTapkit(): Promise<void> {
 }
 
 async function bare(): Promise<void> {
-  const netns = createNamedNetns(NAME);
+  const netns = newNetns();
+  nameNetns(NAME, netns);
   const call = { containerId: NAME, netns: netnsPath(NAME) };
   const { name, cniVersion } = LIST;
   let prevResult: unknown;

@@ -307,8 +307,9 @@ function residentReport(figures: ResidentFigures): string[] {
   return [
     "## By the resident",
     "",
-    "One VM with one published port beside another, whole processes; in brackets the ratio to the faster netavark in",
-    "these rounds. Processor time is the command's own: what the resident needs for it is not in it.",
+    "One VM with one published port beside another, whole processes; in brackets the ratio to the",
+    "faster netavark in these rounds. Processor time is the command's own: what the resident needs for",
+    "it is not in it.",
     "",
     ...table(
       ["", "attach", "remove", "attach, CPU", "remove, CPU"],
@@ -410,8 +411,8 @@ export function writeReport(results: Results): string {
     "",
     "## One VM with one published port",
     "",
-    "Another VM is there. From process start to exit, medians; in brackets the ratio to the faster netavark. The peers'",
-    "figures include `ip netns add` and `ip netns del`.",
+    "Another VM is there. From process start to exit, medians; in brackets the ratio to the faster",
+    "netavark. The peers' figures include `ip netns add` and `ip netns del`.",
     "",
     ...singleTable(results, "ms"),
     "",

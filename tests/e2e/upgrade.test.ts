@@ -33,8 +33,8 @@ function withoutChanges({ changes: _, tapReplaced: __, ...record }: Record<strin
   return record;
 }
 
-/** The version of the resident that answers. */
-async function residentVersion(host: Host): Promise<{ version: string; pid: number }> {
+/** What the resident that answers says of itself. */
+async function residentHealth(host: Host): Promise<{ version: string; pid: number }> {
   using client = await connect({ socket: host.path("/run/tapkit/tapkit.sock") });
   return await client.health();
 }
@@ -53,7 +53,7 @@ Deno.test("install.ts: an upgrade with a VM attached, whose connections go on", 
   // It does not repair what is made older below.
   await using _resident = host.spawn(`${PREFIX}/bin/serve`, ["--heal=off"], HANDED);
   await eventually(10_000, "the old resident answers", async () => {
-    return (await residentVersion(host).catch(() => undefined))?.version === OLD;
+    return (await residentHealth(host).catch(() => undefined))?.version === OLD;
   });
   const record = await run("attach-vm", "web", "--ports", "8080:80");
 
@@ -94,7 +94,7 @@ Deno.test("install.ts: an upgrade with a VM attached, whose connections go on", 
     await goesOn();
   });
   await t.step("the new resident comes in the old one's place", async () => {
-    const { version, pid } = await residentVersion(host);
+    const { version, pid } = await residentHealth(host);
     assertEquals(version, OLD);
     await host.must("kill", [String(pid)]);
     await eventually(10_000, "the old resident ends", async () => {
@@ -102,7 +102,7 @@ Deno.test("install.ts: an upgrade with a VM attached, whose connections go on", 
     });
     await run("attach-vm", "web");
     await eventually(10_000, "the new resident answers", async () => {
-      return (await residentVersion(host).catch(() => undefined))?.version === deno.version;
+      return (await residentHealth(host).catch(() => undefined))?.version === deno.version;
     });
     await guest.dhcp();
     await goesOn();

@@ -13,8 +13,7 @@ import { driverOf } from "../network/drivers.ts";
 import type { Both } from "../record/attachment.ts";
 import { netnsName } from "../record/identity.ts";
 import { validateNetns } from "../record/netns-path.ts";
-import { enterNew } from "../spare-netns.ts";
-import type { Inside } from "../spare-netns.ts";
+import { enterNew, type Inside } from "../spare-netns.ts";
 import type { Layer } from "./layer.ts";
 
 /** The namespace: made under `/run/netns/tapkit-NAME`, or one that was given. */

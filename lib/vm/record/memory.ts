@@ -94,6 +94,16 @@ class RecordMemory implements Disposable {
   }
 }
 
+/** What `derive` makes of a record, made once for each that {@linkcode eachRecord} returns. */
+export function perRecord<T>(derive: (attachment: Attachment) => T): (attachment: Attachment) => T {
+  const known = new WeakMap<Attachment, T>();
+  return (attachment) => {
+    const found = known.get(attachment) ?? derive(attachment);
+    known.set(attachment, found);
+    return found;
+  };
+}
+
 /**
  * The records of a host's VMs with their names, each read when it is asked for. What has not changed
  * since this session, or this process, read it is the same object.

@@ -11,7 +11,7 @@ import { holderElsewhere } from "../record/elsewhere.ts";
 import type { HostPaths } from "../record/paths.ts";
 import { readVm, sideOf } from "../record/store.ts";
 import { pidInWords, supervised } from "../running.ts";
-import { OpenSession } from "../session.ts";
+import { sessionOf } from "../session.ts";
 import type { HostOptions, Removed } from "../types.ts";
 import { removeForGood, removingTogether } from "./take-away.ts";
 import { changingVm } from "./work.ts";
@@ -49,8 +49,8 @@ export async function* removeVms(
   names: Iterable<string>,
   options: RemoveOptions = {},
 ): AsyncGenerator<Removed> {
-  using own = options.session === undefined ? new OpenSession({ batch: true }) : undefined;
-  const session = options.session ?? own!;
+  using own = sessionOf(options, { batch: true });
+  const { session } = own;
   const remove = async (name: string, waits: () => void): Promise<Removed> => {
     try {
       return { name, removed: await removeVm(name, { ...options, session, waits }) };

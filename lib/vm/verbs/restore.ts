@@ -8,7 +8,7 @@ import { InputError, TapkitError } from "../../errors.ts";
 import { isThere } from "../../files.ts";
 import { inTurns } from "../../turns.ts";
 import { addressNames, bridgeNames, hostPaths, recordNames } from "../record/paths.ts";
-import { OpenSession } from "../session.ts";
+import { sessionOf } from "../session.ts";
 import type { HostOptions, HostSession, Restored } from "../types.ts";
 import { restoreVm } from "./attach.ts";
 
@@ -18,8 +18,8 @@ import { restoreVm } from "./attach.ts";
  * A VM that is as recorded is left as it is.
  */
 export async function* restoreVms(options: HostOptions = {}): AsyncGenerator<Restored> {
-  using own = options.session === undefined ? new OpenSession({ batch: true }) : undefined;
-  const session = options.session ?? own!;
+  using own = sessionOf(options, { batch: true });
+  const { session } = own;
   yield* restoreAddresses(options, session);
   const host = hostPaths(options);
   if (host.binDirs.some((directory) => isThere(`${directory}/weave-net`))) {
