@@ -56,11 +56,10 @@ export class GoneLinks implements Together, Disposable {
    * Equivalent to: `ip link delete group N`
    */
   async end(): Promise<void> {
-    const left = listLinks(this.#nl, { kind: "veth" }).filter(({ group }) => group === GONE_GROUP);
+    const links = listLinks(this.#nl);
+    const left = links.filter(({ kind, group }) => kind === "veth" && group === GONE_GROUP);
     const masters = new Set(left.map(({ master }) => master));
-    const bridges = masters.size === 0
-      ? []
-      : listLinks(this.#nl, { kind: "bridge" }).filter(({ index }) => masters.has(index));
+    const bridges = links.filter(({ kind, index }) => kind === "bridge" && masters.has(index));
     if (left.length > 0) {
       // Others of this process use the session's connection meanwhile.
       using nl = NetlinkConnection.open();
