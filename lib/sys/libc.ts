@@ -282,6 +282,9 @@ export function syscall(op: string, object: string, call: () => number | bigint)
 }
 
 const NONE: readonly number[] = [];
+/** Calls on files, which do not fail with EAGAIN, and do nothing when they fail. */
+const NEVER_BLOCKING: readonly string[] = ["open", "access", "faccessat", "pread"];
+const MOST_DOUBTS = 3;
 
 /** Like {@linkcode syscall}; undefined if it fails with one of the errors of `expected`. */
 export function attempt(
@@ -290,11 +293,13 @@ export function attempt(
   expected: readonly number[],
   call: () => number | bigint,
 ): number | undefined {
-  while (true) {
+  for (let doubts = 0;;) {
     const result = Number(call());
     if (result !== -1) return result;
     const number = errno();
     if (number === Errno.EINTR) continue;
+    // The runtime's locks leave EAGAIN in errno now and then before it is read here.
+    if (number === Errno.EAGAIN && NEVER_BLOCKING.includes(op) && doubts++ < MOST_DOUBTS) continue;
     if (expected.includes(number)) return undefined;
     const code = errnoName(number);
     throw new SyscallError({ op, object, errno: number, code }, { mend: errnoMend(code) });
