@@ -67,12 +67,15 @@ export class NetnsGuest extends Machine {
   /**
    * Asks for a lease and configures the guest by it: address, routes, resolvers, host name, MTU.
    *
-   * @throws when no lease is offered within three seconds
+   * It asks as long as a guest that boots would: until the kernel has noticed that the TAP has a
+   * carrier, which a busy machine does late, it drops what is sent on it.
+   *
+   * @throws when no lease is offered within ten seconds
    */
   async dhcp(): Promise<Lease> {
     await this.writeFile(SCRIPT, UDHCPC_SCRIPT, 0o755);
     const { stdout, stderr } = await this.run("busybox", [
-      ...["udhcpc", "-i", LINK, "-s", SCRIPT, "-f", "-q", "-n", "-t", "3", "-T", "1"],
+      ...["udhcpc", "-i", LINK, "-s", SCRIPT, "-f", "-q", "-n", "-t", "10", "-T", "1"],
       ...UDHCPC_OPTIONS,
     ]);
     const lease = parseLease(stdout.split("\n"));
