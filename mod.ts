@@ -35,6 +35,7 @@ import type {
   HostSession,
   MapOptions,
   MappedPorts,
+  Plan,
   PortTarget,
   Removed,
   Restored,
@@ -63,6 +64,7 @@ export type {
   MappedPorts,
   NetworkPlugin,
   OutputFormat,
+  Plan,
   PortTarget,
   Removed,
   Restored,
@@ -171,6 +173,36 @@ export async function removeTogether<T>(options: HostOptions, act: () => Promise
  */
 export async function checkVm(name: string, options: HostOptions = {}): Promise<Difference[]> {
   return await (await import("./lib/vm/verbs/check.ts")).checkVm(name, options);
+}
+
+/**
+ * What {@linkcode attachVm} would do: nothing is changed, and nothing locked. Plugins are asked to CHECK a VM
+ * that is attached.
+ *
+ * @throws {TapkitError} for what it would refuse, as far as that is known before anything is made
+ */
+export async function planAttach(
+  request: AttachRequest,
+  options: HostOptions = {},
+): Promise<Plan> {
+  return await (await import("./lib/vm/verbs/attach.ts")).planAttach(request, options);
+}
+
+/** What {@linkcode removeVm} would take away: nothing is changed, and nothing locked. */
+export async function planRemove(name: string, options: RemoveOptions = {}): Promise<Plan> {
+  return await (await import("./lib/vm/verbs/remove.ts")).planRemove(name, options);
+}
+
+/**
+ * What {@linkcode mapPorts}, or {@linkcode unmapPorts} with `remove`, would do, and the mappings that there
+ * would be: nothing is changed, and nothing locked.
+ */
+export async function planPorts(
+  target: PortTarget,
+  ports: readonly (string | PortMapping)[],
+  options: MapOptions & { readonly remove?: boolean } = {},
+): Promise<MappedPorts & Plan> {
+  return await (await import("./lib/vm/verbs/map-ports.ts")).planPorts(target, ports, options);
 }
 
 /**

@@ -39,6 +39,11 @@ export async function main(
         if (all) return tapkit.listVms(options).forEach(print), EXIT.done;
         return await cli.forEachVm(doing, requests, ({ name }) => print(tapkit.getVm(name, host)));
       case "attach":
+        if (parsed.flags["dry-run"]) {
+          return await forEach(async (vm, now) =>
+            cli.json({ vm: vm.name, ...await tapkit.planAttach(vm, now) })
+          );
+        }
         return await forEach(async (vm, now) => report(await tapkit.attachVm(vm, now)));
       case "restore":
       case "gc": {
@@ -54,6 +59,11 @@ export async function main(
           cli.problems({ vm }, (await tapkit.checkVm(vm, now)).map(tapkit.sentence))
         );
       case "remove": {
+        if (parsed.flags["dry-run"]) {
+          return await forEach(async ({ name: vm }, now) =>
+            cli.json({ vm, ...await tapkit.planRemove(vm, now) })
+          );
+        }
         const remove = async ({ name: vm }: AttachRequest, now: typeof options) =>
           cli.json({ vm, removed: await tapkit.removeVm(vm, now) });
         return await tapkit.removeTogether(options, () => forEach(remove));

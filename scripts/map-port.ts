@@ -28,6 +28,11 @@ export async function main(args: readonly string[], setting?: Setting): Promise<
         return cli.problems(object, found.map(tapkit.sentence));
       }
       const openFirewall = parsed.flags["open-firewall"];
+      if (parsed.flags["dry-run"]) {
+        const remove = verb === "remove";
+        cli.json(await tapkit.planPorts(target, ports, { ...options, openFirewall, remove }));
+        return EXIT.done;
+      }
       cli.json(
         verb === "map"
           ? await tapkit.mapPorts(target, ports, { ...options, openFirewall })

@@ -74,6 +74,12 @@ export function refuseUnlessPlain(
       mend: verb === "run" ? "use --record-file" : "leave it out",
     });
   }
+  if (flags["dry-run"] && verb !== "attach" && verb !== "remove") {
+    throw new InputError("--dry-run is for attaching and --remove", { mend: "leave it out" });
+  }
+  if (flags["dry-run"] && flags.output !== undefined) {
+    throw new InputError("--output does not go with --dry-run", { mend: "leave it out" });
+  }
   if (flags.exclusive && verb !== "gc") {
     throw new InputError("--exclusive is for --gc", { mend: "leave it out" });
   }

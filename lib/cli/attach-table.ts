@@ -198,7 +198,10 @@ export const ATTACH_VM = {
   groups: [
     {
       title: "every day",
-      options: ["ports", "network", "output", "list", "check", "remove", "all", "force", "restore"],
+      options: [
+        ...["ports", "network", "output", "list", "check"],
+        ...["remove", "all", "force", "dry-run", "restore"],
+      ],
     },
     { title: "with -- VMM", options: ["user", "keep", "record-file"] },
     {
@@ -279,6 +282,10 @@ export const ATTACH_VM = {
       help: "compare the records of the VMs, or of all VMs, with the kernel; change nothing",
     },
     {
+      name: "dry-run",
+      help: "print what attaching or --remove would do to each VM; change nothing",
+    },
+    {
       name: "remove",
       alias: ["--rm", "--delete", "--del"],
       help: "remove the VMs from their networks",
@@ -305,6 +312,7 @@ export const ATTACH_VM = {
       does: "deny connections to cloud metadata and to other VMs",
       command: "attach-vm web --deny-egress 169.254.169.254 --isolated",
     },
+    { does: "see what that would change", command: "attach-vm web --ports none --dry-run" },
     { does: "attach many VMs", command: "attach-vm --from vms.jsonl" },
     { does: "remove a VM", command: "attach-vm web --remove" },
   ],

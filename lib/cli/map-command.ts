@@ -58,6 +58,12 @@ export const MAP_PORT = {
       alias: ["-l", "--ls", "--show"],
       help: "print the mappings of one VM, or of all",
     },
+    {
+      name: "dry-run",
+      help:
+        "print what mapping or --remove would do, and the mappings that there would be; change " +
+        "nothing",
+    },
     { name: "check", help: "compare the VM's mappings with the kernel; change nothing" },
     HOST_OPTIONS[0],
   ],
@@ -82,6 +88,9 @@ export function readMapCommand({ flags, words }: Parsed<typeof MAP_PORT>): MapCo
   const verb = (["remove", "list", "check"] as const).find((name) => flags[name]) ?? "map";
   if (verb !== "map" && flags["open-firewall"]) {
     throw new InputError(`--open-firewall does not go with --${verb}`, { mend: "leave it out" });
+  }
+  if (flags["dry-run"] && (verb === "list" || verb === "check")) {
+    throw new InputError(`--dry-run does not go with --${verb}`, { mend: "leave it out" });
   }
   const ports = flags.to === undefined ? words.slice(1) : words;
   const target = flags.to === undefined ? words[0] : { to: flags.to };

@@ -96,6 +96,8 @@ export class OpenSession implements HostSession {
 /** The host that a call works on. */
 export interface Host extends HostPaths, Disposable {
   readonly session: HostSession;
+  /** Whether nothing may be changed: what planning would install is only planned. */
+  readonly onlyLooks?: true;
 }
 
 /**

@@ -153,7 +153,15 @@ export interface Change {
   /** What was changed, in words. */
   readonly object: string;
   /** What was done to it. */
-  readonly change: "created" | "recreated" | "repaired" | "changed";
+  readonly change: "created" | "recreated" | "repaired" | "changed" | "removed";
+}
+
+/** What a call would do. */
+export interface Plan {
+  /** Empty if nothing has to be done. */
+  readonly changes: readonly Change[];
+  /** Whether a TAP would be created again, so that the VMM must open it again. */
+  readonly tapReplaced: boolean;
 }
 
 /** What attaching a VM did. */

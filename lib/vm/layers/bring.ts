@@ -66,6 +66,65 @@ function standingOn<B>(layers: readonly Layer<B>[], lowest: readonly LayerName[]
   return found;
 }
 
+/** What is to be done to a layer that stays: repairs, and what is wanted otherwise. */
+interface Due {
+  readonly found: readonly Difference[];
+  readonly differs: boolean;
+}
+
+/** What is to be done to a layer that is not made; undefined for nothing. */
+function dueTo<B>(
+  layer: Layer<B>,
+  { found: all, cutOff }: Context<B>,
+  from: B,
+  at: B,
+): Due | undefined {
+  const found = all.filter(({ layer: of, repair }) =>
+    repair === "live" && (of === layer.name || layer.also?.includes(of))
+  );
+  const differs = !isSame(layer.want(from), layer.want(at));
+  return found.length > 0 || differs || cutOff !== undefined ? { found, differs } : undefined;
+}
+
+function madeIn<B>(layer: Layer<B>, from: B | undefined, at: B): Change {
+  const change = from === undefined ? "created" : "recreated";
+  return { layer: layer.name, object: layer.describe(at), change };
+}
+
+function changedIn<B>(layer: Layer<B>, { found, differs }: Due, at: B): Change[] {
+  return [
+    ...found.map(({ object }): Change => ({ layer: layer.name, object, change: "repaired" })),
+    ...differs
+      ? [{ layer: layer.name, object: layer.describe(at), change: "changed" } as const]
+      : [],
+  ];
+}
+
+/**
+ * What {@linkcode bring} is going to do. It may find that a layer has to be made anew only when it
+ * changes it.
+ */
+export function changesOf<B>(
+  layers: readonly Layer<B>[],
+  context: Context<B>,
+  { from, to, made }: PlannedCourse<B>,
+): Change[] {
+  return layers.flatMap((layer) => {
+    if (from === undefined || made.has(layer.name)) return [madeIn(layer, from, to)];
+    const due = dueTo(layer, context, from, to);
+    return due === undefined ? [] : changedIn(layer, due, to);
+  });
+}
+
+/** What {@linkcode takeAway} is going to do. */
+export function removalsOf<B>(layers: readonly Layer<B>[], from: B): Change[] {
+  return layers.toReversed().map((layer) => ({
+    layer: layer.name,
+    object: layer.describe(from),
+    change: "removed",
+  }));
+}
+
 /**
  * Does what was planned. The caller unwinds the undo stack when this fails.
  *
@@ -90,16 +149,12 @@ export async function bring<B>(
       // What else this process does, as answering guests' DHCP, waits for one layer at most.
       await checkpoint(context.host.signal);
       at = await layer.make(context, at, from);
-      const change = from === undefined ? "created" : "recreated";
-      changes.push({ layer: name, object: layer.describe(at), change });
+      changes.push(madeIn(layer, from, at));
       continue;
     }
-    const found = context.found.filter(({ layer: of, repair }) =>
-      repair === "live" && (of === name || layer.also?.includes(of))
-    );
-    const differs = !isSame(layer.want(from), layer.want(at));
-    if (found.length === 0 && !differs && context.cutOff === undefined) continue;
-    const brought = await layer.change({ ...context, found }, from, at);
+    const due = dueTo(layer, context, from, at);
+    if (due === undefined) continue;
+    const brought = await layer.change({ ...context, found: due.found }, from, at);
     if (brought === "recreate" && context.liveOnly) {
       throw new TapkitError(`${layer.describe(at)} cannot be repaired while the guest runs`);
     }
@@ -116,10 +171,7 @@ export async function bring<B>(
       return await bring(layers, wider, again, record);
     }
     at = brought;
-    changes.push(
-      ...found.map(({ object }): Change => ({ layer: name, object, change: "repaired" })),
-      ...differs ? [{ layer: name, object: layer.describe(at), change: "changed" } as const] : [],
-    );
+    changes.push(...changedIn(layer, due, at));
   }
   return { at, changes };
 }

@@ -52,7 +52,8 @@ export function noteDeprecated({ session, note }: Host): void {
 }
 
 /**
- * Checks what is asked of Docker; the sandbox's image is there afterwards.
+ * Checks what is asked of Docker; the sandbox's image is there afterwards, unless the host is only looked
+ * at.
  *
  * @returns the name of the network
  * @throws {InputError} for what Docker's networks cannot do
@@ -72,8 +73,8 @@ export async function planDocker(host: Host, { spec }: Both): Promise<string> {
     });
   }
   await findSandbox(spec.id.name, run);
-  if (image === undefined) await ensureSandboxImage(engine, run);
-  else await requireImage(host, image, run);
+  if (image !== undefined) await requireImage(host, image, run);
+  else if (!host.onlyLooks) await ensureSandboxImage(engine, run);
   return network.Name;
 }
 
@@ -125,8 +126,13 @@ async function requireBridge(name: string, run: DockerRun): Promise<Network> {
   );
 }
 
-async function requireImage({ note }: Host, image: string, run: DockerRun): Promise<void> {
+async function requireImage(
+  { note, onlyLooks }: Host,
+  image: string,
+  run: DockerRun,
+): Promise<void> {
   if (await inspect("image", image, run) !== undefined) return;
+  if (onlyLooks) return note(`would pull image ${image}`);
   note(`pulling image ${image}`);
   try {
     await docker(["pull", image], { ...run, onLine: (line) => note(`${image}: ${line}`) });

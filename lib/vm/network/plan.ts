@@ -4,7 +4,7 @@
  * @module
  */
 
-import { findNetwork } from "../../cni/conflist.ts";
+import { findNetwork, parseConfig } from "../../cni/conflist.ts";
 import { DEFAULT_NETWORK, installDefaultCni } from "../../cni/default-network.ts";
 import { declares, type NetworkAttachment, planNetwork, portMappings } from "../../cni/plan.ts";
 import { AddressHeldError } from "../../cni/types.ts";
@@ -295,18 +295,24 @@ function readOnce(
 }
 
 /** The first network of the directory; the default one is installed where there is none. */
-function firstNetwork(host: HostPaths): NetworkConfigList {
+function firstNetwork(host: Host): NetworkConfigList {
   return findNetwork(host.confDir) ?? installFirst(host);
 }
 
-function installFirst(host: HostPaths): NetworkConfigList {
-  const installed = installDefaultCni({ confDir: host.confDir });
+function installFirst(host: Host): NetworkConfigList {
+  const { confDir } = host;
+  if (host.onlyLooks) {
+    const { path, text, network, subnet } = installDefaultCni({ confDir, print: true });
+    host.note(`would install ${path}: network ${network}, ${subnet}`);
+    return parseConfig(text!, path);
+  }
+  const installed = installDefaultCni({ confDir });
   host.note(`installed ${installed.path}: network ${installed.network}, ${installed.subnet}`);
   return requireNetwork(host, installed.network);
 }
 
 /** @param again whether the VM was on it before: on a bare host the default one is installed again */
-function requireNetwork(host: HostPaths, name?: string, again = false): NetworkConfigList {
+function requireNetwork(host: Host, name?: string, again = false): NetworkConfigList {
   if (again && name === DEFAULT_NETWORK && findNetwork(host.confDir) === undefined) {
     return installFirst(host);
   }

@@ -10,7 +10,14 @@ import { CniError } from "../../cni/types.ts";
 import { describe } from "../../errors.ts";
 import { isSame } from "../../same.ts";
 import { isThere } from "../../sys/text.ts";
-import { bring, look, planCourse, type PlannedCourse } from "../layers/bring.ts";
+import {
+  bring,
+  changesOf,
+  look,
+  planCourse,
+  type PlannedCourse,
+  removalsOf,
+} from "../layers/bring.ts";
 import { layersOf } from "../layers/kinds.ts";
 import type { Context } from "../layers/layer.ts";
 import { nameHolder } from "../network/plan.ts";
@@ -21,16 +28,25 @@ import { guestsOf } from "../record/served.ts";
 import { announce, refuseElsewhere } from "../record/elsewhere.ts";
 import { claimId, releaseId } from "../record/ids.ts";
 import { canonicalNetns } from "../record/netns-path.ts";
+import { identityOf } from "../record/identity.ts";
 import { recordPath } from "../record/paths.ts";
-import { attachedSide, deleteVm, readVm, unfinished, writeVm } from "../record/store.ts";
+import { attachedSide, deleteVm, readVm, sideOf, unfinished, writeVm } from "../record/store.ts";
 import { validateAttach } from "../request.ts";
 import { currentResolvers, hostResolvers } from "../resolvers.ts";
 import { describeTapUsers } from "../running.ts";
-import type { Attached, AttachRequest, Difference, HostOptions, LayerName } from "../types.ts";
+import type { Host } from "../session.ts";
+import type {
+  Attached,
+  AttachRequest,
+  Difference,
+  HostOptions,
+  LayerName,
+  Plan,
+} from "../types.ts";
 import { noteRepairs } from "./notes.ts";
 import { removeRecorded } from "./take-away.ts";
 import { askedPorts, type Running, wantedOf } from "./wanted.ts";
-import { changingVm, contextOf, type VmWork } from "./work.ts";
+import { changingVm, contextOf, onlyLooking, type VmWork } from "./work.ts";
 
 /**
  * Attaches a VM to its networks, or brings an attachment back to what is recorded and asked for.
@@ -46,13 +62,51 @@ export async function attachVm(
   options: HostOptions = {},
   running: Running = {},
 ): Promise<Attached> {
+  const asked = validAsked(request);
+  return await changingVm(request.name, options, async (work) => {
+    const stored = storedOf(work.host, request.name);
+    return await attachStored(work, await settled(work, stored), { request: asked, running });
+  });
+}
+
+function validAsked(request: AttachRequest): AttachRequest {
   validateAttach(request);
   const { netns } = request;
-  const asked = netns === undefined ? request : { ...request, netns: canonicalNetns(netns) };
-  return await changingVm(request.name, options, async (work) => {
-    const isKnown = isThere(recordPath(work.host, request.name));
-    const stored = isKnown ? readVm(work.host, request.name) : undefined;
-    return await attachStored(work, await settled(work, stored), { request: asked, running });
+  return netns === undefined ? request : { ...request, netns: canonicalNetns(netns) };
+}
+
+function storedOf(host: Host, name: string): Attachment | undefined {
+  return isThere(recordPath(host, name)) ? readVm(host, name) : undefined;
+}
+
+/**
+ * What {@linkcode attachVm} would do. Nothing is changed, and nothing locked; plugins are asked to CHECK.
+ *
+ * @throws {TapkitError} for what it would refuse, as far as that is known before anything is made
+ */
+export async function planAttach(
+  request: AttachRequest,
+  options: HostOptions = {},
+): Promise<Plan> {
+  const asked = { request: validAsked(request), running: {} };
+  return await onlyLooking(options, async ({ host, outside }) => {
+    const work = { host, outside, id: identityOf(request.name) };
+    const layers = layersOf(host).vm;
+    const stored = storedOf(host, request.name);
+    if (stored === undefined) refuseElsewhere(host, request.name);
+    if (stored?.is === "changing" && attachedSide(stored) === undefined) {
+      host.note(`"${request.name}" ${unfinished(stored)}: it would be removed, then attached`);
+      return { changes: removalsOf(layers, sideOf(stored)!), tapReplaced: true };
+    }
+    using context = contextOf(work, stored);
+    const compared = await compare(work, context, stored, { keepLeases: true });
+    try {
+      const course = await planTo(work, compared, asked);
+      const tapReplaced = stored !== undefined && course.made.has("wire");
+      return { changes: changesOf(layers, compared.layered, course), tapReplaced };
+    } catch (error) {
+      throw nameHolder(host, error);
+    }
   });
 }
 
@@ -171,38 +225,59 @@ interface Refused {
   readonly refused: unknown;
 }
 
+/** An attachment beside what is in the kernel. */
+interface Compared {
+  readonly from: Both | undefined;
+  /** Whether its networks are made anew. */
+  readonly remade: boolean;
+  readonly layered: Context<Both>;
+}
+
+async function compare(
+  { host }: VmWork,
+  context: Context<Both>,
+  stored: Attachment | undefined,
+  { heals, keepLeases }: Pick<Asked, "heals"> & { readonly keepLeases: boolean },
+): Promise<Compared> {
+  const recorded = attachedSide(stored);
+  const from = recorded && withCurrentResolvers(recorded);
+  const all = from === undefined ? [] : await look(layersOf(host).vm, context, from, heals?.only);
+  heals?.onFound(all);
+  const liveOnly = heals?.recreate === false;
+  const found = liveOnly ? all.filter(({ repair }) => repair === "live") : all;
+  const remade = found.some(({ layer, repair }) =>
+    repair === "recreate" && (layer === "netns" || layer === "network")
+  );
+  const kept = keepLeases && from !== undefined && mayKeep(from);
+  return { from, remade, layered: { ...context, found, liveOnly, keepLeases: kept } };
+}
+
+async function planTo(
+  { host, id }: VmWork,
+  { from, remade, layered }: Compared,
+  asked: Asked,
+): Promise<PlannedCourse<Both>> {
+  const to = await wantedOf(layered, { id, from, remade, ...asked });
+  return await planCourse(layersOf(host).vm, layered, { from, to });
+}
+
 async function attachOnce(
   work: VmWork,
   stored: Attachment | undefined,
   { keepLeases, ...asked }: Asked & { readonly keepLeases: boolean },
 ): Promise<Attached | Refused> {
   const { host, id: { name } } = work;
-  const layers = layersOf(host).vm;
   using context = contextOf(work, stored);
-  const recorded = attachedSide(stored);
-  const from = recorded && withCurrentResolvers(recorded);
-  const { heals } = asked;
-  const all = from === undefined ? [] : await look(layers, context, from, heals?.only);
-  heals?.onFound(all);
-  const liveOnly = heals?.recreate === false;
-  const found = liveOnly ? all.filter(({ repair }) => repair === "live") : all;
-  if (from !== undefined) noteRepairs(host, name, found);
-  const remade = found.some(({ layer, repair }) =>
-    repair === "recreate" && (layer === "netns" || layer === "network")
-  );
-  const layered: Context<Both> = {
-    ...context,
-    found,
-    liveOnly,
-    keepLeases: keepLeases && from !== undefined && mayKeep(from),
-  };
   const { undo } = context;
+  const compared = await compare(work, context, stored, { ...asked, keepLeases });
+  const { from, layered } = compared;
+  const { found } = layered;
+  if (from !== undefined) noteRepairs(host, name, found);
   try {
-    const to = await wantedOf(layered, { id: work.id, from, remade, ...asked });
-    const course = await planCourse(layers, layered, { from, to });
+    const course = await planTo(work, compared, asked);
     const nothing = course.made.size === 0 && context.cutOff === undefined &&
       found.every(({ repair }) => repair === "none") && isSame(from, course.to);
-    if (nothing) return await unchanged(layered, from!, recorded!);
+    if (nothing) return await unchanged(layered, from!, attachedSide(stored)!);
     undo.push(`record of "${name}"`, (failures) => {
       // What is in doubt by now, the same command looks at whole.
       if (failures.length === 0 || stored === undefined) putBack(work, stored);
@@ -212,7 +287,7 @@ async function attachOnce(
       journal(work, from, planned);
     };
     await record(course);
-    const { at, changes } = await bring(layers, layered, course, record);
+    const { at, changes } = await bring(layersOf(host).vm, layered, course, record);
     await checkpoint(host.signal);
     writeVm(host, name, { is: "attached", at });
     const tapReplaced = changes.some(({ layer, change }) =>

@@ -15,7 +15,40 @@ import type { HostPaths } from "../record/paths.ts";
 import { specOf } from "../record/spec.ts";
 import { hasVm } from "../record/store.ts";
 import { noteTapUsers, removeRecorded } from "./take-away.ts";
+import type { Change, LayerName } from "../types.ts";
 import type { VmWork } from "./work.ts";
+
+/** What is to be seen of an attachment without a record. */
+interface Signs {
+  /** Whether there is any. */
+  readonly found: boolean;
+  /** Networks that it was on. */
+  readonly cached: readonly NetworkAttachment[];
+}
+
+async function signsOf({ host, id }: VmWork): Promise<Signs> {
+  const cached = await cachedNetworks(host, id.containerId);
+  const found = hasVm(host, id.name) || isThere(ownNetnsPath(id)) || cached.length > 0;
+  return { found, cached };
+}
+
+/** What {@linkcode removeLost} would take away, as far as there are signs of it. */
+export async function planLost(work: VmWork): Promise<Change[]> {
+  const { id } = work;
+  const { cached } = await signsOf(work);
+  const sandbox = await hasSandbox(work);
+  const path = ownNetnsPath(id);
+  const removed = (layer: LayerName, object: string): Change => ({
+    layer,
+    object,
+    change: "removed",
+  });
+  return [
+    ...cached.map(({ network, ifName }) => removed("network", `${ifName} on network "${network}"`)),
+    ...sandbox ? [removed("network", `the sandbox container of "${id.name}"`)] : [],
+    ...isThere(path) ? [removed("netns", `network namespace ${path}`)] : [],
+  ];
+}
 
 /**
  * Takes away what an attachment without a record would have made, on every network there is.
@@ -25,8 +58,7 @@ import type { VmWork } from "./work.ts";
 export async function removeLost(work: VmWork): Promise<boolean> {
   const { host, id } = work;
   const path = ownNetnsPath(id);
-  const cached = await cachedNetworks(host, id.containerId);
-  const found = hasVm(host, id.name) || isThere(path) || cached.length > 0;
+  const { found, cached } = await signsOf(work);
   const names = cached.map(({ network }) => network);
   // A plugin of another maker is asked to take away only what there is a sign of.
   const known = knownNetworks(host, id.containerId, found ? "auto" : "builtin")

@@ -11,7 +11,16 @@ import type { Firewall } from "../../firewall/firewall.ts";
 import { formatPort, type PortMapping } from "../../inet/ports.ts";
 import { isSame } from "../../same.ts";
 import { reachableByPorts } from "../network/host-end.ts";
-import { bring, type Course, hasNamespace, look, planCourse, takeAway } from "../layers/bring.ts";
+import {
+  bring,
+  changesOf,
+  type Course,
+  hasNamespace,
+  look,
+  planCourse,
+  removalsOf,
+  takeAway,
+} from "../layers/bring.ts";
 import { layersOf, servingLayers } from "../layers/kinds.ts";
 import type { Layer } from "../layers/layer.ts";
 import { choosingAgain, claimPorts, findSecondOwners, holdsAny, withoutPorts } from "../ports.ts";
@@ -35,10 +44,26 @@ import {
 } from "../record/store.ts";
 import { readPorts } from "../request.ts";
 import { type Host, openHost } from "../session.ts";
-import type { Difference, HostOptions, MapOptions, MappedPorts, PortTarget } from "../types.ts";
+import type {
+  Change,
+  Difference,
+  HostOptions,
+  MapOptions,
+  MappedPorts,
+  Plan,
+  PortTarget,
+} from "../types.ts";
 import { newAddress, validateAddress } from "./mapped-address.ts";
 import { withClaims } from "./wanted.ts";
-import { changingHost, changingVm, contextOf, lookingAt, type Work } from "./work.ts";
+import { changingHost, changingVm, contextOf, lookingAt, onlyLooking, type Work } from "./work.ts";
+
+/** Where nothing is to be done, but told what would be. */
+interface Planning {
+  readonly onPlan?: ((changes: readonly Change[]) => void) | undefined;
+}
+
+/** With whom ports are mapped. */
+interface MapWork extends Work, Planning {}
 
 /** One port, as text or as a mapping. */
 type Port = string | PortMapping;
@@ -71,11 +96,11 @@ interface Holder<B> {
 export async function mapPorts(
   target: PortTarget,
   ports: readonly Port[],
-  { openFirewall = false, ...options }: MapOptions = {},
+  { openFirewall = false, ...options }: MapOptions & Planning = {},
 ): Promise<MappedPorts> {
   const asked = parseAsked(ports);
   const add = async <B>(
-    work: Work,
+    work: MapWork,
     holder: Holder<B>,
     stored: Attachment<B> | undefined,
     at: B,
@@ -109,6 +134,21 @@ export async function mapPorts(
 }
 
 /**
+ * What {@linkcode mapPorts}, or {@linkcode unmapPorts} with `remove`, would do, and the mappings that there
+ * would be. Nothing is changed, and nothing locked.
+ */
+export async function planPorts(
+  target: PortTarget,
+  ports: readonly Port[],
+  { remove = false, ...options }: MapOptions & { readonly remove?: boolean } = {},
+): Promise<MappedPorts & Plan> {
+  let changes: readonly Change[] = [];
+  const planning = { ...options, onPlan: (all: readonly Change[]) => changes = all };
+  const mapped = await (remove ? unmapPorts : mapPorts)(target, ports, planning);
+  return { ...mapped, changes, tapReplaced: false };
+}
+
+/**
  * Takes mappings from a VM, attach-vm's own too, or from an address. What is not there is passed
  * over.
  *
@@ -118,12 +158,12 @@ export async function mapPorts(
 export async function unmapPorts(
   target: PortTarget,
   ports: readonly Port[],
-  options: HostOptions = {},
+  options: HostOptions & Planning = {},
 ): Promise<MappedPorts> {
   const asked = parseAsked(ports);
   refuseUnchosen(asked);
   const gone = boundBoth(asked);
-  const drop = async <B>(work: Work, holder: Holder<B>, stored: Attachment<B>, at: B) => {
+  const drop = async <B>(work: MapWork, holder: Holder<B>, stored: Attachment<B>, at: B) => {
     const had = holder.claims(at);
     if (stored.is === "attached" && !holdsAny(had, gone)) return portsOf(had);
     const to = await holder.with(at, withoutPorts(had, gone), holder.opened(at));
@@ -134,7 +174,7 @@ export async function unmapPorts(
       const at = stored && sideOf(stored);
       if (at !== undefined) return await drop(work, holder, stored!, at);
       // Of a process that was killed before it had done anything.
-      holder.write(undefined);
+      if (!work.host.onlyLooks) holder.write(undefined);
       return [];
     });
   }
@@ -214,12 +254,13 @@ export async function restoreAddress(to: string, options: HostOptions): Promise<
  * @returns all mappings then
  */
 async function changeClaims<B>(
-  work: Work,
+  work: MapWork,
   holder: Holder<B>,
   stored: Attachment<B> | undefined,
   to: B,
 ): Promise<readonly PortMapping[]> {
   const { claims } = holder;
+  const { onPlan } = work;
   const from = stored && sideOf(stored);
   using context = contextOf(work, stored);
   // A VM may be gone, by a reboot say: what is mapped to it goes all the same.
@@ -231,7 +272,9 @@ async function changeClaims<B>(
     const found = from !== undefined && isSame(claims(from), claims(to))
       ? await look(servingLayers(layers), context, from)
       : [];
-    if (from !== undefined && holder.portsOnly && claims(to).length === 0) {
+    const isLast = from !== undefined && holder.portsOnly && claims(to).length === 0;
+    if (isLast && onPlan !== undefined) return onPlan(removalsOf(layers, from)), [];
+    if (isLast) {
       // What is being taken away does not come back: the same command goes on with the rest.
       holder.write({ is: "changing", from });
       await takeAway(layers, context, from);
@@ -240,6 +283,10 @@ async function changeClaims<B>(
     }
     const looked = { ...context, found };
     const course = await planCourse(layers, looked, { from, to });
+    if (onPlan !== undefined) {
+      onPlan(changesOf(layers, looked, course));
+      return portsOf(claims(course.to));
+    }
     undo.push(`the record of ${holder.owner}`, (failures) => {
       if (failures.length === 0) holder.write(stored);
     });
@@ -291,11 +338,12 @@ function addressHolder(host: Host, to: string): Holder<AddressAttachment> {
 
 async function changeVm(
   vm: string,
-  options: HostOptions,
-  act: (work: Work, holder: Holder<Both>, at: Both) => Promise<readonly PortMapping[]>,
+  options: HostOptions & Planning,
+  act: (work: MapWork, holder: Holder<Both>, at: Both) => Promise<readonly PortMapping[]>,
 ): Promise<MappedPorts> {
   refuseUnknown(hostPaths(options), vm);
-  return await changingVm(vm, options, async (work) => {
+  const { onPlan } = options;
+  const change = async (work: Work) => {
     const { host } = work;
     const at = requireVm(host, vm);
     const holder = vmHolder(host, vm);
@@ -304,23 +352,28 @@ async function changeVm(
       with: async (from, claims, openPorts) =>
         reachableByPorts(host.session.nl, await holder.with(from, claims, openPorts)),
     };
-    return { vm, ports: await act(work, located, at) };
-  });
+    return { vm, ports: await act({ ...work, onPlan }, located, at) };
+  };
+  return await (onPlan === undefined
+    ? changingVm(vm, options, change)
+    : onlyLooking(options, change));
 }
 
 async function changeAddress(
   text: string,
-  options: HostOptions,
+  options: HostOptions & Planning,
   act: (
-    work: Work,
+    work: MapWork,
     holder: Holder<AddressAttachment>,
     stored: Attachment<AddressAttachment> | undefined,
   ) => Promise<readonly PortMapping[]>,
 ): Promise<MappedPorts> {
   const to = validateAddress(text);
-  return await changingHost(options, async (work) => {
+  const { onPlan } = options;
+  return await (onPlan === undefined ? changingHost : onlyLooking)(options, async (work) => {
     const { host } = work;
-    return { to, ports: await act(work, addressHolder(host, to), readAddress(host, to)) };
+    const holder = addressHolder(host, to);
+    return { to, ports: await act({ ...work, onPlan }, holder, readAddress(host, to)) };
   });
 }
 

@@ -6,15 +6,18 @@
 
 import { ConflictError, TapkitError } from "../../errors.ts";
 import { inTurns } from "../../turns.ts";
+import { removalsOf } from "../layers/bring.ts";
+import { layersOf } from "../layers/kinds.ts";
 import type { Attachment } from "../record/attachment.ts";
 import { holderElsewhere } from "../record/elsewhere.ts";
+import { identityOf, validateName } from "../record/identity.ts";
 import type { HostPaths } from "../record/paths.ts";
 import { readVm, sideOf } from "../record/store.ts";
 import { pidInWords, supervised } from "../running.ts";
 import { sessionOf } from "../session.ts";
-import type { HostOptions, Removed } from "../types.ts";
-import { removeForGood, removingTogether } from "./take-away.ts";
-import { changingVm } from "./work.ts";
+import type { HostOptions, Plan, Removed } from "../types.ts";
+import { noteTapUsers, removeForGood, removingTogether } from "./take-away.ts";
+import { changingVm, onlyLooking } from "./work.ts";
 
 /** How to remove. */
 export interface RemoveOptions extends HostOptions {
@@ -41,6 +44,28 @@ export async function removeVm(name: string, options: RemoveOptions = {}): Promi
     if (holder === undefined) return await (await import("./lost.ts")).removeLost(work);
     host.note(`the VM "${name}" of ${holder} stays: write --state-dir ${holder} to remove it`);
     return false;
+  });
+}
+
+/**
+ * What {@linkcode removeVm} would take away. Nothing is changed, and nothing locked.
+ *
+ * @throws {ConflictError} while a VMM of `-- VMM` runs, unless `force`
+ */
+export async function planRemove(name: string, options: RemoveOptions = {}): Promise<Plan> {
+  validateName(name);
+  return await onlyLooking(options, async ({ host, outside }) => {
+    const work = { host, outside, id: identityOf(name) };
+    if (options.force !== true) refuseRunning(name, supervised(host, name));
+    const stored = readUsable(host, name);
+    const from = stored && sideOf(stored);
+    if (from !== undefined) {
+      await noteTapUsers(work, from);
+      return { changes: removalsOf(layersOf(host).vm, from), tapReplaced: false };
+    }
+    const isElsewhere = holderElsewhere(host, name) !== undefined;
+    const changes = isElsewhere ? [] : await (await import("./lost.ts")).planLost(work);
+    return { changes, tapReplaced: false };
   });
 }
 

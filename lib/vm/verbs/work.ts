@@ -105,7 +105,20 @@ export function contextOf<B>(
   };
 }
 
-/** Of who only looks at a host: nothing is locked. */
+/** Does something without a lock, which changes nothing: {@linkcode lookingAt}. */
+export async function onlyLooking<T>(
+  options: HostOptions,
+  act: (work: Work) => Promise<T>,
+): Promise<T> {
+  using host = openHost(options);
+  try {
+    return await act(lookingAt(host));
+  } catch (error) {
+    throw await explained(error);
+  }
+}
+
+/** Of who only looks at a host: nothing is locked, and planning installs nothing. */
 export function lookingAt(host: Host): Work {
-  return { host, outside: (act) => (host.waits?.(), act()) };
+  return { host: { ...host, onlyLooks: true }, outside: (act) => (host.waits?.(), act()) };
 }
