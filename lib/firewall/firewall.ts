@@ -9,8 +9,8 @@ import { type Family, isLoopback } from "../inet/ip.ts";
 import { PortConflictError, type PortMapping } from "../inet/ports.ts";
 import { countFlows, deleteFlows } from "../netlink/conntrack.ts";
 import type { NftMemory } from "../netlink/nftables/memory.ts";
-import { type FlowChange, flowIsStale, flowMatches, leadsToGone } from "./flows.ts";
-import type { GoneGuest, GoneGuests } from "./gone-flows.ts";
+import { type FlowChange, flowIsStale, flowMatches, type GoneGuest, leadsToGone } from "./flows.ts";
+import { type GoneGuests, matchesOfGone } from "./gone-flows.ts";
 import {
   addressesOf,
   apartElements,
@@ -380,10 +380,9 @@ export class Firewall implements Disposable {
   }
 
   #deleteGone(gone: readonly GoneGuest[], addresses: readonly string[]): void {
-    const changed = gone.flatMap(({ ports }) => ports.map((port) => ({ ...port, owner: "" })));
     deleteFlows(this.#parts.memory.nl, {
       addresses,
-      matches: flowMatches({ changed, wanted: new Map(), leaving: [] }),
+      matches: matchesOfGone(gone),
       confirm: (flow) => leadsToGone(flow, gone),
     });
   }

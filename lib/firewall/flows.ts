@@ -10,7 +10,6 @@
 import { familyOf } from "../inet/ip.ts";
 import { protocolName } from "../inet/ports.ts";
 import type { Flow, FlowMatch } from "../netlink/conntrack.ts";
-import type { GoneGuest } from "./gone-flows.ts";
 import { hostPortOf } from "./guest-elements.ts";
 import { type Entry, entryId } from "./place.ts";
 
@@ -22,6 +21,13 @@ export interface FlowChange {
   readonly wanted: ReadonlyMap<string, Entry>;
   /** Guests' addresses all flows of which end. */
   readonly leaving: readonly string[];
+}
+
+/** What a removed guest had. */
+export interface GoneGuest {
+  /** The elements of its ports: where each led to. */
+  readonly ports: readonly Pick<Entry, "set" | "key" | "value">[];
+  readonly addresses: readonly string[];
 }
 
 /** The flows to look at: those to the changed ports, but for what leaves with its guest. */

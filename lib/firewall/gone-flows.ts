@@ -1,7 +1,7 @@
 /**
  * The ports and addresses of VMs that were removed, whose connections the kernel may still track. To end
  * these means to walk the kernel's whole table, of all namespaces: so that is done where a port or an address
- * is given out again, once for all that piled up.
+ * is given out again, once for all that piled up; or by the resident before that, while nobody waits.
  *
  * Kept in /run/tapkit/gone-NETNS.jsonl, a removal in each line. Who reads or writes it holds the host's lock;
  * of two state directories the later line stands.
@@ -10,15 +10,11 @@
  */
 
 import { discardFile, removeIfEmpty, replaceFile } from "../files.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import { deleteEach, findFlowsAside, type FlowMatch } from "../netlink/conntrack.ts";
+import { isSame } from "../same.ts";
+import { flowMatches, type GoneGuest, leadsToGone } from "./flows.ts";
 import { readText } from "../sys/text.ts";
-import type { Entry } from "./place.ts";
-
-/** What a removed guest had. */
-export interface GoneGuest {
-  /** The elements of its ports: where each led to. */
-  readonly ports: readonly Pick<Entry, "set" | "key" | "value">[];
-  readonly addresses: readonly string[];
-}
 
 /** Gone after a reboot, as the connections are. */
 const RUN_DIRECTORY = "/run/tapkit";
@@ -61,4 +57,46 @@ export class GoneGuests {
     discardFile(this.#path);
     removeIfEmpty(this.#directory);
   }
+}
+
+/** How many searches are made ahead: each walks the whole table. */
+const MOST_AHEAD = 8;
+
+/** What finds the connections of removed guests by their ports. */
+export function matchesOfGone(gone: readonly GoneGuest[]): FlowMatch[] {
+  const changed = gone.flatMap(({ ports }) => ports.map((port) => ({ ...port, owner: "" })));
+  return flowMatches({ changed, wanted: new Map(), leaving: [] });
+}
+
+/**
+ * Ends the connections to ports of removed guests before one is given out again, which then takes no walk.
+ * The walk blocks nobody. Where the ports are many, that is left to who needs one of them.
+ *
+ * @param nl a NETLINK_NETFILTER connection that nobody else uses
+ * @param file of the calling thread's namespace
+ * @param locked does its argument with the host's lock held
+ */
+export async function endGoneFlows(
+  nl: NetlinkConnection,
+  file: GoneGuests,
+  locked: (act: () => void) => Promise<void>,
+): Promise<void> {
+  const gone = file.read().filter(({ ports }) => ports.length > 0);
+  const matches = matchesOfGone(gone);
+  if (matches.length === 0 || matches.length > MOST_AHEAD) return;
+  const flows = await findFlowsAside(nl, matches);
+  await locked(() => {
+    // What was given out again meanwhile is not listed any more: its connections are somebody's.
+    const [searched, others] = partition(
+      file.read(),
+      (one) => gone.some((two) => isSame(one, two)),
+    );
+    deleteEach(nl, flows.filter((flow) => leadsToGone(flow, searched)));
+    const addresses = [...new Set(searched.flatMap((guest) => guest.addresses))];
+    file.write([...others, ...addresses.length === 0 ? [] : [{ ports: [], addresses }]]);
+  });
+}
+
+function partition<T>(all: readonly T[], belongs: (one: T) => boolean): [T[], T[]] {
+  return [all.filter(belongs), all.filter((one) => !belongs(one))];
 }

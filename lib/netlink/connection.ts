@@ -134,7 +134,16 @@ export class NetlinkConnection implements Disposable {
     payload: Uint8Array,
     subject: Subject = {},
   ): Promise<Message[]> {
-    const request = this.#next(type, flags | NLM_F.REQUEST | NLM_F.ACK, payload);
+    return await this.#aside(type, flags | NLM_F.REQUEST | NLM_F.ACK, payload, subject);
+  }
+
+  async #aside(
+    type: number,
+    flags: number,
+    payload: Uint8Array,
+    subject: Subject,
+  ): Promise<Message[]> {
+    const request = this.#next(type, flags, payload);
     const message = encodeMessage(request);
     // Sending it again fails with a reason.
     if (!await this.#socket.sendAside(message)) this.#socket.send(message);
@@ -196,6 +205,11 @@ export class NetlinkConnection implements Disposable {
   /** Asks for a whole table: {@linkcode request} with `NLM_F.DUMP`. */
   dump(type: number, payload: Uint8Array, subject: Subject = {}): Message[] {
     return this.#run(type, NLM_F.REQUEST | NLM_F.DUMP, payload, subject);
+  }
+
+  /** Like {@linkcode dump}, without blocking the calling thread until the kernel has looked at the table. */
+  async dumpAside(type: number, payload: Uint8Array, subject: Subject = {}): Promise<Message[]> {
+    return await this.#aside(type, NLM_F.REQUEST | NLM_F.DUMP, payload, subject);
   }
 
   /**

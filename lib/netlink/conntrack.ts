@@ -9,7 +9,7 @@ import { IPPROTO, type Protocol } from "../inet/ports.ts";
 import { failedWith, tolerate } from "../sys/libc.ts";
 import { decodeIp } from "./address.ts";
 import type { NetlinkConnection } from "./connection.ts";
-import { AF, NLM_F } from "./message.ts";
+import { AF, type Message, NLM_F } from "./message.ts";
 import { nfgenmsg, NFGENMSG_LEN, NFNL_SUBSYS, nfnlType } from "./nfnetlink.ts";
 import { Decoder, Encoder, type Mutable, NLA } from "./wire.ts";
 
@@ -114,6 +114,27 @@ export function deleteFlows(
   }
 }
 
+/** A flow that {@linkcode findFlowsAside} found, to be deleted. */
+export type FoundFlow = TrackedFlow;
+
+/**
+ * Finds the flows that agree with one of a few matches, without blocking the calling thread while the
+ * kernel walks its table. Each match costs a walk.
+ *
+ * @param nl a NETLINK_NETFILTER connection that nobody else uses
+ */
+export async function findFlowsAside(
+  nl: NetlinkConnection,
+  matches: readonly FlowMatch[],
+): Promise<FoundFlow[]> {
+  const found: FoundFlow[] = [];
+  for (const match of matches) {
+    const messages = await nl.dumpAside(DUMP.type, encodeFilter(match), DUMP.subject);
+    found.push(...flowsOf(messages).filter((flow) => flowAgrees(flow, match)));
+  }
+  return found;
+}
+
 /**
  * Deletes all flows that come from an address or are answered by it, of which there may be as many
  * as the kernel tracks.
@@ -149,9 +170,15 @@ function agrees<T>(wanted: T | undefined, found: T | undefined): boolean {
 
 /** The flows that match, as far as the kernel filters: before 5.8 it returns all. */
 function dumpFlows(nl: NetlinkConnection, match: FlowMatch): TrackedFlow[] {
-  const type = nfnlType(NFNL_SUBSYS.CTNETLINK, IPCTNL_MSG_CT.GET);
-  const subject = { op: "IPCTNL_MSG_CT_GET", action: "list", object: "conntrack entries" };
-  const messages = nl.dump(type, encodeFilter(match), subject);
+  return flowsOf(nl.dump(DUMP.type, encodeFilter(match), DUMP.subject));
+}
+
+const DUMP = {
+  type: nfnlType(NFNL_SUBSYS.CTNETLINK, IPCTNL_MSG_CT.GET),
+  subject: { op: "IPCTNL_MSG_CT_GET", action: "list", object: "conntrack entries" },
+} as const;
+
+function flowsOf(messages: readonly Message[]): TrackedFlow[] {
   return messages.map(({ payload }) => decodeFlow(payload)).filter((flow) => flow !== undefined);
 }
 
@@ -230,7 +257,7 @@ function decodeTuple(tuple: Decoder): FlowTuple {
 }
 
 /** Deletes flows, some hundred at a time: each by itself would be two calls of the kernel. */
-function deleteEach(nl: NetlinkConnection, flows: readonly TrackedFlow[]): void {
+export function deleteEach(nl: NetlinkConnection, flows: readonly TrackedFlow[]): void {
   const type = nfnlType(NFNL_SUBSYS.CTNETLINK, IPCTNL_MSG_CT.DELETE);
   const subject = { op: "IPCTNL_MSG_CT_DELETE", action: "delete", object: "conntrack entries" };
   for (let start = 0; start < flows.length; start += DELETES_AT_ONCE) {

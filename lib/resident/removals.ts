@@ -10,6 +10,7 @@ import { shareGoneLinks } from "../vm/network/together.ts";
 import { OpenSession } from "../vm/session.ts";
 import type { HostOptions, HostSession } from "../vm/types.ts";
 import { removingTogether } from "../vm/verbs/take-away.ts";
+import { StaleFlows } from "./stale-flows.ts";
 import type { Turns } from "./turns.ts";
 
 /** How long links to delete wait for others to join them. They are down, and in nobody's way. */
@@ -24,6 +25,7 @@ export class Removals implements AsyncDisposable {
   readonly #shared: OpenSession;
   /** Of the links that are to be deleted. */
   readonly #session: OpenSession;
+  readonly #flows: StaleFlows;
   #together: AsyncDisposable | undefined;
   #count = 0;
   #timer: ReturnType<typeof setTimeout> | undefined;
@@ -39,6 +41,7 @@ export class Removals implements AsyncDisposable {
     this.#turns = turns;
     this.#shared = shared;
     this.#session = new OpenSession({ shared });
+    this.#flows = new StaleFlows(options, turns);
   }
 
   /** Does `act`, which removes a VM with the session that it gets. It has its turn. */
@@ -73,6 +76,7 @@ export class Removals implements AsyncDisposable {
     const together = this.#together;
     this.#together = undefined;
     await together?.[Symbol.asyncDispose]();
+    this.#flows.search();
   }
 
   /** Deletes what is left. */
@@ -81,6 +85,7 @@ export class Removals implements AsyncDisposable {
     try {
       await this.#ending;
       await this.#delete();
+      await this.#flows[Symbol.asyncDispose]();
     } finally {
       this.#session[Symbol.dispose]();
     }

@@ -4,11 +4,13 @@
  */
 
 import { assertEquals, assertMatch } from "@std/assert";
-import { GoneGuests } from "../../lib/firewall/gone-flows.ts";
+import { endGoneFlows, GoneGuests } from "../../lib/firewall/gone-flows.ts";
 import type { Firewall } from "../../lib/firewall/firewall.ts";
 import { openFirewall } from "../../lib/firewall/open.ts";
 import type { GuestRules } from "../../lib/firewall/model.ts";
 import { parsePorts } from "../../lib/inet/ports.ts";
+import { NetlinkConnection } from "../../lib/netlink/connection.ts";
+import { NETLINK } from "../../lib/netlink/message.ts";
 import { withNetns } from "../../lib/sys/netns.ts";
 import { add } from "../support/firewall-suite.ts";
 import { ensureInside } from "../support/settings.ts";
@@ -95,5 +97,32 @@ Deno.test("a removed guest's connections: left alone until a port or an address 
     add(firewall, guest(5, ["9090:80"]));
     assertEquals((await machine.say("lives")).server, "guest2");
     leave(firewall, guest(5, ["9090:80"]));
+  });
+  await t.step("they are ended ahead, where a port is not given out meanwhile", async () => {
+    using nl = withNetns(lan.host, () => NetlinkConnection.open(NETLINK.NETFILTER));
+    const end = (meanwhile: () => void = () => {}) =>
+      endGoneFlows(nl, gone, (act) => Promise.resolve((meanwhile(), act())));
+    gone.write([]);
+    const again = guest(1, ["9090:80", "9091:80"]);
+    add(firewall, again);
+    await machine.ask("tcp", "192.0.2.1", 9090, "first");
+    leave(firewall, again);
+    assertEquals(tracked("dport=9090") > 0, true);
+    await end();
+    assertEquals(tracked("dport=9090"), 0);
+    assertEquals((await machine.say("lives")).server, "guest2");
+    assertEquals(gone.read(), [{ ports: [], addresses: again.addresses }]);
+
+    add(firewall, again);
+    await machine.ask("tcp", "192.0.2.1", 9090, "second");
+    leave(firewall, again);
+    const opened: Promise<unknown>[] = [];
+    await end(() => {
+      add(firewall, again);
+      opened.push(machine.ask("tcp", "192.0.2.1", 9090, "third"));
+    });
+    await Promise.all(opened);
+    assertEquals((await machine.say("third")).server, "guest1");
+    leave(firewall, again);
   });
 });
