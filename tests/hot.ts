@@ -26,7 +26,7 @@ const directory = await Deno.makeTempDir({ prefix: "tapkit-hot-" });
 try {
   const bundle = `${directory}/scripts.js`;
   for (const name of ["scripts.js", "tapkit.js"]) {
-    await makeBundle(name, `${directory}/${name}`, new Set());
+    await makeBundle(name, `${directory}/${name}`, { hot: new Set(), named: true });
   }
   const declared = declaredFunctions(await Deno.readTextFile(bundle));
   const names = new Map(declared.map(({ name, end }) => [end, name]));

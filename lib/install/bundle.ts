@@ -38,24 +38,36 @@ export const BUNDLE: Readonly<Record<string, string>> = {
 
 /** What would be found beside the sources, and what is there instead. */
 const REPLACED = [
-  // In one file with the scripts, zx would make each of them load Deno's node:process.
-  ...Object.entries(APART).map(([name, file]) =>
-    [`import(${JSON.stringify(name)})`, `import(${JSON.stringify(`./${file}`)})`] as const
-  ),
   // Under Deno, zx looks for a file beside itself.
   ['globalThis.Deno ? globalThis.require("./core.cjs") : ', ""],
 ] as const;
 
+/** How a bundle is made. */
+export interface BundleOptions {
+  /** The functions that V8 is to compile while it loads the file. */
+  readonly hot?: ReadonlySet<string>;
+  /**
+   * Whether others of its files are named in its text. Deno reads whatever a text names before it runs the
+   * first line, and `deno compile` takes nothing else along.
+   */
+  readonly named?: boolean;
+}
+
+/** How a file imports another one of {@linkcode BUNDLE}. */
+function importOf(file: string, named: boolean): string {
+  const path = JSON.stringify(`./${file}`);
+  return `import(${named ? path : `new URL(${path}, import.meta.url).href`})`;
+}
+
 /**
  * Makes one of the files of {@linkcode BUNDLE} at `path`.
  *
- * @param hot the functions that V8 is to compile while it loads the file
  * @throws {TapkitError} when Deno cannot: it downloads what it needs for that
  */
 export async function makeBundle(
   name: string,
   path: string,
-  hot: ReadonlySet<string> = hotFunctions(),
+  { hot = hotFunctions(), named = false }: BundleOptions = {},
 ): Promise<void> {
   const { condensed, withEager } = await import("./eager.ts");
   const config = fromFileUrl(new URL("deno.json", ROOT));
@@ -65,6 +77,10 @@ export async function makeBundle(
   runSync(Deno.execPath(), ["bundle", ...flags, BUNDLE[name] ?? name]);
   let text = await Deno.readTextFile(path);
   for (const [from, to] of REPLACED) text = text.replace(from, to);
+  // In one file with the scripts, zx would make each of them load Deno's node:process.
+  for (const [name, file] of Object.entries(APART)) {
+    text = text.replace(`import(${JSON.stringify(name)})`, importOf(file, named));
+  }
   await Deno.writeTextFile(path, withEager(condensed(text), hot));
 }
 
