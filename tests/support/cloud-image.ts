@@ -5,7 +5,7 @@
  * @module
  */
 
-import { cacheDirectory } from "./guest-image.ts";
+import { kept, makeBy } from "./kept.ts";
 
 /** The files of such a guest. */
 export interface CloudImage {
@@ -51,7 +51,7 @@ WantedBy=multi-user.target
 
 /** Arguments: the directory to make, the packages, the agent, its unit, the disk's size. */
 const BUILD = `
-set -eu
+mkdir "$1"
 cd "$1"
 mmdebstrap --quiet --variant=minbase --include="$2" bookworm root
 cp -L root/boot/vmlinuz-* vmlinuz
@@ -70,37 +70,15 @@ rm -rf root
 
 /** The image, made when it is not there. */
 export async function cloudImage(): Promise<CloudImage> {
-  const cache = cacheDirectory();
-  await Deno.mkdir(cache, { recursive: true });
-  using lock = await Deno.open(`${cache}/cloud.lock`, { write: true, create: true });
-  await lock.lock(true);
   const args = [PACKAGES.join(","), AGENT, AGENT_UNIT, SIZE];
-  const text = new TextEncoder().encode([BUILD, ...args].join("\n"));
-  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", text)).slice(0, 8).toHex();
-  const made = `${cache}/cloud-${hash}`;
-  if (!await Deno.stat(made).then(() => true, () => false)) {
-    for (const { name } of [...Deno.readDirSync(cache)]) {
-      // Of other packages, or one that was not finished.
-      if (!/^(new-)?cloud-/.test(name)) continue;
-      await Deno.remove(`${cache}/${name}`, { recursive: true });
-    }
-    await build(cache, made, args);
-  }
+  const made = await kept({
+    name: "cloud",
+    recipe: [BUILD, ...args],
+    async make(work) {
+      console.error("mmdebstrap makes an image of Debian; it is kept");
+      await makeBy(BUILD, `${work}/made`, ...args);
+      return `${work}/made`;
+    },
+  });
   return { kernel: `${made}/vmlinuz`, initramfs: `${made}/initramfs`, disk: `${made}/disk` };
-}
-
-async function build(cache: string, made: string, args: readonly string[]): Promise<void> {
-  console.error("mmdebstrap makes an image of Debian; it is kept");
-  const work = await Deno.makeTempDir({ dir: cache, prefix: "new-cloud-" });
-  try {
-    const { success, stderr } = await new Deno.Command("sh", {
-      args: ["-c", BUILD, "build", work, ...args],
-      env: { LC_ALL: "C.UTF-8" },
-      stdin: "null",
-    }).output();
-    if (!success) throw new Error(`mmdebstrap: ${new TextDecoder().decode(stderr)}`);
-    await Deno.rename(work, made);
-  } finally {
-    await Deno.remove(work, { recursive: true }).catch(() => {});
-  }
 }

@@ -5,8 +5,8 @@
  * @module
  */
 
-import { cacheDirectory } from "./guest-image.ts";
 import type { Host } from "./host.ts";
+import { kept, makeBy } from "./kept.ts";
 import { pageBlocks } from "./page.ts";
 
 /** Where the page has its files. */
@@ -32,29 +32,15 @@ export async function giveDebianImage(host: Host): Promise<void> {
 
 async function debianImage(): Promise<string> {
   const commands = imageCommands();
-  const bytes = new TextEncoder().encode(commands);
-  const key = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).slice(0, 8).toHex();
-  const cache = cacheDirectory();
-  await Deno.mkdir(cache, { recursive: true });
-  using lock = await Deno.open(`${cache}/debian.lock`, { write: true, create: true });
-  await lock.lock(true);
-  const directory = `${cache}/debian-${key}`;
-  if (await Deno.stat(directory).then(() => true, () => false)) return directory;
-  for (const { name } of [...Deno.readDirSync(cache)]) {
-    if (/^(new-)?debian-/.test(name)) await Deno.remove(`${cache}/${name}`, { recursive: true });
-  }
-  const work = await Deno.makeTempDir({ dir: cache, prefix: "new-debian-" });
-  console.error("making docs/qemu.md's disk image");
-  const { success, stderr } = await new Deno.Command("bash", {
-    args: ["-euc", commands.replaceAll(VMS, work)],
-    env: { LC_ALL: "C.UTF-8" },
-    stdin: "null",
-    stdout: "null",
-  }).output();
-  if (!success) throw new Error(`docs/qemu.md: ${new TextDecoder().decode(stderr)}`);
-  await Deno.mkdir(`${work}/made`);
-  for (const name of FILES) await Deno.rename(`${work}/${name}`, `${work}/made/${name}`);
-  await Deno.rename(`${work}/made`, directory);
-  await Deno.remove(work, { recursive: true });
-  return directory;
+  return await kept({
+    name: "debian",
+    recipe: [commands],
+    async make(work) {
+      console.error("making docs/qemu.md's disk image");
+      await makeBy(commands.replaceAll(VMS, work));
+      await Deno.mkdir(`${work}/made`);
+      for (const name of FILES) await Deno.rename(`${work}/${name}`, `${work}/made/${name}`);
+      return `${work}/made`;
+    },
+  });
 }

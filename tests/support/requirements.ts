@@ -49,6 +49,10 @@ const REQUIREMENTS: readonly Requirement[] = [
   { needs: "jq", debian: "jq" },
   { needs: "genisoimage", debian: "genisoimage" },
   { needs: "mmdebstrap", debian: "mmdebstrap" },
+  // The disk that README.md's commands boot.
+  { needs: "syslinux", debian: "syslinux" },
+  { needs: "mformat", debian: "mtools" },
+  { needs: "qemu-img", debian: "qemu-utils" },
   // The sandbox of arm64 runs on it.
   { needs: "qemu-aarch64", debian: "qemu-user" },
   // What reads the files that install.ts writes.
