@@ -25,6 +25,7 @@ export function main(args: readonly string[], setting?: Setting): Promise<number
       ...withoutUndefined({ socket }),
       ...{ fix, serve: serveCommand(cli, flags) },
     };
+    using _progress = cli.progress(() => `examining: ${checks.length} checks done`);
     for await (const check of examineHost(options)) {
       checks.push(check);
       if (output === "table") cli.painted(formatCheck(check, columns, paint));

@@ -20,6 +20,8 @@ export async function main(args: readonly string[], setting?: Setting): Promise<
       for (const mapped of await tapkit.listPorts(target, options)) cli.json(mapped);
       return EXIT.done;
     }
+    const name = typeof target === "string" ? target : target.to;
+    using _progress = cli.progress(() => `${verb} ports of ${JSON.stringify(name)}`);
     try {
       if (verb === "check") {
         requireRoot();
@@ -40,7 +42,6 @@ export async function main(args: readonly string[], setting?: Setting): Promise<
       );
       return EXIT.done;
     } catch (error) {
-      const name = typeof target === "string" ? target : target.to;
       const doing = verb === "remove" ? "unmap ports of" : `${verb} ports of`;
       return cli.error(error, `cannot ${doing} ${JSON.stringify(name)}`);
     }

@@ -17,6 +17,7 @@ export function main(args: readonly string[]): Promise<number> {
     if (verb !== "print") requireRoot();
     const signal = verb === "set up" || verb === "remove" ? await cli.heed() : undefined;
     const options = cli.hostOptions(parsed.flags, signal);
+    using _progress = cli.progress(() => verb);
     switch (verb) {
       case "print":
         cli.text(await tapkit.weaveCommand(request, options));

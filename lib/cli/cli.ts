@@ -37,8 +37,8 @@ export interface Setting {
 /** A command may not run where it is. */
 export class NotHereError extends Error {}
 
-/** Progress is shown after this time, in milliseconds. */
-const PROGRESS_AFTER = 1000;
+/** Progress is shown after this time, and again each time it has passed; milliseconds. */
+const PROGRESS_EVERY = 1000;
 const LOG_LIMIT = 256 * 1024;
 
 /** What {@linkcode Cli.forEachVm} does. */
@@ -49,6 +49,12 @@ export interface Doing {
   readonly failed?: number;
   /** Aborted, it ends the loop; VMs that were not begun are named. */
   readonly signal?: AbortSignal | undefined;
+}
+
+/** What shows on a terminal how far a command is. */
+export interface Progress extends Disposable {
+  /** Shows it, where it is time; to be called between what does not give others their turn. */
+  look(): void;
 }
 
 /** A command that runs. */
@@ -184,12 +190,16 @@ export class Cli {
     const codes: number[] = [];
     const left = new Set(isList(vms) ? vms : []);
     const done: string[] = [];
-    const begun = performance.now();
+    const what = () => {
+      const all = isList(vms) ? vms.length : undefined;
+      if (all === 1) return `${verb} ${JSON.stringify((vms as readonly T[])[0]!.name)}`;
+      return `${verb}: ${all === undefined ? codes.length : `${codes.length} of ${all}`} done`;
+    };
+    // The terminal is the VMM's.
+    using progress = verb === "run" ? undefined : this.progress(what);
     const actOn = async (vm: T, waits = () => {}) => {
       left.delete(vm);
-      if (codes.length > 0 && performance.now() - begun > PROGRESS_AFTER) {
-        this.#showProgress(verb, codes.length, isList(vms) ? vms.length : undefined);
-      }
+      progress?.look();
       try {
         const code = await act(vm, waits) ?? EXIT.done;
         if (signal?.aborted) done.push(`${JSON.stringify(vm.name)} was done before`);
@@ -213,7 +223,6 @@ export class Cli {
     if (signal?.aborted && parts.length > 0) {
       this.note(`${describe(signal.reason)}: ${parts.join("; ")}`);
     }
-    this.#clearProgress();
     const [first = EXIT.done, ...others] = codes;
     if (others.every((code) => code === first)) return first;
     return codes.every((code) => code === EXIT.done || code === EXIT.differs)
@@ -221,13 +230,34 @@ export class Cli {
       : EXIT.failed;
   }
 
-  /** Shows on a terminal how many VMs are done, in a line that the next text replaces. */
-  #showProgress(verb: string, done: number, all: number | undefined): void {
-    if (!this.caller.hasTerminal) return;
-    this.#clearProgress();
-    const count = all === undefined ? done : `${done} of ${all}`;
-    this.#progress = visible(`${this.name}: ${verb}: ${count} done`);
-    this.caller.stderr(this.#progress);
+  /**
+   * From a second on, says on a terminal what takes so long, in a line that the next text replaces; until
+   * the result is disposed of.
+   *
+   * @param what what is being done by now: `attach "web"`
+   */
+  progress(what: () => string): Progress {
+    const { caller } = this;
+    if (!caller.hasTerminal) return { look: () => {}, [Symbol.dispose]: () => {} };
+    const begun = performance.now();
+    let shown = begun;
+    const look = () => {
+      const now = performance.now();
+      if (now - shown < PROGRESS_EVERY) return;
+      shown = now;
+      this.#clearProgress();
+      const seconds = Math.floor((now - begun) / 1000);
+      this.#progress = visible(`${this.name}: ${what()}, ${seconds} s`);
+      caller.stderr(this.#progress);
+    };
+    const timer = setInterval(look, PROGRESS_EVERY / 4);
+    return {
+      look,
+      [Symbol.dispose]: () => {
+        clearInterval(timer);
+        this.#clearProgress();
+      },
+    };
   }
 
   #clearProgress(): void {

@@ -163,3 +163,20 @@ Deno.test("tapkit events: what happens, as JSON and as lines, of all VMs or of o
   const { code } = await all.status;
   assertEquals([code, await all.stderr], [130, "tapkit events: interrupted by SIGINT\n"]);
 });
+
+Deno.test("attach-vm: at a terminal it says what takes more than a second; elsewhere nothing", async () => {
+  await using host = await Host.create();
+  const plugin = `#!/bin/sh\n[ $CNI_COMMAND != ADD ] || { sleep 2.5; exit 1; }\n`;
+  await host.writeFile("/opt/cni/bin/slow", plugin, 0o755);
+  const list = { cniVersion: "1.0.0", name: "net", plugins: [{ type: "slow" }] };
+  await host.writeFile("/etc/cni/net.d/10-net.conflist", JSON.stringify(list));
+  const words = [Deno.execPath(), ...scriptWords("attach-vm"), "web"];
+  const command = words.map((word) => `'${word}'`).join(" ");
+  const shown = await host.run("script", ["-qec", command, "/dev/null"]);
+  const line = 'attach-vm: attach "web", 2 s';
+  const gone = `\r${" ".repeat(line.length)}\r`;
+  assertStringIncludes(shown.stdout, `${line}${gone}attach-vm: cannot attach "web": `);
+  assertEquals(shown.code, 1);
+  const quiet = await host.tapkit("attach-vm", "web");
+  assertEquals([quiet.code, /\r|attach "web", /.exec(quiet.stderr)], [1, null]);
+});

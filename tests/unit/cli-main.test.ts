@@ -181,7 +181,7 @@ Deno.test("Cli.forEachVm: says on a terminal how far it is when it takes long", 
       now += 600;
       if (name === "c") cli.note("salted");
     })`;
-  const line = "cook: boil: 2 of 3 done";
+  const line = "cook: boil: 2 of 3 done, 1 s";
   const gone = `\r${" ".repeat(line.length)}\r`;
   const { out } = runScript(body, "", {}, true);
   assertEquals(out, `${line}${gone}cook: salted\r\n`);
