@@ -53,6 +53,7 @@ const REQUIREMENTS: readonly Requirement[] = [
   { needs: "syslinux", debian: "syslinux" },
   { needs: "mformat", debian: "mtools" },
   { needs: "qemu-img", debian: "qemu-utils" },
+  { needs: "go", debian: "golang-go" },
   // The sandbox of arm64 runs on it.
   { needs: "qemu-aarch64", debian: "qemu-user" },
   // What reads the files that install.ts writes.
