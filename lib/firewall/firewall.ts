@@ -102,9 +102,13 @@ export class Firewall implements Disposable {
     this.#parts = parts;
   }
 
-  /** Whether a change has recreated the rules that all guests share since the last {@linkcode keepApart}. */
-  isRemade(family: Family): boolean {
-    return this.#remade.has(family);
+  /**
+   * Whether a change has recreated the rules that all guests share since the last {@linkcode keepApart}.
+   *
+   * @param family either unless given
+   */
+  isRemade(family?: Family): boolean {
+    return family === undefined ? this.#remade.size > 0 : this.#remade.has(family);
   }
 
   /** Whether the other backend may have rules of tapkit's too. */

@@ -5,11 +5,11 @@
  */
 
 import { asError, TapkitError } from "../errors.ts";
-import { readText } from "./text.ts";
+import { readShort } from "./text.ts";
 
 /** The value of a setting; undefined if this kernel, or this link, does not have it. */
 export function readSysctl(name: string): string | undefined {
-  return readText(`/proc/sys/${name}`)?.trim();
+  return readShort(`/proc/sys/${name}`)?.trim();
 }
 
 /**

@@ -56,6 +56,22 @@ export function readText(path: string): string | undefined {
 }
 
 /**
+ * The text of a short file that the kernel gives by one call, as it does settings; undefined if it does not
+ * exist.
+ *
+ * @throws {SyscallError} when it cannot be read
+ */
+export function readShort(path: string): string | undefined {
+  const fd = openIfThere(path);
+  if (fd === undefined) return undefined;
+  try {
+    return decoder.decode(buffer.subarray(0, readAt(fd, path, buffer, 0)));
+  } finally {
+    closeFd(fd);
+  }
+}
+
+/**
  * The text of an open file, from its beginning on.
  *
  * @param path its name in errors
@@ -69,11 +85,14 @@ export function readAgain(fd: number, path: string): string {
       grown.set(bytes);
       bytes = grown;
     }
-    const rest = bytes.subarray(length);
-    const [size, offset] = [BigInt(rest.length), BigInt(length)];
-    const count = syscall("pread", path, () => libc().pread(fd, rest, size, offset));
+    const count = readAt(fd, path, bytes.subarray(length), length);
     if (count === 0) break;
     length += count;
   }
   return decoder.decode(bytes.subarray(0, length));
+}
+
+function readAt(fd: number, path: string, into: Uint8Array<ArrayBuffer>, offset: number): number {
+  const [size, from] = [BigInt(into.length), BigInt(offset)];
+  return syscall("pread", path, () => libc().pread(fd, into, size, from));
 }

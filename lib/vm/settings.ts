@@ -109,6 +109,13 @@ function needsOf(served: Served): Sysctl[] {
   return [...needed, ...opened];
 }
 
+/** The settings that somebody may need, those included that a plugin opens for its ports. Pure. */
+export function settingsFor(served: Served): string[] {
+  const { asymmetric } = served;
+  const paths = shownRules(served).flatMap((rules) => pathsOf(rules, { asymmetric }));
+  return [...new Set(paths)].sort();
+}
+
 /** A text that is the same for all that need the same settings. */
 export function needsAsText(served: Served): string {
   return [...new Set(needsOf(served).map(({ path }) => path))].sort().join();

@@ -9,7 +9,8 @@ import { Journal } from "../../firewall/journal.ts";
 import { type Served, shownRules } from "../record/served.ts";
 import { elsewhere } from "../record/elsewhere.ts";
 import { bridgeNames, countRecords, type HostPaths } from "../record/paths.ts";
-import { bringSettings, checkSettings, returnSettings } from "../settings.ts";
+import { isSame } from "../../same.ts";
+import { bringSettings, checkSettings, returnSettings, settingsFor } from "../settings.ts";
 import type { Difference } from "../types.ts";
 import type { Layer } from "./layer.ts";
 
@@ -57,9 +58,11 @@ export function sysctlLayer<B>(served: (at: B) => Served): Layer<B> {
       return to;
     },
 
-    async change({ host }, from, to) {
+    async change({ host, found, cutOff }, from, to) {
       const [before, after] = [served(from), served(to)];
       const firewall = await host.session.firewall(after.firewall);
+      const known = found.length === 0 && cutOff === undefined && !firewall.isRemade();
+      if (known && isSame(settingsFor(before), settingsFor(after))) return to;
       await bringSettings(host, after, { firewall, repairs: true });
       await returnSettings(host, {
         leaves: owns(to),

@@ -119,7 +119,7 @@ export async function mapPorts(
       const fresh = withoutPorts(claimed, own);
       const claims = fresh.length === 0 ? had : [...had, ...fresh];
       const to = await holder.with(at, claims, openFirewall || holder.opened(at));
-      return await changeClaims(work, holder, stored, to);
+      return await changeClaims(work, holder, stored, to, { adds: true });
     });
   if (typeof target !== "string") {
     return await changeAddress(target.to, options, async (work, holder, stored) => {
@@ -128,7 +128,6 @@ export async function mapPorts(
     });
   }
   return await changeVm(target, options, async (work, holder, at) => {
-    await requireThere(work, at);
     return await add(work, holder, { is: "attached", at }, at);
   });
 }
@@ -251,6 +250,7 @@ export async function restoreAddress(to: string, options: HostOptions): Promise<
  *
  * @param stored what it has, or what a process that was killed left of it; absent for an address of
  * which nothing is recorded
+ * @param adds whether that is refused for a VM that a reboot took
  * @returns all mappings then
  */
 async function changeClaims<B>(
@@ -258,6 +258,7 @@ async function changeClaims<B>(
   holder: Holder<B>,
   stored: Attachment<B> | undefined,
   to: B,
+  { adds = false }: { readonly adds?: boolean } = {},
 ): Promise<readonly PortMapping[]> {
   const { claims } = holder;
   const { onPlan } = work;
@@ -265,6 +266,7 @@ async function changeClaims<B>(
   using context = contextOf(work, stored);
   // A VM may be gone, by a reboot say: what is mapped to it goes all the same.
   const whole = from === undefined || await hasNamespace(holder.layers, context, from);
+  if (!whole && adds) throw notThere(holder.owner);
   const layers = whole ? holder.layers : servingLayers(holder.layers);
   const { undo } = context;
   try {
@@ -423,12 +425,8 @@ function requireVm(host: HostPaths, vm: string): Both {
   throw new TapkitError(`VM "${vm}" ${state}`, { mend: `run attach-vm ${vm} first` });
 }
 
-/** Refuses a VM that a reboot took. */
-async function requireThere(work: Work, at: Both): Promise<void> {
-  using context = contextOf<Both>(work, undefined);
-  if (await hasNamespace(layersOf(work.host).vm, context, at)) return;
-  const { name } = at.spec.id;
-  throw new TapkitError(`VM "${name}" is recorded, but not there`, {
-    mend: `run attach-vm ${name} first`,
+function notThere(vm: string): TapkitError {
+  return new TapkitError(`VM "${vm}" is recorded, but not there`, {
+    mend: `run attach-vm ${vm} first`,
   });
 }
