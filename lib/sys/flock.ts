@@ -5,7 +5,7 @@
  */
 
 import { closeFd, failedWith, libc, O_CREAT, O_RDONLY, openFd, syscall } from "./libc.ts";
-import { processStat } from "./process-stat.ts";
+import { isDying } from "./process-stat.ts";
 
 const LOCK_EX = 2; // asm-generic/fcntl.h
 const LOCK_NB = 4;
@@ -132,20 +132,12 @@ export function lockHolder(path: string): string | undefined {
 export function isHolderDying(path: string): boolean {
   try {
     const pid = holderOf(path);
-    if (pid === undefined) return false;
-    const fields = processStat(Number(pid));
-    if (fields === undefined) return true;
-    const [state = "", flags, pending] = [0, 6, 28].map((index) => fields[index]);
-    return "ZX".includes(state) || (Number(flags) & PF_EXITING) !== 0 ||
-      (Number(pending) & SIGKILL_BIT) !== 0;
+    return pid !== undefined && isDying(Number(pid));
   } catch {
     // It has released the lock.
     return true;
   }
 }
-
-const PF_EXITING = 0x4; // linux/sched.h
-const SIGKILL_BIT = 1 << 8;
 
 /** @returns undefined if it cannot be seen */
 function holderOf(path: string): string | undefined {

@@ -14,6 +14,7 @@ import {
   lockHolder,
   type WaitOptions,
 } from "../../sys/flock.ts";
+import { isDying, startOf } from "../../sys/process-stat.ts";
 import { readText } from "../../sys/text.ts";
 import { commonDir, isCommon, retire } from "./elsewhere.ts";
 import { RECORD_VERSION } from "./shape.ts";
@@ -113,9 +114,10 @@ export function lockDhcpServer(host: HostPaths): Lock | undefined {
   );
 }
 
-/** Notes in the held lock of the DHCP server which records it reads. */
+/** Notes in the held lock of the DHCP server which records it reads, and which process it is. */
 export function signDhcpServer(host: HostPaths): void {
-  Deno.writeTextFileSync(`${host.stateDir}/${DHCP_LOCK}`, `${RECORD_VERSION}\n`);
+  const signature = [RECORD_VERSION, Deno.pid, startOf(Deno.pid) ?? 0].join(" ");
+  Deno.writeTextFileSync(`${host.stateDir}/${DHCP_LOCK}`, `${signature}\n`);
 }
 
 /** Notes in the held lock of the DHCP server that it ends, which may take a while. */
@@ -132,7 +134,12 @@ const ENDS = "ends\n";
 /** Whether the process that holds the DHCP server's lock is about to be gone. */
 export function isDhcpServerEnding(host: HostPaths): boolean {
   const path = `${host.stateDir}/${DHCP_LOCK}`;
-  return readText(path) === ENDS || isHolderDying(path);
+  const text = readText(path) ?? "";
+  if (text === ENDS) return true;
+  const [, pid = 0, start] = text.split(" ").map(Number);
+  // Who holds a lock the kernel tells after 10 ms. In a namespace of its own the process has another id.
+  const isKnown = start !== undefined && startOf(pid) === start;
+  return isKnown ? isDying(pid) : isHolderDying(path);
 }
 
 /**
