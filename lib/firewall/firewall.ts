@@ -7,10 +7,11 @@
 import type { Finding } from "../finding.ts";
 import { type Family, isLoopback } from "../inet/ip.ts";
 import { PortConflictError, type PortMapping } from "../inet/ports.ts";
-import { countFlows, deleteFlows } from "../netlink/conntrack.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
+import { countFlows, deleteEach, deleteFlows } from "../netlink/conntrack.ts";
 import type { NftMemory } from "../netlink/nftables/memory.ts";
 import { type FlowChange, flowIsStale, flowMatches, type GoneGuest, leadsToGone } from "./flows.ts";
-import { type GoneGuests, matchesOfGone } from "./gone-flows.ts";
+import { type GoneGuests, matchesOfGone, SearchAhead } from "./gone-flows.ts";
 import {
   addressesOf,
   apartElements,
@@ -51,6 +52,8 @@ interface Parts {
   readonly legacy: Disposable;
   /** The addresses of the namespace, without prefix lengths. */
   readonly ownAddresses: () => ReadonlySet<string>;
+  /** Opens another NETLINK_NETFILTER connection. */
+  readonly open: () => NetlinkConnection;
   readonly isMixed: () => boolean;
   /** Finds other firewalls. */
   readonly others: () => OtherFirewalls;
@@ -93,6 +96,7 @@ export class Firewall implements Disposable {
   #putOffLimit = 0;
   /** Removed guests whose connections are ended with this. */
   readonly #leaving: GoneGuest[] = [];
+  readonly #ahead = new SearchAhead();
   /** Families whose links are to be kept apart anew: a change has recreated the rules that all guests share. */
   readonly #remade = new Set<Family>();
 
@@ -285,6 +289,20 @@ export class Firewall implements Disposable {
   }
 
   /**
+   * Begins to search for connections of removed guests that had one of these ports, which are going to be
+   * added. It takes as long as the kernel's table is, and nothing waits for it before {@linkcode searched}.
+   */
+  searchAhead(ports: readonly PortMapping[]): void {
+    const gone = ports.length === 0 ? [] : this.#parts.gone.read();
+    this.#ahead.begin(gone, ports, this.#parts.open);
+  }
+
+  /** Waits for what {@linkcode searchAhead} began. */
+  async searched(): Promise<void> {
+    await this.#ahead.end();
+  }
+
+  /**
    * From now on, stale connections are searched once for several added guests, because each search
    * makes the kernel walk its whole table. The search happens at the latest before a rule is removed
    * and when this is disposed. After a kill, attaching again does it.
@@ -367,7 +385,9 @@ export class Firewall implements Disposable {
     const again = addresses.filter((address) => had.has(address));
     const ports = new Set(gone.flatMap((guest) => guest.ports.map(entryId)));
     if (again.length === 0 && !added.some((element) => ports.has(entryId(element)))) return;
-    this.#deleteGone(gone, again);
+    const found = again.length === 0 ? this.#ahead.take(gone) : undefined;
+    if (found === undefined) this.#deleteGone(gone, again);
+    else deleteEach(this.#parts.memory.nl, found.filter((flow) => leadsToGone(flow, gone)));
     for (const address of again) had.delete(address);
     this.#parts.gone.write(had.size === 0 ? [] : [{ ports: [], addresses: [...had] }]);
   }

@@ -28,6 +28,8 @@ export interface GoneGuest {
   /** The elements of its ports: where each led to. */
   readonly ports: readonly Pick<Entry, "set" | "key" | "value">[];
   readonly addresses: readonly string[];
+  /** When it was removed, in milliseconds of the clock: the same guest may come and go again. */
+  readonly at?: number;
 }
 
 /** The flows to look at: those to the changed ports, but for what leaves with its guest. */

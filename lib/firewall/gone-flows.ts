@@ -11,7 +11,15 @@
 
 import { discardFile, removeIfEmpty, replaceFile } from "../files.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
-import { deleteEach, findFlowsAside, type FlowMatch } from "../netlink/conntrack.ts";
+import { TapkitError } from "../errors.ts";
+import type { PortMapping } from "../inet/ports.ts";
+import { hostPortOf } from "./guest-elements.ts";
+import {
+  deleteEach,
+  findFlowsAside,
+  type FlowMatch,
+  type FoundFlow,
+} from "../netlink/conntrack.ts";
 import { isSame } from "../same.ts";
 import { flowMatches, type GoneGuest, leadsToGone } from "./flows.ts";
 import { readText } from "../sys/text.ts";
@@ -35,8 +43,9 @@ export class GoneGuests {
   read(): GoneGuest[] {
     return (readText(this.#path) ?? "").split("\n").flatMap((line) => {
       try {
-        const { ports, addresses } = JSON.parse(line);
-        return Array.isArray(ports) && Array.isArray(addresses) ? [{ ports, addresses }] : [];
+        const { ports, addresses, at } = JSON.parse(line);
+        if (!Array.isArray(ports) || !Array.isArray(addresses)) return [];
+        return [{ ports, addresses, ...typeof at === "number" ? { at } : {} }];
       } catch {
         return [];
       }
@@ -45,7 +54,8 @@ export class GoneGuests {
 
   add(guest: GoneGuest): void {
     Deno.mkdirSync(this.#directory, { recursive: true, mode: 0o755 });
-    Deno.writeTextFileSync(this.#path, `${JSON.stringify(guest)}\n`, { append: true, mode: 0o600 });
+    const line = JSON.stringify({ ...guest, at: Date.now() });
+    Deno.writeTextFileSync(this.#path, `${line}\n`, { append: true, mode: 0o600 });
   }
 
   /** Puts these in the place of all. */
@@ -66,6 +76,65 @@ const MOST_AHEAD = 8;
 export function matchesOfGone(gone: readonly GoneGuest[]): FlowMatch[] {
   const changed = gone.flatMap(({ ports }) => ports.map((port) => ({ ...port, owner: "" })));
   return flowMatches({ changed, wanted: new Map(), leaving: [] });
+}
+
+/** A search of connections of removed guests that goes on while something else is done. */
+export class SearchAhead {
+  #gone: readonly GoneGuest[] = [];
+  #searching: Promise<readonly FoundFlow[]> | undefined;
+  #found: readonly FoundFlow[] = [];
+
+  /**
+   * Begins one, where a port is among those of removed guests. The kernel walks its table on another thread.
+   *
+   * @param open opens a NETLINK_NETFILTER connection
+   */
+  begin(
+    gone: readonly GoneGuest[],
+    ports: readonly PortMapping[],
+    open: () => NetlinkConnection,
+  ): void {
+    const isWanted = ({ protocol, hostPort }: Pick<PortMapping, "protocol" | "hostPort">) =>
+      ports.some((port) => port.protocol === protocol && port.hostPort === hostPort);
+    if (!gone.some((guest) => guest.ports.some((port) => isWanted(hostPortOf(port))))) return;
+    const matches = matchesOfGone(gone);
+    if (matches.length > MOST_AHEAD) return;
+    this.#gone = gone;
+    this.#searching = search(open(), matches);
+    // Who needs it hears of a failure.
+    this.#searching.catch(() => {});
+  }
+
+  /** Waits until it has ended. */
+  async end(): Promise<void> {
+    if (this.#searching === undefined) return;
+    try {
+      this.#found = await this.#searching;
+    } catch (error) {
+      if (!(error instanceof TapkitError)) throw error;
+      this.#gone = [];
+    } finally {
+      this.#searching = undefined;
+    }
+  }
+
+  /** What it found, once; undefined where it was not for the ports of all these guests. */
+  take(gone: readonly GoneGuest[]): readonly FoundFlow[] | undefined {
+    const covers = gone.every((one) =>
+      one.ports.length === 0 || this.#gone.some((two) => isSame(one, two))
+    );
+    const found = covers && this.#searching === undefined ? this.#found : undefined;
+    this.#gone = this.#found = [];
+    return found;
+  }
+}
+
+async function search(
+  nl: NetlinkConnection,
+  matches: readonly FlowMatch[],
+): Promise<readonly FoundFlow[]> {
+  using _nl = nl;
+  return await findFlowsAside(nl, matches);
 }
 
 /**

@@ -71,6 +71,7 @@ export async function openFirewall(
     memory,
     legacy,
     ownAddresses: addresses,
+    open: () => withNetns(netns, openNetfilter),
     isMixed: () => {
       const now = survey();
       return store.kind === "nftables"

@@ -23,7 +23,7 @@ import type { Context } from "../layers/layer.ts";
 import { nameHolder } from "../network/plan.ts";
 import { choosingAgain } from "../ports.ts";
 import type { Attachment, Both, Spec } from "../record/attachment.ts";
-import { recordOf } from "../record/derive.ts";
+import { portsOf, recordOf } from "../record/derive.ts";
 import { guestsOf } from "../record/served.ts";
 import { announce, refuseElsewhere } from "../record/elsewhere.ts";
 import { claimId, releaseId } from "../record/ids.ts";
@@ -287,6 +287,7 @@ async function attachOnce(
       journal(work, from, planned);
     };
     await record(course);
+    await searchAhead(host, from, course.to);
     const { at, changes } = await bring(layersOf(host).vm, layered, course, record);
     await checkpoint(host.signal);
     writeVm(host, name, { is: "attached", at });
@@ -299,6 +300,13 @@ async function attachOnce(
     if (layered.keepLeases && saysTaken(failure)) return { refused: failure };
     throw failure;
   }
+}
+
+/** While networks are made, the kernel may look for connections that new ports must not inherit. */
+async function searchAhead(host: Host, from: Both | undefined, to: Both): Promise<void> {
+  const { claims, firewall } = to.spec;
+  if (claims.length === 0 || isSame(from?.spec.claims, claims)) return;
+  (await host.session.firewall(firewall)).searchAhead(portsOf(claims));
 }
 
 /** Writes down what is there, and what is going to be. */
