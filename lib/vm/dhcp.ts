@@ -8,12 +8,19 @@ import type { DhcpTap } from "../dhcp/server.ts";
 import { DhcpServer } from "../dhcp/server.ts";
 import { TapkitError } from "../errors.ts";
 import type { Lock } from "../sys/flock.ts";
+import { isThere } from "../sys/text.ts";
 import { Inotify, InotifyEvent } from "../sys/inotify.ts";
 import type { Attachment, Both } from "./record/attachment.ts";
 import { interfacesOf, ipv4Of } from "./record/derive.ts";
 import { ownerTag, vmOfTag } from "./record/identity.ts";
 import { LeaseBook } from "./leases.ts";
-import { type HostPaths, hostPaths, namesOfRecords, recordNames } from "./record/paths.ts";
+import {
+  type HostPaths,
+  hostPaths,
+  namesOfRecords,
+  recordNames,
+  recordPath,
+} from "./record/paths.ts";
 import {
   isDhcpServerEnding,
   lockDhcpServer,
@@ -139,23 +146,31 @@ async function serveUntilDone(
   const idle = new AbortController();
   let watched: number | undefined;
   const isIdle = () => exitWhenIdle && beside.isBusy?.() !== true && recordNames(host).length === 0;
+  /** Of all records: reading the directory at each change would take longer with every VM. */
+  let names = new Set<string>();
   const follow = () => {
     const files = inotify.drain();
     let changed = files && new Set(namesOfRecords(files));
-    if (isIdle()) return idle.abort();
+    if (changed === undefined) names = new Set(recordNames(host));
+    for (const name of changed ?? []) {
+      if (isThere(recordPath(host, name))) names.add(name);
+      else names.delete(name);
+    }
+    if (names.size === 0 && isIdle()) return idle.abort();
     // The directory is deleted with the last VM, and its watch with it.
     const events = InotifyEvent.MOVED_TO | InotifyEvent.DELETE;
     const watch = inRecordsDir(host, (directory) => inotify.watch(directory, events));
-    if (watch !== watched) changed = undefined;
+    if (watch !== watched) {
+      changed = undefined;
+      names = new Set(recordNames(host));
+    }
     watched = watch;
-    const names = new Set(recordNames(host));
     book.keep((key) => names.has(vmOfTag(key)));
     if (changed === undefined) {
       const records = readVms(host);
       beside.onRecords?.(records);
       return server.sync(taps(records));
     }
-    // Reading all records at each change would take longer with every VM.
     for (const key of server.errors.keys()) changed.add(vmOfTag(key));
     const records = readVms(host, [...changed]);
     beside.onRecords?.(records, changed);
