@@ -32,6 +32,8 @@ const SYMBOLS = {
   pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize" },
   // int fd, const void *buf, size_t count
   write: { parameters: ["i32", "buffer", "usize"], result: "isize" },
+  // int fd, void *dirp, size_t count
+  getdents64: { parameters: ["i32", "buffer", "usize"], result: "isize" },
   // unsigned int first, unsigned int last, int flags
   close_range: { parameters: ["u32", "u32", "i32"], result: "i32" },
   // int fd, int cmd, int arg

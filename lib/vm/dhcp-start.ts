@@ -7,7 +7,7 @@
 import { describe } from "../errors.ts";
 import { isThere } from "../files.ts";
 import { ipv4Of } from "./record/derive.ts";
-import { type HostPaths, hostPaths, recordNames } from "./record/paths.ts";
+import { hasVms, type HostPaths, hostPaths } from "./record/paths.ts";
 import {
   dhcpFile,
   formerDhcpServer,
@@ -48,7 +48,7 @@ export async function ensureServed(
 }
 
 async function startResident(host: HostPaths, command: readonly string[]): Promise<void> {
-  if (recordNames(host).length === 0) return;
+  if (!hasVms(host)) return;
   {
     using free = lockDhcpServer(host);
     // Who is started now waits for one that ends.

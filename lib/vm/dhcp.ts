@@ -15,6 +15,7 @@ import { interfacesOf, ipv4Of } from "./record/derive.ts";
 import { ownerTag, vmOfTag } from "./record/identity.ts";
 import { LeaseBook } from "./leases.ts";
 import {
+  hasVms,
   type HostPaths,
   hostPaths,
   namesOfRecords,
@@ -98,7 +99,7 @@ export async function serveDhcp(
       }
       signDhcpServer(host);
       await serveUntilDone(host, { exitWhenIdle, signal }, beside);
-    } while (signal?.aborted !== true && recordNames(host).length > 0);
+    } while (signal?.aborted !== true && hasVms(host));
   } finally {
     tidyState(host);
   }
@@ -145,7 +146,7 @@ async function serveUntilDone(
   using inotify = new Inotify();
   const idle = new AbortController();
   let watched: number | undefined;
-  const isIdle = () => exitWhenIdle && beside.isBusy?.() !== true && recordNames(host).length === 0;
+  const isIdle = () => exitWhenIdle && beside.isBusy?.() !== true && !hasVms(host);
   /** Of all records: reading the directory at each change would take longer with every VM. */
   let names = new Set<string>();
   const follow = () => {

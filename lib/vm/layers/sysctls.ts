@@ -8,7 +8,7 @@
 import { Journal } from "../../firewall/journal.ts";
 import { type Served, shownRules } from "../record/served.ts";
 import { elsewhere } from "../record/elsewhere.ts";
-import { bridgeNames, countRecords, type HostPaths } from "../record/paths.ts";
+import { bridgeNames, hasRecords, type HostPaths } from "../record/paths.ts";
 import { isSame } from "../../same.ts";
 import { bringSettings, checkSettings, returnSettings, settingsFor } from "../settings.ts";
 import type { Difference } from "../types.ts";
@@ -79,7 +79,7 @@ export function sysctlLayer<B>(served: (at: B) => Served): Layer<B> {
       // What plugins of others opened, rules need not say.
       const gone = executed || cutOff !== undefined ? {} : { gone: shownRules(served(from)) };
       await returnSettings(host, { leaves: owns(from), ...gone, firewall });
-      if (countRecords(host) > 1 || elsewhere(host).some(hasBridges)) return [];
+      if (hasRecords(host, 2) || elsewhere(host).some(hasBridges)) return [];
       for (const one of await host.session.firewalls(firewall)) one.removeIfUnused();
       new Journal().tidy();
       return [];

@@ -22,7 +22,7 @@ import {
   addressesDir,
   ATTEMPTS,
   bridgesDir,
-  countRecords,
+  hasRecords,
   type HostPaths,
   idsDir,
   inDirectory,
@@ -208,14 +208,14 @@ export function tidyState(host: HostPaths): void {
 }
 
 function tidyDirectory(host: HostPaths): void {
-  if (isUsed(host)) return;
+  if (hasRecords(host)) return;
   {
     using lock = inDirectory(
       host.stateDir,
       () => lockFile(`${host.stateDir}/${HOST_LOCK}`, { wait: false }),
     );
     if (lock === undefined) return;
-    if (!isUsed(host)) {
+    if (!hasRecords(host)) {
       retire(host);
       // A process that was killed left the file, unless a server holds the lock.
       if (isThere(`${host.stateDir}/${DHCP_LOCK}`)) lockDhcpServer(host)?.[Symbol.dispose]();
@@ -246,8 +246,4 @@ export function sweepLocks(host: HostPaths): void {
       () => lockFile(`${locksDir(host)}/${name}`, { remove: true, wait: false }),
     )?.[Symbol.dispose]();
   }
-}
-
-function isUsed(host: HostPaths): boolean {
-  return countRecords(host) > 0;
 }

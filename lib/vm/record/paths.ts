@@ -7,6 +7,7 @@
 import { describe, TapkitError } from "../../errors.ts";
 import { absolutePath } from "../../caller.ts";
 import { namesIn } from "../../files.ts";
+import { countFiles } from "../../sys/directory.ts";
 import { isThere } from "../../sys/text.ts";
 import { DEFAULT_STATE_DIR } from "./elsewhere.ts";
 import type { HostOptions } from "../types.ts";
@@ -122,16 +123,35 @@ export function bridgeNames(host: HostPaths): string[] {
   return optionalNames(bridgesDir(host));
 }
 
-/** How many records there are, of VMs and of all else. */
-export function countRecords(host: HostPaths): number {
-  return recordNames(host).length + addressNames(host).length + bridgeNames(host).length;
+/** Whether a VM has a record. */
+export function hasVms(host: HostPaths): boolean {
+  return countRecords(vmsDir(host), 1) > 0;
 }
+
+/** Whether there are so many records, of VMs and of all else. */
+export function hasRecords(host: HostPaths, least = 1): boolean {
+  let lacking = least;
+  for (const directory of [vmsDir(host), addressesDir(host), bridgesDir(host)]) {
+    lacking -= countRecords(directory, lacking);
+    if (lacking <= 0) return true;
+  }
+  return false;
+}
+
+function countRecords(directory: string, most: number): number {
+  try {
+    return countFiles(directory, RECORD_SUFFIX, most);
+  } catch (error) {
+    throw unusable(error);
+  }
+}
+
+const RECORD_SUFFIX = ".json";
 
 /** The VMs or addresses whose records are among these files. */
 export function namesOfRecords(files: Iterable<string>): string[] {
-  const suffix = ".json";
-  return [...files].filter((file) => file.endsWith(suffix))
-    .map((file) => file.slice(0, -suffix.length));
+  return [...files].filter((file) => file.endsWith(RECORD_SUFFIX))
+    .map((file) => file.slice(0, -RECORD_SUFFIX.length));
 }
 
 /** Of a directory that most hosts do not have: for that, no exception is made. */
