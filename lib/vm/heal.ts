@@ -164,10 +164,10 @@ class Healer implements Disposable {
       // A bridge's notices come with each port of another VM.
       const state = `${gone} ${index} ${notice.up} ${notice.master}`;
       if (this.#states.get(name) === state) return;
-      const vms = this.#places.ofName(name);
-      if (vms.length > 0 && !gone) this.#states.set(name, state);
-      else this.#states.delete(name);
-      return this.#concern(vms, OF_HOST);
+      // Also of a link that is being made: its VM becomes known after it.
+      if (gone) this.#states.delete(name);
+      else this.#states.set(name, state);
+      return this.#concern(this.#places.ofName(name), OF_HOST);
     }
     if (gone && index !== undefined) this.#concern(this.#places.ofIndex(index), OF_HOST);
   }
