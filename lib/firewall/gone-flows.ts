@@ -9,11 +9,10 @@
  * @module
  */
 
-import { discardFile, removeIfEmpty, replaceFile } from "../files.ts";
-import type { NetlinkConnection } from "../netlink/connection.ts";
 import { TapkitError } from "../errors.ts";
+import { discardFile, removeIfEmpty, replaceFile } from "../files.ts";
 import type { PortMapping } from "../inet/ports.ts";
-import { hostPortOf } from "./guest-elements.ts";
+import type { NetlinkConnection } from "../netlink/connection.ts";
 import {
   deleteEach,
   findFlowsAside,
@@ -21,8 +20,9 @@ import {
   type FoundFlow,
 } from "../netlink/conntrack.ts";
 import { isSame } from "../same.ts";
-import { flowMatches, type GoneGuest, leadsToGone } from "./flows.ts";
 import { readText } from "../sys/text.ts";
+import { flowMatches, type GoneGuest, leadsToGone } from "./flows.ts";
+import { hostPortOf } from "./guest-elements.ts";
 
 /** Gone after a reboot, as the connections are. */
 const RUN_DIRECTORY = "/run/tapkit";
@@ -78,11 +78,17 @@ export function matchesOfGone(gone: readonly GoneGuest[]): FlowMatch[] {
   return flowMatches({ changed, wanted: new Map(), leaving: [] });
 }
 
+/** A search that goes on, or has ended. */
+interface Search {
+  readonly gone: readonly GoneGuest[];
+  readonly flows: Promise<readonly FoundFlow[]>;
+  /** Absent until it has ended, and where it failed. */
+  found?: readonly FoundFlow[];
+}
+
 /** A search of connections of removed guests that goes on while something else is done. */
 export class SearchAhead {
-  #gone: readonly GoneGuest[] = [];
-  #searching: Promise<readonly FoundFlow[]> | undefined;
-  #found: readonly FoundFlow[] = [];
+  #search: Search | undefined;
 
   /**
    * Begins one, where a port is among those of removed guests. The kernel walks its table on another thread.
@@ -99,33 +105,31 @@ export class SearchAhead {
     if (!gone.some((guest) => guest.ports.some((port) => isWanted(hostPortOf(port))))) return;
     const matches = matchesOfGone(gone);
     if (matches.length > MOST_AHEAD) return;
-    this.#gone = gone;
-    this.#searching = search(open(), matches);
-    // Who needs it hears of a failure.
-    this.#searching.catch(() => {});
+    const flows = search(open(), matches);
+    // Who waits for it hears of a failure.
+    flows.catch(() => {});
+    this.#search = { gone, flows };
   }
 
   /** Waits until it has ended. */
   async end(): Promise<void> {
-    if (this.#searching === undefined) return;
+    const search = this.#search;
+    if (search === undefined) return;
     try {
-      this.#found = await this.#searching;
+      search.found = await search.flows;
     } catch (error) {
       if (!(error instanceof TapkitError)) throw error;
-      this.#gone = [];
-    } finally {
-      this.#searching = undefined;
     }
   }
 
   /** What it found, once; undefined where it was not for the ports of all these guests. */
   take(gone: readonly GoneGuest[]): readonly FoundFlow[] | undefined {
+    const search = this.#search;
+    this.#search = undefined;
     const covers = gone.every((one) =>
-      one.ports.length === 0 || this.#gone.some((two) => isSame(one, two))
+      one.ports.length === 0 || search?.gone.some((two) => isSame(one, two))
     );
-    const found = covers && this.#searching === undefined ? this.#found : undefined;
-    this.#gone = this.#found = [];
-    return found;
+    return covers ? search?.found : undefined;
   }
 }
 

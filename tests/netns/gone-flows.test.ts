@@ -128,29 +128,26 @@ Deno.test("a removed guest's connections: left alone until a port or an address 
   await t.step("a search that began before the port is given out again finds them", async () => {
     gone.write([]);
     const again = guest(1, ["9090:80"]);
-    add(firewall, again);
-    await machine.ask("tcp", "192.0.2.1", 9090, "fourth");
-    leave(firewall, again);
-    firewall.searchAhead(parsePorts(["9090:80"]));
-    await firewall.searched();
+    const next = guest(5, ["9090:80"]);
+    /** A guest that comes, is connected to, and goes; what it left is searched for. */
+    const comeAndGo = async (connection: string, searched: string) => {
+      add(firewall, again);
+      await machine.ask("tcp", "192.0.2.1", 9090, connection);
+      leave(firewall, again);
+      firewall.searchAhead(parsePorts([searched]));
+      await firewall.searched();
+    };
+    await comeAndGo("fourth", "9090:80");
     // The same guest came and went meanwhile: what it left is looked for anew.
-    add(firewall, again);
-    await machine.ask("tcp", "192.0.2.1", 9090, "fifth");
-    leave(firewall, again);
-    firewall.searchAhead(parsePorts(["8080:80"]));
-    await firewall.searched();
-    add(firewall, guest(5, ["9090:80"]));
+    await comeAndGo("fifth", "8080:80");
+    add(firewall, next);
     assertEquals(tracked("dport=9090"), 0);
-    leave(firewall, guest(5, ["9090:80"]));
+    leave(firewall, next);
 
-    add(firewall, again);
-    await machine.ask("tcp", "192.0.2.1", 9090, "sixth");
-    leave(firewall, again);
-    firewall.searchAhead(parsePorts(["9090:80"]));
-    await firewall.searched();
-    add(firewall, guest(5, ["9090:80"]));
+    await comeAndGo("sixth", "9090:80");
+    add(firewall, next);
     assertEquals(tracked("dport=9090"), 0);
     assertEquals((await machine.say("lives")).server, "guest2");
-    leave(firewall, guest(5, ["9090:80"]));
+    leave(firewall, next);
   });
 });
