@@ -97,7 +97,8 @@ Deno.test("serve: every operation answers as openapi.json says", async () => {
     "nothing differs",
     async () => (await ask("checkVm", 200, "GET", "/v1/vms/web/check")).json.problems.length === 0,
   );
-  await host.must("nft", ["flush", "ruleset"]);
+  // A TAP that is gone stays so until it is asked for: healing would take away what guests hold.
+  await host.must("ip", ["netns", "exec", "tapkit-web", "ip", "link", "delete", "vm_eth0"]);
   const differs = (await ask("checkVm", 200, "GET", "/v1/vms/web/check")).json;
   assert(differs.problems.length > 0 && differs.problems.length === differs.differences.length);
   await ask("checkVm", 400, "GET", "/v1/vms/a%20b/check");
