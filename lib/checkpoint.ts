@@ -61,14 +61,31 @@ export async function checkpoint(signal: AbortSignal | undefined): Promise<void>
   signal.throwIfAborted();
 }
 
-/** Gives others of this process their turn, unless they had one just now. */
+/**
+ * Gives others of this process their turn, unless they had one not long ago. Where a guest waits, that is so
+ * after {@linkcode RECENT_MS} already.
+ */
 export async function turn(): Promise<void> {
-  if (performance.now() - turned <= RECENT_MS) return;
+  const since = performance.now() - turned;
+  if (since <= RECENT_MS || (since <= LONGEST_MS && !guestWaits())) return;
+  await othersTurn();
+}
+
+/** Gives others of this process their turn. */
+export async function othersTurn(): Promise<void> {
   // One turn of the event loop. With a timer it takes two milliseconds, the first time eight.
   await libc().usleep_wait(0);
   turned = performance.now();
 }
 
-/** When the event loop last turned for a checkpoint, and for how long no other turn is due. */
+/** When the event loop last turned for a checkpoint, and for how long no other turn is due; milliseconds. */
 let turned = -Infinity;
 const RECENT_MS = 1;
+const LONGEST_MS = 4;
+
+let guestWaits = () => false;
+
+/** What says whether a guest waits for its answer from this process; undefined if it answers none. */
+export function askWhetherGuestWaits(ask: (() => boolean) | undefined): void {
+  guestWaits = ask ?? (() => false);
+}

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { askWhetherGuestWaits } from "../checkpoint.ts";
 import { asError, describe, SyscallError, TapkitError } from "../errors.ts";
 import { parseMac } from "../inet/mac.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
@@ -186,11 +187,11 @@ export class DhcpServer implements Disposable {
   }
 
   /**
-   * Makes {@linkcode run} call back when another descriptor is readable. The caller keeps the
-   * descriptor.
+   * Makes {@linkcode run} call back when there is something new to read of another descriptor. The caller
+   * keeps the descriptor, and reads all there is.
    */
   watch(fd: number, onReadable: () => void): void {
-    this.#epoll.add(fd);
+    this.#epoll.add(fd, { once: true });
     this.#watches.set(fd, onReadable);
   }
 
@@ -198,6 +199,7 @@ export class DhcpServer implements Disposable {
   async run(signal: AbortSignal): Promise<void> {
     const wake = () => this.#epoll.wake();
     signal.addEventListener("abort", wake);
+    askWhetherGuestWaits(() => this.#epoll.isReady());
     try {
       while (!signal.aborted) {
         for (const fd of await this.#epoll.wait(this.#down.size === 0 ? -1 : this.#lookDelay)) {
@@ -208,6 +210,7 @@ export class DhcpServer implements Disposable {
       }
     } finally {
       signal.removeEventListener("abort", wake);
+      askWhetherGuestWaits(undefined);
     }
   }
 

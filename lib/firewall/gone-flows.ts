@@ -31,6 +31,11 @@ const RUN_DIRECTORY = "/run/tapkit";
 export class GoneGuests {
   readonly #path: string;
   readonly #directory: string;
+  /** What was read last: it is long, and mostly what it was. */
+  #known: { readonly text: string; readonly guests: readonly GoneGuest[] } = {
+    text: "",
+    guests: [],
+  };
 
   /** @param directory only a test names another */
   constructor(directory = RUN_DIRECTORY) {
@@ -40,16 +45,10 @@ export class GoneGuests {
   }
 
   /** All of them. Lines that are damaged are passed over. */
-  read(): GoneGuest[] {
-    return (readText(this.#path) ?? "").split("\n").flatMap((line) => {
-      try {
-        const { ports, addresses, at } = JSON.parse(line);
-        if (!Array.isArray(ports) || !Array.isArray(addresses)) return [];
-        return [{ ports, addresses, ...typeof at === "number" ? { at } : {} }];
-      } catch {
-        return [];
-      }
-    });
+  read(): readonly GoneGuest[] {
+    const text = readText(this.#path) ?? "";
+    if (text !== this.#known.text) this.#known = { text, guests: text.split("\n").flatMap(parse) };
+    return this.#known.guests;
   }
 
   add(guest: GoneGuest): void {
@@ -66,6 +65,16 @@ export class GoneGuests {
     }
     discardFile(this.#path);
     removeIfEmpty(this.#directory);
+  }
+}
+
+function parse(line: string): GoneGuest[] {
+  try {
+    const { ports, addresses, at } = JSON.parse(line);
+    if (!Array.isArray(ports) || !Array.isArray(addresses)) return [];
+    return [{ ports, addresses, ...typeof at === "number" ? { at } : {} }];
+  } catch {
+    return [];
   }
 }
 

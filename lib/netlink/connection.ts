@@ -83,7 +83,8 @@ export class NetlinkConnection implements Disposable {
    */
   static open(protocol: number = NETLINK.ROUTE): NetlinkConnection {
     const { AF_NETLINK, SOCK_RAW, SOL_SOCKET } = SocketConst;
-    const socket = Socket.open(AF_NETLINK, SOCK_RAW, protocol, "netlink socket");
+    const slow = protocol === NETLINK.NETFILTER;
+    const socket = Socket.open(AF_NETLINK, SOCK_RAW, protocol, "netlink socket", { slow });
     try {
       for (const option of [OPTION.CAP_ACK, OPTION.EXT_ACK, OPTION.GET_STRICT_CHK]) {
         socket.setOption(OPTION.SOL_NETLINK, option, 1);

@@ -211,7 +211,9 @@ class Listener implements Disposable {
   constructor(protocol: number, groups: readonly number[], receiveBuffer: number) {
     const { AF_NETLINK, SOCK_RAW, SOCK_NONBLOCK, SOL_SOCKET } = SocketConst;
     const name = "netlink socket for notifications";
-    this.#socket = Socket.open(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, protocol, name);
+    this.#socket = Socket.open(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, protocol, name, {
+      slow: true,
+    });
     try {
       this.#socket.setOption(SOL_SOCKET, SO_RCVBUFFORCE, receiveBuffer);
       // The kernel tells nothing to a socket without a port.

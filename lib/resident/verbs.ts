@@ -70,7 +70,11 @@ export function residentVerbs({ shared, turns, metrics, removals, onError }: {
       return await turns.take(options.signal, async (next) => {
         using own = sessionOf(options, { shared });
         const { session } = own;
-        return await act({ ...options, session, waits: () => (next(), options.waits?.()) });
+        try {
+          return await act({ ...options, session, waits: () => (next(), options.waits?.()) });
+        } finally {
+          session.spareNetns?.refill();
+        }
       });
     } catch (error) {
       onError(target, error);

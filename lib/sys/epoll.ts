@@ -8,6 +8,9 @@ import { closeFd, libc, readFd, syscall, writeFd } from "./libc.ts";
 
 /** linux/eventpoll.h. */
 const EPOLLIN = 0x1;
+const EPOLLET = 0x8000_0000;
+/** poll.h. */
+const POLLIN = 0x1;
 const EPOLL_CLOEXEC = 0o2000000;
 const EFD_CLOEXEC = 0o2000000;
 const EFD_NONBLOCK = 0o4000;
@@ -24,6 +27,7 @@ export class Epoll implements Disposable {
   /** The eventfd that ends a wait. */
   readonly #wake: number;
   readonly #events = new Uint8Array(EVENT_SIZE * MAX_EVENTS);
+  readonly #pollfd: Uint8Array<ArrayBuffer>;
 
   constructor() {
     this.#fd = syscall("epoll_create1", "epoll", () => libc().epoll_create1(EPOLL_CLOEXEC));
@@ -36,13 +40,19 @@ export class Epoll implements Disposable {
       throw error;
     }
     this.add(this.#wake);
+    this.#pollfd = new Uint8Array(new Int32Array([this.#fd, POLLIN]).buffer);
   }
 
-  /** Watches whether a descriptor is readable (level-triggered), until it is removed or closed. */
-  add(fd: number): void {
+  /**
+   * Watches whether a descriptor is readable, until it is removed or closed.
+   *
+   * @param once whether that is reported only when something new came, for who then reads all of it;
+   * else for as long as it is so
+   */
+  add(fd: number, { once = false } = {}): void {
     const event = new Uint8Array(EVENT_SIZE);
     const view = new DataView(event.buffer);
-    view.setUint32(0, EPOLLIN, true);
+    view.setUint32(0, once ? EPOLLIN | EPOLLET : EPOLLIN, true);
     view.setInt32(DATA_OFFSET, fd, true);
     syscall("epoll_ctl", `descriptor ${fd}`, () => {
       return libc().epoll_ctl(this.#fd, EPOLL_CTL_ADD, fd, event);
@@ -57,6 +67,11 @@ export class Epoll implements Disposable {
   /** Makes the current wait return, or else the next one. */
   wake(): void {
     writeFd(this.#wake, new Uint8Array(new BigUint64Array([1n]).buffer));
+  }
+
+  /** Whether a wait would return at once. */
+  isReady(): boolean {
+    return libc().poll(this.#pollfd, 1n, 0) > 0;
   }
 
   /**

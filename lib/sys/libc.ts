@@ -87,6 +87,8 @@ const SYMBOLS = {
     result: "i32",
     nonblocking: true,
   },
+  // struct pollfd *fds, nfds_t nfds, int timeout_ms
+  poll: { parameters: ["buffer", "usize", "i32"], result: "i32" },
   // unsigned int initval, int flags
   eventfd: { parameters: ["u32", "i32"], result: "i32" },
   // int flags

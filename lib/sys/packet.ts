@@ -29,7 +29,7 @@ export interface PacketSocketOptions {
 export function openPacketSocket(options: PacketSocketOptions): Socket {
   const type = SocketConst.SOCK_RAW | SocketConst.SOCK_NONBLOCK;
   // Protocol 0: receives nothing until it is bound.
-  const socket = Socket.open(SocketConst.AF_PACKET, type, 0, "packet socket");
+  const socket = Socket.open(SocketConst.AF_PACKET, type, 0, "packet socket", { slow: true });
   try {
     if (options.filter !== undefined) attachFilter(socket, options.filter);
     socket.bind(sockaddrLl(options.ifindex));

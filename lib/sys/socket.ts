@@ -24,20 +24,31 @@ export class Socket implements Disposable {
   readonly fd: number;
   #closed = false;
   readonly #name: string;
+  readonly #slow: boolean;
 
-  private constructor(fd: number, name: string) {
+  private constructor(fd: number, name: string, slow: boolean) {
     this.fd = fd;
     this.#name = name;
+    this.#slow = slow;
   }
 
   /**
    * Opens a socket in the calling thread's network namespace.
    *
    * @param name its name in errors: `"NETLINK_ROUTE socket"`
+   * @param slow whether the kernel takes some 10 ms to close it, as it does with those of nf_tables and of
+   * packets
    */
-  static open(domain: number, type: number, protocol: number, name: string): Socket {
+  static open(
+    domain: number,
+    type: number,
+    protocol: number,
+    name: string,
+    { slow = false } = {},
+  ): Socket {
     const flags = type | SocketConst.SOCK_CLOEXEC;
-    return new Socket(syscall("socket", name, () => libc().socket(domain, flags, protocol)), name);
+    const fd = syscall("socket", name, () => libc().socket(domain, flags, protocol));
+    return new Socket(fd, name, slow);
   }
 
   /** Binds to a `struct sockaddr` given as bytes. */
@@ -112,23 +123,20 @@ export class Socket implements Disposable {
     // By then the number may be another file's.
     if (this.#closed) return;
     this.#closed = true;
-    if (aside === undefined) return closeFd(this.fd);
+    if (aside === undefined || !this.#slow) return closeFd(this.fd);
     // A thread that began now would be in the network namespace that this one is in for a moment.
     if (aside.push(this.fd) === 1) queueMicrotask(closeAside);
   }
 }
 
-/** The sockets to close, if another thread is to do it. */
+/** The slow sockets to close, if another thread is to do it. */
 let aside: number[] | undefined;
 
 function closeAside(): void {
   for (const fd of aside?.splice(0) ?? []) libc().close_wait(fd);
 }
 
-/**
- * From now on other threads close the sockets that are disposed of. The kernel takes some 10 ms to close
- * one of nf_tables or of packets, in which this process would answer nobody.
- */
+/** From now on other threads close the slow sockets: meanwhile this process would answer nobody. */
 export function closeSocketsAside(): void {
   aside ??= [];
 }

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { othersTurn } from "../checkpoint.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { LOOPBACK_IFINDEX, setLink } from "../netlink/link.ts";
 import { type Netns, newNetns, withNetns } from "../sys/netns.ts";
@@ -13,9 +14,6 @@ export interface Inside {
   readonly netns: Netns;
   readonly nl: NetlinkConnection;
 }
-
-/** After so long without an attach there is time to make the next one. */
-const REST_MS = 20;
 
 /**
  * Opens a connection of a namespace that is to be a VM's, and sets its loopback up.
@@ -32,23 +30,28 @@ export function enterNew(netns: Netns): Inside {
 }
 
 /**
- * Keeps one namespace ready, from the first time that one is asked for. It has no name and nothing is in
+ * Keeps one namespace ready, from the first time that one was asked for. It has no name and nothing is in
  * it, so it goes with the process.
  */
 export class SpareNetns implements Disposable {
   #spare: Inside | undefined;
-  #timer: ReturnType<typeof setTimeout> | undefined;
+  #isTaken = false;
+  #isDone = false;
 
   /** The namespace, which the caller has to close; undefined if none is ready. */
   take(): Inside | undefined {
     const spare = this.#spare;
     this.#spare = undefined;
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#fill(), REST_MS);
+    this.#isTaken = true;
     return spare;
   }
 
-  #fill(): void {
+  /** Makes the next one, if the last was taken, when who attached a VM has been answered. */
+  async refill(): Promise<void> {
+    if (!this.#isTaken) return;
+    this.#isTaken = false;
+    await othersTurn();
+    if (this.#isDone) return;
     try {
       this.#spare ??= enterNew(newNetns());
     } catch {
@@ -57,7 +60,7 @@ export class SpareNetns implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    clearTimeout(this.#timer);
+    this.#isDone = true;
     this.#spare?.nl[Symbol.dispose]();
     this.#spare?.netns[Symbol.dispose]();
     this.#spare = undefined;

@@ -201,6 +201,13 @@ async function measure(
   say(`one VM with ${many} there, ${rounds} rounds`);
   const crowded = await takeTurns([source, bundled, ...filled], rounds, SETTLE_MS.many);
 
+  const cleared = new Map<string, number>();
+  for (const booth of [source, bundled]) {
+    say(`removing ${many} VMs in one call: ${booth.name}`);
+    const { ms } = await booth.do({ do: "clear", from: 0, count: many });
+    cleared.set(booth.name, ms / many);
+  }
+
   say("DHCP");
   const dhcp = await measureDhcp(source.host);
   say(`${mappings} mappings`);
@@ -217,6 +224,7 @@ async function measure(
     resident,
     batch,
     growth,
+    cleared,
     flows: flowFigures,
     dhcp,
     portMaps,

@@ -12,7 +12,9 @@ import { TextLineStream } from "./lines.ts";
 export type Job =
   /** With so many ports; one, unless given. */
   | { readonly do: "attach" | "remove"; readonly vm: number; readonly ports?: number }
-  | { readonly do: "batch"; readonly from: number; readonly count: number };
+  | { readonly do: "batch"; readonly from: number; readonly count: number }
+  /** Removes in one call what a batch attached. */
+  | { readonly do: "clear"; readonly from: number; readonly count: number };
 
 /** What became of it. */
 export interface Answer {
@@ -73,6 +75,11 @@ const ip = (action: "add" | "del", vm: number): Step => {
 async function tapkit(words: readonly [string, ...string[]], job: Job): Promise<Answer> {
   if (job.do === "batch") return await tapkitBatch(words, job.from, job.count);
   const [command, ...args] = words;
+  if (job.do === "clear") {
+    const names = Array.from({ length: job.count }, (_, index) => vmName(job.from + index));
+    await run({ command, args: [...args, "--remove", ...names] });
+    return {};
+  }
   const flags = job.do === "attach" ? ["--ports", `${hostPort(job.vm)}:80`] : ["--remove"];
   await run({ command, args: [...args, vmName(job.vm), ...flags] });
   return {};
@@ -106,8 +113,11 @@ async function tapkitBatch(
   return { laps };
 }
 
+/** Of which a peer has no one call. */
+type Single = Exclude<Job, { readonly do: "clear" }>;
+
 /** Requests to the resident. */
-async function curl(job: Job): Promise<Answer> {
+async function curl(job: Single): Promise<Answer> {
   if (job.do === "batch") return await oneByOne(curl, job.from, job.count);
   const socket = ["-sS", "--fail-with-body", "--unix-socket", "/run/tapkit/tapkit.sock"];
   const name = vmName(job.vm);
@@ -145,7 +155,7 @@ const CHAIN = [
 ] as const;
 
 /** Runs the chain as the CNI specification says. */
-async function cni(job: Job): Promise<Answer> {
+async function cni(job: Single): Promise<Answer> {
   if (job.do === "batch") return await oneByOne(cni, job.from, job.count);
   const { vm, ports = 1 } = job;
   const add = job.do === "attach";
@@ -182,7 +192,7 @@ async function cni(job: Job): Promise<Answer> {
 
 const NETAVARK = "/usr/lib/podman/netavark";
 
-async function netavark(job: Job): Promise<Answer> {
+async function netavark(job: Single): Promise<Answer> {
   if (job.do === "batch") return await oneByOne(netavark, job.from, job.count);
   const { vm, ports = 1 } = job;
   const add = job.do === "attach";
@@ -225,7 +235,7 @@ async function netavark(job: Job): Promise<Answer> {
 }
 
 async function oneByOne(
-  doIt: (job: Job) => Promise<Answer>,
+  doIt: (job: Single) => Promise<Answer>,
   from: number,
   count: number,
 ): Promise<Answer> {
@@ -257,6 +267,8 @@ async function answer(contestant: Contestant, job: Job): Promise<Answer> {
   const start = performance.now();
   const doing = contestant.kind === "tapkit"
     ? tapkit(contestant.command, job)
+    : job.do === "clear"
+    ? Promise.reject(new Error(`${contestant.kind} has no such call`))
     : contestant.kind === "curl"
     ? curl(job)
     : contestant.kind === "empty"

@@ -49,6 +49,8 @@ export interface Results {
   readonly batch: ReadonlyMap<string, readonly BatchFigures[]>;
   /** Of one call for as many VMs as a network takes: the C program's, and tapkit's. */
   readonly growth: ReadonlyMap<string, BatchFigures>;
+  /** Milliseconds for each VM that a batch attached, when all are removed in one call. */
+  readonly cleared: ReadonlyMap<string, number>;
   readonly flows: FlowFigures;
   /** Microseconds. */
   readonly dhcp: readonly number[];
@@ -67,6 +69,7 @@ const BOUNDS = {
   alone: { "tapkit, installed": 1.2 },
   crowded: { "tapkit, installed": 1.2 },
   batchCpuOfC: 2,
+  clearMs: 5,
   growthOfC: 1.2,
   manyFlowsOfNone: 1.1,
   oneMoreOfOne: 1.3,
@@ -152,7 +155,7 @@ function singleTable({ alone, crowded, many }: Results, unit: Unit): string[] {
 type Verdict = readonly [what: string, bound: number, reached: number];
 
 function verdicts(
-  { alone, crowded, batch, growth, flows, many, most }: Results,
+  { alone, crowded, batch, growth, cleared, flows, many, most }: Results,
 ): Verdict[] {
   const list: Verdict[] = [];
   for (
@@ -184,6 +187,8 @@ function verdicts(
       growthOf(INSTALLED) / growthOf("C"),
     ]);
   }
+  const clearMs = cleared.get(INSTALLED)!;
+  list.push([`${INSTALLED}: removing ${many} in one call, each, ms`, BOUNDS.clearMs, clearMs]);
   for (const what of ["attach", "remove"] as const) {
     const ratio = medianOf(flows.many[what], "ms") / medianOf(flows.none[what], "ms");
     const where = `beside ${flows.flows} connections of others, of beside none`;
@@ -290,6 +295,7 @@ function residentVerdicts({ commands, warm, dhcp, heal, size }: ResidentFigures)
       quantile(dhcp.busy, 0.99) / 1000,
     ],
     [`${heal.vms} VMs whole after a flush, ms`, bounds.healMs, median(heal.ms)],
+    [`removing ${size.vms} in one request, each, ms`, BOUNDS.clearMs, size.clearMs],
     [`memory with ${size.vms} VMs, MiB`, bounds.memoryMiB, size.memory],
     [`idle with ${size.vms} VMs, % of a core`, bounds.idlePercent, size.idle],
   ];
@@ -426,6 +432,9 @@ export function writeReport(results: Results): string {
     "",
     ...table(["", "whole", "processor", "each", "first 20", "last 20"], batches),
     ...growthTable(results),
+    "",
+    `Removing ${many} in one call, each: ` +
+    `${[...results.cleared].map(([name, each]) => `${ms(each)} by ${name}`).join(", ")}.`,
     "",
     ...flowReport(results.flows),
     "## Bounds",
