@@ -4,6 +4,7 @@
  * @module
  */
 
+import { othersTurn } from "../checkpoint.ts";
 import type { PortMapping } from "../inet/ports.ts";
 import { OpenSession, sessionOf } from "../vm/session.ts";
 import type {
@@ -64,17 +65,13 @@ export function residentVerbs({ shared, turns, metrics, removals, onError }: {
   const take = async <O extends HostOptions, T>(
     target: PortTarget,
     options: O,
-    act: (options: O) => Promise<T>,
+    act: (options: O & { readonly session: HostSession }) => Promise<T>,
   ): Promise<T> => {
     try {
       return await turns.take(options.signal, async (next) => {
         using own = sessionOf(options, { shared });
         const { session } = own;
-        try {
-          return await act({ ...options, session, waits: () => (next(), options.waits?.()) });
-        } finally {
-          session.spareNetns?.refill();
-        }
+        return await act({ ...options, session, waits: () => (next(), options.waits?.()) });
       });
     } catch (error) {
       onError(target, error);
@@ -83,7 +80,13 @@ export function residentVerbs({ shared, turns, metrics, removals, onError }: {
   };
   return {
     attachVm: (request, options = {}) =>
-      take(request.name, options, (now) => metrics.time("attach", () => attachVm(request, now))),
+      take(request.name, options, async (now) => {
+        try {
+          return await metrics.time("attach", () => attachVm(request, now));
+        } finally {
+          afterAnswer(() => now.session.spareNetns?.refill());
+        }
+      }),
     removeVm: (name, options = {}) =>
       take(name, options, (now) =>
         metrics.time(
@@ -98,4 +101,10 @@ export function residentVerbs({ shared, turns, metrics, removals, onError }: {
     openSession: (vms) => Promise.resolve(new OpenSession({ batch: vms > 1, shared })),
     ensureServed: () => Promise.resolve(),
   };
+}
+
+/** Does what nobody waits for, while who asked reads the answer. */
+async function afterAnswer(act: () => void): Promise<void> {
+  await othersTurn();
+  act();
 }

@@ -23,10 +23,10 @@ interface Place {
 
 /** The VMs by the names and numbers of their links, and by the numbers of their namespaces. */
 export class Places {
-  #places = new Map<string, Place>();
-  #names: Index<string> = new Map();
-  #indices: Index<number> = new Map();
-  #namespaces: Index<number> = new Map();
+  readonly #places = new Map<string, Place>();
+  readonly #names = new Index<string>(({ names }) => names);
+  readonly #indices = new Index<number>(({ indices }) => indices);
+  readonly #namespaces = new Index<number>(({ namespaces }) => namespaces);
 
   /**
    * Takes in which VMs there are now. Only those are looked at whose records changed.
@@ -34,20 +34,25 @@ export class Places {
    * @param again VMs to look at in any case: what was made anew has other numbers
    */
   update(host: Host, again: ReadonlySet<string> = new Set()): void {
-    const places = new Map<string, Place>();
-    let changed = false;
+    const there = new Set<string>();
     for (const [vm, attachment] of eachRecord(host, { note: () => {} })) {
       if (attachment.is !== "attached") continue;
-      const known = again.has(vm) ? undefined : this.#places.get(vm);
-      const same = known?.attachment === attachment;
-      places.set(vm, same ? known : placeOf(host.session.nl, attachment, attachment.at));
-      changed ||= !same;
+      there.add(vm);
+      if (!again.has(vm) && this.#places.get(vm)?.attachment === attachment) continue;
+      this.#put(vm, placeOf(host.session.nl, attachment, attachment.at));
     }
-    if (!changed && places.size === this.#places.size) return;
-    this.#places = places;
-    this.#names = indexBy(places, ({ names }) => names);
-    this.#indices = indexBy(places, ({ indices }) => indices);
-    this.#namespaces = indexBy(places, ({ namespaces }) => namespaces);
+    if (there.size === this.#places.size) return;
+    for (const vm of [...this.#places.keys()]) if (!there.has(vm)) this.#put(vm, undefined);
+  }
+
+  #put(vm: string, place: Place | undefined): void {
+    const before = this.#places.get(vm);
+    for (const index of [this.#names, this.#indices, this.#namespaces]) {
+      if (before !== undefined) index.remove(vm, before);
+      if (place !== undefined) index.add(vm, place);
+    }
+    if (place === undefined) this.#places.delete(vm);
+    else this.#places.set(vm, place);
   }
 
   /** A VM for each set of settings that VMs need. */
@@ -56,33 +61,45 @@ export class Places {
   }
 
   ofName(name: string): readonly string[] {
-    return this.#names.get(name) ?? [];
+    return this.#names.of(name);
   }
 
   ofIndex(index: number): readonly string[] {
-    return this.#indices.get(index) ?? [];
+    return this.#indices.of(index);
   }
 
   ofNamespace(nsid: number): readonly string[] {
-    return this.#namespaces.get(nsid) ?? [];
+    return this.#namespaces.of(nsid);
   }
 }
 
-type Index<K> = ReadonlyMap<K, readonly string[]>;
+/** VMs by a key of their places. */
+class Index<K> {
+  readonly #vms = new Map<K, Set<string>>();
+  readonly #keysOf: (place: Place) => readonly K[];
 
-function indexBy<K>(
-  places: ReadonlyMap<string, Place>,
-  keys: (place: Place) => readonly K[],
-): Index<K> {
-  const index = new Map<K, string[]>();
-  for (const [vm, place] of places) {
-    for (const key of new Set(keys(place))) {
-      const vms = index.get(key);
-      if (vms === undefined) index.set(key, [vm]);
-      else vms.push(vm);
+  constructor(keysOf: (place: Place) => readonly K[]) {
+    this.#keysOf = keysOf;
+  }
+
+  add(vm: string, place: Place): void {
+    for (const key of this.#keysOf(place)) {
+      const vms = this.#vms.get(key);
+      if (vms === undefined) this.#vms.set(key, new Set([vm]));
+      else vms.add(vm);
     }
   }
-  return index;
+
+  remove(vm: string, place: Place): void {
+    for (const key of this.#keysOf(place)) {
+      const vms = this.#vms.get(key);
+      if (vms?.delete(vm) && vms.size === 0) this.#vms.delete(key);
+    }
+  }
+
+  of(key: K): readonly string[] {
+    return [...this.#vms.get(key) ?? []];
+  }
 }
 
 function placeOf(nl: NetlinkConnection, attachment: Attachment, at: Both): Place {

@@ -4,7 +4,6 @@
  * @module
  */
 
-import { othersTurn } from "../checkpoint.ts";
 import { NetlinkConnection } from "../netlink/connection.ts";
 import { LOOPBACK_IFINDEX, setLink } from "../netlink/link.ts";
 import { type Netns, newNetns, withNetns } from "../sys/netns.ts";
@@ -46,12 +45,10 @@ export class SpareNetns implements Disposable {
     return spare;
   }
 
-  /** Makes the next one, if the last was taken, when who attached a VM has been answered. */
-  async refill(): Promise<void> {
-    if (!this.#isTaken) return;
+  /** Makes the next one, if the last was taken. */
+  refill(): void {
+    if (!this.#isTaken || this.#isDone) return;
     this.#isTaken = false;
-    await othersTurn();
-    if (this.#isDone) return;
     try {
       this.#spare ??= enterNew(newNetns());
     } catch {

@@ -14,6 +14,7 @@ import { parseArgs } from "@std/cli/parse-args";
 import { Host } from "../support/host.ts";
 import { ROOT } from "../support/machine.ts";
 import { ensureRequirements, NotHere } from "../support/requirements.ts";
+import { measureCompiled } from "./compiled.ts";
 import { BESIDE, Booth, JOB_TIMEOUT_MS, pause, takeTurns } from "./booth.ts";
 import { moduleCounts } from "./modules.ts";
 import { measureExecuted } from "./executed.ts";
@@ -212,6 +213,11 @@ async function measure(
   const dhcp = await measureDhcp(source.host);
   say(`${mappings} mappings`);
   const portMaps = await measurePortMaps(mappings, rounds);
+  say("the compiled binary");
+  const compiled = await measureCompiled(`${directory}/compiled`, {
+    rounds,
+    settleMs: SETTLE_MS.alone,
+  });
   say("executed plugins");
   const executed = await measureExecuted(rounds);
   say("done");
@@ -228,6 +234,7 @@ async function measure(
     flows: flowFigures,
     dhcp,
     portMaps,
+    compiled,
     executed,
     modules: await moduleCounts(),
     bundleBytes: (await Deno.stat(`${directory}/share/tapkit/scripts.js`)).size,

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { BINARY, BUNDLE, type CompiledFigures } from "./compiled.ts";
 import type { ExecutedFigures } from "./executed.ts";
 import type { FlowFigures } from "./flows.ts";
 import type { ModuleCount } from "./modules.ts";
@@ -55,6 +56,7 @@ export interface Results {
   /** Microseconds. */
   readonly dhcp: readonly number[];
   readonly portMaps: PortMapFigures;
+  readonly compiled: CompiledFigures;
   readonly executed: ExecutedFigures;
   readonly modules: readonly ModuleCount[];
   readonly bundleBytes: number;
@@ -88,6 +90,7 @@ const BOUNDS = {
     memoryMiB: 80,
     idlePercent: 0.2,
   },
+  binaryOfBundle: 1.2,
   chainOfBare: 1.15,
   threeOfOne: 3,
 } as const;
@@ -339,6 +342,38 @@ function residentReport(figures: ResidentFigures): string[] {
   ];
 }
 
+/** The part of results.md that is about the compiled binary. */
+function compiledReport(figures: CompiledFigures): string[] {
+  const head = ["## The compiled binary", ""];
+  if (typeof figures === "string") return [...head, `It could not be made: ${figures}`, ""];
+  const at = (name: string) =>
+    [figures.alone, figures.byResident].flatMap((by) =>
+      (["attach", "remove"] as const).map((what) => medianOf(by.get(name)![what], "ms"))
+    );
+  const ratio = (by: ReadonlyMap<string, SingleFigures>) =>
+    medianOf(by.get(BINARY)!.attach, "ms") / medianOf(by.get(BUNDLE)!.attach, "ms");
+  return [
+    ...head,
+    "One VM with one published port beside another, milliseconds from start to exit, medians; both by",
+    "the same Deno.",
+    "",
+    ...table(
+      ["", "attach", "remove", "attach, by the resident", "remove, by the resident"],
+      [BUNDLE, BINARY].map((name) => [name, ...at(name).map(ms)]),
+    ),
+    "",
+    ...verdictTable([
+      ["attach by the binary, of the bundle", BOUNDS.binaryOfBundle, ratio(figures.alone)],
+      [
+        "the same, by the resident",
+        BOUNDS.binaryOfBundle,
+        ratio(figures.byResident),
+      ],
+    ]),
+    "",
+  ];
+}
+
 /** The part of results.md that is about executed plugins. */
 function executedReport({ chain, networks }: ExecutedFigures): string[] {
   const [own, bare] = [median(chain.tapkit), median(chain.bare)];
@@ -443,6 +478,7 @@ export function writeReport(results: Results): string {
     "",
     ...residentReport(results.resident),
     ...portMapReport(results.portMaps),
+    ...compiledReport(results.compiled),
     ...executedReport(results.executed),
     "## Start-up and DHCP",
     "",
