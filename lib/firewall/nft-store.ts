@@ -11,12 +11,7 @@ import type { Finding } from "../finding.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { type NftMemory, setKey } from "../netlink/nftables/memory.ts";
 import { decodeMessages } from "../netlink/message.ts";
-import {
-  elementRequests,
-  isEmptySet,
-  readElements,
-  readSet,
-} from "../netlink/nftables/elements.ts";
+import { elementRequests, readElements, readSet } from "../netlink/nftables/elements.ts";
 import {
   commit,
   deleteTable,
@@ -55,6 +50,8 @@ export class NftStore implements ElementStore {
   readonly #memory: NftMemory;
   readonly #contents: Contents;
   #made: Table | undefined;
+  /** An element that was there when the table was last found not to be empty: reading it again is less. */
+  #left: Entry | undefined;
 
   /**
    * @param netns where the table is; closed with this
@@ -158,8 +155,13 @@ export class NftStore implements ElementStore {
   /** A table of policies exists only while it has elements. */
   tidy(): void {
     if (this.layer !== "policy") return;
-    const { sets } = this.#table;
-    if (Object.keys(sets).every((set) => isEmptySet(this.#nl, this.#setOf(set)))) this.delete();
+    const left = this.#left;
+    if (left !== undefined && readElements(this.#nl, [left], this.#setOf).length > 0) return;
+    for (const set of Object.keys(this.#table.sets)) {
+      this.#left = readSet(this.#nl, this.#setOf(set)).at(-1);
+      if (this.#left !== undefined) return;
+    }
+    this.delete();
   }
 
   delete(): void {

@@ -6,6 +6,7 @@
 
 import { type SyscallError, TapkitError } from "../errors.ts";
 import { closeFd, failedWith, libc, O_NONBLOCK, O_RDWR, openFd, syscall } from "./libc.ts";
+import { writeSysctl } from "./sysctl.ts";
 
 /** linux/if_tun.h. */
 const Tun = {
@@ -39,12 +40,15 @@ export interface TapOptions {
   readonly group?: number;
   /** Whether it has several queues. */
   readonly multiQueue?: boolean;
+  /** Whether the namespace's own stack does not use IPv6 on it. That of who opens it passes all the same. */
+  readonly quiet?: boolean;
 }
 
 /**
  * Creates a persistent TAP in the current network namespace.
  *
- * Equivalent to: `ip tuntap add dev NAME mode tap [user UID] [group GID] [multi_queue]`
+ * Equivalent to: `ip tuntap add dev NAME mode tap [user UID] [group GID] [multi_queue]`, and
+ * `sysctl net.ipv6.conf.NAME.disable_ipv6=1` for a quiet one
  *
  * @throws {SyscallError} EBUSY when a link with that name exists
  */
@@ -55,6 +59,7 @@ export function createTap(options: TapOptions): void {
       syscall(op, `TAP "${options.name}"`, () => libc().ioctl_integer(fd, request, BigInt(value)));
     if (options.owner !== undefined) set("TUNSETOWNER", Tun.TUNSETOWNER, options.owner);
     if (options.group !== undefined) set("TUNSETGROUP", Tun.TUNSETGROUP, options.group);
+    if (options.quiet) writeSysctl(`net/ipv6/conf/${options.name}/disable_ipv6`, "1");
     set("TUNSETPERSIST", Tun.TUNSETPERSIST, 1);
   } finally {
     closeFd(fd);

@@ -3,7 +3,13 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { Ajv2020 } from "ajv";
 import { document, operations } from "../../lib/resident/api.ts";
-import { ConflictError, InputError, PortConflictError, TapkitError } from "../../mod.ts";
+import {
+  type AttachRequest,
+  ConflictError,
+  InputError,
+  PortConflictError,
+  TapkitError,
+} from "../../mod.ts";
 import { scriptWords } from "../support/bundle.ts";
 import { NetnsGuest } from "../support/guest-netns.ts";
 import { Host } from "../support/host.ts";
@@ -351,6 +357,40 @@ Deno.test("connect: the library's verbs, results and errors", async () => {
   assertEquals((await client.health()).vms, 0);
   await server.end();
   await assertRejects(() => client.listVms(), TapkitError, "nothing answers at");
+});
+
+Deno.test("serve: TAPs are those that attach-vm alone makes, whatever is ready before it is asked for", async () => {
+  await using host = await hostOnLan();
+  const kinds: Record<string, Pick<AttachRequest, "tapOwner" | "queues">> = {
+    plain: {},
+    owned: { tapOwner: "1000" },
+    several: { queues: 2 },
+    again: {},
+  };
+  const tapOf = async (name: string) => {
+    const args = ["-n", `tapkit-${name}`, "-j", "-d", "link", "show", "vm_eth0"];
+    const [{ ifindex: _, address: __, link: ___, ...tap }] = JSON.parse(
+      await host.must("ip", args),
+    );
+    const setting = "cat /proc/sys/net/ipv6/conf/vm_eth0/disable_ipv6";
+    const quiet = await host.must("ip", ["netns", "exec", `tapkit-${name}`, "sh", "-c", setting]);
+    return { ...tap, quiet: quiet.trim() };
+  };
+  const alone = new Map<string, unknown>();
+  for (const [name, { tapOwner, queues }] of Object.entries(kinds)) {
+    const owner = tapOwner === undefined ? [] : ["--tap-owner", tapOwner];
+    const many = queues === undefined ? [] : ["--queues", String(queues)];
+    await host.mustTapkit("attach-vm", name, ...owner, ...many);
+    alone.set(name, await tapOf(name));
+    await host.mustTapkit("attach-vm", name, "--remove");
+  }
+  await using server = await ResidentServer.start(host);
+  await server.client.attachVm({ name: "first" });
+  for (const [name, kind] of Object.entries(kinds)) {
+    await server.client.attachVm({ name, ...kind });
+    assertEquals(await tapOf(name), alone.get(name), name);
+    assertEquals(await server.client.checkVm(name), []);
+  }
 });
 
 Deno.test("connect: needs no rights but to open the socket", async () => {

@@ -11,7 +11,7 @@ import { isThere } from "../../sys/text.ts";
 import { leadsElsewhere, netnsProblem, requireSuccessor } from "../netns.ts";
 import { driverOf } from "../network/drivers.ts";
 import type { Both } from "../record/attachment.ts";
-import { netnsName } from "../record/identity.ts";
+import { linkNames, netnsName } from "../record/identity.ts";
 import { validateNetns } from "../record/netns-path.ts";
 import { enterNew, type Inside } from "../spare-netns.ts";
 import type { Layer } from "./layer.ts";
@@ -62,7 +62,9 @@ export const netnsLayer: Layer<Both> = {
       if (made) deleteNamedNetns(netnsName(spec.id));
     });
     const given = await (await driverOf(to)).makeNetns?.(context, to, before);
-    const spare = given === undefined ? context.host.session.spareNetns?.take() : undefined;
+    const spare = given === undefined
+      ? context.host.session.spareNetns?.take(plainTapOf(to))
+      : undefined;
     const inside = context.vm.adopt(spare ?? enterNew(given?.netns ?? newNetns()));
     nameNetns(netnsName(spec.id), inside.netns);
     made = true;
@@ -80,6 +82,15 @@ export const netnsLayer: Layer<Both> = {
     return [];
   },
 };
+
+/** The TAP of a VM with one interface, if it is to be root's and have one queue. */
+function plainTapOf({ spec: { tapOwner, queues = 1 }, facts }: Both): string | undefined {
+  const [first, ...others] = facts.networks;
+  if (first === undefined || others.length > 0) return undefined;
+  return tapOwner === undefined && queues === 1
+    ? linkNames(first.attachment.ifName).tap
+    : undefined;
+}
 
 /** @throws {TapkitError} for a namespace of the VM's name that tapkit did not make */
 function refuseForeign({ spec: { id }, facts: { netns: { path } } }: Both): void {

@@ -14,6 +14,7 @@ export class OpenNetns implements Disposable {
   readonly #other: KnownNetns | undefined;
   #stack = new DisposableStack();
   #inside: Inside | undefined;
+  #tap: string | undefined;
 
   /** @param other where a change was cut off, what the namespace is by its other side */
   constructor(other?: KnownNetns) {
@@ -47,16 +48,25 @@ export class OpenNetns implements Disposable {
   }
 
   /** Takes a namespace that was just made, and its connection. */
-  adopt({ netns, nl }: Inside): Inside {
+  adopt({ netns, nl, tap }: Inside): Inside {
     this.forget();
     this.#stack.use(netns);
     this.#stack.use(nl);
+    this.#tap = tap;
     return this.#inside = { netns, nl };
+  }
+
+  /** The name of a TAP that came with a namespace that was just made, once. */
+  takeTap(): string | undefined {
+    const tap = this.#tap;
+    this.#tap = undefined;
+    return tap;
   }
 
   /** Closes it: it is another one by now. */
   forget(): void {
     this.#inside = undefined;
+    this.#tap = undefined;
     this.#stack[Symbol.dispose]();
     this.#stack = new DisposableStack();
   }

@@ -37,7 +37,7 @@ export const wireLayer: Layer<Both> = {
     const { spec: { mode, tapOwner }, facts } = to;
     const { netns, nl } = vm.require(facts.netns);
     const owner = tapOwner === undefined ? {} : resolveOwner(tapOwner);
-    const request = { netns, nl, undo, note: host.note, ...owner };
+    const request = { netns, nl, undo, note: host.note, tap: vm.takeTap(), ...owner };
     // On an interface that stays, the mode does too: it has moved its addresses, or not.
     const stays = !found.some(({ layer, repair }) => repair === "recreate" && layer !== "wire");
     const networks = facts.networks.map((fact, index) => {

@@ -16,7 +16,6 @@ import { deleteLink, getLink, type Link, requireLinks, setLink } from "../../net
 import { qdiscAddition } from "../../netlink/qdisc.ts";
 import type { BpfInstruction } from "../../sys/bpf.ts";
 import { type Netns, withNetns } from "../../sys/netns.ts";
-import { writeSysctl } from "../../sys/sysctl.ts";
 import { createTap } from "../../sys/tap.ts";
 import type { UndoStack } from "../../undo.ts";
 import { LINK_GROUP } from "../../cni/plugins/veth.ts";
@@ -54,6 +53,8 @@ export interface WireRequest {
   /** The uid and gid that may open the TAP besides root. */
   readonly owner?: number;
   readonly group?: number;
+  /** A TAP that is there already, quiet and root's. */
+  readonly tap?: string | undefined;
   readonly undo: UndoStack;
   note(text: string): void;
 }
@@ -115,23 +116,23 @@ function modesFor({ leased }: Wireable): AttachMode[] {
 }
 
 function makeTap(
-  { nl, netns, owner, group, undo }: WireRequest,
+  { nl, netns, owner, group, tap, undo }: WireRequest,
   name: string,
   queues = 1,
 ): void {
-  let made = false;
+  let made = tap === name;
   undo.push(`TAP "${name}"`, () => made && deleteLink(nl, name));
-  withNetns(netns, () => {
-    createTap({
-      name,
-      ...owner === undefined ? {} : { owner },
-      ...group === undefined ? {} : { group },
-      multiQueue: queues > 1,
-    });
-    made = true;
-    // The namespace's own stack must not use the wire. The guest's IPv6 still passes.
-    writeSysctl(`net/ipv6/conf/${name}/disable_ipv6`, "1");
-  });
+  if (made) return;
+  const options = {
+    name,
+    ...owner === undefined ? {} : { owner },
+    ...group === undefined ? {} : { group },
+    multiQueue: queues > 1,
+    // The namespace's own stack must not use the wire.
+    quiet: true,
+  };
+  withNetns(netns, () => createTap(options));
+  made = true;
 }
 
 /** An interface with guards. */
