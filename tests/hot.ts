@@ -64,8 +64,9 @@ async function calledIn(host: Host, directory: string, command: string): Promise
     event === "script-details" && url === `file://${directory}/scripts.js`
   );
   return events
+    // V8 parses a function when it is first called.
     .filter(([event, what, id]) =>
-      event === "function" && what?.startsWith("first-execution") && id === script?.[1]
+      event === "function" && what === "parse-function" && id === script?.[1]
     )
     .map((event) => Number(event[4]));
 }
