@@ -298,7 +298,6 @@ function residentVerdicts({ commands, warm, dhcp, heal, size }: ResidentFigures)
       quantile(dhcp.busy, 0.99) / 1000,
     ],
     [`${heal.vms} VMs whole after a flush, ms`, bounds.healMs, median(heal.ms)],
-    [`removing ${size.vms} in one request, each, ms`, BOUNDS.clearMs, size.clearMs],
     [`memory with ${size.vms} VMs, MiB`, bounds.memoryMiB, size.memory],
     [`idle with ${size.vms} VMs, % of a core`, bounds.idlePercent, size.idle],
   ];
@@ -306,7 +305,7 @@ function residentVerdicts({ commands, warm, dhcp, heal, size }: ResidentFigures)
 
 /** The part of results.md that is about the resident. */
 function residentReport(figures: ResidentFigures): string[] {
-  const { commands, warm, rested, dhcp } = figures;
+  const { commands, warm, rested, dhcp, size } = figures;
   const cell = (name: string, what: What, unit: Unit) => singleCell(commands, name, what, unit);
   const row = (name: string) =>
     (["ms", "cpuMs"] as const).flatMap((unit) =>
@@ -335,7 +334,7 @@ function residentReport(figures: ResidentFigures): string[] {
     }. DISCOVER to OFFER meanwhile,`,
     `microseconds: alone median ${quantile(dhcp.alone, 0.5)}, 99th percentile`,
     `${quantile(dhcp.alone, 0.99)}; while 100 VMs are attached ${quantile(dhcp.busy, 0.5)} and`,
-    `${quantile(dhcp.busy, 0.99)}.`,
+    `${quantile(dhcp.busy, 0.99)}. Removing ${size.vms} in one request: ${ms(size.clearMs)} each.`,
     "",
     ...verdictTable(residentVerdicts(figures)),
     "",
