@@ -106,6 +106,8 @@ const SYMBOLS = {
     parameters: ["buffer", "i32", "buffer", "i32", "u32"],
     result: "i32",
   },
+  // pid_t pid, int resource, const struct rlimit *new_limit, struct rlimit *old_limit
+  prlimit: { parameters: ["i32", "i32", "buffer", "buffer"], result: "i32" },
   // useconds_t usec
   usleep_wait: { name: "usleep", parameters: ["u32"], result: "i32", nonblocking: true },
   // long number, long a, long b, long c, long d, long e

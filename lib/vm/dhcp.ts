@@ -7,6 +7,7 @@
 import type { DhcpTap } from "../dhcp/server.ts";
 import { DhcpServer } from "../dhcp/server.ts";
 import { TapkitError } from "../errors.ts";
+import { raiseDescriptorLimit } from "../sys/descriptors.ts";
 import type { Lock } from "../sys/flock.ts";
 import { isThere } from "../sys/text.ts";
 import { Inotify, InotifyEvent } from "../sys/inotify.ts";
@@ -39,6 +40,9 @@ import type { HostOptions, VmDns } from "./types.ts";
  */
 const RENEWAL_SECONDS = 3600;
 const LEASE_SECONDS = 24 * RENEWAL_SECONDS;
+
+/** One for each interface, and some beside. */
+const DESCRIPTORS = 65_536;
 
 /** How to serve DHCP. */
 export interface ServeOptions extends HostOptions {
@@ -87,6 +91,7 @@ export async function serveDhcp(
 ): Promise<void> {
   const host = hostPaths(options);
   const { exitWhenIdle = false, signal } = options;
+  raiseDescriptorLimit(DESCRIPTORS);
   try {
     // A VM that is attached just before the lock is released starts no server.
     do {

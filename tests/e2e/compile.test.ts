@@ -56,10 +56,14 @@ async function useOn(directory: string): Promise<void> {
   const json = async (program: string, ...args: string[]) =>
     JSON.parse(await host.must(program, args));
 
-  const record = await json("/tmp/links/attach-vm", "web", "--ports", "8080:80");
+  const few = "ulimit -Sn 512; exec /tmp/links/attach-vm web --ports 8080:80";
+  const record = await json("sh", "-c", few);
   assertEquals(record.ports[0].hostPort, 8080);
   await host.awaitDhcp();
   assertStringIncludes(await host.must("pgrep", ["-af", "--", "[-]-serve"]), directory);
+  // It is to serve more VMs than whoever starts it may have files.
+  const limits = await host.sh("cat /proc/$(pgrep -f -- '[-]-serve')/limits");
+  assert(Number(/^Max open files +(\d+)/m.exec(limits)?.[1]) > 512, limits);
   assertEquals((await json("/tmp/links/map-port", "web", "8081:81")).ports.length, 2);
   assertEquals(await json(`${directory}/tapkit`, "attach-vm", "web", "--check"), {
     vm: "web",

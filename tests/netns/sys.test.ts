@@ -18,6 +18,31 @@ function inside(netns: Netns, program: string, ...args: string[]): string {
 
 const namespaceOf = () => Deno.readLinkSync("/proc/thread-self/ns/net");
 
+Deno.test("raiseDescriptorLimit: to what is wanted, and to no more than the hard limit", async () => {
+  const code = `
+    import { raiseDescriptorLimit } from "${new URL(
+    "../../lib/sys/descriptors.ts",
+    import.meta.url,
+  )}";
+    const [soft, hard, most] = Deno.args;
+    // Deno has raised it.
+    const lower = ["--pid", Deno.pid, \`--nofile=\${soft}:\${hard}\`].map(String);
+    new Deno.Command("prlimit", { args: lower }).outputSync();
+    const now = raiseDescriptorLimit(Number(most));
+    const line = /^Max open files +(\\d+) +(\\d+)/m.exec(Deno.readTextFileSync("/proc/self/limits"));
+    console.log(now, line[1], line[2]);`;
+  const limits = async (...args: string[]) => {
+    const config = ["--config", new URL("../../deno.json", import.meta.url).pathname];
+    const { stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: ["eval", ...config, "--ext=ts", code, ...args],
+    }).output();
+    return new TextDecoder().decode(stdout).trim() || new TextDecoder().decode(stderr);
+  };
+  assertEquals(await limits("256", "4096", "1000"), "1000 1000 4096");
+  assertEquals(await limits("256", "4096", "65536"), "4096 4096 4096");
+  assertEquals(await limits("2000", "4096", "1000"), "2000 2000 4096");
+});
+
 Deno.test("withNetns: enters, and comes back after a throw too", () => {
   using netns = newNetns();
   const outside = namespaceOf();

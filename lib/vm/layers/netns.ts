@@ -83,10 +83,10 @@ export const netnsLayer: Layer<Both> = {
   },
 };
 
-/** The TAP of a VM with one interface, if it is to be root's and have one queue. */
+/** The TAP of a VM's first interface, if it is to be root's and have one queue. */
 function plainTapOf({ spec: { tapOwner, queues = 1 }, facts }: Both): string | undefined {
-  const [first, ...others] = facts.networks;
-  if (first === undefined || others.length > 0) return undefined;
+  const [first] = facts.networks;
+  if (first === undefined) return undefined;
   return tapOwner === undefined && queues === 1
     ? linkNames(first.attachment.ifName).tap
     : undefined;
