@@ -7,7 +7,6 @@
 import { closeFd, libc, syscall } from "./libc.ts";
 import { openIfThere } from "./text.ts";
 
-const O_DIRECTORY = 0o200000; // asm-generic/fcntl.h
 /** Offsets in `struct linux_dirent64` (getdents(2)). */
 const DIRENT = { LENGTH: 16, NAME: 19 } as const;
 
@@ -23,7 +22,7 @@ const decoder = new TextDecoder();
  * @throws {SyscallError} when it cannot be read
  */
 export function countFiles(directory: string, suffix: string, most: number): number {
-  const fd = openIfThere(directory, O_DIRECTORY);
+  const fd = openIfThere(directory);
   if (fd === undefined) return 0;
   try {
     let count = 0;

@@ -102,11 +102,13 @@ function pathOf(syscall: string, args: string): string | undefined {
 /**
  * Whether a run may pass without meeting an effect. Another run meets it.
  *
- * The runtime starts threads by the same call as processes, now more of them and now fewer. And a
- * resident that ends meanwhile deletes its lock, so that the command finds none to look at.
+ * The runtime starts threads by the same call as processes, now more of them and now fewer. A resident
+ * that ends meanwhile deletes its lock, so that the command finds none to look at. And what the kernel
+ * lists while it changes is asked for again, by one message more.
  */
 export function mayBeMissed({ syscall, path }: Effect): boolean {
-  return syscall.startsWith("clone") || path?.endsWith("/serve-dhcp.lock") === true;
+  return syscall.startsWith("clone") || syscall === "sendto" ||
+    path?.endsWith("/serve-dhcp.lock") === true;
 }
 
 /** How many runs are enough to meet what {@linkcode mayBeMissed}. */
