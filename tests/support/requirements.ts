@@ -54,6 +54,7 @@ const REQUIREMENTS: readonly Requirement[] = [
   { needs: "mformat", debian: "mtools" },
   { needs: "qemu-img", debian: "qemu-utils" },
   { needs: "go", debian: "golang-go" },
+  { needs: "qemu-system-aarch64", debian: "qemu-system-arm" },
   // The sandbox of arm64 runs on it.
   { needs: "qemu-aarch64", debian: "qemu-user" },
   // What reads the files that install.ts writes.
