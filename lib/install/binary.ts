@@ -38,7 +38,7 @@ export async function compileBinaries(
   const directory = await Deno.makeTempDir({ prefix: "tapkit-compile-" });
   try {
     for (const name of Object.keys(BUNDLE)) {
-      await makeBundle(name, `${directory}/${name}`, { named: true });
+      await makeBundle(name, `${directory}/${name}`, { hot: new Set(), named: true });
     }
     for (const binary of binaries) {
       compile(`${directory}/tapkit.js`, binary);
