@@ -5,13 +5,9 @@
  */
 
 import type { Finding } from "../finding.ts";
-import { type Family, isLoopback } from "../inet/ip.ts";
+import type { Family } from "../inet/ip.ts";
 import { PortConflictError, type PortMapping } from "../inet/ports.ts";
-import type { NetlinkConnection } from "../netlink/connection.ts";
-import { countFlows, deleteEach, deleteFlows } from "../netlink/conntrack.ts";
 import type { NftMemory } from "../netlink/nftables/memory.ts";
-import { type FlowChange, flowIsStale, flowMatches, type GoneGuest, leadsToGone } from "./flows.ts";
-import { type GoneGuests, matchesOfGone, SearchAhead } from "./gone-flows.ts";
 import {
   addressesOf,
   apartElements,
@@ -35,8 +31,8 @@ import {
   sameValue,
   type Wish,
 } from "./place.ts";
-import { readSysctl } from "../sys/sysctl.ts";
 import { GUEST_SET_NAMES } from "./ruleset.ts";
+import { type FlowParts, StaleFlows } from "./stale-flows.ts";
 import type { ElementStore, FirewallKind } from "./store.ts";
 
 /** One difference between a guest's rules and the kernel's. */
@@ -45,21 +41,15 @@ export interface FirewallDifference extends Finding {
 }
 
 /** What a {@linkcode Firewall} works with, beside the store of its elements. */
-interface Parts {
+interface Parts extends FlowParts {
   readonly policies: readonly Place[];
   /** What is remembered of nf_tables. Its connection is closed with the firewall. */
   readonly memory: NftMemory;
   readonly legacy: Disposable;
-  /** The addresses of the namespace, without prefix lengths. */
-  readonly ownAddresses: () => ReadonlySet<string>;
-  /** Opens another NETLINK_NETFILTER connection. */
-  readonly open: () => NetlinkConnection;
   readonly isMixed: () => boolean;
   /** Finds other firewalls. */
   readonly others: () => OtherFirewalls;
   readonly lookAtPorts: () => Promise<MappedPorts>;
-  /** Removed guests whose connections have not been ended. */
-  readonly gone: GoneGuests;
 }
 
 /** How an owner's rules are changed. */
@@ -70,13 +60,6 @@ export interface ChangeOptions {
    */
   readonly leaves?: boolean;
 }
-
-const CONNTRACK_MAX = "net/netfilter/nf_conntrack_max";
-/** From this part of what the kernel can track on, removed guests' connections give their room back. */
-const CROWDED = 1 / 64;
-
-/** With more ports a removed guest's connections are ended at once. */
-const MOST_NOTED = 64;
 
 /**
  * tapkit's rules in the network namespace where this was opened. The thread may enter others later.
@@ -91,12 +74,8 @@ const MOST_NOTED = 64;
 export class Firewall implements Disposable {
   readonly #store: ElementStore;
   readonly #parts: Parts;
-  /** Changes whose connections have not been ended yet. */
-  readonly #putOff: FlowChange[] = [];
-  #putOffLimit = 0;
-  /** Removed guests whose connections are ended with this. */
-  readonly #leaving: GoneGuest[] = [];
-  readonly #ahead = new SearchAhead();
+  /** The tracked connections that changes end. */
+  readonly flows: StaleFlows;
   /** Families whose links are to be kept apart anew: a change has recreated the rules that all guests share. */
   readonly #remade = new Set<Family>();
 
@@ -104,6 +83,7 @@ export class Firewall implements Disposable {
   constructor(store: ElementStore, parts: Parts) {
     this.#store = store;
     this.#parts = parts;
+    this.flows = new StaleFlows(parts);
   }
 
   /**
@@ -170,7 +150,7 @@ export class Firewall implements Disposable {
     if (place === this.#store) {
       const old = typeof before === "object" ? before.addresses : [];
       const leaving = old.filter((address) => !after?.addresses.includes(address));
-      if (leaves && have !== "any" && want.length === 0 && this.#noteGone(have, leaving)) {
+      if (leaves && have !== "any" && want.length === 0 && this.flows.note(have, leaving)) {
         return bring(this.#store, { owner, have, want }).changed;
       }
       return this.#apply({ owner, have, want }, leaving);
@@ -281,50 +261,18 @@ export class Firewall implements Disposable {
    */
   endStaleFlows(rules: GuestRules, gone: readonly PortMapping[] = []): void {
     const wanted = elementsOf(validateRules(rules));
-    this.#forgetFlows({
+    this.flows.end({
       changed: [...wanted, ...elementsOf(validateRules({ ...rules, ports: gone }))],
       wanted: byId(wanted),
       leaving: [],
     });
   }
 
-  /**
-   * Begins to search for connections of removed guests that had one of these ports, which are going to be
-   * added. It takes as long as the kernel's table is, and nothing waits for it before {@linkcode searched}.
-   */
-  searchAhead(ports: readonly PortMapping[]): void {
-    const gone = ports.length === 0 ? [] : this.#parts.gone.read();
-    this.#ahead.begin(gone, ports, this.#parts.open);
-  }
-
-  /** Waits for what {@linkcode searchAhead} began. */
-  async searched(): Promise<void> {
-    await this.#ahead.end();
-  }
-
-  /**
-   * From now on, stale connections are searched once for several added guests, because each search
-   * makes the kernel walk its whole table. The search happens at the latest before a rule is removed
-   * and when this is disposed. After a kill, attaching again does it.
-   *
-   * @param limit the number of guests after which the search happens
-   */
-  putOffFlows(limit: number): void {
-    this.#putOffLimit = limit;
-  }
-
-  /** Does the searches that were put off. From now on none are. */
-  settle(): void {
-    this.#putOffLimit = 0;
-    this.#endPutOffFlows();
-    this.#endLeaving();
-  }
-
   [Symbol.dispose](): void {
     using stack = new DisposableStack();
     const { memory, legacy } = this.#parts;
     for (const part of [memory.nl, legacy, this.#store]) stack.use(part);
-    this.settle();
+    this.flows.settle();
   }
 
   /** @param leaving former addresses of the owner; all their flows end */
@@ -341,7 +289,7 @@ export class Firewall implements Disposable {
     const left = have === "any"
       ? addressesOf(stale).filter((address) => !kept.has(address))
       : leaving;
-    this.#endGone(
+    this.flows.endGone(
       added,
       have === "any" ? [] : [...kept].filter((one) => !addressesOf(have).includes(one)),
     );
@@ -349,92 +297,13 @@ export class Firewall implements Disposable {
     const taken = new Set(foreign.map(({ key }) => key[0]!));
     // A TCP port that was free has no connections: its last owner's removal ended them.
     const flowing = added.filter((element) => hostPortOf(element).protocol !== "tcp");
-    this.#forgetFlows({
+    this.flows.end({
       // A process may have been killed after it removed elements, before it ended connections.
       changed: [...stale, ...gone, ...replaced, ...flowing],
       wanted: byId(want),
       leaving: left.filter((address) => !taken.has(address)),
     });
     return changed;
-  }
-
-  /**
-   * Notes a guest that goes, before it does.
-   *
-   * @returns false where its connections are to be ended at once
-   */
-  #noteGone(have: readonly Entry[], addresses: readonly string[]): boolean {
-    const ports = have.filter(({ value }) => value !== undefined);
-    if (ports.length > MOST_NOTED) return false;
-    const flows = countFlows(this.#parts.memory.nl) ?? 1;
-    // What is not tracked now is not translated later.
-    if (flows === 0) return true;
-    const crowded = flows > Number(readSysctl(CONNTRACK_MAX) ?? 0) * CROWDED;
-    if (crowded && this.#putOffLimit === 0) return false;
-    this.#parts.gone.add({ ports, addresses });
-    if (crowded) this.#leaving.push({ ports, addresses });
-    return true;
-  }
-
-  /** Ends the connections of removed guests, where one of their ports or addresses is given out again. */
-  #endGone(added: readonly Entry[], addresses: readonly string[]): void {
-    if (added.length + addresses.length === 0) return;
-    const gone = this.#parts.gone.read();
-    if (gone.length === 0) return;
-    const had = new Set(gone.flatMap((guest) => guest.addresses));
-    const again = addresses.filter((address) => had.has(address));
-    const ports = new Set(gone.flatMap((guest) => guest.ports.map(entryId)));
-    if (again.length === 0 && !added.some((element) => ports.has(entryId(element)))) return;
-    const found = again.length === 0 ? this.#ahead.take(gone) : undefined;
-    if (found === undefined) this.#deleteGone(gone, again);
-    else deleteEach(this.#parts.memory.nl, found.filter((flow) => leadsToGone(flow, gone)));
-    for (const address of again) had.delete(address);
-    this.#parts.gone.write(had.size === 0 ? [] : [{ ports: [], addresses: [...had] }]);
-  }
-
-  /** Ends the connections of guests that this removed from a crowded table. */
-  #endLeaving(): void {
-    const leaving = this.#leaving.splice(0);
-    if (leaving.length === 0) return;
-    const addresses = leaving.flatMap((guest) => guest.addresses);
-    this.#deleteGone(leaving, addresses);
-    const left = this.#parts.gone.read()
-      .filter((guest) => !guest.addresses.some((address) => addresses.includes(address)));
-    this.#parts.gone.write(left);
-  }
-
-  #deleteGone(gone: readonly GoneGuest[], addresses: readonly string[]): void {
-    deleteFlows(this.#parts.memory.nl, {
-      addresses,
-      matches: matchesOfGone(gone),
-      confirm: (flow) => leadsToGone(flow, gone),
-    });
-  }
-
-  #forgetFlows(change: FlowChange): void {
-    const { changed, wanted, leaving } = change;
-    const onlyAdds = leaving.length === 0 && changed.every((one) => wanted.has(entryId(one)));
-    if (!onlyAdds) this.#endPutOffFlows();
-    this.#putOff.push(change);
-    if (!onlyAdds || this.#putOff.length >= this.#putOffLimit) this.#endPutOffFlows();
-  }
-
-  #endPutOffFlows(): void {
-    if (this.#putOff.length === 0) return;
-    const changes = this.#putOff.splice(0);
-    const change: FlowChange = {
-      changed: changes.flatMap(({ changed }) => changed),
-      wanted: new Map(changes.flatMap(({ wanted }) => [...wanted])),
-      leaving: changes.flatMap(({ leaving }) => leaving),
-    };
-    let local: ReadonlySet<string> | undefined;
-    const isLocal = (address: string) =>
-      isLoopback(address) || (local ??= this.#parts.ownAddresses()).has(address);
-    deleteFlows(this.#parts.memory.nl, {
-      addresses: change.leaving,
-      matches: flowMatches(change),
-      confirm: (flow) => flowIsStale(flow, change, isLocal),
-    });
   }
 }
 

@@ -57,7 +57,7 @@ export class OpenSession implements HostSession {
     const firewall = this.#shared === undefined
       ? this.#stack.use(await openFirewall({ kind }))
       : await this.#borrow(this.#shared, kind);
-    if (this.batch) firewall.putOffFlows(BATCH);
+    if (this.batch) firewall.flows.putOff(BATCH);
     if (kind === undefined) this.#firewalls.set(kind, firewall);
     this.#firewalls.set(firewall.kind, firewall);
     return firewall;
@@ -72,7 +72,7 @@ export class OpenSession implements HostSession {
 
   async #borrow(shared: OpenSession, kind: FirewallKind | undefined): Promise<Firewall> {
     const firewall = await shared.firewall(kind);
-    this.#stack.defer(() => firewall.settle());
+    this.#stack.defer(() => firewall.flows.settle());
     return firewall;
   }
 

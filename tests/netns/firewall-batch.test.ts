@@ -19,7 +19,7 @@ const guest = (number: number, ports: readonly string[]): GuestRules => ({
   ports: parsePorts(ports),
 });
 
-Deno.test("putOffFlows: an old client reaches the new guest after so many, at the end, or after a crash", async (t) => {
+Deno.test("StaleFlows.putOff: an old client reaches the new guest after so many, at the end, or after a crash", async (t) => {
   await using lan = await Topology.start({ bridgeNetfilter: true });
   const open = () => openFirewall({ netns: lan.host });
   const { machine, guest1 } = lan.peers;
@@ -35,7 +35,7 @@ Deno.test("putOffFlows: an old client reaches the new guest after so many, at th
   await t.step("at the end", async () => {
     {
       using firewall = await open();
-      firewall.putOffFlows(8);
+      firewall.flows.putOff(8);
       assertEquals(await fail("a"), "timeout");
       add(firewall, one);
       assertEquals(await fail("a"), "timeout");
@@ -47,7 +47,7 @@ Deno.test("putOffFlows: an old client reaches the new guest after so many, at th
 
   await t.step("after so many, and before anything is removed", async () => {
     using firewall = await open();
-    firewall.putOffFlows(2);
+    firewall.flows.putOff(2);
     assertEquals(await fail("b"), "timeout");
     add(firewall, one);
     add(firewall, guest(2, ["9000:90"]));
@@ -62,7 +62,7 @@ Deno.test("putOffFlows: an old client reaches the new guest after so many, at th
 
   await t.step("after a crash, by attaching again", async () => {
     const killed = await open();
-    killed.putOffFlows(8);
+    killed.flows.putOff(8);
     assertEquals(await fail("c"), "timeout");
     add(killed, one);
     using firewall = await open();

@@ -134,8 +134,8 @@ Deno.test("a removed guest's connections: left alone until a port or an address 
       add(firewall, again);
       await machine.ask("tcp", "192.0.2.1", 9090, connection);
       leave(firewall, again);
-      firewall.searchAhead(parsePorts([searched]));
-      await firewall.searched();
+      firewall.flows.searchAhead(parsePorts([searched]));
+      await firewall.flows.searched();
     };
     await comeAndGo("fourth", "9090:80");
     // The same guest came and went meanwhile: what it left is looked for anew.

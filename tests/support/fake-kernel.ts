@@ -161,7 +161,7 @@ export class FakeKernel {
     const firewall = {
       kind: "nftables",
       mappedPorts: () => Promise.resolve({ unread: [], of: () => [] }),
-      searchAhead: () => {},
+      flows: { searchAhead: () => {} },
     } as unknown as Firewall;
     const kept = {
       layers: this.#layers(),

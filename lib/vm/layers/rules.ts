@@ -66,7 +66,7 @@ export function rulesLayer<B>(
       await require?.(context, to);
       const { host, undo } = context;
       const firewall = await host.session.firewall(served(to).firewall);
-      await firewall.searched();
+      await firewall.flows.searched();
       let at = to;
       for (const [index, { owner }] of served(to).guests.entries()) {
         at = apply(context, at, index, (rules) => {
@@ -81,7 +81,7 @@ export function rulesLayer<B>(
     async change(context, from, to) {
       const { undo, cutOff } = context;
       const firewall = await context.host.session.firewall(served(to).firewall);
-      await firewall.searched();
+      await firewall.flows.searched();
       const before = served(from);
       // Of a change that was cut off nobody knows what is there, nor where somebody flushed all.
       const known = cutOff === undefined && context.found.length === 0 && firewall.exists();

@@ -306,7 +306,7 @@ async function attachOnce(
 async function searchAhead(host: Host, from: Both | undefined, to: Both): Promise<void> {
   const { claims, firewall } = to.spec;
   if (claims.length === 0 || isSame(from?.spec.claims, claims)) return;
-  (await host.session.firewall(firewall)).searchAhead(portsOf(claims));
+  (await host.session.firewall(firewall)).flows.searchAhead(portsOf(claims));
 }
 
 /** Writes down what is there, and what is going to be. */
