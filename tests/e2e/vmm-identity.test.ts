@@ -156,7 +156,7 @@ Deno.test("attach-vm -- VMM: after its call was killed the VMM is still known, t
   await reboot(host);
   await _other[Symbol.asyncDispose]();
   assertEquals((await host.mustTapkit("attach-vm", "--gc")).json, [{ vm: "web", removed: true }]);
-  await host.sh(`test ! -e ${STATE}`);
+  await host.awaitGone(STATE);
 });
 
 Deno.test("attach-vm: who has the TAP open is named before it loses its network", async () => {
