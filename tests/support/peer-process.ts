@@ -50,25 +50,35 @@ function serve({ protocol, host, port }: Command): Promise<string> {
   });
 }
 
-function connect({ host, port, handle }: Command): Promise<string> {
+/** The next line of a connection, which may come in pieces. */
+function nextLine(socket: net.Socket): Promise<string> {
   return new Promise((resolve, reject) => {
-    const socket = net.connect({ host: host!, port: port! });
-    socket.on("error", reject);
-    socket.once("data", (data) => {
-      if (handle === undefined) socket.destroy();
-      else connections.set(handle, socket);
-      resolve(data.toString().trim());
-    });
+    let text = "";
+    const take = (data: Buffer) => {
+      text += data.toString();
+      if (!text.includes("\n")) return;
+      socket.off("data", take);
+      resolve(text.trim());
+    };
+    socket.once("error", reject);
+    socket.on("data", take);
   });
 }
 
+async function connect({ host, port, handle }: Command): Promise<string> {
+  const socket = net.connect({ host: host!, port: port! });
+  socket.on("error", () => {});
+  const line = await nextLine(socket);
+  if (handle === undefined) socket.destroy();
+  else connections.set(handle, socket);
+  return line;
+}
+
 function say({ handle }: Command): Promise<string> {
-  return new Promise((resolve, reject) => {
-    const socket = connections.get(handle!)!;
-    socket.once("error", reject);
-    socket.once("data", (data) => resolve(data.toString().trim()));
-    socket.write("again\n");
-  });
+  const socket = connections.get(handle!)!;
+  const line = nextLine(socket);
+  socket.write("again\n");
+  return line;
 }
 
 function send({ host, port, handle = crypto.randomUUID() }: Command): Promise<string> {
