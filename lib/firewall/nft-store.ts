@@ -11,7 +11,12 @@ import type { Finding } from "../finding.ts";
 import type { NetlinkConnection } from "../netlink/connection.ts";
 import { type NftMemory, setKey } from "../netlink/nftables/memory.ts";
 import { decodeMessages } from "../netlink/message.ts";
-import { elementRequests, readElements, readSet } from "../netlink/nftables/elements.ts";
+import {
+  elementRequests,
+  isEmptySet,
+  readElements,
+  readSet,
+} from "../netlink/nftables/elements.ts";
 import {
   commit,
   deleteTable,
@@ -157,11 +162,11 @@ export class NftStore implements ElementStore {
     if (this.layer !== "policy") return;
     const left = this.#left;
     if (left !== undefined && readElements(this.#nl, [left], this.#setOf).length > 0) return;
-    for (const set of Object.keys(this.#table.sets)) {
-      this.#left = readSet(this.#nl, this.#setOf(set)).at(-1);
-      if (this.#left !== undefined) return;
-    }
-    this.delete();
+    const sets = Object.keys(this.#table.sets).map(this.#setOf);
+    // One that is of another layout has no key that could be asked for, but is an element.
+    const filled = sets.find((set) => !isEmptySet(this.#nl, set));
+    if (filled === undefined) return this.delete();
+    this.#left = readSet(this.#nl, filled).at(-1);
   }
 
   delete(): void {

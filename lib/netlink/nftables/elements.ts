@@ -235,6 +235,13 @@ export function readSet(nl: NetlinkConnection, set: NftSet): Element[] {
   return dumpSet(nl, set).flatMap(({ payload }) => decodeElements(set, payload));
 }
 
+/** Whether a set has no element, or is not there. */
+export function isEmptySet(nl: NetlinkConnection, set: NftSet): boolean {
+  return !dumpSet(nl, set).some(({ payload }) =>
+    elementLists(payload).some(({ remaining }) => remaining > 0)
+  );
+}
+
 function dumpSet(nl: NetlinkConnection, set: NftSet): Message[] {
   return dumpObjects(nl, "GETSETELEM", encodeSet(set).finish(), `nftables set "${set.name}"`) ?? [];
 }
